@@ -1,1 +1,25 @@
-//! memory
+//! Guest memory: regions, translation, volatile access. The first unsafe island.
+//!
+//! ```text
+//!  client's fd --mmap--> Mapping (Arc) --+
+//!  client's fd --mmap--> Mapping (Arc) --+--> MemoryMap (immutable snapshot, Arc) --> translate(iova, len) -> Segment
+//!  no fd ------------------> Remote -----+
+//! ```
+//!
+//! A map or unmap by the client builds a new [`MemoryMap`]; holders of the old one keep its memory mapped until they let
+//! go. The guest and the client write this memory at any time: no reference to its bytes is ever made, every access is a
+//! copy of volatile reads or writes into private memory.
+//!
+//! Not done here: no vIOMMU, no dirty log (crate `dirty`, later), no sockets (a remote region is reached through
+//! [`Remote`], which the owner of the socket implements).
+
+mod map;
+mod mapping;
+mod segment;
+mod shared;
+mod sigbus;
+
+pub use map::{Access, Fault, Iova, MapError, MemoryMap, MemoryMapBuilder, Remote, Reach, Translation};
+pub use mapping::{Mapping, MappingError};
+pub use segment::Segment;
+pub use shared::SharedRegion;

@@ -1,1 +1,6 @@
-//! nvme
+//! The NVMe controller: registers, admin commands, queues, PRP and SGL, namespaces (NVM Express Base 2.1, NVM Command Set 1.1).
+//!
+//! Pure: no I/O, clock or thread. A [`Controller`](controller) lives on its ssd's home reactor; a [`QueueGroup`](group) holds the
+//! I/O queue pairs of one ssd on one reactor. All that a successor process needs is in one
+//! [`ControllerRegion`](state::region::ControllerRegion).
+#![forbid(unsafe_code)]

@@ -1,1 +1,10 @@
-//! state
+//! Bytes at rest: what outlives a process.
+//!
+//! - [`region`]: the shared-memory region of one controller, which a successor process goes on from.
+//! - [`ssd`]: the record of one ssd that outlives a daemon restart (namespaces, marks, sanitize progress, totals).
+//! - [`envelope`]: magic, version, length and checksum around every record, outside its body.
+//!
+//! Types here are never the runtime's own: they change only by adding.
+#![forbid(unsafe_code)]
+
+pub mod region;

@@ -1,0 +1,36 @@
+//! The server side of vfio-user (QEMU's `docs/interop/vfio-user.rst`, cited as "vfio-user.rst") for a PCI device.
+//!
+//! ```text
+//!  socket --transport--> header, payload, fds --frame::parse--> Request --session--> Device (the engine's)
+//!     ^                        (all doubt ends here)                        |
+//!     +--------------------- one reply, one sendmsg -----------------------+
+//! ```
+//!
+//! Two threads serve a connection ([`Connection::serve`]): the *reader* takes frames off the socket and sorts them
+//! (commands into a bounded queue, replies to our own DMA requests to whoever waits for them), the *worker* carries out
+//! one command at a time and writes its reply. A [`RemoteMemory`] reaches client memory that came without a file
+//! descriptor, by DMA_READ and DMA_WRITE messages over the same socket.
+//!
+//! Not implemented: twin-socket mode, ioeventfds (GET_REGION_IO_FDS answers an empty list), device features and the
+//! migration messages (answered `EOPNOTSUPP`), big-endian hosts.
+
+mod capabilities;
+pub mod device;
+pub mod frame;
+mod listener;
+mod queue;
+mod remote;
+mod serve;
+mod session;
+mod shutdown;
+mod transport;
+
+pub use device::{
+    Access, Device, DeviceInfo, DmaMap, DmaUnmap, Errno, IrqAction, IrqData, IrqInfo, MmapArea, RegionInfo,
+    RegionMmap, SetIrqs,
+};
+pub use listener::Listener;
+pub use remote::RemoteMemory;
+pub use serve::{Connection, EndReason, SessionEnd, serve};
+pub use session::{Limits, Reply, Session};
+pub use shutdown::Shutdown;

@@ -1,0 +1,180 @@
+//! What a device gives to the session and gets from it.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+pub use rustix::io::Errno;
+
+/// Region indices of a PCI device (`<linux/vfio.h>`, `VFIO_PCI_*_REGION_INDEX`).
+pub const PCI_CONFIG_REGION: u32 = 7;
+/// How many regions a PCI device reports: six BARs, ROM, config space, VGA (`VFIO_PCI_NUM_REGIONS`).
+pub const PCI_REGIONS: u32 = 9;
+/// Interrupt index of INTx (`VFIO_PCI_INTX_IRQ_INDEX`).
+pub const PCI_INTX_IRQ: u32 = 0;
+/// Interrupt index of MSI (`VFIO_PCI_MSI_IRQ_INDEX`).
+pub const PCI_MSI_IRQ: u32 = 1;
+/// Interrupt index of MSI-X (`VFIO_PCI_MSIX_IRQ_INDEX`).
+pub const PCI_MSIX_IRQ: u32 = 2;
+/// Interrupt index of the error event (`VFIO_PCI_ERR_IRQ_INDEX`).
+pub const PCI_ERR_IRQ: u32 = 3;
+/// Interrupt index of the unplug request (`VFIO_PCI_REQ_IRQ_INDEX`).
+pub const PCI_REQ_IRQ: u32 = 4;
+/// How many interrupt indices a PCI device reports (`VFIO_PCI_NUM_IRQS`).
+pub const PCI_IRQS: u32 = 5;
+
+/// The device behind a session: the engine implements it.
+///
+/// The session's duty: every region access lies inside a region of [`Device::info`] and is allowed by its flags (it may
+/// have any size, zero included, and any alignment); every interrupt range lies inside its index; DMA maps never wrap and
+/// never overlap, and an unmap names exactly one of them or all. The device's duty: a call may block, and must end within
+/// the time a client waits (QEMU: 5 s). Calls of one session come one at a time, in the order of the client's messages.
+/// When a session ends, the device hears nothing: whoever called [`super::serve`] then unmaps and drops interrupts.
+pub trait Device {
+    /// What the client may know of the device. Asked before each command; must not change during a session.
+    fn info(&self) -> &DeviceInfo;
+    /// Reads `data.len()` bytes of a region.
+    fn region_read(&mut self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), Errno>;
+    /// Writes `data` to a region.
+    fn region_write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<(), Errno>;
+    /// Client memory becomes reachable.
+    fn dma_map(&mut self, map: DmaMap) -> Result<(), Errno>;
+    /// Client memory goes: the device returns only once nothing touches it any more (vfio-user.rst, DMA_UNMAP).
+    fn dma_unmap(&mut self, unmap: DmaUnmap) -> Result<(), Errno>;
+    /// Configures, masks, unmasks or fires interrupts.
+    fn set_irqs(&mut self, set: SetIrqs) -> Result<(), Errno>;
+    /// Resets the device, as a function-level reset does.
+    fn reset(&mut self) -> Result<(), Errno>;
+}
+
+/// What DEVICE_GET_INFO, GET_REGION_INFO and GET_IRQ_INFO tell.
+#[derive(Debug, Clone, Default)]
+pub struct DeviceInfo {
+    /// The device supports DEVICE_RESET.
+    pub resettable: bool,
+    /// By region index; a PCI device has [`PCI_REGIONS`]. A region of size 0 is absent.
+    pub regions: Vec<RegionInfo>,
+    /// By interrupt index; a PCI device has [`PCI_IRQS`].
+    pub irqs: Vec<IrqInfo>,
+}
+
+/// One region.
+#[derive(Debug, Clone, Default)]
+pub struct RegionInfo {
+    /// Its size; 0 means the region is absent.
+    pub size: u64,
+    /// The client may read it.
+    pub readable: bool,
+    /// The client may write it.
+    pub writable: bool,
+    /// What of it the client may map.
+    pub mmap: Option<RegionMmap>,
+}
+
+/// The part of a region the client may map.
+#[derive(Debug, Clone)]
+pub struct RegionMmap {
+    /// The memory, sent to the client with each region info.
+    pub fd: Arc<OwnedFd>,
+    /// Where the region's byte 0 would be in the file.
+    pub offset: u64,
+    /// The mappable areas; empty means the whole region.
+    pub areas: Vec<MmapArea>,
+}
+
+/// A mappable area, in bytes from the start of the region.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MmapArea {
+    /// Where it begins.
+    pub offset: u64,
+    /// How long it is.
+    pub size: u64,
+}
+
+/// One kind of interrupt.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct IrqInfo {
+    /// How many interrupts of this kind there are.
+    pub count: u32,
+    /// They can signal an eventfd.
+    pub eventfd: bool,
+    /// They can be masked and unmasked.
+    pub maskable: bool,
+    /// They mask themselves when fired.
+    pub automasked: bool,
+    /// They are set up as a whole.
+    pub noresize: bool,
+}
+
+/// What the device may do with mapped memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Access {
+    /// The device may read it.
+    pub read: bool,
+    /// The device may write it.
+    pub write: bool,
+}
+
+/// Client memory that becomes reachable: `size > 0`, no wrap, no overlap with another of this session.
+#[derive(Debug)]
+pub struct DmaMap {
+    /// Its first address, as the guest names it.
+    pub iova: u64,
+    /// Its length in bytes.
+    pub size: u64,
+    /// What the device may do with it.
+    pub access: Access,
+    /// The file and the offset of the first byte in it; `offset + size` does not wrap, but the file may be shorter, may
+    /// shrink later, or be no file at all. `None`: reachable only through [`super::RemoteMemory`].
+    pub backing: Option<(OwnedFd, u64)>,
+}
+
+/// Client memory that goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DmaUnmap {
+    /// Exactly one earlier map.
+    Range {
+        /// Its first address.
+        iova: u64,
+        /// Its length in bytes.
+        size: u64,
+    },
+    /// Everything mapped.
+    All,
+}
+
+/// A SET_IRQS that fits the device: `start + count` is at most the index's count.
+#[derive(Debug)]
+pub struct SetIrqs {
+    /// Which kind of interrupt.
+    pub index: u32,
+    /// The first one meant.
+    pub start: u32,
+    /// How many are meant. 0 only with `start` 0, [`IrqData::None`] and [`IrqAction::Trigger`]: disable them all.
+    pub count: u32,
+    /// What to do.
+    pub action: IrqAction,
+    /// To which of them, or with which eventfds.
+    pub data: IrqData,
+}
+
+/// What SET_IRQS does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IrqAction {
+    /// Mask, or say which eventfd tells of a mask.
+    Mask,
+    /// Unmask, or say which eventfd tells of an unmask.
+    Unmask,
+    /// Fire, or say which eventfd to signal when the device fires.
+    Trigger,
+}
+
+/// What came with a SET_IRQS.
+#[derive(Debug)]
+pub enum IrqData {
+    /// Nothing: the action is for each interrupt of the range.
+    None,
+    /// One for each: whether the action is for it.
+    Bool(Vec<bool>),
+    /// One for each: the eventfd to use, or none from now on.
+    Eventfd(Vec<Option<OwnedFd>>),
+}

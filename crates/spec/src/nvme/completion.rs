@@ -1,0 +1,49 @@
+//! The completion queue entry (Base 2.1, 4.2.1, figure 96).
+
+use core::mem::offset_of;
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::status::Status;
+
+/// Bytes in a completion queue entry of the admin queue and of the NVM command set.
+pub const COMPLETION_BYTES: usize = 16;
+
+/// A completion queue entry (Base 2.1, 4.2.1).
+///
+/// Dword 3 (`cid` and `status` with the phase tag) must reach guest memory last.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Default, Hash)]
+pub struct Completion {
+    /// Command-specific result, dword 0.
+    pub dw0: u32,
+    /// Command-specific result, dword 1.
+    pub dw1: u32,
+    /// Submission queue head pointer at the time of completion.
+    pub sqhd: u16,
+    /// Submission queue identifier.
+    pub sqid: u16,
+    /// Command identifier.
+    pub cid: u16,
+    /// Status field and, in bit 0, the phase tag.
+    pub status: Status,
+}
+
+const _: () = assert!(size_of::<Completion>() == COMPLETION_BYTES);
+const _: () = assert!(offset_of!(Completion, sqhd) == 8);
+const _: () = assert!(offset_of!(Completion, sqid) == 10);
+const _: () = assert!(offset_of!(Completion, cid) == 12);
+const _: () = assert!(offset_of!(Completion, status) == 14);
+
+impl Completion {
+    /// The entry as its four dwords, in order.
+    pub fn dwords(self) -> [u32; 4] {
+        zerocopy::transmute!(self)
+    }
+
+    /// The entry made of four dwords.
+    pub fn from_dwords(dwords: [u32; 4]) -> Self {
+        zerocopy::transmute!(dwords)
+    }
+}

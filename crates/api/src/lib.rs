@@ -1,1 +1,9 @@
-//! api
+//! The one contract between the programs of Godwit: configuration and, later, desired state and control messages.
+//!
+//! Everything a person writes is checked here, in one place, and an error names the file, the line, the reason and what
+//! to write instead.
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod identity;
+pub mod size;

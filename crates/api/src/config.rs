@@ -1,0 +1,469 @@
+//! `godwit.toml`: what `godwitd` serves. See `docs/guide/configuration.md`.
+
+use crate::identity::{Identity, nqn_of_uuid, uuid_of_text};
+use crate::size::Size;
+use serde::Deserialize;
+use std::collections::HashMap;
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use toml::Spanned;
+
+/// Most ssds of one daemon.
+pub const SSDS_MAX: usize = 1024;
+/// Most reactors.
+pub const REACTORS_MAX: usize = 64;
+
+/// A checked configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How the engine runs.
+    pub engine: Engine,
+    /// What it serves; names, sockets and state files are distinct.
+    pub ssds: Vec<Ssd>,
+}
+
+/// How the engine runs.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    /// Polling threads, 1 to [`REACTORS_MAX`].
+    pub reactors: usize,
+    /// The CPU of each reactor; empty = not pinned.
+    pub cpus: Vec<usize>,
+    /// How long a reactor spins without work before it sleeps, µs.
+    pub spin_us: u32,
+    /// Longest sleep between two looks at the doorbells of an idle guest, µs.
+    pub idle_us: u32,
+}
+
+/// One virtual SSD.
+#[derive(Clone, Debug)]
+pub struct Ssd {
+    /// Its name: letters, digits, `-`, `_`, `.`; at most 64.
+    pub name: String,
+    /// Capacity, a multiple of 1 MiB. `None`: that of the existing file or device.
+    pub size_bytes: Option<u64>,
+    /// The vfio-user socket.
+    pub socket: PathBuf,
+    /// Where its state outlives the daemon. `None` keeps it in memory only.
+    pub state: Option<PathBuf>,
+    /// Where its data lives.
+    pub backend: Backend,
+    /// Block size of its first namespace: 512 or 4096.
+    pub lba_bytes: u32,
+    /// The device model's profile.
+    pub profile: String,
+    /// What names it to the guest.
+    pub identity: Identity,
+}
+
+/// Where an ssd's data lives.
+#[derive(Clone, Debug)]
+pub enum Backend {
+    /// A file or block device through io_uring.
+    Uring {
+        /// The file or device. A file is made and extended as needed.
+        path: PathBuf,
+        /// Bypass the page cache (O_DIRECT).
+        direct: bool,
+        /// Register guest memory with the kernel. `None`: the backend's default.
+        register_buffers: Option<bool>,
+    },
+    /// Memory of the daemon; gone when it stops.
+    Ram,
+    /// Nothing: writes are dropped, reads leave memory as it is. For measuring.
+    Null,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with place, reason and remedy.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
+            file: path.to_owned(),
+            place: None,
+            reason: format!("cannot be read: {error}"),
+        })?;
+        Self::parse(path, &text)
+    }
+
+    /// Checks `text`, which came from `path`.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with place, reason and remedy.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let error = |span: Option<Range<usize>>, reason: String| ConfigError {
+            file: path.to_owned(),
+            place: span.map(|span| Place::new(text, &span)),
+            reason,
+        };
+        let raw: RawConfig = toml::from_str(text)
+            .map_err(|e| error(e.span(), e.message().trim_end_matches('.').to_owned()))?;
+        check(raw).map_err(|Wrong { span, reason }| error(Some(span), reason))
+    }
+
+    /// The ssd of that name.
+    #[must_use]
+    pub fn ssd(&self, name: &str) -> Option<&Ssd> {
+        self.ssds.iter().find(|ssd| ssd.name == name)
+    }
+}
+
+/// A configuration that was refused.
+#[derive(Debug, thiserror::Error)]
+pub struct ConfigError {
+    file: PathBuf,
+    place: Option<Place>,
+    reason: String,
+}
+
+#[derive(Debug)]
+struct Place {
+    line: usize,
+    column: usize,
+    source: String,
+    marked: usize,
+}
+
+impl Place {
+    fn new(text: &str, span: &Range<usize>) -> Self {
+        let start = span.start.min(text.len());
+        let before = text.get(..start).unwrap_or(text);
+        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+        let source: String = text.get(line_start..).unwrap_or("").lines().next().unwrap_or("").to_owned();
+        let column = before.len() - line_start + 1;
+        let marked = span.len().min((source.len() + 1).saturating_sub(column)).max(1);
+        Self { line: before.matches('\n').count() + 1, column, source, marked }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let file = self.file.display();
+        let Some(place) = &self.place else { return write!(f, "{file}: {}", self.reason) };
+        writeln!(f, "{file}:{}:{}: {}", place.line, place.column, self.reason)?;
+        let number = place.line.to_string();
+        writeln!(f, " {number} | {}", place.source)?;
+        write!(
+            f,
+            " {:w$} | {:c$}{}",
+            "",
+            "",
+            "^".repeat(place.marked),
+            w = number.len(),
+            c = place.column - 1
+        )
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawConfig {
+    #[serde(default)]
+    engine: RawEngine,
+    #[serde(default)]
+    ssd: Vec<Spanned<RawSsd>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RawEngine {
+    reactors: Option<Spanned<usize>>,
+    cpus: Option<Spanned<Vec<usize>>>,
+    spin_us: Option<Spanned<u32>>,
+    idle_us: Option<Spanned<u32>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawSsd {
+    name: Spanned<String>,
+    size: Option<Spanned<String>>,
+    socket: Spanned<PathBuf>,
+    state: Option<Spanned<PathBuf>>,
+    backend: Spanned<RawBackend>,
+    lba: Option<Spanned<u32>>,
+    profile: Option<Spanned<String>>,
+    serial: Option<Spanned<String>>,
+    nqn: Option<Spanned<String>>,
+    uuid: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawBackend {
+    r#type: Spanned<String>,
+    path: Option<Spanned<PathBuf>>,
+    direct: Option<Spanned<bool>>,
+    register_buffers: Option<Spanned<bool>>,
+}
+
+struct Wrong {
+    span: Range<usize>,
+    reason: String,
+}
+
+fn wrong<T>(at: &Spanned<T>, reason: impl Into<String>) -> Wrong {
+    Wrong { span: at.span(), reason: reason.into() }
+}
+
+fn check(raw: RawConfig) -> Result<Config, Wrong> {
+    let engine = check_engine(&raw.engine)?;
+    if raw.ssd.len() > SSDS_MAX {
+        return Err(wrong(
+            &raw.ssd[SSDS_MAX],
+            format!("more than {SSDS_MAX} ssds; run a second daemon for these"),
+        ));
+    }
+    let ssds = raw.ssd.iter().map(|ssd| check_ssd(ssd.get_ref())).collect::<Result<Vec<_>, _>>()?;
+    check_distinct(&raw.ssd, &ssds)?;
+    Ok(Config { engine, ssds })
+}
+
+fn check_engine(raw: &RawEngine) -> Result<Engine, Wrong> {
+    let cpus = raw.cpus.as_ref().map_or(Vec::new(), |cpus| cpus.get_ref().clone());
+    let reactors = raw.reactors.as_ref().map_or(cpus.len().max(1), |reactors| *reactors.get_ref());
+    if let Some(at) = raw.reactors.as_ref().filter(|_| reactors == 0 || reactors > REACTORS_MAX) {
+        return Err(wrong(
+            at,
+            format!("reactors must be 1 to {REACTORS_MAX}: one for each CPU given to storage"),
+        ));
+    }
+    if let Some(at) = raw.cpus.as_ref().filter(|_| !cpus.is_empty() && cpus.len() != reactors) {
+        let reason = format!("{} cpus for {reactors} reactors; name one CPU for each reactor", cpus.len());
+        return Err(wrong(at, reason));
+    }
+    if let Some(at) = raw.cpus.as_ref().filter(|_| cpus.iter().any(|&cpu| cpu >= 1024)) {
+        return Err(wrong(at, "a CPU number must be below 1024"));
+    }
+    if let Some(at) = raw.idle_us.as_ref().filter(|us| !(10..=900).contains(us.get_ref())) {
+        return Err(wrong(
+            at,
+            "idle_us must be 10 to 900: an idle guest's first I/O waits this long at most",
+        ));
+    }
+    if let Some(at) = raw.spin_us.as_ref().filter(|us| *us.get_ref() > 1_000_000) {
+        return Err(wrong(at, "spin_us must be at most 1000000 (one second)"));
+    }
+    Ok(Engine {
+        reactors,
+        cpus,
+        spin_us: raw.spin_us.as_ref().map_or(50, |us| *us.get_ref()),
+        idle_us: raw.idle_us.as_ref().map_or(500, |us| *us.get_ref()),
+    })
+}
+
+fn check_ssd(raw: &RawSsd) -> Result<Ssd, Wrong> {
+    let name = raw.name.get_ref().clone();
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.len() > 64 || !name.chars().all(fits) || name.starts_with('.') {
+        let reason = "a name is 1 to 64 letters, digits, '-', '_' or '.', and does not begin with '.'";
+        return Err(wrong(&raw.name, reason));
+    }
+    if raw.socket.get_ref().as_os_str().len() > 107 || raw.socket.get_ref().as_os_str().is_empty() {
+        return Err(wrong(&raw.socket, "a unix socket's path has 1 to 107 bytes; use a shorter directory"));
+    }
+    let lba_bytes = raw.lba.as_ref().map_or(512, |lba| *lba.get_ref());
+    if let Some(at) = raw.lba.as_ref().filter(|_| !matches!(lba_bytes, 512 | 4096)) {
+        return Err(wrong(at, "lba must be 512 or 4096"));
+    }
+    if let Some(at) = raw.profile.as_ref().filter(|profile| profile.get_ref() != "godwit-1") {
+        return Err(wrong(at, "this release knows one profile: write \"godwit-1\" or leave it out"));
+    }
+    let backend = check_backend(raw.backend.get_ref())?;
+    Ok(Ssd {
+        size_bytes: check_size(raw, &backend)?,
+        socket: raw.socket.get_ref().clone(),
+        state: raw.state.as_ref().map(|state| state.get_ref().clone()),
+        identity: check_identity(raw, &name)?,
+        name,
+        backend,
+        lba_bytes,
+        profile: "godwit-1".to_owned(),
+    })
+}
+
+fn check_size(raw: &RawSsd, backend: &Backend) -> Result<Option<u64>, Wrong> {
+    let Some(size) = &raw.size else {
+        return match backend {
+            Backend::Uring { .. } => Ok(None),
+            _ => Err(wrong(
+                &raw.backend,
+                "this backend has no size of its own; add size = \"4GiB\" to the ssd",
+            )),
+        };
+    };
+    let bytes = Size::from_str(size.get_ref()).map_err(|reason| wrong(size, reason))?.bytes;
+    if bytes == 0 || bytes % (1 << 20) != 0 {
+        return Err(wrong(size, "size must be a multiple of 1MiB and not 0"));
+    }
+    if bytes > 1 << 50 {
+        return Err(wrong(size, "size must be at most 1024TiB"));
+    }
+    Ok(Some(bytes))
+}
+
+fn check_backend(raw: &RawBackend) -> Result<Backend, Wrong> {
+    let only_uring = |given: Option<Range<usize>>, field: &str| match given {
+        Some(span) => {
+            Err(Wrong { span, reason: format!("`{field}` goes with type = \"uring\" only; leave it out") })
+        }
+        None => Ok(()),
+    };
+    let direct = raw.direct.as_ref().map(|value| (value.span(), *value.get_ref()));
+    let register = raw.register_buffers.as_ref().map(|value| (value.span(), *value.get_ref()));
+    match raw.r#type.get_ref().as_str() {
+        "uring" => {
+            let hint = "a uring backend needs a path: path = \"/srv/disk.img\" or \"/dev/nvme0n1\"";
+            let path = raw.path.as_ref().ok_or_else(|| wrong(&raw.r#type, hint))?;
+            Ok(Backend::Uring {
+                path: path.get_ref().clone(),
+                direct: direct.is_none_or(|(_, value)| value),
+                register_buffers: register.map(|(_, value)| value),
+            })
+        }
+        other => {
+            let backend = match other {
+                "ram" => Backend::Ram,
+                "null" => Backend::Null,
+                _ => {
+                    let reason = format!("`{other}` is no backend; write \"uring\", \"ram\" or \"null\"");
+                    return Err(wrong(&raw.r#type, reason));
+                }
+            };
+            only_uring(raw.path.as_ref().map(Spanned::span), "path")?;
+            only_uring(direct.map(|(span, _)| span), "direct")?;
+            only_uring(register.map(|(span, _)| span), "register_buffers")?;
+            Ok(backend)
+        }
+    }
+}
+
+fn check_identity(raw: &RawSsd, name: &str) -> Result<Identity, Wrong> {
+    let mut identity = Identity::of_name(name);
+    if let Some(uuid) = &raw.uuid {
+        let hint = "a uuid looks like \"1b4e28ba-2fa1-11d2-883f-0016d3cca427\"";
+        identity.uuid = uuid_of_text(uuid.get_ref()).ok_or_else(|| wrong(uuid, hint))?;
+        identity.nqn = nqn_of_uuid(identity.uuid);
+    }
+    if let Some(serial) = &raw.serial {
+        let text = serial.get_ref();
+        if text.is_empty() || text.len() > 20 || !text.chars().all(|c| c.is_ascii_graphic() || c == ' ') {
+            return Err(wrong(serial, "a serial is 1 to 20 printable ASCII characters"));
+        }
+        identity.serial.clone_from(text);
+    }
+    if let Some(nqn) = &raw.nqn {
+        let text = nqn.get_ref();
+        if !text.starts_with("nqn.") || text.len() > 223 || text.chars().any(char::is_control) {
+            let hint = "an NQN begins with \"nqn.\" and has at most 223 bytes: \"nqn.2014-08.org.nvmexpress:uuid:...\"";
+            return Err(wrong(nqn, hint));
+        }
+        identity.nqn.clone_from(text);
+    }
+    Ok(identity)
+}
+
+/// Two ssds that share a name, a socket, a state file or a backend would destroy each other.
+fn check_distinct(raw: &[Spanned<RawSsd>], ssds: &[Ssd]) -> Result<(), Wrong> {
+    let mut seen: HashMap<(&str, String), &str> = HashMap::new();
+    for (ssd, raw) in ssds.iter().zip(raw) {
+        let raw = raw.get_ref();
+        let path = |path: &Path| path.display().to_string();
+        let mut claims =
+            vec![("name", ssd.name.clone(), raw.name.span()), ("file", path(&ssd.socket), raw.socket.span())];
+        if let (Some(state), Some(at)) = (&ssd.state, &raw.state) {
+            claims.push(("file", path(state), at.span()));
+        }
+        if let Backend::Uring { path: file, .. } = &ssd.backend {
+            claims.push(("file", path(file), raw.backend.span()));
+        }
+        claims.push(("serial", ssd.identity.serial.clone(), raw.serial.as_ref().unwrap_or(&raw.name).span()));
+        for (what, value, span) in claims {
+            let reason = format!("the {what} `{value}` is used twice; give each ssd its own");
+            if seen.insert((what, value), &ssd.name).is_some() {
+                return Err(Wrong { span, reason });
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+[engine]
+reactors = 2
+cpus = [0, 1]
+
+[[ssd]]
+name = "demo"
+size = "4GiB"
+socket = "/run/godwit/demo.sock"
+state = "/var/lib/godwit/demo.state"
+backend = { type = "uring", path = "/srv/demo.img" }
+
+[[ssd]]
+name = "scratch"
+size = "64MiB"
+lba = 4096
+serial = "S1"
+socket = "/run/godwit/scratch.sock"
+backend = { type = "ram" }
+"#;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(Path::new("godwit.toml"), text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_good_file_is_read() {
+        let config = parse(GOOD).unwrap();
+        assert_eq!(config.engine.reactors, 2);
+        assert_eq!(config.ssd("demo").unwrap().size_bytes, Some(4 << 30));
+        assert_eq!(config.ssd("scratch").unwrap().lba_bytes, 4096);
+        assert_eq!(config.ssd("scratch").unwrap().identity.serial, "S1");
+        assert!(config.ssd("other").is_none());
+    }
+
+    #[test]
+    fn an_error_names_line_column_and_what_to_write() {
+        let error = parse(&GOOD.replace("\"4GiB\"", "\"4 potatoes\"")).unwrap_err();
+        assert!(error.starts_with("godwit.toml:8:8: "), "{error}");
+        assert!(error.contains("such as \"4GiB\""), "{error}");
+        assert!(error.ends_with("^^^^^^^^^^^^"), "{error}");
+    }
+
+    #[test]
+    fn every_wrong_value_is_refused() {
+        let cases = [
+            ("reactors = 2", "reactors = 0", "reactors must be"),
+            ("cpus = [0, 1]", "cpus = [0]", "one CPU for each"),
+            ("name = \"demo\"", "name = \"../x\"", "a name is"),
+            ("name = \"demo\"", "name = \"scratch\"", "used twice"),
+            ("\"/run/godwit/scratch.sock\"", "\"/run/godwit/demo.sock\"", "used twice"),
+            ("\"64MiB\"", "\"64KiB\"", "multiple of 1MiB"),
+            ("\"64MiB\"", "\"0\"", "multiple of 1MiB"),
+            ("lba = 4096", "lba = 520", "512 or 4096"),
+            ("type = \"ram\"", "type = \"rma\"", "no backend"),
+            ("type = \"ram\"", "type = \"ram\", path = \"/x\"", "leave it out"),
+            (", path = \"/srv/demo.img\"", "", "needs a path"),
+            ("serial = \"S1\"", "serial = \"\"", "serial is"),
+            ("serial = \"S1\"", "nqn = \"x\"", "begins with"),
+            ("serial = \"S1\"", "uuid = \"x\"", "looks like"),
+            ("serial = \"S1\"", "colour = \"red\"", "unknown field"),
+            ("serial = \"S1\"", "profile = \"godwit-9\"", "one profile"),
+            ("size = \"64MiB\"", "", "no size of its own"),
+            ("[engine]", "[engine", "newline"),
+        ];
+        for (from, to, expected) in cases {
+            let error = parse(&GOOD.replace(from, to)).expect_err(to);
+            assert!(error.contains(expected) || expected == "newline", "{to}: {error}");
+        }
+    }
+}

@@ -23,5 +23,3 @@
 compile_error!("spec uses plain integers as the wire format and so needs a little-endian host");
 
 pub mod nvme;
-pub mod pci;
-pub mod vfio_user;

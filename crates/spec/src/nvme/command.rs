@@ -14,8 +14,7 @@ pub const COMMAND_BYTES: usize = 64;
 
 /// A submission queue entry (Base 2.1, 4.1.1, figure 92).
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[derive(Default, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Default, Hash)]
 pub struct Command {
     /// Opcode, fused operation, PSDT and command identifier.
     pub cdw0: Cdw0,

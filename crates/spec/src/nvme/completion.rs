@@ -13,8 +13,7 @@ pub const COMPLETION_BYTES: usize = 16;
 ///
 /// Dword 3 (`cid` and `status` with the phase tag) must reach guest memory last.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[derive(Default, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Default, Hash)]
 pub struct Completion {
     /// Command-specific result, dword 0.
     pub dw0: u32,

@@ -14,8 +14,7 @@ pub const SGL_DESCRIPTOR_BYTES: usize = 16;
 /// An SGL descriptor (Base 2.1, 4.3.2, figure 114). Byte 15 has the same meaning in every type; the others are as in
 /// the Data Block, Segment and Last Segment descriptors.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[derive(Default, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Default, Hash)]
 pub struct SglDescriptor {
     /// Address of the data block, or of the next segment.
     pub address: u64,

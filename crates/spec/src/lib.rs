@@ -23,3 +23,5 @@
 compile_error!("spec uses plain integers as the wire format and so needs a little-endian host");
 
 pub mod nvme;
+
+pub mod vfio_user;

@@ -7,4 +7,8 @@
 //! Types here are never the runtime's own: they change only by adding.
 #![forbid(unsafe_code)]
 
+pub mod envelope;
 pub mod region;
+pub mod ssd;
+
+pub use ssd::SsdV1;

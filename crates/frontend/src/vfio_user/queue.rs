@@ -1,0 +1,85 @@
+//! The bounded queue from the reader to the worker.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::{Condvar, Mutex, PoisonError};
+
+use super::frame::Header;
+
+/// The most commands that wait for the worker.
+const COMMANDS_MAX: usize = 256;
+/// The most payload bytes that wait, beyond those of one command.
+const BYTES_MAX: usize = 2 << 20;
+/// The most descriptors that wait, beyond those of one command.
+const FDS_MAX: usize = 64;
+
+/// A message off the socket: its header is sound, the rest is not yet looked at.
+#[derive(Debug)]
+pub(crate) struct Message {
+    pub(crate) header: Header,
+    pub(crate) payload: Vec<u8>,
+    pub(crate) fds: Vec<OwnedFd>,
+    /// More descriptors came than a message may carry; the surplus is closed.
+    pub(crate) surplus_fds: bool,
+}
+
+/// Commands in their order. A client that sends faster than the device answers is made to wait in its own socket.
+#[derive(Default)]
+pub(crate) struct Queue {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    messages: VecDeque<Message>,
+    bytes: usize,
+    fds: usize,
+    closed: bool,
+}
+
+impl Queue {
+    /// Waits for room and appends; false when the queue is closed.
+    pub(crate) fn push(&self, message: Message) -> bool {
+        let full = |state: &mut State| {
+            !state.closed
+                && (state.messages.len() >= COMMANDS_MAX || state.bytes >= BYTES_MAX || state.fds >= FDS_MAX)
+        };
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.changed.wait_while(state, full).unwrap_or_else(PoisonError::into_inner);
+        if state.closed {
+            return false;
+        }
+        state.bytes += message.payload.len();
+        state.fds += message.fds.len();
+        state.messages.push_back(message);
+        self.changed.notify_all();
+        true
+    }
+
+    /// Waits for the next command; `None` when the queue is closed and, unless it was cleared, empty.
+    pub(crate) fn pop(&self) -> Option<Message> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let nothing = |state: &mut State| state.messages.is_empty() && !state.closed;
+        let mut state = self.changed.wait_while(state, nothing).unwrap_or_else(PoisonError::into_inner);
+        let message = state.messages.pop_front()?;
+        state.bytes -= message.payload.len();
+        state.fds -= message.fds.len();
+        self.changed.notify_all();
+        Some(message)
+    }
+
+    /// Takes no more; what waits is still handed out.
+    pub(crate) fn close(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
+        self.changed.notify_all();
+    }
+
+    /// Takes no more and drops what waits.
+    pub(crate) fn close_and_clear(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        *state = State { closed: true, ..State::default() };
+        drop(state);
+        self.changed.notify_all();
+    }
+}

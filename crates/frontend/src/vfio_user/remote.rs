@@ -1,0 +1,223 @@
+//! Client memory reached by DMA_READ and DMA_WRITE messages.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use super::frame::{Fields, Header, Outgoing, OutgoingHeader, command};
+use super::transport::Transport;
+
+/// The most commands of ours under way at a time.
+const OUTSTANDING_MAX: usize = 64;
+
+/// Reads and writes client memory that came without a descriptor. Clones share the session; any thread may call, each
+/// call blocks until the client has answered, at most [`super::Limits::remote_time`] in all.
+///
+/// A client answers only while it reads its socket: QEMU does so on a thread of its own, except that it copies under its
+/// big lock, so a call made while QEMU waits for *us* with that lock held runs into the time limit.
+#[derive(Clone)]
+pub struct RemoteMemory(Arc<Remote>);
+
+struct Remote {
+    transport: Arc<Transport>,
+    state: Mutex<State>,
+    changed: Condvar,
+    time_limit: Duration,
+}
+
+#[derive(Default)]
+struct State {
+    /// By message id; `None` until answered.
+    waiting: HashMap<u16, Option<Answer>>,
+    next_id: u16,
+    /// 0 until the version is agreed on.
+    data_bytes_max: usize,
+    closed: bool,
+}
+
+struct Answer {
+    header: Header,
+    payload: Vec<u8>,
+}
+
+impl std::fmt::Debug for RemoteMemory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RemoteMemory").finish_non_exhaustive()
+    }
+}
+
+impl RemoteMemory {
+    pub(crate) fn new(transport: Arc<Transport>, time_limit: Duration) -> Self {
+        Self(Arc::new(Remote { transport, state: Mutex::default(), changed: Condvar::new(), time_limit }))
+    }
+
+    /// Reads client memory. `ENOTCONN` once the session is over, `ETIMEDOUT` when the client does not answer, `EPROTO`
+    /// when it answers nonsense, else the client's own errno. On failure the contents of `data` are unspecified.
+    pub fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), Errno> {
+        let (chunk_bytes, deadline) = self.begin()?;
+        let mut at = iova;
+        for chunk in data.chunks_mut(chunk_bytes) {
+            let bytes = chunk.len() as u64;
+            let answer = self.round_trip(command::DMA_READ, at, bytes, &[], deadline)?;
+            let copied = answer.get(16..).filter(|copied| copied.len() == chunk.len()).ok_or(Errno::PROTO)?;
+            chunk.copy_from_slice(copied);
+            at = at.wrapping_add(bytes);
+        }
+        Ok(())
+    }
+
+    /// Writes client memory; fails as [`RemoteMemory::read`] does, and then any part may have been written.
+    pub fn write(&self, iova: u64, data: &[u8]) -> Result<(), Errno> {
+        let (chunk_bytes, deadline) = self.begin()?;
+        let mut at = iova;
+        for chunk in data.chunks(chunk_bytes) {
+            let bytes = chunk.len() as u64;
+            self.round_trip(command::DMA_WRITE, at, bytes, chunk, deadline)?;
+            at = at.wrapping_add(bytes);
+        }
+        Ok(())
+    }
+
+    /// The session is over: everyone who waits is told, and later calls fail at once.
+    pub(crate) fn close(&self) {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
+        self.0.changed.notify_all();
+    }
+
+    /// The version is agreed on.
+    pub(crate) fn open(&self, data_bytes_max: usize) {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).data_bytes_max = data_bytes_max;
+    }
+
+    /// Hands a reply to whoever waits for it; false when nobody does.
+    pub(crate) fn answer(&self, header: Header, payload: Vec<u8>) -> bool {
+        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match state.waiting.get_mut(&header.id) {
+            Some(place @ None) => {
+                *place = Some(Answer { header, payload });
+                drop(state);
+                self.0.changed.notify_all();
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn begin(&self) -> Result<(usize, Instant), Errno> {
+        let state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.closed || state.data_bytes_max == 0 {
+            return Err(Errno::NOTCONN);
+        }
+        Ok((state.data_bytes_max, Instant::now() + self.0.time_limit))
+    }
+
+    /// Sends one command and waits for its reply's payload, whose address and count have been checked.
+    fn round_trip(
+        &self,
+        command: u16,
+        iova: u64,
+        count: u64,
+        data: &[u8],
+        deadline: Instant,
+    ) -> Result<Vec<u8>, Errno> {
+        let place = self.place(deadline)?;
+        let payload_bytes = 16 + data.len();
+        let head = OutgoingHeader { id: place.id, command, payload_bytes, kind: Outgoing::Command };
+        let mut message = head.encode().to_vec();
+        message.extend_from_slice(&iova.to_le_bytes());
+        message.extend_from_slice(&count.to_le_bytes());
+        message.extend_from_slice(data);
+        if self.0.transport.send(&message, None).is_err() {
+            // Part of a message may be out: nothing after it could be understood.
+            self.0.transport.hang_up();
+            return Err(Errno::NOTCONN);
+        }
+        let answer = place.wait(deadline)?;
+        check(&answer, command, iova, count)?;
+        Ok(answer.payload)
+    }
+
+    /// A free message id, in use until the place is dropped.
+    fn place(&self, deadline: Instant) -> Result<Place<'_>, Errno> {
+        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        while !state.closed && state.waiting.len() >= OUTSTANDING_MAX {
+            state = self.sleep(state, deadline)?;
+        }
+        if state.closed {
+            return Err(Errno::NOTCONN);
+        }
+        // Fewer than 2^16 are in use, so this ends.
+        while state.waiting.contains_key(&state.next_id) {
+            state.next_id = state.next_id.wrapping_add(1);
+        }
+        let id = state.next_id;
+        state.next_id = id.wrapping_add(1);
+        state.waiting.insert(id, None);
+        Ok(Place { memory: self, id })
+    }
+
+    fn sleep<'a>(
+        &self,
+        state: std::sync::MutexGuard<'a, State>,
+        deadline: Instant,
+    ) -> Result<std::sync::MutexGuard<'a, State>, Errno> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Errno::TIMEDOUT);
+        }
+        Ok(self.0.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0)
+    }
+}
+
+/// A message id in use.
+struct Place<'a> {
+    memory: &'a RemoteMemory,
+    id: u16,
+}
+
+impl Place<'_> {
+    fn wait(&self, deadline: Instant) -> Result<Answer, Errno> {
+        let mut state = self.memory.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(answer) = state.waiting.get_mut(&self.id).and_then(Option::take) {
+                return Ok(answer);
+            }
+            if state.closed {
+                return Err(Errno::NOTCONN);
+            }
+            state = self.memory.sleep(state, deadline)?;
+        }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.memory.0.state.lock().unwrap_or_else(PoisonError::into_inner).waiting.remove(&self.id);
+        self.memory.0.changed.notify_all();
+    }
+}
+
+/// An error is the client's errno; a reply to something else is `EPROTO`.
+///
+/// QEMU 10.1 and 10.2 have a 32-bit count, with the data where its upper half should be. That shows as a wrong count
+/// here unless the data begin with zeros, in which case the two layouts cannot be told apart.
+fn check(answer: &Answer, command: u16, iova: u64, count: u64) -> Result<(), Errno> {
+    if answer.header.command != command {
+        return Err(Errno::PROTO);
+    }
+    if answer.header.is_error() {
+        // An errno out of the kernel's range is the client's invention.
+        let errno = i32::try_from(answer.header.errno).ok().filter(|errno| (1..4096).contains(errno));
+        return Err(errno.map_or(Errno::IO, Errno::from_raw_os_error));
+    }
+    let mut fields = Fields(&answer.payload);
+    let address = fields.u64().map_err(|_| Errno::PROTO)?;
+    // vfio-user.rst gives the count of a DMA_WRITE reply 4 bytes, everybody sends 8.
+    let done = match fields.0.len() {
+        4 => fields.u32().map(u64::from),
+        _ => fields.u64(),
+    };
+    if address == iova && done == Ok(count) { Ok(()) } else { Err(Errno::PROTO) }
+}

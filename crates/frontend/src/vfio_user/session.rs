@@ -1,0 +1,375 @@
+//! The state of one conversation: version first, then each request checked against the device and carried out.
+//! Sans-I/O: a message in, at most one reply out.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use super::capabilities::{self, Negotiated};
+use super::device::{Device, DmaMap, DmaUnmap, IrqAction, IrqData, RegionInfo, SetIrqs};
+use super::frame::{
+    self, HEADER_BYTES, Header, Outgoing, OutgoingHeader, RegionRange, Request, SetIrqsData, SetIrqsRequest,
+    SmallWrite,
+};
+
+/// What one client may use up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// The most DMA maps at a time. Announced, and refused with `ENOSPC` beyond. Each costs the process a mapping (of
+    /// the 65,530 Linux gives it by default), which it shares with the other clients.
+    pub dma_maps_max: usize,
+    /// How long a frame may take from its first byte to its last.
+    pub frame_time: Duration,
+    /// How long a reply, or a command of ours, may wait for room in the socket.
+    pub send_time: Duration,
+    /// How long a [`super::RemoteMemory`] call may take in all.
+    pub remote_time: Duration,
+    /// The most log lines about the client's faults; those beyond are counted.
+    pub log_lines_max: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let five = Duration::from_secs(5);
+        Self { dma_maps_max: 4096, frame_time: five, send_time: five, remote_time: five, log_lines_max: 20 }
+    }
+}
+
+/// A whole message to send in one piece.
+#[derive(Debug)]
+pub struct Reply {
+    /// Header and payload.
+    pub bytes: Vec<u8>,
+    /// A descriptor to send with the first byte.
+    pub fd: Option<Arc<OwnedFd>>,
+}
+
+impl Reply {
+    /// A reply whose payload is filled in later.
+    fn with_room(header: &Header, payload_bytes: usize) -> Self {
+        let head =
+            OutgoingHeader { id: header.id, command: header.command, payload_bytes, kind: Outgoing::Reply };
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + payload_bytes);
+        bytes.extend_from_slice(&head.encode());
+        Self { bytes, fd: None }
+    }
+
+    fn new(header: &Header, payload: &[u8]) -> Self {
+        let mut reply = Self::with_room(header, payload.len());
+        reply.bytes.extend_from_slice(payload);
+        reply
+    }
+
+    /// An error reply: the header alone (vfio-user.rst, "Header").
+    fn error(header: &Header, errno: Errno) -> Self {
+        let kind = Outgoing::Error(errno);
+        let head = OutgoingHeader { id: header.id, command: header.command, payload_bytes: 0, kind };
+        Self { bytes: head.encode().to_vec(), fd: None }
+    }
+}
+
+/// What a message led to.
+#[derive(Debug)]
+pub struct Outcome {
+    /// What to send; `None` when the client wanted no reply.
+    pub reply: Option<Reply>,
+    /// Why the command failed, for the log.
+    pub refused: Option<Errno>,
+    /// The client speaks another protocol: send the reply and hang up.
+    pub close: bool,
+}
+
+/// The state of one conversation.
+#[derive(Debug)]
+pub struct Session {
+    dma_maps_max: usize,
+    negotiated: Option<Negotiated>,
+    /// First address to last address, both inclusive.
+    maps: BTreeMap<u64, u64>,
+}
+
+impl Session {
+    /// A conversation not yet begun.
+    pub fn new(limits: &Limits) -> Self {
+        Self { dma_maps_max: limits.dma_maps_max, negotiated: None, maps: BTreeMap::new() }
+    }
+
+    /// The most data of one DMA_READ or DMA_WRITE; `None` before the version is agreed on.
+    pub fn dma_data_bytes_max(&self) -> Option<usize> {
+        self.negotiated.map(|negotiated| negotiated.data_bytes_max)
+    }
+
+    /// Carries out one command message and builds its reply.
+    pub fn handle(
+        &mut self,
+        header: &Header,
+        payload: &[u8],
+        fds: Vec<OwnedFd>,
+        device: &mut dyn Device,
+    ) -> Outcome {
+        let result =
+            frame::parse(header, payload, fds).and_then(|request| self.carry_out(header, request, device));
+        match result {
+            Ok(reply) => {
+                Outcome { reply: (!header.no_reply()).then_some(reply), refused: None, close: false }
+            }
+            Err(errno) => self.refuse(header, errno),
+        }
+    }
+
+    /// Answers a command with an error without looking at it.
+    pub fn refuse(&self, header: &Header, errno: Errno) -> Outcome {
+        let reply = (!header.no_reply()).then(|| Reply::error(header, errno));
+        Outcome {
+            reply,
+            refused: Some(errno),
+            close: errno == Errno::PROTONOSUPPORT && self.negotiated.is_none(),
+        }
+    }
+
+    fn carry_out(
+        &mut self,
+        header: &Header,
+        request: Request<'_>,
+        device: &mut dyn Device,
+    ) -> Result<Reply, Errno> {
+        if let Request::Version { major, minor, data } = request {
+            return self.version(header, major, minor, data);
+        }
+        let negotiated = self.negotiated.ok_or(Errno::INVAL)?;
+        match request {
+            Request::Version { .. } => Err(Errno::INVAL),
+            Request::DmaMap(map) => self.dma_map(header, map, device),
+            Request::DmaUnmap { unmap, entry } => self.dma_unmap(header, unmap, entry, device),
+            Request::DeviceGetInfo => Ok(device_info(header, device)),
+            Request::RegionInfo { index, argsz } => {
+                region_info(header, index, argsz, negotiated.client_takes_fds, device)
+            }
+            Request::RegionIoFds { index } => {
+                region(device, index)?;
+                Ok(Reply::new(header, &words([16, 0, index, 0])))
+            }
+            Request::IrqInfo { index } => irq_info(header, index, device),
+            Request::SetIrqs(set) => set_irqs(header, set, device),
+            Request::RegionRead(range) => region_read(header, range, device),
+            Request::RegionWrite { range, data } => {
+                check_access(device, &range, false)?;
+                write(device, &range, data)?;
+                let mut reply = Reply::with_room(header, 16);
+                push_range(&mut reply.bytes, &range);
+                Ok(reply)
+            }
+            Request::RegionWriteMulti(_) if !negotiated.write_multiple => Err(Errno::OPNOTSUPP),
+            Request::RegionWriteMulti(writes) => region_write_multi(header, &writes, device),
+            Request::Reset if !device.info().resettable => Err(Errno::OPNOTSUPP),
+            Request::Reset => device.reset().map(|()| Reply::new(header, &[])),
+            // VFIO's answer to a feature it does not have (`<linux/vfio.h>`, VFIO_DEVICE_FEATURE).
+            Request::DeviceFeature { .. } => Err(Errno::NOTTY),
+            Request::MigDataRead | Request::MigDataWrite | Request::Unknown(_) => Err(Errno::OPNOTSUPP),
+        }
+    }
+
+    fn version(&mut self, header: &Header, major: u16, minor: u16, data: &[u8]) -> Result<Reply, Errno> {
+        if self.negotiated.is_some() {
+            return Err(Errno::INVAL);
+        }
+        let (negotiated, payload) = capabilities::negotiate(major, minor, data, self.dma_maps_max)?;
+        self.negotiated = Some(negotiated);
+        Ok(Reply::new(header, &payload))
+    }
+
+    fn dma_map(&mut self, header: &Header, map: DmaMap, device: &mut dyn Device) -> Result<Reply, Errno> {
+        let first = map.iova;
+        // The parser refused a size of 0 and a wrap.
+        let last = map.size.checked_sub(1).and_then(|more| first.checked_add(more)).ok_or(Errno::INVAL)?;
+        let below = self.maps.range(..=last).next_back();
+        if below.is_some_and(|(_, &its_last)| its_last >= first) {
+            return Err(Errno::EXIST);
+        }
+        if self.maps.len() >= self.dma_maps_max {
+            return Err(Errno::NOSPC);
+        }
+        device.dma_map(map)?;
+        self.maps.insert(first, last);
+        Ok(Reply::new(header, &[]))
+    }
+
+    fn dma_unmap(
+        &mut self,
+        header: &Header,
+        unmap: DmaUnmap,
+        entry: &[u8],
+        device: &mut dyn Device,
+    ) -> Result<Reply, Errno> {
+        match unmap {
+            DmaUnmap::All => {
+                device.dma_unmap(unmap)?;
+                self.maps.clear();
+            }
+            DmaUnmap::Range { iova, size } => {
+                let last = size.checked_sub(1).and_then(|more| iova.checked_add(more));
+                if last.is_none() || self.maps.get(&iova).copied() != last {
+                    return Err(Errno::NOENT);
+                }
+                device.dma_unmap(unmap)?;
+                self.maps.remove(&iova);
+            }
+        }
+        Ok(Reply::new(header, entry))
+    }
+}
+
+/// `VFIO_DEVICE_FLAGS_RESET` and `VFIO_DEVICE_FLAGS_PCI`.
+fn device_info(header: &Header, device: &dyn Device) -> Reply {
+    let info = device.info();
+    let flags = u32::from(info.resettable) | 1 << 1;
+    let count = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
+    Reply::new(header, &words([16, flags, count(info.regions.len()), count(info.irqs.len())]))
+}
+
+fn region(device: &dyn Device, index: u32) -> Result<&RegionInfo, Errno> {
+    usize::try_from(index).ok().and_then(|index| device.info().regions.get(index)).ok_or(Errno::INVAL)
+}
+
+/// `VFIO_REGION_INFO_FLAG_*`.
+const REGION_READ: u32 = 1;
+const REGION_WRITE: u32 = 1 << 1;
+const REGION_MMAP: u32 = 1 << 2;
+const REGION_CAPS: u32 = 1 << 3;
+/// `struct vfio_region_info`.
+const REGION_INFO_BYTES: u32 = 32;
+/// `VFIO_REGION_INFO_CAP_SPARSE_MMAP`, version 1, last of its list.
+const SPARSE_MMAP: [u8; 8] = [1, 0, 1, 0, 0, 0, 0, 0];
+
+/// The structure, and its capability when the client has room for it. When it has not, `argsz` says what to ask for and
+/// `FLAG_CAPS` stays clear: QEMU 11.1 refuses a set flag with a `cap_offset` of 0.
+fn region_info(
+    header: &Header,
+    index: u32,
+    argsz: u32,
+    client_takes_fds: bool,
+    device: &dyn Device,
+) -> Result<Reply, Errno> {
+    let info = region(device, index)?;
+    let mmap = info.mmap.as_ref().filter(|_| client_takes_fds && info.size > 0);
+    let areas = mmap.map_or(&[][..], |mmap| &mmap.areas);
+    let area_count = u32::try_from(areas.len()).map_err(|_| Errno::INVAL)?;
+    let caps_bytes = if areas.is_empty() { 0 } else { 16 + 16 * area_count };
+    let with_caps = caps_bytes > 0 && argsz >= REGION_INFO_BYTES + caps_bytes;
+    let mut flags = 0;
+    for (set, flag) in [
+        (info.readable, REGION_READ),
+        (info.writable, REGION_WRITE),
+        (mmap.is_some(), REGION_MMAP),
+        (with_caps, REGION_CAPS),
+    ] {
+        flags |= if set { flag } else { 0 };
+    }
+    let cap_offset = if with_caps { REGION_INFO_BYTES } else { 0 };
+    let mut payload = words([REGION_INFO_BYTES + caps_bytes, flags, index, cap_offset]).to_vec();
+    payload.extend_from_slice(&info.size.to_le_bytes());
+    payload.extend_from_slice(&mmap.map_or(0, |mmap| mmap.offset).to_le_bytes());
+    if with_caps {
+        payload.extend_from_slice(&SPARSE_MMAP);
+        payload.extend_from_slice(&area_count.to_le_bytes());
+        payload.extend_from_slice(&[0; 4]);
+        for area in areas {
+            payload.extend_from_slice(&area.offset.to_le_bytes());
+            payload.extend_from_slice(&area.size.to_le_bytes());
+        }
+    }
+    let mut reply = Reply::new(header, &payload);
+    reply.fd = mmap.map(|mmap| Arc::clone(&mmap.fd));
+    Ok(reply)
+}
+
+fn irq_info(header: &Header, index: u32, device: &dyn Device) -> Result<Reply, Errno> {
+    let irq = usize::try_from(index).ok().and_then(|at| device.info().irqs.get(at)).ok_or(Errno::INVAL)?;
+    let bits = [irq.eventfd, irq.maskable, irq.automasked, irq.noresize];
+    let flags = bits.iter().rev().fold(0, |flags, &set| flags << 1 | u32::from(set));
+    Ok(Reply::new(header, &words([16, flags, index, irq.count])))
+}
+
+fn set_irqs(header: &Header, set: SetIrqsRequest<'_>, device: &mut dyn Device) -> Result<Reply, Errno> {
+    let SetIrqsRequest { index, start, count, action, data } = set;
+    let irq = usize::try_from(index).ok().and_then(|at| device.info().irqs.get(at)).ok_or(Errno::INVAL)?;
+    if start.checked_add(count).is_none_or(|end| end > irq.count) {
+        return Err(Errno::INVAL);
+    }
+    if action != IrqAction::Trigger && !irq.maskable {
+        return Err(Errno::INVAL);
+    }
+    // The count is at most the device's own, so this is what bounds the lists below.
+    let wanted = usize::try_from(count).map_err(|_| Errno::INVAL)?;
+    let data = match data {
+        SetIrqsData::None => IrqData::None,
+        SetIrqsData::Bool(bytes) => IrqData::Bool(bytes.iter().map(|&byte| byte != 0).collect()),
+        SetIrqsData::Eventfd(_) if !irq.eventfd => return Err(Errno::INVAL),
+        SetIrqsData::Eventfd(fds) if fds.is_empty() => {
+            IrqData::Eventfd(std::iter::repeat_with(|| None).take(wanted).collect())
+        }
+        SetIrqsData::Eventfd(fds) => IrqData::Eventfd(fds.into_iter().map(Some).collect()),
+    };
+    device.set_irqs(SetIrqs { index, start, count, action, data })?;
+    Ok(Reply::new(header, &[]))
+}
+
+fn check_access(device: &dyn Device, range: &RegionRange, read: bool) -> Result<(), Errno> {
+    let info = region(device, range.region)?;
+    let end = range.offset.checked_add(u64::from(range.count)).ok_or(Errno::INVAL)?;
+    if info.size == 0 || end > info.size {
+        return Err(Errno::INVAL);
+    }
+    let allowed = if read { info.readable } else { info.writable };
+    if allowed { Ok(()) } else { Err(Errno::ACCESS) }
+}
+
+fn write(device: &mut dyn Device, range: &RegionRange, data: &[u8]) -> Result<(), Errno> {
+    if data.is_empty() { Ok(()) } else { device.region_write(range.region, range.offset, data) }
+}
+
+fn push_range(bytes: &mut Vec<u8>, range: &RegionRange) {
+    bytes.extend_from_slice(&range.offset.to_le_bytes());
+    bytes.extend_from_slice(&range.region.to_le_bytes());
+    bytes.extend_from_slice(&range.count.to_le_bytes());
+}
+
+fn region_read(header: &Header, range: RegionRange, device: &mut dyn Device) -> Result<Reply, Errno> {
+    check_access(device, &range, true)?;
+    // At most DATA_BYTES_MAX (the parser) and at most the region's size.
+    let count = usize::try_from(range.count).map_err(|_| Errno::INVAL)?;
+    let mut reply = Reply::with_room(header, 16 + count);
+    push_range(&mut reply.bytes, &range);
+    let data_at = reply.bytes.len();
+    reply.bytes.resize(data_at + count, 0);
+    if let Some(data) = reply.bytes.get_mut(data_at..).filter(|data| !data.is_empty()) {
+        device.region_read(range.region, range.offset, data)?;
+    }
+    Ok(reply)
+}
+
+/// Nothing is written unless every write lies inside its region.
+fn region_write_multi(
+    header: &Header,
+    writes: &[SmallWrite],
+    device: &mut dyn Device,
+) -> Result<Reply, Errno> {
+    for small in writes {
+        check_access(device, &small.range, false)?;
+    }
+    for small in writes {
+        write(device, &small.range, small.bytes())?;
+    }
+    Ok(Reply::new(header, &(writes.len() as u64).to_le_bytes()))
+}
+
+fn words(values: [u32; 4]) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    for (chunk, value) in bytes.chunks_exact_mut(4).zip(values) {
+        chunk.copy_from_slice(&value.to_le_bytes());
+    }
+    bytes
+}

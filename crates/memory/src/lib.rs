@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  client's fd --mmap--> Mapping (Arc) --+
-//!  client's fd --mmap--> Mapping (Arc) --+--> MemoryMap (immutable snapshot, Arc) --> translate(iova, len) -> Segment
+//!  client's fd --mmap--> Mapping (Arc) --+--> MemoryMap (immutable snapshot, Arc) --> segment(iova, len) -> Segment
 //!  no fd ------------------> Remote -----+
 //! ```
 //!
@@ -13,13 +13,17 @@
 //! Not done here: no vIOMMU, no dirty log (crate `dirty`, later), no sockets (a remote region is reached through
 //! [`Remote`], which the owner of the socket implements).
 
+mod doorbells;
 mod map;
 mod mapping;
 mod segment;
 mod shared;
-mod sigbus;
+pub mod sigbus;
+mod window;
 
-pub use map::{Access, Fault, Iova, MapError, MemoryMap, MemoryMapBuilder, Remote, Reach, Translation};
+pub use doorbells::DoorbellPage;
+pub use map::{Access, Fault, Hint, Iova, MapError, MemoryMap, REGIONS_MAX, Reach, Region, Remote};
 pub use mapping::{Mapping, MappingError};
 pub use segment::Segment;
 pub use shared::SharedRegion;
+pub use window::Window;

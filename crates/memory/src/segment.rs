@@ -1,0 +1,312 @@
+//! A checked run of mapped memory, and the only copies that touch memory others write.
+#![expect(unsafe_code, reason = "the copies to and from memory that a guest writes at any time")]
+// UNSAFETY: every access to guest bytes in this crate ends in one of the functions here. They use volatile or atomic
+// accesses, or an assembly string copy, on raw pointers; no reference to such bytes exists. A torn value is possible
+// and is the guest's business; every bit pattern of a byte is a byte.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::{mem::MaybeUninit, ptr};
+use zerocopy::FromBytes;
+
+/// From this length on a string copy beats word by word.
+const BULK_MIN_BYTES: usize = 192;
+
+/// A run of memory that was mapped when it was made. Same layout as `struct iovec`.
+///
+/// Making one is safe: it is two numbers. Touching the memory is what is unsafe, because nothing here keeps it mapped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Segment {
+    addr: usize,
+    len: usize,
+}
+
+const _: () = assert!(size_of::<Segment>() == size_of::<libc::iovec>());
+const _: () = assert!(align_of::<Segment>() == align_of::<libc::iovec>());
+
+impl Segment {
+    /// A segment of an address whose provenance was exposed.
+    #[inline]
+    #[must_use]
+    pub(crate) const fn at(addr: usize, len: usize) -> Segment {
+        Segment { addr, len }
+    }
+
+    /// Private memory, such as a bounce buffer. The caller keeps it alive while the segment is in use.
+    #[inline]
+    #[must_use]
+    pub fn of(bytes: &mut [u8]) -> Segment {
+        Segment { addr: bytes.as_mut_ptr().expose_provenance(), len: bytes.len() }
+    }
+
+    /// Memory behind a raw pointer, for owners of buffers that are not slices. The caller keeps it alive while in use.
+    #[inline]
+    #[must_use]
+    pub fn from_raw(start: *mut u8, len: usize) -> Segment {
+        Segment { addr: start.expose_provenance(), len }
+    }
+
+    /// Bytes.
+    #[inline]
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// No bytes.
+    #[inline]
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The first byte.
+    #[inline]
+    #[must_use]
+    pub fn addr(&self) -> *mut u8 {
+        ptr::with_exposed_provenance_mut(self.addr)
+    }
+
+    /// The first `n` bytes and the rest. `n` beyond the end gives everything and an empty rest.
+    #[inline]
+    #[must_use]
+    pub fn split_at(self, n: usize) -> (Segment, Segment) {
+        let n = n.min(self.len);
+        (Segment { addr: self.addr, len: n }, Segment { addr: self.addr + n, len: self.len - n })
+    }
+
+    /// The two as one when `next` begins where this ends.
+    #[inline]
+    #[must_use]
+    pub fn join(self, next: Segment) -> Option<Segment> {
+        (self.addr + self.len == next.addr).then(|| Segment { addr: self.addr, len: self.len + next.len })
+    }
+
+    /// Copies out of the segment. Copies the shorter of both lengths.
+    ///
+    /// # Safety
+    /// The segment is still mapped.
+    #[inline]
+    pub unsafe fn copy_to(self, dst: &mut [u8]) {
+        let len = dst.len().min(self.len);
+        // SAFETY: `len` bytes are mapped (the caller's promise) and `dst` is ours alone.
+        unsafe { copy_out(self.addr(), dst.as_mut_ptr(), len) }
+    }
+
+    /// Copies into the segment. Copies the shorter of both lengths.
+    ///
+    /// # Safety
+    /// The segment is still mapped, and writable.
+    #[inline]
+    pub unsafe fn copy_from(self, src: &[u8]) {
+        let len = src.len().min(self.len);
+        // SAFETY: `len` bytes are mapped and writable (the caller's promise).
+        unsafe { copy_in(src.as_ptr(), self.addr(), len) }
+    }
+
+    /// Sets every byte.
+    ///
+    /// # Safety
+    /// The segment is still mapped, and writable.
+    pub unsafe fn fill(self, byte: u8) {
+        let (addr, mut at) = (self.addr(), 0);
+        let word = u64::from_ne_bytes([byte; 8]);
+        while at < self.len && !(self.addr + at).is_multiple_of(8) {
+            // SAFETY: at < len, mapped and writable.
+            unsafe { addr.add(at).write_volatile(byte) };
+            at += 1;
+        }
+        while self.len - at >= 8 {
+            // SAFETY: at + 8 <= len, aligned by the loop above.
+            unsafe { addr.add(at).cast::<u64>().write_volatile(word) };
+            at += 8;
+        }
+        while at < self.len {
+            // SAFETY: at < len.
+            unsafe { addr.add(at).write_volatile(byte) };
+            at += 1;
+        }
+    }
+
+    /// Asks the processor to bring the first line near. Never faults, whatever is mapped.
+    #[inline]
+    pub fn prefetch(self) {
+        prefetch(self.addr());
+    }
+}
+
+/// See [`Segment::prefetch`].
+#[inline]
+pub(crate) fn prefetch(at: *const u8) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: a prefetch is a hint; it never faults, even on unmapped addresses.
+    unsafe {
+        core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = at;
+}
+
+/// One private copy of a `T`, by 8-byte loads where aligned.
+///
+/// # Safety
+/// `size_of::<T>()` bytes at `src` are mapped.
+#[inline]
+pub(crate) unsafe fn read<T: FromBytes>(src: *const u8) -> T {
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: mapped source; the destination is a local of that size. After the copy all its bytes are initialised,
+    // and any initialised bytes are a T (FromBytes).
+    unsafe {
+        copy_out(src, value.as_mut_ptr().cast(), size_of::<T>());
+        value.assume_init()
+    }
+}
+
+/// Shared to private.
+///
+/// # Safety
+/// `len` bytes at `src` are mapped; `len` bytes at `dst` are writable and nobody else's.
+#[inline]
+pub(crate) unsafe fn copy_out(src: *const u8, dst: *mut u8, len: usize) {
+    if src.addr().is_multiple_of(8) && len.is_multiple_of(8) && len < BULK_MIN_BYTES {
+        for at in (0..len).step_by(8) {
+            // SAFETY: at + 8 <= len on both sides; src is aligned, dst is written unaligned.
+            unsafe {
+                let word = src.add(at).cast::<u64>().read_volatile();
+                dst.add(at).cast::<u64>().write_unaligned(word);
+            }
+        }
+    } else {
+        // SAFETY: as promised to us.
+        unsafe { copy(src, dst, len) }
+    }
+}
+
+/// Private to shared.
+///
+/// # Safety
+/// `len` bytes at `src` are readable; `len` bytes at `dst` are mapped and writable.
+#[inline]
+pub(crate) unsafe fn copy_in(src: *const u8, dst: *mut u8, len: usize) {
+    if dst.addr().is_multiple_of(8) && len.is_multiple_of(8) && len < BULK_MIN_BYTES {
+        for at in (0..len).step_by(8) {
+            // SAFETY: at + 8 <= len on both sides; dst is aligned, src is read unaligned.
+            unsafe {
+                let word = src.add(at).cast::<u64>().read_unaligned();
+                dst.add(at).cast::<u64>().write_volatile(word);
+            }
+        }
+    } else {
+        // SAFETY: as promised to us.
+        unsafe { copy(src, dst, len) }
+    }
+}
+
+/// Any length, any alignment, either side shared.
+///
+/// # Safety
+/// `len` bytes are readable at `src` and writable at `dst`, and the two do not overlap.
+#[inline(never)]
+unsafe fn copy(src: *const u8, dst: *mut u8, len: usize) {
+    if len >= BULK_MIN_BYTES {
+        // SAFETY: as promised to us.
+        return unsafe { copy_bulk(src, dst, len) };
+    }
+    let mut at = 0;
+    if src.addr() % 8 == dst.addr() % 8 {
+        while at < len && !(src.addr() + at).is_multiple_of(8) {
+            // SAFETY: at < len.
+            unsafe { dst.add(at).write_volatile(src.add(at).read_volatile()) };
+            at += 1;
+        }
+        while len - at >= 8 {
+            // SAFETY: at + 8 <= len; both aligned by the loop above.
+            unsafe { dst.add(at).cast::<u64>().write_volatile(src.add(at).cast::<u64>().read_volatile()) };
+            at += 8;
+        }
+    }
+    while at < len {
+        // SAFETY: at < len.
+        unsafe { dst.add(at).write_volatile(src.add(at).read_volatile()) };
+        at += 1;
+    }
+}
+
+/// The processor's string copy: opaque to the compiler, so bytes that change underneath are just bytes.
+///
+/// # Safety
+/// As [`copy`].
+#[inline]
+unsafe fn copy_bulk(src: *const u8, dst: *mut u8, len: usize) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: the ranges are valid (the caller's promise); the ABI guarantees a clear direction flag.
+    unsafe {
+        core::arch::asm!(
+            "rep movsb",
+            inout("rcx") len => _,
+            inout("rsi") src => _,
+            inout("rdi") dst => _,
+            options(nostack, preserves_flags)
+        );
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    for at in 0..len {
+        // SAFETY: at < len.
+        unsafe { dst.add(at).write_volatile(src.add(at).read_volatile()) };
+    }
+}
+
+/// One atomic load with acquire ordering, or four byte loads where the address is not aligned.
+///
+/// # Safety
+/// Four bytes at `at` are mapped.
+#[inline]
+pub(crate) unsafe fn load_u32(at: *mut u8) -> u32 {
+    if at.addr().is_multiple_of(4) {
+        // SAFETY: mapped and aligned; all accesses of ours to such words are atomic or volatile.
+        u32::from_le(unsafe { AtomicU32::from_ptr(at.cast()) }.load(Ordering::Acquire))
+    } else {
+        // SAFETY: mapped.
+        u32::from_le_bytes(unsafe { read(at) })
+    }
+}
+
+/// One atomic store with release ordering, or four byte stores where the address is not aligned.
+///
+/// # Safety
+/// Four bytes at `at` are mapped and writable.
+#[inline]
+pub(crate) unsafe fn store_u32(at: *mut u8, value: u32) {
+    if at.addr().is_multiple_of(4) {
+        // SAFETY: mapped, writable and aligned.
+        unsafe { AtomicU32::from_ptr(at.cast()) }.store(value.to_le(), Ordering::Release);
+    } else {
+        // SAFETY: mapped and writable.
+        unsafe { copy_in(value.to_le_bytes().as_ptr(), at, 4) }
+    }
+}
+
+/// A 16-byte completion entry: dword 3, which holds the phase, is never visible before the rest.
+///
+/// # Safety
+/// Sixteen bytes at `at` are mapped and writable.
+#[inline]
+pub(crate) unsafe fn store_completion(at: *mut u8, dwords: [u32; 4]) {
+    let word = |low: u32, high: u32| (u64::from(high) << 32 | u64::from(low)).to_le();
+    if at.addr().is_multiple_of(8) {
+        // SAFETY: mapped, writable and aligned. Dwords 2 and 3 land in one store, after the first two.
+        unsafe {
+            at.cast::<u64>().write_volatile(word(dwords[0], dwords[1]));
+            AtomicU64::from_ptr(at.add(8).cast()).store(word(dwords[2], dwords[3]), Ordering::Release);
+        }
+    } else {
+        // SAFETY: mapped and writable: 12 bytes, then the last 4.
+        unsafe {
+            store_u32(at, dwords[0]);
+            store_u32(at.add(4), dwords[1]);
+            store_u32(at.add(8), dwords[2]);
+            core::sync::atomic::fence(Ordering::Release);
+            store_u32(at.add(12), dwords[3]);
+        }
+    }
+}

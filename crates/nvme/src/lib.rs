@@ -4,3 +4,9 @@
 //! I/O queue pairs of one ssd on one reactor. All that a successor process needs is in one
 //! [`ControllerRegion`](state::region::ControllerRegion).
 #![forbid(unsafe_code)]
+
+pub mod host;
+pub mod limits;
+pub mod marks;
+pub mod namespace;
+pub mod profile;

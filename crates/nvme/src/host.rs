@@ -1,0 +1,34 @@
+//! What the controller asks of the engine around it.
+
+use std::sync::Arc;
+
+use crate::namespace::NamespaceTable;
+use crate::sink::GroupCommand;
+
+/// A memory region of the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bar {
+    /// BAR0: controller registers and doorbells.
+    Registers,
+    /// BAR4: MSI-X table and pending bits.
+    Msix,
+}
+
+/// The engine, as the controller sees it. No method calls back into the controller; answers come later.
+pub trait Host {
+    /// Starts a request on the home reactor's backend. Tokens have bit 63 set; the answer is
+    /// [`Controller::complete`](crate::controller::Controller::complete). The buffers named stay alive inside the controller
+    /// until then: drop the backend before the controller.
+    fn submit(&mut self, request: &block::Request<'_>) -> block::Submitted;
+    /// Raises an interrupt vector (MSI-X), or re-evaluates the INTx level.
+    fn interrupt(&mut self, vector: u16);
+    /// To the group that owns, or on [`GroupCommand::CreateCq`] shall own, this completion queue.
+    fn to_queue(&mut self, cqid: u16, command: GroupCommand);
+    /// To every group of the ssd. Answers arrive aggregated, as one event.
+    fn to_all(&mut self, command: GroupCommand);
+    /// Writes the record to stable storage, asynchronously; answered by
+    /// [`Controller::persisted`](crate::controller::Controller::persisted). At most one is outstanding.
+    fn persist(&mut self, record: state::SsdV1);
+    /// The table that groups made from now on start with.
+    fn namespaces(&mut self, table: &Arc<NamespaceTable>);
+}

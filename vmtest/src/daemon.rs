@@ -1,0 +1,238 @@
+//! `godwitd` beside a guest: configured, started, stopped, killed and started again.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+const START_PATIENCE: Duration = Duration::from_secs(20);
+const STOP_PATIENCE: Duration = Duration::from_secs(20);
+const LOG_TAIL_LINES: usize = 40;
+
+/// What an ssd keeps its data in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// A sparse file by io_uring.
+    Uring,
+    /// Anonymous memory.
+    Ram,
+    /// Nothing: writes are dropped and reads are zeros.
+    Null,
+}
+
+/// One ssd of the daemon's configuration. Its files lie in the daemon's folder.
+#[derive(Debug, Clone)]
+pub struct Ssd {
+    /// The ssd's name.
+    pub name: String,
+    /// Its capacity.
+    pub size_mib: u64,
+    /// Where its data lives.
+    pub backend: Backend,
+    /// The data file, if it is not `NAME.img` in the daemon's folder. It must exist.
+    pub file: Option<PathBuf>,
+}
+
+impl Ssd {
+    /// An ssd on a sparse file.
+    pub fn new(name: &str, size_mib: u64) -> Ssd {
+        Ssd { name: name.to_owned(), size_mib, backend: Backend::Uring, file: None }
+    }
+
+    /// The same on another backend.
+    #[must_use]
+    pub fn on(mut self, backend: Backend) -> Ssd {
+        self.backend = backend;
+        self
+    }
+
+    fn data(&self, folder: &Path) -> PathBuf {
+        self.file.clone().unwrap_or_else(|| folder.join(format!("{}.img", self.name)))
+    }
+
+    fn to_toml(&self, folder: &Path) -> String {
+        let Ssd { name, size_mib, .. } = self;
+        let backend = match self.backend {
+            Backend::Uring => format!("{{ type = \"uring\", path = \"{}\" }}", self.data(folder).display()),
+            Backend::Ram => "{ type = \"ram\" }".to_owned(),
+            Backend::Null => "{ type = \"null\" }".to_owned(),
+        };
+        let folder = folder.display();
+        format!(
+            "[[ssd]]\nname = \"{name}\"\nsize = \"{size_mib}MiB\"\nsocket = \"{folder}/{name}.sock\"\n\
+             state = \"{folder}/{name}.state\"\nbackend = {backend}\n\n"
+        )
+    }
+}
+
+/// A running daemon. Dropping it sends SIGTERM and waits.
+pub struct Daemon {
+    child: Child,
+    folder: PathBuf,
+    sockets: Vec<PathBuf>,
+    binary: PathBuf,
+}
+
+impl Daemon {
+    /// Writes a configuration into `folder`, creates missing data files and starts the daemon; returns when every socket
+    /// is there.
+    pub fn start(folder: &Path, ssds: &[Ssd]) -> Result<Daemon> {
+        let config: String = ssds.iter().map(|ssd| ssd.to_toml(folder)).collect();
+        fs::write(folder.join("godwit.toml"), config).context("write the daemon's configuration")?;
+        for ssd in ssds.iter().filter(|ssd| ssd.backend == Backend::Uring) {
+            let data = ssd.data(folder);
+            if !data.exists() {
+                let file = File::create(&data).with_context(|| format!("create {}", data.display()))?;
+                file.set_len(ssd.size_mib << 20).with_context(|| format!("size {}", data.display()))?;
+            }
+        }
+        let sockets = ssds.iter().map(|ssd| folder.join(format!("{}.sock", ssd.name))).collect();
+        let binary = binary()?;
+        let child = spawn(&binary, folder)?;
+        let mut daemon = Daemon { child, folder: folder.to_owned(), sockets, binary };
+        daemon.wait_sockets()?;
+        Ok(daemon)
+    }
+
+    /// The socket of an ssd.
+    pub fn socket(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.sock"))
+    }
+
+    /// What the daemon logged so far, over all its starts.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.log_path()).unwrap_or_default()).into_owned()
+    }
+
+    /// Where the daemon's log is.
+    pub fn log_path(&self) -> PathBuf {
+        self.folder.join("godwitd.log")
+    }
+
+    /// The daemon's process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether the daemon still runs.
+    pub fn is_alive(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Asks the daemon to stop and fails if it does not end soon, or not with status 0.
+    pub fn stop(&mut self) -> Result<()> {
+        if let Some(status) = self.child.try_wait().context("look after godwitd")? {
+            ensure!(status.success(), "godwitd ended with {status}\n{}", self.log_tail());
+            return Ok(());
+        }
+        kill_process(Pid::from_child(&self.child), Signal::TERM).context("send SIGTERM to godwitd")?;
+        let deadline = Instant::now() + STOP_PATIENCE;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait().context("wait for godwitd")? {
+                ensure!(status.success(), "after SIGTERM, godwitd ended with {status}\n{}", self.log_tail());
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.kill();
+        bail!("godwitd did not stop within {STOP_PATIENCE:?} of SIGTERM\n{}", self.log_tail())
+    }
+
+    /// Kills the daemon as a crash would.
+    pub fn kill(&mut self) {
+        // Both fail only if it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Starts a stopped or killed daemon again with the same configuration and files.
+    pub fn restart(&mut self) -> Result<()> {
+        self.kill();
+        self.child = spawn(&self.binary, &self.folder)?;
+        self.wait_sockets()
+    }
+
+    /// The last lines of the log.
+    pub fn log_tail(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        format!(
+            "godwitd's log ends with:\n{}",
+            lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n")
+        )
+    }
+
+    fn wait_sockets(&mut self) -> Result<()> {
+        let deadline = Instant::now() + START_PATIENCE;
+        while !self.sockets.iter().all(|socket| is_listening(socket)) {
+            if let Some(status) = self.child.try_wait().context("look after godwitd")? {
+                bail!("godwitd ended at its start with {status}\n{}", self.log_tail());
+            }
+            ensure!(Instant::now() < deadline, "godwitd opens no socket\n{}", self.log_tail());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop()
+            && !std::thread::panicking()
+        {
+            eprintln!("{error:#}");
+        }
+        if std::thread::panicking() {
+            eprintln!("{}", self.log_tail());
+        }
+    }
+}
+
+/// A socket left by a killed daemon is a file too, so its inode in the kernel's table is what counts.
+fn is_listening(socket: &Path) -> bool {
+    let table = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let path = socket.to_string_lossy();
+    table.lines().any(|line| line.ends_with(&*path))
+}
+
+fn spawn(binary: &Path, folder: &Path) -> Result<Child> {
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(folder.join("godwitd.log"))
+        .context("open godwitd's log")?;
+    let mut command = Command::new(binary);
+    command.arg("--config").arg(folder.join("godwit.toml"));
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    command.spawn().with_context(|| format!("start {}", binary.display()))
+}
+
+/// `GODWITD`, else the one Cargo built beside this program.
+fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("GODWITD") {
+        return Ok(PathBuf::from(path));
+    }
+    let here = std::env::current_exe().context("find this program")?;
+    let found =
+        here.ancestors().skip(1).take(2).map(|folder| folder.join("godwitd")).find(|path| path.is_file());
+    found.context(
+        "no godwitd: run `cargo build -p godwitd`, or set GODWITD to its path, or use `cargo xtask test`",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Backend, Ssd};
+    use std::path::Path;
+
+    #[test]
+    fn an_ssd_becomes_a_table_of_the_configuration() {
+        let toml = Ssd::new("a", 64).on(Backend::Ram).to_toml(Path::new("/t"));
+        assert!(toml.contains("socket = \"/t/a.sock\""));
+        assert!(toml.contains("size = \"64MiB\""));
+        assert!(toml.contains("backend = { type = \"ram\" }"));
+    }
+}

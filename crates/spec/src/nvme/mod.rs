@@ -4,6 +4,7 @@ pub mod admin;
 pub mod command;
 pub mod completion;
 pub mod feature;
+pub mod identify;
 pub mod log;
 pub mod nvm;
 pub mod opcode;

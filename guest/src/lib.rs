@@ -1,1 +1,20 @@
-//! guest
+//! A guest in user space: a vfio-user client and a polled NVMe driver, for tests and benches.
+//!
+//! - [`vfio_user::Client`] speaks the protocol: correctly through its methods, and anything at all through
+//!   [`send_bytes`](vfio_user::Client::send_bytes) and [`send_frame`](vfio_user::Client::send_frame).
+//! - [`nvme::Driver`] drives one controller over it: queues, commands, PRPs and SGLs, shadow doorbells, interrupts, or any
+//!   64 bytes and any doorbell value.
+//! - [`ram::Ram`] is the guest's memory: a memfd, an IOVA base, and an allocator of pages.
+//! - [`load`] is the load generator behind the `bench` binary.
+//!
+//! What it does *not* do: it trusts the test that uses it (an offset out of range panics), it is no model of a real driver's
+//! error recovery, and nothing in the daemon depends on it.
+
+pub mod error;
+pub mod load;
+pub mod mapping;
+pub mod nvme;
+pub mod ram;
+pub mod vfio_user;
+
+pub use error::{Error, Result};

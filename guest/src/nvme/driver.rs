@@ -1,0 +1,273 @@
+//! The driver: submit, ring, poll.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::command::{Completion, Sqe};
+use super::controller::Doorbells;
+use super::queue::{CompletionQueue, SubmissionQueue};
+use super::shadow::Shadow;
+use crate::ram::Ram;
+use crate::vfio_user::{Client, region};
+use crate::{Error, Result};
+
+/// How a driver sets itself up.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Size of guest RAM.
+    pub ram_bytes: usize,
+    /// Where the device sees it.
+    pub ram_iova: u64,
+    /// Pass the memfd to the server; otherwise it must use DMA_READ and DMA_WRITE.
+    pub share_ram: bool,
+    /// Entries of the admin queues.
+    pub admin_depth: u32,
+    /// How long a command may take.
+    pub timeout: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            ram_bytes: 64 << 20,
+            ram_iova: 0x1_0000_0000,
+            share_ram: true,
+            admin_depth: 64,
+            timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// One NVMe controller, driven by polling from one thread.
+#[derive(Debug)]
+pub struct Driver {
+    // Dropped first: the server lets go of the RAM before the RAM goes.
+    pub(super) client: Client,
+    pub(super) doorbells: Doorbells,
+    pub(super) cap: u64,
+    pub(super) options: Options,
+    pub(super) sqs: BTreeMap<u16, SubmissionQueue>,
+    pub(super) cqs: BTreeMap<u16, CompletionQueue>,
+    /// Completions polled while waiting for another one.
+    pub(super) stash: VecDeque<Completion>,
+    pub(super) shadow: Option<Shadow>,
+    pub(super) vectors: Vec<OwnedFd>,
+    pub(super) ram: Arc<Ram>,
+}
+
+impl Driver {
+    /// Connects, maps 64 MiB of RAM, enables the controller and asks for 128 I/O queue pairs.
+    ///
+    /// # Errors
+    /// No server, one that refuses, or a controller that does not become ready.
+    pub fn connect(path: impl AsRef<Path>) -> Result<Self> {
+        Self::connect_with(path, Options::default())
+    }
+
+    /// [`Driver::connect`] with options.
+    ///
+    /// # Errors
+    /// As [`Driver::connect`].
+    pub fn connect_with(path: impl AsRef<Path>, options: Options) -> Result<Self> {
+        let mut driver = Self::attach(Client::connect(path)?, options)?;
+        driver.enable()?;
+        driver.set_queue_count(128)?;
+        Ok(driver)
+    }
+
+    /// Maps RAM and doorbells over a connected client; the controller is left as it is.
+    ///
+    /// # Errors
+    /// The client's.
+    pub fn attach(mut client: Client, options: Options) -> Result<Self> {
+        let ram = Ram::new(options.ram_bytes, options.ram_iova)?;
+        client.set_dma_memory(ram.clone());
+        let fd = options.share_ram.then(|| (ram.fd(), 0));
+        client.dma_map(ram.iova(), ram.len() as u64, fd)?;
+        // PCI command: memory space, bus master, no INTx.
+        client.region_write(region::CONFIG, 4, &0x0406_u16.to_le_bytes())?;
+        let doorbells = Self::map_doorbells(&mut client)?;
+        let cap = client.read_number(region::BAR0, super::reg::CAP, 8)?;
+        Ok(Driver {
+            client,
+            doorbells,
+            cap,
+            options,
+            sqs: BTreeMap::new(),
+            cqs: BTreeMap::new(),
+            stash: VecDeque::new(),
+            shadow: None,
+            vectors: Vec::new(),
+            ram,
+        })
+    }
+
+    /// Guest RAM, to allocate buffers from.
+    #[must_use]
+    pub fn ram(&self) -> &Arc<Ram> {
+        &self.ram
+    }
+
+    /// The vfio-user client below.
+    pub fn client(&mut self) -> &mut Client {
+        &mut self.client
+    }
+
+    /// CAP as read at the start.
+    #[must_use]
+    pub fn cap(&self) -> u64 {
+        self.cap
+    }
+
+    /// How long a command may take before [`Error::Timeout`].
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.options.timeout = timeout;
+    }
+
+    /// A submission queue of this driver.
+    #[must_use]
+    pub fn sq(&self, sqid: u16) -> Option<&SubmissionQueue> {
+        self.sqs.get(&sqid)
+    }
+
+    /// A completion queue of this driver.
+    #[must_use]
+    pub fn cq(&self, cqid: u16) -> Option<&CompletionQueue> {
+        self.cqs.get(&cqid)
+    }
+
+    /// Runs one admin command to its end. The status is the caller's to look at ([`Completion::ok`]).
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] or the client's.
+    pub fn admin(&mut self, sqe: Sqe) -> Result<Completion> {
+        self.io(0, sqe)
+    }
+
+    /// Runs one command on queue `sqid` to its end. The status is the caller's to look at ([`Completion::ok`]).
+    ///
+    /// # Errors
+    /// [`Error::Timeout`], [`Error::QueueFull`], [`Error::NoQueue`] or the client's.
+    pub fn io(&mut self, sqid: u16, sqe: Sqe) -> Result<Completion> {
+        let cid = self.submit(sqid, sqe)?;
+        self.wait(sqid, cid)
+    }
+
+    /// Places a command, with an identifier of the driver's choice, and rings.
+    ///
+    /// # Errors
+    /// [`Error::QueueFull`], [`Error::NoQueue`] or the client's.
+    pub fn submit(&mut self, sqid: u16, sqe: Sqe) -> Result<u16> {
+        let cid = self.place(sqid, sqe)?;
+        self.ring(sqid)?;
+        Ok(cid)
+    }
+
+    /// Places a command, with an identifier of the driver's choice, without ringing.
+    ///
+    /// # Errors
+    /// [`Error::QueueFull`] or [`Error::NoQueue`].
+    pub fn place(&mut self, sqid: u16, sqe: Sqe) -> Result<u16> {
+        self.sqs.get_mut(&sqid).ok_or(Error::NoQueue(sqid))?.push(sqe)
+    }
+
+    /// Places any 64 bytes, identifier included, even when the queue is full, without ringing.
+    ///
+    /// # Errors
+    /// [`Error::NoQueue`].
+    pub fn place_raw(&mut self, sqid: u16, sqe: impl Into<Sqe>) -> Result<()> {
+        self.sqs.get_mut(&sqid).ok_or(Error::NoQueue(sqid))?.push_raw(sqe.into());
+        Ok(())
+    }
+
+    /// Tells the controller the tail of `sqid` (by shadow doorbell where they are on).
+    ///
+    /// # Errors
+    /// [`Error::NoQueue`] or the client's.
+    pub fn ring(&mut self, sqid: u16) -> Result<()> {
+        let tail = self.sqs.get(&sqid).ok_or(Error::NoQueue(sqid))?.tail;
+        self.announce(usize::from(sqid) * 2, tail)
+    }
+
+    /// The next completion of `cqid` that nobody waited for yet.
+    ///
+    /// # Errors
+    /// [`Error::NoQueue`] or the client's.
+    pub fn poll(&mut self, cqid: u16) -> Result<Option<Completion>> {
+        let (sqs, cq) = (&self.sqs, self.cqs.get(&cqid).ok_or(Error::NoQueue(cqid))?.id);
+        let stashed = self.stash.iter().position(|done| sqs.get(&done.sqid).map_or(0, |sq| sq.cqid) == cq);
+        match stashed.and_then(|at| self.stash.remove(at)) {
+            Some(completion) => Ok(Some(completion)),
+            None => self.poll_ring(cqid),
+        }
+    }
+
+    /// Waits for the completion of one command; others are kept for [`Driver::poll`] and later waits.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`], [`Error::NoQueue`] or the client's.
+    pub fn wait(&mut self, sqid: u16, cid: u16) -> Result<Completion> {
+        let wanted = |done: &Completion| done.sqid == sqid && done.cid == cid;
+        if let Some(completion) = self.stash.iter().position(wanted).and_then(|at| self.stash.remove(at)) {
+            return Ok(completion);
+        }
+        let cqid = self.sqs.get(&sqid).ok_or(Error::NoQueue(sqid))?.cqid;
+        let deadline = Instant::now() + self.options.timeout;
+        loop {
+            match self.poll_ring(cqid)? {
+                Some(completion) if wanted(&completion) => return Ok(completion),
+                Some(completion) => self.stash.push_back(completion),
+                None => self.idle(deadline)?,
+            }
+        }
+    }
+
+    /// Waits for any completion of `cqid`.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`], [`Error::NoQueue`] or the client's.
+    pub fn wait_any(&mut self, cqid: u16, timeout: Duration) -> Result<Completion> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            match self.poll(cqid)? {
+                Some(completion) => return Ok(completion),
+                None => self.idle(deadline)?,
+            }
+        }
+    }
+
+    fn poll_ring(&mut self, cqid: u16) -> Result<Option<Completion>> {
+        let cq = self.cqs.get_mut(&cqid).ok_or(Error::NoQueue(cqid))?;
+        let Some(completion) = cq.pop() else { return Ok(None) };
+        let head = cq.head;
+        if let Some(sq) = self.sqs.get_mut(&completion.sqid) {
+            sq.completed(&completion);
+        }
+        self.announce(usize::from(cqid) * 2 + 1, head)?;
+        Ok(Some(completion))
+    }
+
+    /// Nothing to do: serve the server if it must ask for memory, let others run, and mind the time.
+    fn idle(&mut self, deadline: Instant) -> Result<()> {
+        if !self.options.share_ram {
+            self.client.serve_dma(Duration::ZERO)?;
+        }
+        if Instant::now() > deadline {
+            return Err(Error::Timeout(self.options.timeout));
+        }
+        std::thread::yield_now();
+        Ok(())
+    }
+
+    fn announce(&mut self, index: usize, value: u32) -> Result<()> {
+        // The admin queues have no shadow here, as in Linux.
+        let ring = match &self.shadow {
+            Some(shadow) if index >= 2 => shadow.publish(index, value),
+            _ => true,
+        };
+        if ring { self.write_doorbell(index, value) } else { Ok(()) }
+    }
+}

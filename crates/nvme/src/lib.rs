@@ -9,4 +9,7 @@ pub mod host;
 pub mod limits;
 pub mod marks;
 pub mod namespace;
+pub mod pci;
 pub mod profile;
+pub mod queue;
+pub mod sink;

@@ -1,0 +1,275 @@
+//! A completion queue: entries are reserved when a command is accepted and written when it is answered.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use memory::{Access, Fault, Iova, MemoryMap, Window};
+use spec::nvme::{Completion, Status};
+use state::region::{ControllerRegion, SLOT_POSTING};
+
+use super::record::CqRecord;
+use super::store::{publish32, publish64, put_completion, put32, put64};
+use super::submission::{Accepted, SubmissionQueue, slot_word};
+
+/// Bytes in an entry (IOCQES = 4).
+const ENTRY_BYTES: usize = 16;
+/// Where the phase to post with stands in a slot's word.
+pub(super) const WORD_PHASE: u64 = 1 << 8;
+
+/// What a command ends with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Dword 0 of the completion.
+    pub dw0: u32,
+    /// Dword 1.
+    pub dw1: u32,
+    /// Status; its phase tag is ignored.
+    pub status: Status,
+}
+
+impl Answer {
+    /// An answer of this status with no result.
+    #[must_use]
+    pub const fn of(status: Status) -> Self {
+        Self { dw0: 0, dw1: 0, status }
+    }
+}
+
+/// A completion whose queue memory was not mapped when it was due. Its slot stays POSTING.
+#[derive(Clone, Copy, Debug)]
+pub struct Unwritten {
+    /// The submission queue the slot belongs to.
+    pub sqid: u16,
+    /// The slot.
+    pub slot: u16,
+    position: u32,
+    dwords: [u32; 4],
+}
+
+/// One completion queue, owned by one reactor.
+#[derive(Debug)]
+pub struct CompletionQueue {
+    cqid: u16,
+    size: u32,
+    tail: u32,
+    phase: bool,
+    /// Entries neither posted-and-unread nor reserved.
+    room: u32,
+    head: u32,
+    rejected: u32,
+    posted: bool,
+    vector: Option<u16>,
+    ring: Option<Window>,
+    fault: Option<Fault>,
+    base: u64,
+    backlog: VecDeque<Unwritten>,
+}
+
+impl CompletionQueue {
+    /// Opens the queue whose record is in the region (see [`create_cq`](super::create_cq)). `None`: there is none.
+    #[must_use]
+    pub fn open(region: &ControllerRegion, cqid: u16, map: &Arc<MemoryMap>) -> Option<Self> {
+        let record = CqRecord::load(region, cqid)?;
+        let mut queue = Self {
+            cqid,
+            size: record.size,
+            tail: record.tail,
+            phase: record.phase,
+            room: record.size - 1,
+            head: record.head,
+            rejected: u32::MAX,
+            posted: false,
+            vector: record.vector,
+            ring: None,
+            fault: None,
+            base: record.base,
+            backlog: VecDeque::new(),
+        };
+        queue.room -= queue.unread();
+        queue.adopt(map);
+        Some(queue)
+    }
+
+    /// Re-makes the view of the ring after a change of the memory map. A ring that is not mapped just waits: see
+    /// [`CompletionQueue::next_unwritten`].
+    pub fn adopt(&mut self, map: &Arc<MemoryMap>) {
+        let access = Access { read: false, write: true };
+        let ring = Window::new(map, Iova(self.base), self.size as usize * ENTRY_BYTES, access);
+        self.fault = ring.as_ref().err().copied();
+        self.ring = ring.ok();
+    }
+
+    /// Why the ring cannot be written now, if it cannot.
+    #[must_use]
+    pub fn fault(&self) -> Option<Fault> {
+        self.fault
+    }
+
+    /// The identifier.
+    #[must_use]
+    pub fn cqid(&self) -> u16 {
+        self.cqid
+    }
+
+    /// The interrupt vector, when interrupts are enabled.
+    #[must_use]
+    pub fn vector(&self) -> Option<u16> {
+        self.vector
+    }
+
+    /// Entries that can be reserved now without a look at the head doorbell.
+    #[must_use]
+    #[inline]
+    pub fn room(&self) -> u32 {
+        self.room
+    }
+
+    /// Whether entries were posted since the last call: the interrupt is due.
+    #[inline]
+    pub fn take_posted(&mut self) -> bool {
+        core::mem::take(&mut self.posted)
+    }
+
+    /// Whether every posted entry was taken by the host, as far as its doorbell was looked at.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.unread() == 0
+    }
+
+    /// Takes note of the head doorbell's value. `false`: no queue in this state can have it; ignored, and told once.
+    pub fn look(&mut self, region: &ControllerRegion, head: u32) -> bool {
+        if head == self.head {
+            return true;
+        }
+        let taken = self.distance(self.head, head);
+        if head >= self.size || taken > self.unread() {
+            return core::mem::replace(&mut self.rejected, head) == head;
+        }
+        self.head = head;
+        self.room += taken;
+        if let Some(record) = region.cqs.get(usize::from(self.cqid)) {
+            put32(&record.head, head);
+        }
+        true
+    }
+
+    /// Sets one entry aside. Each reservation is spent by one post.
+    #[inline]
+    pub(super) fn reserve(&mut self) -> bool {
+        match self.room.checked_sub(1) {
+            Some(room) => {
+                self.room = room;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Gives back the entry of a command that was abandoned.
+    pub fn unreserve(&mut self) {
+        self.room = (self.room + 1).min(self.size - 1 - self.unread());
+    }
+
+    /// Answers a command. POST of the protocol: answer and slot word, entry in guest memory with the phase tag last, tail, and
+    /// the slot is free.
+    #[inline]
+    pub fn post(
+        &mut self,
+        region: &ControllerRegion,
+        sq: &mut SubmissionQueue,
+        accepted: Accepted,
+        answer: Answer,
+    ) {
+        debug_assert_eq!(sq.sqid(), accepted.sqid);
+        let (queue, slot) = (usize::from(accepted.sqid), accepted.slot);
+        let place = region.slots.get(queue).and_then(|slots| slots.get(usize::from(slot)));
+        let (Some(place), Some(record)) = (place, region.cqs.get(usize::from(self.cqid))) else {
+            debug_assert!(false, "queue identifiers are checked when queues are opened");
+            return accepted.spend();
+        };
+        let [sqhd, _] = halves(sq.head());
+        let entry = Completion {
+            dw0: answer.dw0,
+            dw1: answer.dw1,
+            sqhd,
+            sqid: accepted.sqid,
+            cid: accepted.cid,
+            status: answer.status.with_phase(false),
+        };
+        let words: [u64; 2] = zerocopy::transmute!(entry);
+        put64(&place.completion[0], words[0]);
+        put64(&place.completion[1], words[1]);
+        let phase = if self.phase { WORD_PHASE } else { 0 };
+        publish64(&place.word, slot_word(accepted.seq, self.tail, SLOT_POSTING) | phase);
+        accepted.spend();
+
+        let mut dwords = entry.dwords();
+        dwords[3] |= u32::from(self.phase) << 16;
+        let position = self.tail;
+        let written = self.backlog.is_empty() && self.write(position, dwords);
+        self.tail += 1;
+        if self.tail == self.size {
+            self.tail = 0;
+            self.phase = !self.phase;
+        }
+        publish32(&record.tail_phase, self.tail | u32::from(self.phase) << 16);
+        if written {
+            self.posted = true;
+            sq.retire(place, slot);
+        } else {
+            self.backlog.push_back(Unwritten { sqid: sq.sqid(), slot, position, dwords });
+        }
+    }
+
+    /// Writes the oldest entry that could not be written when it was due, and returns it so that its slot can be released.
+    /// `None`: there is none, or the ring is still not mapped.
+    pub fn next_unwritten(&mut self) -> Option<Unwritten> {
+        let next = *self.backlog.front()?;
+        if !self.write(next.position, next.dwords) {
+            return None;
+        }
+        self.posted = true;
+        self.backlog.pop_front()
+    }
+
+    /// Whether entries wait for the ring to be mapped.
+    #[must_use]
+    pub fn has_unwritten(&self) -> bool {
+        !self.backlog.is_empty()
+    }
+
+    /// Finishes a post that a predecessor began: the entry is written (again) at the position it was meant for.
+    pub(super) fn rewrite(&mut self, sqid: u16, slot: u16, position: u32, dwords: [u32; 4]) -> bool {
+        if self.backlog.is_empty() && self.write(position, dwords) {
+            self.posted = true;
+            return true;
+        }
+        self.backlog.push_back(Unwritten { sqid, slot, position, dwords });
+        false
+    }
+
+    #[inline]
+    fn write(&mut self, position: u32, dwords: [u32; 4]) -> bool {
+        let Some(ring) = &self.ring else { return false };
+        match put_completion(ring, position as usize * ENTRY_BYTES, dwords) {
+            Ok(()) => true,
+            Err(fault) => {
+                self.fault = Some(fault);
+                false
+            }
+        }
+    }
+
+    fn unread(&self) -> u32 {
+        self.distance(self.head, self.tail)
+    }
+
+    fn distance(&self, from: u32, to: u32) -> u32 {
+        if to >= from { to - from } else { to + self.size - from }
+    }
+}
+
+#[inline]
+fn halves(value: u32) -> [u16; 2] {
+    zerocopy::transmute!(value)
+}

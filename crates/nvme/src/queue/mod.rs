@@ -1,0 +1,29 @@
+//! Submission and completion queues over guest memory, and the in-flight slots of the shared region.
+//!
+//! ```text
+//!  guest ring --fetch--> Command (private copy) --accept--> Slot ACCEPTED + Accepted (the permit)
+//!                                                             |  executed by `io` or `admin`
+//!  guest CQ <--dword 3 last-- Slot POSTING <--post(permit, answer)
+//! ```
+//!
+//! The store order, and why a successor that finds the region between any two stores does the right thing, is in
+//! `docs/formats/controller-region.md`. Every shared store of this module goes through [`store`], so that tests can end the
+//! world after any one of them.
+//!
+//! Used for I/O queues by [`group`](crate::group) and for the admin queue by the controller.
+
+mod completion;
+mod doorbell;
+mod record;
+mod recovery;
+mod store;
+mod submission;
+
+pub use completion::{Answer, CompletionQueue, Unwritten};
+pub use doorbell::{Doorbells, cq_index, sq_index};
+pub use record::{CqRecord, SqRecord, close_cq, close_sq, create_cq, create_sq};
+pub use recovery::{Conclusion, Unanswered, conclude};
+pub use submission::{Accepted, Look, SubmissionQueue};
+
+#[cfg(test)]
+pub(crate) use store::fuel;

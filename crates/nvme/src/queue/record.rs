@@ -1,0 +1,122 @@
+//! The records of queues in the shared region: made and ended here only.
+
+use std::sync::atomic::Ordering;
+
+use state::region::{ControllerRegion, SLOT_FREE};
+
+use super::store::{publish32, publish64, put32, put64};
+use super::submission::{head_seq, seq_of};
+
+/// What the region says of a submission queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SqRecord {
+    /// Guest address of entry 0.
+    pub base: u64,
+    /// Entries.
+    pub size: u32,
+    /// Completion queue.
+    pub cqid: u16,
+    /// Next entry to accept.
+    pub head: u32,
+    /// Its accept sequence number.
+    pub seq: u32,
+}
+
+/// What the region says of a completion queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CqRecord {
+    /// Guest address of entry 0.
+    pub base: u64,
+    /// Entries.
+    pub size: u32,
+    /// Next position to post at.
+    pub tail: u32,
+    /// Phase tag to post with.
+    pub phase: bool,
+    /// Head as last taken from the doorbell.
+    pub head: u32,
+    /// Interrupt vector when interrupts are enabled.
+    pub vector: Option<u16>,
+}
+
+/// Most entries a record may name: positions have 16 bits.
+const SIZE_MAX: u32 = 1 << 16;
+
+impl SqRecord {
+    /// The record, if the queue exists and the record is sound.
+    #[must_use]
+    pub fn load(region: &ControllerRegion, sqid: u16) -> Option<Self> {
+        let record = region.sqs.get(usize::from(sqid))?;
+        let size = record.size.load(Ordering::Acquire);
+        let word = record.head_seq.load(Ordering::Acquire);
+        let head = u32::try_from(word & 0xffff_ffff).ok()?;
+        let [cqid, _]: [u16; 2] = zerocopy::transmute!(record.cqid.load(Ordering::Relaxed));
+        let base = record.base.load(Ordering::Relaxed);
+        (2..=SIZE_MAX).contains(&size).then_some(())?;
+        (head < size).then_some(Self { base, size, cqid, head, seq: seq_of(word) })
+    }
+}
+
+impl CqRecord {
+    /// The record, if the queue exists and the record is sound.
+    #[must_use]
+    pub fn load(region: &ControllerRegion, cqid: u16) -> Option<Self> {
+        let record = region.cqs.get(usize::from(cqid))?;
+        let size = record.size.load(Ordering::Acquire);
+        let word = record.tail_phase.load(Ordering::Acquire);
+        let (tail, phase) = (word & 0xffff, word >> 16 & 1 == 1);
+        let head = record.head.load(Ordering::Relaxed);
+        let interrupt = record.interrupt.load(Ordering::Relaxed);
+        let [_, vector]: [u16; 2] = zerocopy::transmute!(interrupt);
+        let vector = (interrupt & 1 == 1).then_some(vector);
+        let base = record.base.load(Ordering::Relaxed);
+        (2..=SIZE_MAX).contains(&size).then_some(())?;
+        (tail < size && head < size).then_some(Self { base, size, tail, phase, head, vector })
+    }
+}
+
+/// Writes the record of a new, empty completion queue; its size last. The caller has checked everything the host chose and
+/// zeroed the doorbells. Then [`CompletionQueue::open`](super::CompletionQueue::open) it, or send
+/// [`GroupCommand::CreateCq`](crate::sink::GroupCommand) to its group.
+pub fn create_cq(region: &ControllerRegion, cqid: u16, base: u64, size: u32, vector: Option<u16>) {
+    let Some(record) = region.cqs.get(usize::from(cqid)) else { return };
+    put64(&record.base, base);
+    put32(&record.interrupt, vector.map_or(0, |vector| u32::from(vector) << 16 | 1));
+    put32(&record.tail_phase, 1 << 16);
+    put32(&record.head, 0);
+    publish32(&record.size, size);
+}
+
+/// Writes the record of a new, empty submission queue, as [`create_cq`]. Its slots are free again. The counters stay.
+pub fn create_sq(region: &ControllerRegion, sqid: u16, base: u64, size: u32, cqid: u16) {
+    let queue = usize::from(sqid);
+    let (Some(record), Some(slots)) = (region.sqs.get(queue), region.slots.get(queue)) else { return };
+    for slot in slots {
+        if slot.word.load(Ordering::Relaxed) != SLOT_FREE {
+            put64(&slot.word, SLOT_FREE);
+        }
+    }
+    put64(&record.base, base);
+    put32(&record.cqid, u32::from(cqid));
+    publish64(&record.head_seq, head_seq(0, 0));
+    publish32(&record.size, size);
+}
+
+/// The completion queue is no more.
+pub fn close_cq(region: &ControllerRegion, cqid: u16) {
+    if let Some(record) = region.cqs.get(usize::from(cqid)) {
+        publish32(&record.size, 0);
+    }
+}
+
+/// The submission queue is no more; size first, then the slots, so that nobody finds commands of half a queue.
+pub fn close_sq(region: &ControllerRegion, sqid: u16) {
+    let queue = usize::from(sqid);
+    let (Some(record), Some(slots)) = (region.sqs.get(queue), region.slots.get(queue)) else { return };
+    publish32(&record.size, 0);
+    for slot in slots {
+        if slot.word.load(Ordering::Relaxed) != SLOT_FREE {
+            publish64(&slot.word, SLOT_FREE);
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! A submission queue: fetch from the guest's ring, accept into a slot.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use memory::{Access, Fault, Iova, MemoryMap, Window};
+use spec::nvme::Command;
+use state::region::{ControllerRegion, SLOT_ACCEPTED, SLOT_FREE, SLOT_POSTING, SLOTS_MAX, Slot};
+
+use super::completion::CompletionQueue;
+use super::record::SqRecord;
+use super::store::{publish64, put64};
+
+/// Bytes in an entry (IOSQES = 6).
+const ENTRY_BYTES: usize = 64;
+
+/// Holding it is the promise to answer exactly once. Spent by [`CompletionQueue::post`] or
+/// [`SubmissionQueue::abandon`]; dropping it is a bug.
+#[must_use = "every accepted command is answered or abandoned"]
+#[derive(Debug)]
+pub struct Accepted {
+    pub(super) sqid: u16,
+    pub(super) slot: u16,
+    pub(super) cid: u16,
+    pub(super) seq: u32,
+}
+
+impl Accepted {
+    /// The command identifier.
+    #[must_use]
+    pub fn cid(&self) -> u16 {
+        self.cid
+    }
+
+    /// The slot, unique among the accepted commands of its queue.
+    #[must_use]
+    pub fn slot(&self) -> u16 {
+        self.slot
+    }
+
+    /// The queue it came from.
+    #[must_use]
+    pub fn sqid(&self) -> u16 {
+        self.sqid
+    }
+
+    #[inline]
+    pub(super) fn spend(self) {
+        core::mem::forget(self);
+    }
+}
+
+impl Drop for Accepted {
+    fn drop(&mut self) {
+        debug_assert!(std::thread::panicking(), "an accepted command was neither answered nor abandoned");
+    }
+}
+
+/// What a doorbell value means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// So many entries wait between head and tail.
+    Waiting(u32),
+    /// A value no queue of this size can have; reported once, the last good one holds (Base 2.1, 5.2.2).
+    Invalid,
+}
+
+/// One submission queue, owned by one reactor.
+#[derive(Debug)]
+pub struct SubmissionQueue {
+    sqid: u16,
+    cqid: u16,
+    size: u32,
+    head: u32,
+    seq: u32,
+    tail: u32,
+    rejected: u32,
+    free_count: u32,
+    ring: Option<Window>,
+    fault: Option<Fault>,
+    base: u64,
+    free: Box<[u8; SLOTS_MAX]>,
+}
+
+impl SubmissionQueue {
+    /// Opens the queue whose record is in the region (see [`create_sq`](super::create_sq)). `None`: there is none.
+    ///
+    /// Slots that are not free belong to commands a predecessor accepted: see [`conclude`](super::conclude). They stay
+    /// taken until [`SubmissionQueue::resume`] and an answer.
+    #[must_use]
+    pub fn open(region: &ControllerRegion, sqid: u16, map: &Arc<MemoryMap>) -> Option<Self> {
+        let record = SqRecord::load(region, sqid)?;
+        let mut queue = Self {
+            sqid,
+            cqid: record.cqid,
+            size: record.size,
+            head: record.head,
+            seq: record.seq,
+            tail: record.head,
+            rejected: u32::MAX,
+            free_count: 0,
+            ring: None,
+            fault: None,
+            base: record.base,
+            free: Box::new([0; SLOTS_MAX]),
+        };
+        for (index, slot) in region.slots.get(usize::from(sqid))?.iter().enumerate().rev() {
+            if state_of(slot) == SLOT_FREE {
+                queue.give_back(u16::try_from(index).unwrap_or(0));
+            }
+        }
+        queue.adopt(map);
+        Some(queue)
+    }
+
+    /// Re-makes the view of the ring after a change of the memory map. A ring that is not mapped just waits.
+    pub fn adopt(&mut self, map: &Arc<MemoryMap>) {
+        let access = Access { read: true, write: false };
+        let ring = Window::new(map, Iova(self.base), self.size as usize * ENTRY_BYTES, access);
+        self.fault = ring.as_ref().err().copied();
+        self.ring = ring.ok();
+    }
+
+    /// Why the ring cannot be read now, if it cannot.
+    #[must_use]
+    pub fn fault(&self) -> Option<Fault> {
+        self.fault
+    }
+
+    /// The identifier.
+    #[must_use]
+    pub fn sqid(&self) -> u16 {
+        self.sqid
+    }
+
+    /// The completion queue its answers go to.
+    #[must_use]
+    pub fn cqid(&self) -> u16 {
+        self.cqid
+    }
+
+    /// Next entry to accept.
+    #[must_use]
+    #[inline]
+    pub fn head(&self) -> u32 {
+        self.head
+    }
+
+    /// Slots without a command.
+    #[must_use]
+    #[inline]
+    pub fn free_slots(&self) -> u32 {
+        self.free_count
+    }
+
+    /// Commands accepted and unanswered.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        SLOTS_MAX - self.free_count as usize
+    }
+
+    /// Takes note of the tail doorbell's value.
+    #[inline]
+    pub fn look(&mut self, tail: u32) -> Look {
+        if tail == self.tail {
+            return Look::Waiting(self.waiting());
+        }
+        if tail >= self.size {
+            if self.rejected == tail {
+                return Look::Waiting(self.waiting());
+            }
+            self.rejected = tail;
+            return Look::Invalid;
+        }
+        self.tail = tail;
+        Look::Waiting(self.waiting())
+    }
+
+    /// Entries between head and the last good tail. Zero while the ring is not mapped.
+    #[must_use]
+    #[inline]
+    pub fn waiting(&self) -> u32 {
+        if self.ring.is_none() {
+            return 0;
+        }
+        if self.tail >= self.head { self.tail - self.head } else { self.tail + self.size - self.head }
+    }
+
+    /// Starts to fetch the entry `ahead` of the head into the cache.
+    #[inline]
+    pub fn prefetch(&self, ahead: u32) {
+        if let Some(ring) = &self.ring {
+            ring.prefetch(self.position(ahead) as usize * ENTRY_BYTES);
+        }
+    }
+
+    /// Copies the entry `ahead` of the head, once, into private memory. It is the caller's to accept or to leave.
+    /// Only for `ahead` < [`SubmissionQueue::waiting`].
+    #[inline]
+    pub fn fetch(&mut self, ahead: u32) -> Option<Command> {
+        let ring = self.ring.as_ref()?;
+        match ring.read(self.position(ahead) as usize * ENTRY_BYTES) {
+            Ok(command) => Some(command),
+            Err(fault) => {
+                self.fault = Some(fault);
+                None
+            }
+        }
+    }
+
+    /// Accepts the entry at the head, of which `command` is the private copy, if a slot and a completion queue entry
+    /// can be had for it. ACCEPT of the protocol: copy, then slot word, then head.
+    #[inline]
+    pub fn accept(
+        &mut self,
+        region: &ControllerRegion,
+        cq: &mut CompletionQueue,
+        command: &Command,
+    ) -> Option<Accepted> {
+        let queue = usize::from(self.sqid);
+        let count = self.free_count.checked_sub(1)?;
+        let slot = u16::from(*self.free.get(count as usize)?);
+        let (record, place) = (region.sqs.get(queue)?, region.slots.get(queue)?.get(usize::from(slot))?);
+        if !cq.reserve() {
+            return None;
+        }
+        self.free_count = count;
+        let words: [u64; 8] = zerocopy::transmute!(*command);
+        for (at, word) in place.command.iter().zip(words) {
+            put64(at, word);
+        }
+        let seq = self.seq;
+        publish64(&place.word, slot_word(seq, self.head, SLOT_ACCEPTED));
+        self.head = self.position(1);
+        self.seq = seq.wrapping_add(1);
+        publish64(&record.head_seq, head_seq(self.head, self.seq));
+        Some(Accepted { sqid: self.sqid, slot, cid: command.cid(), seq })
+    }
+
+    /// The private copy in the slot of an accepted command.
+    #[must_use]
+    pub fn command(&self, region: &ControllerRegion, slot: u16) -> Option<Command> {
+        Some(command_in(region.slots.get(usize::from(self.sqid))?.get(usize::from(slot))?))
+    }
+
+    /// Takes up a command that a predecessor accepted ([`conclude`](super::conclude) found it). Its completion queue entry is
+    /// reserved again. `None`: not an accepted command, or no entry.
+    pub fn resume(
+        &mut self,
+        region: &ControllerRegion,
+        cq: &mut CompletionQueue,
+        slot: u16,
+    ) -> Option<(Command, Accepted)> {
+        let place = region.slots.get(usize::from(self.sqid))?.get(usize::from(slot))?;
+        if state_of(place) != SLOT_ACCEPTED || !cq.reserve() {
+            return None;
+        }
+        let command = command_in(place);
+        let seq = seq_of(place.word.load(Ordering::Acquire));
+        Some((command, Accepted { sqid: self.sqid, slot, cid: command.cid(), seq }))
+    }
+
+    /// Gives a command up without an answer: the queue goes away (reset, deletion).
+    pub fn abandon(&mut self, region: &ControllerRegion, accepted: Accepted) {
+        self.release(region, accepted.slot);
+        accepted.spend();
+    }
+
+    /// Lets go of a permit but leaves the command accepted in the region, for the next owner of the queue.
+    pub fn leave(accepted: Accepted) {
+        accepted.spend();
+    }
+
+    /// RETIRE of the protocol: the slot is free.
+    #[inline]
+    pub(super) fn retire(&mut self, place: &Slot, slot: u16) {
+        publish64(&place.word, SLOT_FREE);
+        self.give_back(slot);
+    }
+
+    /// As [`SubmissionQueue::retire`], by index. For entries that were written later than posted.
+    pub fn release(&mut self, region: &ControllerRegion, slot: u16) {
+        if let Some(place) = region.slots.get(usize::from(self.sqid)).and_then(|s| s.get(usize::from(slot))) {
+            self.retire(place, slot);
+        }
+    }
+
+    #[inline]
+    fn give_back(&mut self, slot: u16) {
+        let [low, _] = slot.to_le_bytes();
+        if let Some(place) = self.free.get_mut(self.free_count as usize) {
+            *place = low;
+            self.free_count += 1;
+        }
+    }
+
+    #[inline]
+    fn position(&self, ahead: u32) -> u32 {
+        let position = self.head + ahead;
+        if position >= self.size { position - self.size } else { position }
+    }
+}
+
+/// The word of a slot (see [`Slot`]).
+#[inline]
+pub(super) fn slot_word(seq: u32, position: u32, state: u64) -> u64 {
+    u64::from(seq) << 32 | u64::from(position & 0xffff) << 16 | state
+}
+
+pub(super) fn seq_of(word: u64) -> u32 {
+    u32::try_from(word >> 32).unwrap_or(0)
+}
+
+pub(super) fn position_of(word: u64) -> u32 {
+    u32::try_from(word >> 16 & 0xffff).unwrap_or(0)
+}
+
+/// The state of a slot; anything that is no state counts as free.
+pub(super) fn state_of(slot: &Slot) -> u64 {
+    match slot.word.load(Ordering::Acquire) & 3 {
+        SLOT_ACCEPTED => SLOT_ACCEPTED,
+        SLOT_POSTING => SLOT_POSTING,
+        _ => SLOT_FREE,
+    }
+}
+
+pub(super) fn command_in(slot: &Slot) -> Command {
+    let words: [u64; 8] = core::array::from_fn(|i| slot.command[i].load(Ordering::Relaxed));
+    zerocopy::transmute!(words)
+}
+
+/// The head word of a submission queue's record.
+#[inline]
+pub(super) fn head_seq(head: u32, seq: u32) -> u64 {
+    u64::from(head) | u64::from(seq) << 32
+}

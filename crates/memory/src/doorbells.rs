@@ -1,4 +1,7 @@
 //! The page a guest rings its doorbells in, with no exit.
+//!
+//! The page lies at the same offset in its memfd as in BAR0, as sparse-mmap clients compute it; what is before it in the
+//! memfd (where BAR0 has its trapped registers) is never used.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 use zerocopy::FromBytes;
@@ -7,7 +10,10 @@ use zerocopy::FromBytes;
 /// 2y + 1 the head doorbell of completion queue y. Little-endian, as the guest stores them.
 #[derive(FromBytes)]
 #[repr(C, align(4096))]
-pub struct DoorbellPage(pub [AtomicU32; 1024]);
+pub struct DoorbellPage {
+    _registers: [AtomicU32; 1024],
+    words: [AtomicU32; 1024],
+}
 
 impl DoorbellPage {
     /// Submission queue tail as the guest stored it. A queue beyond the page reads 0.
@@ -27,7 +33,7 @@ impl DoorbellPage {
     /// Stores word `index`; one beyond the page is ignored.
     #[inline]
     pub fn store(&self, index: usize, value: u32) {
-        if let Some(word) = self.0.get(index) {
+        if let Some(word) = self.words.get(index) {
             word.store(value.to_le(), Ordering::Release);
         }
     }
@@ -36,6 +42,6 @@ impl DoorbellPage {
     #[inline]
     #[must_use]
     pub fn load(&self, index: usize) -> u32 {
-        self.0.get(index).map_or(0, |word| u32::from_le(word.load(Ordering::Acquire)))
+        self.words.get(index).map_or(0, |word| u32::from_le(word.load(Ordering::Acquire)))
     }
 }

@@ -12,7 +12,7 @@
 //! descriptor, by DMA_READ and DMA_WRITE messages over the same socket.
 //!
 //! Not implemented: twin-socket mode, ioeventfds (GET_REGION_IO_FDS answers an empty list), device features and the
-//! migration messages (answered `EOPNOTSUPP`), big-endian hosts.
+//! migration messages (answered with `ENOTTY` and `EOPNOTSUPP`).
 
 mod capabilities;
 pub mod device;

@@ -2,13 +2,11 @@
 
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use spec::vfio_user::{VERSION_MAJOR, VERSION_MINOR, Version};
+use zerocopy::IntoBytes;
 
 use super::frame::{DATA_BYTES_MAX, FDS_MAX};
 
-/// The one major version there is.
-const MAJOR: u16 = 0;
-/// The newest minor version known.
-const MINOR: u16 = 1;
 /// Every page size from 4 KiB up.
 const PAGE_SIZES: u64 = !0xFFF;
 
@@ -54,7 +52,7 @@ pub(crate) fn negotiate(
     data: &[u8],
     dma_maps_max: usize,
 ) -> Result<(Negotiated, Vec<u8>), Errno> {
-    if major != MAJOR {
+    if major != VERSION_MAJOR {
         return Err(Errno::PROTONOSUPPORT);
     }
     let theirs = if data.is_empty() {
@@ -82,8 +80,7 @@ pub(crate) fn negotiate(
         write_multiple: theirs.write_multiple,
     };
     let mut payload = Vec::with_capacity(256);
-    payload.extend_from_slice(&MAJOR.to_le_bytes());
-    payload.extend_from_slice(&minor.min(MINOR).to_le_bytes());
+    payload.extend_from_slice(Version { major, minor: minor.min(VERSION_MINOR) }.as_bytes());
     serde_json::to_writer(&mut payload, &VersionData { capabilities: ours }).map_err(|_| Errno::NOMEM)?;
     payload.push(0);
     Ok((negotiated, payload))

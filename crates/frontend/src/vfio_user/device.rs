@@ -5,27 +5,12 @@ use std::sync::Arc;
 
 pub use rustix::io::Errno;
 
-/// Region indices of a PCI device (`<linux/vfio.h>`, `VFIO_PCI_*_REGION_INDEX`).
-pub const PCI_CONFIG_REGION: u32 = 7;
-/// How many regions a PCI device reports: six BARs, ROM, config space, VGA (`VFIO_PCI_NUM_REGIONS`).
-pub const PCI_REGIONS: u32 = 9;
-/// Interrupt index of INTx (`VFIO_PCI_INTX_IRQ_INDEX`).
-pub const PCI_INTX_IRQ: u32 = 0;
-/// Interrupt index of MSI (`VFIO_PCI_MSI_IRQ_INDEX`).
-pub const PCI_MSI_IRQ: u32 = 1;
-/// Interrupt index of MSI-X (`VFIO_PCI_MSIX_IRQ_INDEX`).
-pub const PCI_MSIX_IRQ: u32 = 2;
-/// Interrupt index of the error event (`VFIO_PCI_ERR_IRQ_INDEX`).
-pub const PCI_ERR_IRQ: u32 = 3;
-/// Interrupt index of the unplug request (`VFIO_PCI_REQ_IRQ_INDEX`).
-pub const PCI_REQ_IRQ: u32 = 4;
-/// How many interrupt indices a PCI device reports (`VFIO_PCI_NUM_IRQS`).
-pub const PCI_IRQS: u32 = 5;
+pub use spec::vfio_user::{IrqIndex, PCI_IRQS, PCI_REGIONS, RegionIndex};
 
 /// The device behind a session: the engine implements it.
 ///
-/// The session's duty: every region access lies inside a region of [`Device::info`] and is allowed by its flags (it may
-/// have any size, zero included, and any alignment); every interrupt range lies inside its index; DMA maps never wrap and
+/// The session's duty: every region access lies inside a region of [`Device::info`] and is allowed by its flags (it has
+/// at least one byte, and any size and alignment); every interrupt range lies inside its index; DMA maps never wrap and
 /// never overlap, and an unmap names exactly one of them or all. The device's duty: a call may block, and must end within
 /// the time a client waits (QEMU: 5 s). Calls of one session come one at a time, in the order of the client's messages.
 /// When a session ends, the device hears nothing: whoever called [`super::serve`] then unmaps and drops interrupts.

@@ -9,11 +9,14 @@
 use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
+use spec::vfio_user as wire;
+use spec::vfio_user::{HeaderFlags, IrqSetFlags, MessageType};
+use zerocopy::{FromBytes, Immutable, KnownLayout, transmute};
 
 use super::device::{Access, DmaMap, DmaUnmap, IrqAction};
 
-/// Bytes of the header every message begins with.
-pub const HEADER_BYTES: usize = 16;
+pub use spec::vfio_user::{CommandId, HEADER_BYTES};
+
 /// The most data one message carries; also what we announce as `max_data_xfer_size`.
 pub const DATA_BYTES_MAX: usize = 1 << 20;
 /// The longest message taken: header, the fields of a region write or DMA reply, data.
@@ -22,33 +25,6 @@ pub const MESSAGE_BYTES_MAX: usize = HEADER_BYTES + 16 + DATA_BYTES_MAX;
 pub const FDS_MAX: usize = 16;
 /// The longest version data (the JSON text) taken.
 pub const VERSION_DATA_BYTES_MAX: usize = 16 << 10;
-
-const TYPE_MASK: u32 = 0xF;
-const TYPE_REPLY: u32 = 1;
-const NO_REPLY: u32 = 1 << 4;
-const ERROR: u32 = 1 << 5;
-
-/// Command numbers (vfio-user.rst, "Commands").
-pub mod command {
-    #![expect(missing_docs, reason = "the names are the protocol's own")]
-    pub const VERSION: u16 = 1;
-    pub const DMA_MAP: u16 = 2;
-    pub const DMA_UNMAP: u16 = 3;
-    pub const DEVICE_GET_INFO: u16 = 4;
-    pub const DEVICE_GET_REGION_INFO: u16 = 5;
-    pub const DEVICE_GET_REGION_IO_FDS: u16 = 6;
-    pub const DEVICE_GET_IRQ_INFO: u16 = 7;
-    pub const DEVICE_SET_IRQS: u16 = 8;
-    pub const REGION_READ: u16 = 9;
-    pub const REGION_WRITE: u16 = 10;
-    pub const DMA_READ: u16 = 11;
-    pub const DMA_WRITE: u16 = 12;
-    pub const DEVICE_RESET: u16 = 13;
-    pub const REGION_WRITE_MULTI: u16 = 15;
-    pub const DEVICE_FEATURE: u16 = 16;
-    pub const MIG_DATA_READ: u16 = 17;
-    pub const MIG_DATA_WRITE: u16 = 18;
-}
 
 /// Why the stream can no longer be followed; the session ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -67,11 +43,11 @@ pub struct Header {
     /// The sender's own number of the message, echoed in the reply.
     pub id: u16,
     /// The command, perhaps unknown.
-    pub command: u16,
+    pub command: CommandId,
     /// Bytes that follow the header, at most [`MESSAGE_BYTES_MAX`] - [`HEADER_BYTES`].
     pub payload_bytes: usize,
     /// The flags as they came.
-    pub flags: u32,
+    pub flags: HeaderFlags,
     /// The errno of an error reply.
     pub errno: u32,
 }
@@ -79,39 +55,35 @@ pub struct Header {
 impl Header {
     /// Reads a header; an error means that the next message cannot be found.
     pub fn parse(bytes: &[u8; HEADER_BYTES]) -> Result<Self, BrokenStream> {
-        let mut fields = Fields(bytes);
-        // The five reads are within 16 bytes; the default is never used.
-        let (id, command) = (fields.u16().unwrap_or(0), fields.u16().unwrap_or(0));
-        let size = fields.u32().unwrap_or(0);
-        let (flags, errno) = (fields.u32().unwrap_or(0), fields.u32().unwrap_or(0));
+        let wire::Header { id, command, size, flags, errno } = transmute!(*bytes);
         let message_bytes = usize::try_from(size).map_err(|_| BrokenStream::TooLong(size))?;
         if message_bytes > MESSAGE_BYTES_MAX {
             return Err(BrokenStream::TooLong(size));
         }
         let payload_bytes = message_bytes.checked_sub(HEADER_BYTES).ok_or(BrokenStream::TooShort(size))?;
-        Ok(Self { id, command, payload_bytes, flags, errno })
+        Ok(Self { id, command: CommandId(command), payload_bytes, flags, errno })
     }
 
     /// It answers one of our own commands.
     pub fn is_reply(&self) -> bool {
-        self.flags & TYPE_MASK == TYPE_REPLY
+        self.flags.message_type() == MessageType::Reply
     }
 
     /// It is a reply that reports a failure.
     pub fn is_error(&self) -> bool {
-        self.flags & ERROR != 0
+        self.flags.contains(HeaderFlags::ERROR)
     }
 
     /// The sender wants no reply.
     pub fn no_reply(&self) -> bool {
-        !self.is_reply() && self.flags & NO_REPLY != 0
+        !self.is_reply() && self.flags.contains(HeaderFlags::NO_REPLY)
     }
 }
 
 /// The 16 bytes before the payload of a message we send.
 pub(crate) struct OutgoingHeader {
     pub(crate) id: u16,
-    pub(crate) command: u16,
+    pub(crate) command: CommandId,
     pub(crate) payload_bytes: usize,
     pub(crate) kind: Outgoing,
 }
@@ -127,19 +99,15 @@ pub(crate) enum Outgoing {
 impl OutgoingHeader {
     pub(crate) fn encode(&self) -> [u8; HEADER_BYTES] {
         let (flags, errno) = match self.kind {
-            Outgoing::Command => (0, 0),
-            Outgoing::Reply => (TYPE_REPLY, 0),
-            Outgoing::Error(errno) => (TYPE_REPLY | ERROR, errno.raw_os_error().unsigned_abs()),
+            Outgoing::Command => (HeaderFlags::empty(), 0),
+            Outgoing::Reply => (HeaderFlags::REPLY, 0),
+            Outgoing::Error(errno) => {
+                (HeaderFlags::REPLY | HeaderFlags::ERROR, errno.raw_os_error().unsigned_abs())
+            }
         };
         // Nothing we build comes near 4 GiB: region reads and DMA writes are cut at DATA_BYTES_MAX.
         let size = u32::try_from(HEADER_BYTES + self.payload_bytes).unwrap_or(u32::MAX);
-        let mut bytes = [0; HEADER_BYTES];
-        bytes[0..2].copy_from_slice(&self.id.to_le_bytes());
-        bytes[2..4].copy_from_slice(&self.command.to_le_bytes());
-        bytes[4..8].copy_from_slice(&size.to_le_bytes());
-        bytes[8..12].copy_from_slice(&u32::to_le_bytes(flags));
-        bytes[12..16].copy_from_slice(&errno.to_le_bytes());
-        bytes
+        transmute!(wire::Header { id: self.id, command: self.command.0, size, flags, errno })
     }
 }
 
@@ -201,14 +169,14 @@ pub enum Request<'a> {
     /// Get, set or probe a feature.
     DeviceFeature {
         /// Feature index and method bits as they came.
-        flags: u32,
+        flags: wire::DeviceFeatureFlags,
     },
     /// Read migration data.
     MigDataRead,
     /// Write migration data.
     MigDataWrite,
     /// A command this server does not know, or one that only a server sends.
-    Unknown(u16),
+    Unknown(CommandId),
 }
 
 /// Part of a region, not yet checked against the device; at most [`DATA_BYTES_MAX`] long.
@@ -267,86 +235,100 @@ pub enum SetIrqsData<'a> {
 
 /// Turns a command message into a request; an error is what the reply says. `fds` not needed are closed.
 pub fn parse<'a>(header: &Header, payload: &'a [u8], fds: Vec<OwnedFd>) -> Result<Request<'a>, Errno> {
-    if header.flags & !NO_REPLY != 0 || payload.len() != header.payload_bytes {
+    if !HeaderFlags::NO_REPLY.contains(header.flags) || payload.len() != header.payload_bytes {
         return Err(Errno::INVAL);
     }
     check_fd_count(header.command, fds.len())?;
-    let mut fields = Fields(payload);
     match header.command {
-        command::VERSION => version(fields),
-        command::DMA_MAP => dma_map(fields, fds),
-        command::DMA_UNMAP => dma_unmap(payload),
-        command::DEVICE_GET_INFO => argsz(&mut fields, 16, 16).map(|_| Request::DeviceGetInfo),
-        command::DEVICE_GET_REGION_INFO => region_info(fields),
-        command::DEVICE_GET_REGION_IO_FDS => {
-            argsz(&mut fields, 16, 16)?;
-            let _flags = fields.u32()?;
-            Ok(Request::RegionIoFds { index: fields.u32()? })
+        CommandId::Version => version(payload),
+        CommandId::DmaMap => dma_map(payload, fds),
+        CommandId::DmaUnmap => dma_unmap(payload),
+        CommandId::DeviceGetInfo => {
+            let (info, _) = take::<wire::DeviceInfo>(payload)?;
+            room::<wire::DeviceInfo>(info.argsz)?;
+            Ok(Request::DeviceGetInfo)
         }
-        command::DEVICE_GET_IRQ_INFO => {
-            argsz(&mut fields, 16, 16)?;
-            let _flags = fields.u32()?;
-            Ok(Request::IrqInfo { index: fields.u32()? })
+        CommandId::DeviceGetRegionInfo => {
+            let (info, _) = take::<wire::RegionInfo>(payload)?;
+            room::<wire::RegionInfo>(info.argsz)?;
+            Ok(Request::RegionInfo { index: info.index, argsz: info.argsz })
         }
-        command::DEVICE_SET_IRQS => set_irqs(fields, fds),
-        command::REGION_READ => {
-            let range = region_range(&mut fields, DATA_BYTES_MAX)?;
-            fields.end()?;
-            Ok(Request::RegionRead(range))
+        CommandId::DeviceGetRegionIoFds => {
+            let (info, _) = take::<wire::RegionIoFds>(payload)?;
+            room::<wire::RegionIoFds>(info.argsz)?;
+            Ok(Request::RegionIoFds { index: info.index })
         }
-        command::REGION_WRITE => {
-            let range = region_range(&mut fields, DATA_BYTES_MAX)?;
-            let count = usize::try_from(range.count).map_err(|_| Errno::INVAL)?;
-            let data = fields.bytes(count)?;
-            fields.end()?;
+        CommandId::DeviceGetIrqInfo => {
+            let (info, _) = take::<wire::IrqInfo>(payload)?;
+            room::<wire::IrqInfo>(info.argsz)?;
+            Ok(Request::IrqInfo { index: info.index })
+        }
+        CommandId::DeviceSetIrqs => set_irqs(payload, fds),
+        CommandId::RegionRead => {
+            let (access, rest) = take::<wire::RegionAccess>(payload)?;
+            nothing(rest)?;
+            Ok(Request::RegionRead(region_range(access, DATA_BYTES_MAX)?))
+        }
+        CommandId::RegionWrite => {
+            let (access, data) = take::<wire::RegionAccess>(payload)?;
+            let range = region_range(access, DATA_BYTES_MAX)?;
+            if usize::try_from(range.count) != Ok(data.len()) {
+                return Err(Errno::INVAL);
+            }
             Ok(Request::RegionWrite { range, data })
         }
-        command::REGION_WRITE_MULTI => region_write_multi(fields),
-        command::DEVICE_RESET => fields.end().map(|()| Request::Reset),
-        command::DEVICE_FEATURE => {
-            argsz(&mut fields, 8, 8)?;
-            Ok(Request::DeviceFeature { flags: fields.u32()? })
+        CommandId::RegionWriteMulti => region_write_multi(payload),
+        CommandId::DeviceReset => nothing(payload).map(|()| Request::Reset),
+        CommandId::DeviceFeature => {
+            let (feature, _) = take::<wire::DeviceFeature>(payload)?;
+            room::<wire::DeviceFeature>(feature.argsz)?;
+            Ok(Request::DeviceFeature { flags: feature.flags })
         }
-        command::MIG_DATA_READ => argsz(&mut fields, 8, 8).map(|_| Request::MigDataRead),
-        command::MIG_DATA_WRITE => argsz(&mut fields, 8, 8).map(|_| Request::MigDataWrite),
+        CommandId::MigDataRead => take::<wire::MigData>(payload).map(|_| Request::MigDataRead),
+        CommandId::MigDataWrite => take::<wire::MigData>(payload).map(|_| Request::MigDataWrite),
         unknown => Ok(Request::Unknown(unknown)),
     }
 }
 
-fn check_fd_count(command: u16, count: usize) -> Result<(), Errno> {
+fn check_fd_count(command: CommandId, count: usize) -> Result<(), Errno> {
     let most = match command {
         // SPDK's driver sends the region's descriptor with its unmap, too.
-        command::DMA_MAP | command::DMA_UNMAP => 1,
-        command::DEVICE_SET_IRQS => FDS_MAX,
+        CommandId::DmaMap | CommandId::DmaUnmap => 1,
+        CommandId::DeviceSetIrqs => FDS_MAX,
         _ => 0,
     };
     if count > most { Err(Errno::INVAL) } else { Ok(()) }
 }
 
-/// Checks that the structure is there whole and that `argsz`, its first field, is at least `least`.
-fn argsz(fields: &mut Fields<'_>, structure_bytes: usize, least: u32) -> Result<u32, Errno> {
-    if fields.0.len() < structure_bytes {
-        return Err(Errno::INVAL);
-    }
-    let argsz = fields.u32()?;
-    if argsz < least { Err(Errno::INVAL) } else { Ok(argsz) }
+/// The structure at the front and what follows it.
+fn take<T: FromBytes + KnownLayout + Immutable>(payload: &[u8]) -> Result<(T, &[u8]), Errno> {
+    T::read_from_prefix(payload).map_err(|_| Errno::INVAL)
 }
 
-fn version(mut fields: Fields<'_>) -> Result<Request<'_>, Errno> {
-    let (major, minor) = (fields.u16()?, fields.u16()?);
-    if fields.0.len() > VERSION_DATA_BYTES_MAX {
+/// The `argsz` of a request is at least its structure's size (vfio-user.rst, "Message sizes").
+fn room<T>(argsz: u32) -> Result<(), Errno> {
+    if usize::try_from(argsz).is_ok_and(|argsz| argsz >= size_of::<T>()) { Ok(()) } else { Err(Errno::INVAL) }
+}
+
+fn nothing(rest: &[u8]) -> Result<(), Errno> {
+    if rest.is_empty() { Ok(()) } else { Err(Errno::INVAL) }
+}
+
+fn version(payload: &[u8]) -> Result<Request<'_>, Errno> {
+    let (wire::Version { major, minor }, data) = take(payload)?;
+    if data.len() > VERSION_DATA_BYTES_MAX {
         return Err(Errno::INVAL);
     }
     // A client that forgets the NUL means the same.
-    let end = fields.0.iter().position(|&byte| byte == 0).unwrap_or(fields.0.len());
-    Ok(Request::Version { major, minor, data: fields.bytes(end)? })
+    let data = data.split(|&byte| byte == 0).next().unwrap_or(&[]);
+    Ok(Request::Version { major, minor, data })
 }
 
-fn dma_map(mut fields: Fields<'_>, fds: Vec<OwnedFd>) -> Result<Request<'_>, Errno> {
-    argsz(&mut fields, 32, 32)?;
-    let flags = fields.u32()?;
-    let (offset, iova, size) = (fields.u64()?, fields.u64()?, fields.u64()?);
-    if flags & !0b11 != 0 || size == 0 {
+fn dma_map(payload: &[u8], fds: Vec<OwnedFd>) -> Result<Request<'_>, Errno> {
+    let (wire::DmaMap { argsz, flags, offset, address: iova, size }, _) = take(payload)?;
+    room::<wire::DmaMap>(argsz)?;
+    let known = wire::DmaMapFlags::READ | wire::DmaMapFlags::WRITE;
+    if !known.contains(flags) || size == 0 {
         return Err(Errno::INVAL);
     }
     // The last byte must have an address; the end itself may be 2^64.
@@ -359,56 +341,55 @@ fn dma_map(mut fields: Fields<'_>, fds: Vec<OwnedFd>) -> Result<Request<'_>, Err
         }
         None => None,
     };
-    let access = Access { read: flags & 1 != 0, write: flags & 2 != 0 };
-    Ok(Request::DmaMap(DmaMap { iova, size, access, backing }))
+    let (read, write) = (flags.contains(wire::DmaMapFlags::READ), flags.contains(wire::DmaMapFlags::WRITE));
+    Ok(Request::DmaMap(DmaMap { iova, size, access: Access { read, write }, backing }))
 }
 
-/// `VFIO_DMA_UNMAP_FLAG_ALL` of `<linux/vfio.h>`; QEMU sends it, vfio-user.rst calls the flags unused.
-const UNMAP_ALL: u32 = 1 << 1;
-
+/// vfio-user.rst calls the flags unused, QEMU sends `VFIO_DMA_UNMAP_FLAG_ALL` of `<linux/vfio.h>`.
 fn dma_unmap(payload: &[u8]) -> Result<Request<'_>, Errno> {
-    let mut fields = Fields(payload);
-    argsz(&mut fields, 24, 24)?;
-    let flags = fields.u32()?;
-    let (iova, size) = (fields.u64()?, fields.u64()?);
-    let unmap = match flags {
-        0 if size > 0 => DmaUnmap::Range { iova, size },
-        UNMAP_ALL if iova == 0 && size == 0 => DmaUnmap::All,
-        _ => return Err(Errno::INVAL),
+    let (wire::DmaUnmap { argsz, flags, address: iova, size }, _) = take(payload)?;
+    room::<wire::DmaUnmap>(argsz)?;
+    let unmap = if flags.is_empty() && size > 0 {
+        DmaUnmap::Range { iova, size }
+    } else if flags == wire::DmaUnmapFlags::ALL && iova == 0 && size == 0 {
+        DmaUnmap::All
+    } else {
+        return Err(Errno::INVAL);
     };
-    Ok(Request::DmaUnmap { unmap, entry: Fields(payload).bytes(24)? })
+    let entry = payload.get(..size_of::<wire::DmaUnmap>()).ok_or(Errno::INVAL)?;
+    Ok(Request::DmaUnmap { unmap, entry })
 }
 
-fn region_info(mut fields: Fields<'_>) -> Result<Request<'_>, Errno> {
-    let argsz = argsz(&mut fields, 32, 32)?;
-    let _flags = fields.u32()?;
-    Ok(Request::RegionInfo { index: fields.u32()?, argsz })
-}
-
-fn set_irqs(mut fields: Fields<'_>, fds: Vec<OwnedFd>) -> Result<Request<'_>, Errno> {
-    let argsz = argsz(&mut fields, 20, 20)?;
-    let flags = fields.u32()?;
-    let (index, start, count) = (fields.u32()?, fields.u32()?, fields.u32()?);
-    let action = match flags >> 3 {
-        0b001 => IrqAction::Mask,
-        0b010 => IrqAction::Unmask,
-        0b100 => IrqAction::Trigger,
-        _ => return Err(Errno::INVAL),
+fn set_irqs(payload: &[u8], fds: Vec<OwnedFd>) -> Result<Request<'_>, Errno> {
+    let (wire::IrqSet { argsz, flags, index, start, count }, bools) = take(payload)?;
+    room::<wire::IrqSet>(argsz)?;
+    let kind = flags.intersection(IrqSetFlags::DATA_MASK);
+    let action = flags.difference(IrqSetFlags::DATA_MASK);
+    let action = if action == IrqSetFlags::ACTION_MASK {
+        IrqAction::Mask
+    } else if action == IrqSetFlags::ACTION_UNMASK {
+        IrqAction::Unmask
+    } else if action == IrqSetFlags::ACTION_TRIGGER {
+        IrqAction::Trigger
+    } else {
+        return Err(Errno::INVAL);
     };
     let wanted = usize::try_from(count).map_err(|_| Errno::INVAL)?;
-    if flags & 0b111 != 0b100 && !fds.is_empty() {
+    if kind != IrqSetFlags::DATA_EVENTFD && !fds.is_empty() {
         return Err(Errno::INVAL);
     }
-    let data = match flags & 0b111 {
-        0b001 => SetIrqsData::None,
-        0b010 => {
-            if u64::from(argsz) < 20 + u64::from(count) {
-                return Err(Errno::INVAL);
-            }
-            SetIrqsData::Bool(fields.bytes(wanted)?)
+    let data = if kind == IrqSetFlags::DATA_NONE {
+        SetIrqsData::None
+    } else if kind == IrqSetFlags::DATA_BOOL {
+        let argsz = u64::from(argsz);
+        if argsz < size_of::<wire::IrqSet>() as u64 + u64::from(count) {
+            return Err(Errno::INVAL);
         }
-        0b100 if fds.is_empty() || fds.len() == wanted => SetIrqsData::Eventfd(fds),
-        _ => return Err(Errno::INVAL),
+        SetIrqsData::Bool(bools.get(..wanted).ok_or(Errno::INVAL)?)
+    } else if kind == IrqSetFlags::DATA_EVENTFD && (fds.is_empty() || fds.len() == wanted) {
+        SetIrqsData::Eventfd(fds)
+    } else {
+        return Err(Errno::INVAL);
     };
     let disable_all = start == 0 && action == IrqAction::Trigger && matches!(data, SetIrqsData::None);
     if count == 0 && !disable_all {
@@ -417,57 +398,27 @@ fn set_irqs(mut fields: Fields<'_>, fds: Vec<OwnedFd>) -> Result<Request<'_>, Er
     Ok(Request::SetIrqs(SetIrqsRequest { index, start, count, action, data }))
 }
 
-fn region_range(fields: &mut Fields<'_>, count_max: usize) -> Result<RegionRange, Errno> {
-    let (offset, region, count) = (fields.u64()?, fields.u32()?, fields.u32()?);
+fn region_range(access: wire::RegionAccess, count_max: usize) -> Result<RegionRange, Errno> {
+    let wire::RegionAccess { offset, region, count } = access;
     if usize::try_from(count).map_or(true, |count| count > count_max) {
         return Err(Errno::INVAL);
     }
     Ok(RegionRange { offset, region, count })
 }
 
-fn region_write_multi(mut fields: Fields<'_>) -> Result<Request<'_>, Errno> {
-    let count = usize::try_from(fields.u64()?).map_err(|_| Errno::INVAL)?;
+fn region_write_multi(payload: &[u8]) -> Result<Request<'_>, Errno> {
+    let (wire::RegionWriteMulti { wr_cnt }, mut rest) = take(payload)?;
     // The payload is bounded, so the count is, before anything is set aside for it.
-    if count.checked_mul(24) != Some(fields.0.len()) {
+    let count = usize::try_from(wr_cnt).map_err(|_| Errno::INVAL)?;
+    if count.checked_mul(size_of::<wire::RegionWriteOne>()) != Some(rest.len()) {
         return Err(Errno::INVAL);
     }
     let mut writes = Vec::with_capacity(count);
     for _ in 0..count {
-        let range = region_range(&mut fields, 8)?;
-        writes.push(SmallWrite { range, data: fields.u64()?.to_le_bytes() });
+        let one: wire::RegionWriteOne;
+        (one, rest) = take(rest)?;
+        let access = wire::RegionAccess { offset: one.offset, region: one.region, count: one.count };
+        writes.push(SmallWrite { range: region_range(access, one.data.len())?, data: one.data });
     }
     Ok(Request::RegionWriteMulti(writes))
-}
-
-/// Takes little-endian fields off the front; a message that ends too early is `EINVAL`.
-pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);
-
-impl<'a> Fields<'a> {
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Errno> {
-        let (first, rest) = self.0.split_first_chunk::<N>().ok_or(Errno::INVAL)?;
-        self.0 = rest;
-        Ok(*first)
-    }
-
-    fn u16(&mut self) -> Result<u16, Errno> {
-        self.array().map(u16::from_le_bytes)
-    }
-
-    pub(crate) fn u32(&mut self) -> Result<u32, Errno> {
-        self.array().map(u32::from_le_bytes)
-    }
-
-    pub(crate) fn u64(&mut self) -> Result<u64, Errno> {
-        self.array().map(u64::from_le_bytes)
-    }
-
-    fn bytes(&mut self, count: usize) -> Result<&'a [u8], Errno> {
-        let (first, rest) = self.0.split_at_checked(count).ok_or(Errno::INVAL)?;
-        self.0 = rest;
-        Ok(first)
-    }
-
-    fn end(&self) -> Result<(), Errno> {
-        if self.0.is_empty() { Ok(()) } else { Err(Errno::INVAL) }
-    }
 }

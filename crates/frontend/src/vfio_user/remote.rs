@@ -5,8 +5,10 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
+use spec::vfio_user::{CommandId, DmaAccess};
+use zerocopy::{FromBytes, IntoBytes};
 
-use super::frame::{Fields, Header, Outgoing, OutgoingHeader, command};
+use super::frame::{Header, Outgoing, OutgoingHeader};
 use super::transport::Transport;
 
 /// The most commands of ours under way at a time.
@@ -60,8 +62,11 @@ impl RemoteMemory {
         let mut at = iova;
         for chunk in data.chunks_mut(chunk_bytes) {
             let bytes = chunk.len() as u64;
-            let answer = self.round_trip(command::DMA_READ, at, bytes, &[], deadline)?;
-            let copied = answer.get(16..).filter(|copied| copied.len() == chunk.len()).ok_or(Errno::PROTO)?;
+            let answer = self.round_trip(CommandId::DmaRead, at, bytes, &[], deadline)?;
+            let copied = answer
+                .get(size_of::<DmaAccess>()..)
+                .filter(|copied| copied.len() == chunk.len())
+                .ok_or(Errno::PROTO)?;
             chunk.copy_from_slice(copied);
             at = at.wrapping_add(bytes);
         }
@@ -74,7 +79,7 @@ impl RemoteMemory {
         let mut at = iova;
         for chunk in data.chunks(chunk_bytes) {
             let bytes = chunk.len() as u64;
-            self.round_trip(command::DMA_WRITE, at, bytes, chunk, deadline)?;
+            self.round_trip(CommandId::DmaWrite, at, bytes, chunk, deadline)?;
             at = at.wrapping_add(bytes);
         }
         Ok(())
@@ -116,18 +121,17 @@ impl RemoteMemory {
     /// Sends one command and waits for its reply's payload, whose address and count have been checked.
     fn round_trip(
         &self,
-        command: u16,
+        command: CommandId,
         iova: u64,
         count: u64,
         data: &[u8],
         deadline: Instant,
     ) -> Result<Vec<u8>, Errno> {
         let place = self.place(deadline)?;
-        let payload_bytes = 16 + data.len();
+        let payload_bytes = size_of::<DmaAccess>() + data.len();
         let head = OutgoingHeader { id: place.id, command, payload_bytes, kind: Outgoing::Command };
         let mut message = head.encode().to_vec();
-        message.extend_from_slice(&iova.to_le_bytes());
-        message.extend_from_slice(&count.to_le_bytes());
+        message.extend_from_slice(DmaAccess { address: iova, count }.as_bytes());
         message.extend_from_slice(data);
         if self.0.transport.send(&message, None).is_err() {
             // Part of a message may be out: nothing after it could be understood.
@@ -203,7 +207,7 @@ impl Drop for Place<'_> {
 ///
 /// QEMU 10.1 and 10.2 have a 32-bit count, with the data where its upper half should be. That shows as a wrong count
 /// here unless the data begin with zeros, in which case the two layouts cannot be told apart.
-fn check(answer: &Answer, command: u16, iova: u64, count: u64) -> Result<(), Errno> {
+fn check(answer: &Answer, command: CommandId, iova: u64, count: u64) -> Result<(), Errno> {
     if answer.header.command != command {
         return Err(Errno::PROTO);
     }
@@ -212,12 +216,11 @@ fn check(answer: &Answer, command: u16, iova: u64, count: u64) -> Result<(), Err
         let errno = i32::try_from(answer.header.errno).ok().filter(|errno| (1..4096).contains(errno));
         return Err(errno.map_or(Errno::IO, Errno::from_raw_os_error));
     }
-    let mut fields = Fields(&answer.payload);
-    let address = fields.u64().map_err(|_| Errno::PROTO)?;
+    let (address, rest) = u64::read_from_prefix(&answer.payload).map_err(|_| Errno::PROTO)?;
     // vfio-user.rst gives the count of a DMA_WRITE reply 4 bytes, everybody sends 8.
-    let done = match fields.0.len() {
-        4 => fields.u32().map(u64::from),
-        _ => fields.u64(),
+    let done = match rest.len() {
+        4 => u32::read_from_bytes(rest).map(u64::from).ok(),
+        _ => u64::read_from_prefix(rest).map(|(count, _)| count).ok(),
     };
-    if address == iova && done == Ok(count) { Ok(()) } else { Err(Errno::PROTO) }
+    if address == iova && done == Some(count) { Ok(()) } else { Err(Errno::PROTO) }
 }

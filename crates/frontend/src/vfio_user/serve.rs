@@ -217,7 +217,7 @@ fn work(shared: &Shared, limits: &Limits, device: &mut dyn Device, end: &mut Ses
         if let Some(errno) = outcome.refused {
             end.refused += 1;
             if shared.log.allows() {
-                tracing::warn!(command = header.command, id = header.id, %errno, "command refused");
+                tracing::warn!(command = header.command.0, id = header.id, %errno, "command refused");
             }
         }
         if let Some(data_bytes_max) = session.dma_data_bytes_max() {

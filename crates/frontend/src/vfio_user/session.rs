@@ -7,9 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
+use spec::vfio_user as wire;
+use spec::vfio_user::{IrqInfoFlags, RegionFlags};
+use zerocopy::IntoBytes;
 
 use super::capabilities::{self, Negotiated};
-use super::device::{Device, DmaMap, DmaUnmap, IrqAction, IrqData, RegionInfo, SetIrqs};
+use super::device::{Device, DmaMap, DmaUnmap, IrqAction, IrqData, MmapArea, RegionInfo, SetIrqs};
 use super::frame::{
     self, HEADER_BYTES, Header, Outgoing, OutgoingHeader, RegionRange, Request, SetIrqsData, SetIrqsRequest,
     SmallWrite,
@@ -150,7 +153,12 @@ impl Session {
             }
             Request::RegionIoFds { index } => {
                 region(device, index)?;
-                Ok(Reply::new(header, &words([16, 0, index, 0])))
+                let none = wire::RegionIoFds {
+                    argsz: size_of_u32::<wire::RegionIoFds>(),
+                    index,
+                    ..Default::default()
+                };
+                Ok(Reply::new(header, none.as_bytes()))
             }
             Request::IrqInfo { index } => irq_info(header, index, device),
             Request::SetIrqs(set) => set_irqs(header, set, device),
@@ -158,9 +166,7 @@ impl Session {
             Request::RegionWrite { range, data } => {
                 check_access(device, &range, false)?;
                 write(device, &range, data)?;
-                let mut reply = Reply::with_room(header, 16);
-                push_range(&mut reply.bytes, &range);
-                Ok(reply)
+                Ok(Reply::new(header, access(&range).as_bytes()))
             }
             Request::RegionWriteMulti(_) if !negotiated.write_multiple => Err(Errno::OPNOTSUPP),
             Request::RegionWriteMulti(writes) => region_write_multi(header, &writes, device),
@@ -222,27 +228,19 @@ impl Session {
     }
 }
 
-/// `VFIO_DEVICE_FLAGS_RESET` and `VFIO_DEVICE_FLAGS_PCI`.
 fn device_info(header: &Header, device: &dyn Device) -> Reply {
     let info = device.info();
-    let flags = u32::from(info.resettable) | 1 << 1;
+    let mut flags = wire::DeviceFlags::PCI;
+    flags.set(wire::DeviceFlags::RESET, info.resettable);
     let count = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
-    Reply::new(header, &words([16, flags, count(info.regions.len()), count(info.irqs.len())]))
+    let (num_regions, num_irqs) = (count(info.regions.len()), count(info.irqs.len()));
+    let argsz = size_of_u32::<wire::DeviceInfo>();
+    Reply::new(header, wire::DeviceInfo { argsz, flags, num_regions, num_irqs }.as_bytes())
 }
 
 fn region(device: &dyn Device, index: u32) -> Result<&RegionInfo, Errno> {
     usize::try_from(index).ok().and_then(|index| device.info().regions.get(index)).ok_or(Errno::INVAL)
 }
-
-/// `VFIO_REGION_INFO_FLAG_*`.
-const REGION_READ: u32 = 1;
-const REGION_WRITE: u32 = 1 << 1;
-const REGION_MMAP: u32 = 1 << 2;
-const REGION_CAPS: u32 = 1 << 3;
-/// `struct vfio_region_info`.
-const REGION_INFO_BYTES: u32 = 32;
-/// `VFIO_REGION_INFO_CAP_SPARSE_MMAP`, version 1, last of its list.
-const SPARSE_MMAP: [u8; 8] = [1, 0, 1, 0, 0, 0, 0, 0];
 
 /// The structure, and its capability when the client has room for it. When it has not, `argsz` says what to ask for and
 /// `FLAG_CAPS` stays clear: QEMU 11.1 refuses a set flag with a `cap_offset` of 0.
@@ -256,29 +254,29 @@ fn region_info(
     let info = region(device, index)?;
     let mmap = info.mmap.as_ref().filter(|_| client_takes_fds && info.size > 0);
     let areas = mmap.map_or(&[][..], |mmap| &mmap.areas);
-    let area_count = u32::try_from(areas.len()).map_err(|_| Errno::INVAL)?;
-    let caps_bytes = if areas.is_empty() { 0 } else { 16 + 16 * area_count };
-    let with_caps = caps_bytes > 0 && argsz >= REGION_INFO_BYTES + caps_bytes;
-    let mut flags = 0;
-    for (set, flag) in [
-        (info.readable, REGION_READ),
-        (info.writable, REGION_WRITE),
-        (mmap.is_some(), REGION_MMAP),
-        (with_caps, REGION_CAPS),
-    ] {
-        flags |= if set { flag } else { 0 };
-    }
-    let cap_offset = if with_caps { REGION_INFO_BYTES } else { 0 };
-    let mut payload = words([REGION_INFO_BYTES + caps_bytes, flags, index, cap_offset]).to_vec();
-    payload.extend_from_slice(&info.size.to_le_bytes());
-    payload.extend_from_slice(&mmap.map_or(0, |mmap| mmap.offset).to_le_bytes());
+    let nr_areas = u32::try_from(areas.len()).map_err(|_| Errno::INVAL)?;
+    let structure_bytes = size_of_u32::<wire::RegionInfo>();
+    let caps_bytes = match nr_areas {
+        0 => 0,
+        _ => size_of_u32::<wire::SparseMmapCap>() + size_of_u32::<wire::SparseMmapArea>() * nr_areas,
+    };
+    let full_bytes = structure_bytes + caps_bytes;
+    let with_caps = caps_bytes > 0 && argsz >= full_bytes;
+    let mut flags = RegionFlags::empty();
+    flags.set(RegionFlags::READ, info.readable);
+    flags.set(RegionFlags::WRITE, info.writable);
+    flags.set(RegionFlags::MMAP, mmap.is_some());
+    flags.set(RegionFlags::CAPS, with_caps);
+    let cap_offset = if with_caps { structure_bytes } else { 0 };
+    let offset = mmap.map_or(0, |mmap| mmap.offset);
+    let structure = wire::RegionInfo { argsz: full_bytes, flags, index, cap_offset, size: info.size, offset };
+    let mut payload = structure.as_bytes().to_vec();
     if with_caps {
-        payload.extend_from_slice(&SPARSE_MMAP);
-        payload.extend_from_slice(&area_count.to_le_bytes());
-        payload.extend_from_slice(&[0; 4]);
-        for area in areas {
-            payload.extend_from_slice(&area.offset.to_le_bytes());
-            payload.extend_from_slice(&area.size.to_le_bytes());
+        let head = wire::CapHeader { id: wire::RegionCapId::SparseMmap.0, version: 1, next: 0 };
+        let cap = wire::SparseMmapCap { header: head, nr_areas, reserved: 0 };
+        payload.extend_from_slice(cap.as_bytes());
+        for &MmapArea { offset, size } in areas {
+            payload.extend_from_slice(wire::SparseMmapArea { offset, size }.as_bytes());
         }
     }
     let mut reply = Reply::new(header, &payload);
@@ -288,9 +286,13 @@ fn region_info(
 
 fn irq_info(header: &Header, index: u32, device: &dyn Device) -> Result<Reply, Errno> {
     let irq = usize::try_from(index).ok().and_then(|at| device.info().irqs.get(at)).ok_or(Errno::INVAL)?;
-    let bits = [irq.eventfd, irq.maskable, irq.automasked, irq.noresize];
-    let flags = bits.iter().rev().fold(0, |flags, &set| flags << 1 | u32::from(set));
-    Ok(Reply::new(header, &words([16, flags, index, irq.count])))
+    let mut flags = IrqInfoFlags::empty();
+    flags.set(IrqInfoFlags::EVENTFD, irq.eventfd);
+    flags.set(IrqInfoFlags::MASKABLE, irq.maskable);
+    flags.set(IrqInfoFlags::AUTOMASKED, irq.automasked);
+    flags.set(IrqInfoFlags::NORESIZE, irq.noresize);
+    let argsz = size_of_u32::<wire::IrqInfo>();
+    Ok(Reply::new(header, wire::IrqInfo { argsz, flags, index, count: irq.count }.as_bytes()))
 }
 
 fn set_irqs(header: &Header, set: SetIrqsRequest<'_>, device: &mut dyn Device) -> Result<Reply, Errno> {
@@ -331,18 +333,16 @@ fn write(device: &mut dyn Device, range: &RegionRange, data: &[u8]) -> Result<()
     if data.is_empty() { Ok(()) } else { device.region_write(range.region, range.offset, data) }
 }
 
-fn push_range(bytes: &mut Vec<u8>, range: &RegionRange) {
-    bytes.extend_from_slice(&range.offset.to_le_bytes());
-    bytes.extend_from_slice(&range.region.to_le_bytes());
-    bytes.extend_from_slice(&range.count.to_le_bytes());
+fn access(range: &RegionRange) -> wire::RegionAccess {
+    wire::RegionAccess { offset: range.offset, region: range.region, count: range.count }
 }
 
 fn region_read(header: &Header, range: RegionRange, device: &mut dyn Device) -> Result<Reply, Errno> {
     check_access(device, &range, true)?;
     // At most DATA_BYTES_MAX (the parser) and at most the region's size.
     let count = usize::try_from(range.count).map_err(|_| Errno::INVAL)?;
-    let mut reply = Reply::with_room(header, 16 + count);
-    push_range(&mut reply.bytes, &range);
+    let mut reply = Reply::with_room(header, size_of::<wire::RegionAccess>() + count);
+    reply.bytes.extend_from_slice(access(&range).as_bytes());
     let data_at = reply.bytes.len();
     reply.bytes.resize(data_at + count, 0);
     if let Some(data) = reply.bytes.get_mut(data_at..).filter(|data| !data.is_empty()) {
@@ -363,13 +363,13 @@ fn region_write_multi(
     for small in writes {
         write(device, &small.range, small.bytes())?;
     }
-    Ok(Reply::new(header, &(writes.len() as u64).to_le_bytes()))
+    Ok(Reply::new(header, wire::RegionWriteMulti { wr_cnt: writes.len() as u64 }.as_bytes()))
 }
 
-fn words(values: [u32; 4]) -> [u8; 16] {
-    let mut bytes = [0; 16];
-    for (chunk, value) in bytes.chunks_exact_mut(4).zip(values) {
-        chunk.copy_from_slice(&value.to_le_bytes());
-    }
+/// Wire structures have a few dozen bytes.
+const fn size_of_u32<T>() -> u32 {
+    assert!(size_of::<T>() < 4096);
+    #[expect(clippy::cast_possible_truncation, reason = "asserted above")]
+    let bytes = size_of::<T>() as u32;
     bytes
 }

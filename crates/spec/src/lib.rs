@@ -24,4 +24,5 @@ compile_error!("spec uses plain integers as the wire format and so needs a littl
 
 pub mod nvme;
 
+pub mod pci;
 pub mod vfio_user;

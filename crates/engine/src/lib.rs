@@ -1,1 +1,107 @@
-//! engine
+//! The data plane: reactors, the table of ssds, and the sessions of their clients.
+//!
+//! ```text
+//!  client --socket--> session thread of the ssd --Call--> home reactor: nvme::Controller + its group
+//!                                               <-Answer-      |  GroupCommand / News
+//!  guest --doorbells, guest RAM (shared memory)------------> every reactor: nvme::QueueGroup --> block::Backend
+//! ```
+//!
+//! Not here yet: the keeper (a crash of this process still costs its guests their device), limits, pools.
+
+mod clock;
+mod home;
+mod interrupts;
+mod mailbox;
+mod message;
+mod reactor;
+mod records;
+mod seat;
+mod serve;
+mod session;
+mod ssd;
+pub mod stats;
+
+use crate::mailbox::Mailbox;
+use crate::message::{Address, Message};
+use crate::reactor::{Options, Reactor};
+use crate::records::Records;
+use crate::serve::Server;
+use anyhow::Context;
+use api::config::Config;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+/// A running engine. Dropping it without [`Engine::stop`] leaves its threads running.
+pub struct Engine {
+    servers: Vec<Server>,
+    reactors: Vec<(Address, JoinHandle<()>)>,
+    records: Option<Records>,
+    record_keeper: JoinHandle<()>,
+    stats_path: Option<PathBuf>,
+}
+
+impl Engine {
+    /// Opens every ssd of `config`, then listens on their sockets. Nothing is served if any cannot be.
+    ///
+    /// # Errors
+    /// Says which ssd, what failed and what to do.
+    pub fn start(config: &Config, stats_path: Option<PathBuf>) -> anyhow::Result<Self> {
+        memory::install_sigbus_handler().context("cannot install the SIGBUS handler")?;
+        let clock = clock::Clock::calibrate();
+        let count = config.engine.reactors;
+        let counters =
+            stats::open(stats_path.as_deref(), count).context("cannot make the statistics page")?;
+        let (records, record_keeper) = Records::start()?;
+        let addresses: Vec<Address> =
+            (0..count).map(|_| Mailbox::new().map(Arc::new)).collect::<Result<_, _>>()?;
+        let ssds = config
+            .ssds
+            .iter()
+            .enumerate()
+            .map(|(at, config)| serve::open(at, config).with_context(|| format!("ssd \"{}\"", config.name)))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let mut reactors = Vec::new();
+        for (index, counters) in counters.into_iter().enumerate() {
+            let options = Options {
+                cpu: config.engine.cpus.get(index).copied(),
+                spin_ns: u64::from(config.engine.spin_us) * 1000,
+                idle_ns: u64::from(config.engine.idle_us) * 1000,
+                clock,
+            };
+            let mut all = addresses.clone();
+            all.rotate_left(index);
+            let thread = Reactor::spawn(index, all, options, records.clone(), counters)?;
+            reactors.push((Arc::clone(&addresses[index]), thread));
+        }
+        let mut servers = Vec::new();
+        for (at, opened) in ssds.into_iter().enumerate() {
+            servers.push(Server::start(opened, Arc::clone(&addresses[at % count]), clock)?);
+        }
+        tracing::info!(ssds = servers.len(), reactors = count, "serving");
+        Ok(Self { servers, reactors, records: Some(records), record_keeper, stats_path })
+    }
+
+    /// Ends every session, makes what was written durable, writes the records, and ends all threads.
+    ///
+    /// # Errors
+    /// The first ssd whose data or record could not be made durable; the others are stopped all the same.
+    pub fn stop(mut self) -> anyhow::Result<()> {
+        for server in &self.servers {
+            server.shut_down();
+        }
+        let results: Vec<_> = self.servers.into_iter().map(Server::join).collect();
+        for (address, _) in &self.reactors {
+            address.send(Message::Stop);
+        }
+        for (_, thread) in self.reactors {
+            let _ = thread.join();
+        }
+        drop(self.records.take());
+        let _ = self.record_keeper.join();
+        if let Some(path) = &self.stats_path {
+            let _ = std::fs::remove_file(path);
+        }
+        results.into_iter().collect()
+    }
+}

@@ -1,0 +1,109 @@
+//! Messages to a reactor, and how they wake it from its sleep.
+//!
+//! ```text
+//!  sender                                reactor
+//!  push message; pending = true          sleeping = true
+//!  -------- SeqCst fence --------        -------- SeqCst fence --------
+//!  if sleeping: write eventfd            if !pending: poll(eventfd, timeout)
+//!                                        sleeping = false
+//! ```
+//! One of the two sees the other's store: a message is never left behind by a sleeping reactor.
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::{Mutex, PoisonError};
+
+/// A queue of messages with many senders and one reader.
+#[derive(Debug)]
+pub(crate) struct Mailbox<M> {
+    queue: Mutex<VecDeque<M>>,
+    pending: AtomicBool,
+    sleeping: AtomicBool,
+    wake: OwnedFd,
+}
+
+impl<M> Mailbox<M> {
+    pub(crate) fn new() -> std::io::Result<Self> {
+        let wake = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+        Ok(Self {
+            queue: Mutex::new(VecDeque::new()),
+            pending: AtomicBool::new(false),
+            sleeping: AtomicBool::new(false),
+            wake,
+        })
+    }
+
+    /// Never blocks for the reader. Senders are few and each waits for its answer, which bounds the queue.
+    pub(crate) fn send(&self, message: M) {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(message);
+        self.pending.store(true, Ordering::Release);
+        fence(Ordering::SeqCst);
+        if self.sleeping.load(Ordering::Relaxed) {
+            // Fails only when the counter is full, and then it is readable already.
+            let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// One load when there is nothing: called in every turn.
+    #[inline]
+    pub(crate) fn has_mail(&self) -> bool {
+        self.pending.load(Ordering::Acquire)
+    }
+
+    /// Takes all messages.
+    pub(crate) fn take(&self) -> VecDeque<M> {
+        self.pending.store(false, Ordering::Relaxed);
+        std::mem::take(&mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Sleeps until a message, one of `others` becomes readable, or the timeout. `None` waits for ever.
+    pub(crate) fn sleep(&self, others: &[BorrowedFd<'_>], timeout_ns: Option<u64>) {
+        self.sleeping.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        if !self.has_mail() {
+            let mut fds = vec![PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN)];
+            fds.extend(others.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
+            let timeout = timeout_ns.map(|ns| Timespec {
+                tv_sec: i64::try_from(ns / 1_000_000_000).unwrap_or(i64::MAX),
+                tv_nsec: i64::try_from(ns % 1_000_000_000).unwrap_or(0),
+            });
+            // EINTR and the like are a wake-up like any other: the reactor looks at everything again.
+            let _ = poll(&mut fds, timeout.as_ref());
+            if fds[0].revents().contains(PollFlags::IN) {
+                let _ = rustix::io::read(&self.wake, &mut [0u8; 8]);
+            }
+        }
+        self.sleeping.store(false, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn a_message_wakes_a_reactor_that_sleeps_for_ever() {
+        let mailbox = Arc::new(Mailbox::new().unwrap());
+        let sender = {
+            let mailbox = Arc::clone(&mailbox);
+            std::thread::spawn(move || {
+                for i in 0..1000 {
+                    mailbox.send(i);
+                    if i % 7 == 0 {
+                        std::thread::yield_now();
+                    }
+                }
+            })
+        };
+        let mut got = Vec::new();
+        while got.len() < 1000 {
+            mailbox.sleep(&[], None);
+            got.extend(mailbox.take());
+        }
+        sender.join().unwrap();
+        assert!(got.into_iter().eq(0..1000));
+    }
+}

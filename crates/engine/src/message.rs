@@ -1,0 +1,108 @@
+//! What reactors, sessions and the record keeper say to each other.
+
+use crate::interrupts::Table;
+use crate::mailbox::Mailbox;
+use crate::ssd::{Power, Ssd};
+use memory::{MemoryMap, Remote};
+use nvme::{Bar, Controller, GroupCommand, GroupEvent, NamespaceTable};
+use rustix::io::Errno;
+use state::ssd::SsdV1;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+
+/// A reactor's address.
+pub(crate) type Address = Arc<Mailbox<Message>>;
+
+/// Names an ssd in messages: its position in the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SsdId(pub(crate) usize);
+
+/// To a reactor. A message for an ssd that has no seat there is dropped; a call is then answered ENODEV.
+pub(crate) enum Message {
+    /// Take the ssd's controller: this reactor is its home now.
+    Settle(Box<Settlement>),
+    /// From home: make a place for a group of the ssd.
+    Branch(Box<Branching>),
+    /// From home: give the place up; its group is drained.
+    Leave(SsdId),
+    /// From the session: do this and answer.
+    Call(SsdId, Call, SyncSender<Answer>),
+    /// From home to a branch.
+    Group(SsdId, GroupCommand),
+    /// From home to a branch: new eventfds.
+    Interrupts(SsdId, Table),
+    /// From branch number `.1` to home.
+    News(SsdId, News),
+    /// From the record keeper to home.
+    Persisted(SsdId, bool),
+    /// End the thread. Comes when no ssd is left.
+    Stop,
+}
+
+/// What a branch tells home.
+pub(crate) enum News {
+    /// What its group reported.
+    Group(GroupEvent),
+    /// It uses the new eventfds.
+    InterruptsTaken,
+}
+
+/// What a session asks of its ssd's home.
+pub(crate) enum Call {
+    /// Read configuration space.
+    ConfigRead { offset: u16, len: usize },
+    /// Write configuration space.
+    ConfigWrite { offset: u16, data: Vec<u8> },
+    /// Read a BAR.
+    BarRead { bar: Bar, offset: u64, len: usize },
+    /// Write a BAR.
+    BarWrite { bar: Bar, offset: u64, data: Vec<u8> },
+    /// Adopt this memory map; answered when no I/O uses an older one. The handle reaches what has no descriptor.
+    Memory { map: Arc<MemoryMap>, remote: Arc<dyn Remote> },
+    /// Use these eventfds; answered when every reactor does.
+    Interrupts(Table),
+    /// Mask or unmask INTx.
+    MaskIntx(bool),
+    /// Function level reset; answered when all is quiet.
+    Reset,
+    /// Make all that was written durable.
+    Flush,
+    /// Cut the power: give the ssd up and answer with its record. Comes when all is quiet and no memory is mapped.
+    PowerOff,
+}
+
+/// The answer to a [`Call`].
+pub(crate) enum Answer {
+    /// Done.
+    Done,
+    /// Done; what was read.
+    Bytes(Vec<u8>),
+    /// The ssd's record at power off.
+    Record(Box<SsdV1>),
+    /// Refused.
+    Failed(Errno),
+}
+
+/// A controller on its way to its home.
+pub(crate) struct Settlement {
+    pub(crate) ssd: Arc<Ssd>,
+    pub(crate) power: Power,
+    pub(crate) controller: Controller,
+    pub(crate) memory: Arc<MemoryMap>,
+    pub(crate) interrupts: Table,
+    pub(crate) namespaces: Arc<NamespaceTable>,
+    /// Queues that exist already, when the ssd moves with a running guest.
+    pub(crate) resume: bool,
+    /// Set on a private reactor: memory without a descriptor may be reached from here.
+    pub(crate) private: bool,
+}
+
+/// A group on its way to a reactor that is not its home.
+pub(crate) struct Branching {
+    pub(crate) ssd: Arc<Ssd>,
+    pub(crate) power: Power,
+    pub(crate) memory: Arc<MemoryMap>,
+    pub(crate) interrupts: Table,
+    pub(crate) namespaces: Arc<NamespaceTable>,
+    pub(crate) home: Address,
+}

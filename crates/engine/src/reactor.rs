@@ -1,0 +1,310 @@
+//! A reactor: one thread, run to completion, shared nothing.
+//!
+//! A turn looks at the mailbox, then gives each seat its turn: completions of the drive, submission doorbells, completion
+//! doorbells. Without work it spins for a while, then sleeps for ever longer spans up to the configured one; with no
+//! guest enabled it sleeps until a message comes.
+
+use crate::clock::{Clock, ticks};
+use crate::home::{Home, Next};
+use crate::mailbox::Mailbox;
+use crate::message::{Address, Answer, Call, Message, SsdId};
+use crate::records::Records;
+use crate::seat::{Branch, Seat, Turn};
+use crate::stats::{Counters, add};
+use block::Now;
+use rustix::io::Errno;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+
+/// First sleep after spinning; each further one is twice as long.
+const FIRST_SLEEP_NS: u64 = 20_000;
+/// With I/O at the drive a reactor spins this much longer before it sleeps: a drive answers within it.
+const BUSY_SPIN_NS: u64 = 2_000_000;
+
+/// How a reactor runs.
+#[derive(Clone)]
+pub(crate) struct Options {
+    pub(crate) cpu: Option<usize>,
+    pub(crate) spin_ns: u64,
+    pub(crate) idle_ns: u64,
+    pub(crate) clock: Clock,
+}
+
+/// An ssd's place here.
+enum Place {
+    Home(Box<Home>),
+    Branch(Branch),
+    /// It moved to a private reactor, which takes its messages.
+    Moved(SsdId, Address),
+}
+
+impl Place {
+    fn id(&self) -> SsdId {
+        match self {
+            Place::Home(home) => home.seat.id(),
+            Place::Branch(branch) => branch.seat.id(),
+            Place::Moved(id, _) => *id,
+        }
+    }
+
+    fn seat(&self) -> Option<&Seat> {
+        match self {
+            Place::Home(home) => Some(&home.seat),
+            Place::Branch(branch) => Some(&branch.seat),
+            Place::Moved(..) => None,
+        }
+    }
+
+    #[inline]
+    fn turn(&mut self, now: Now) -> Turn {
+        match self {
+            Place::Home(home) => home.turn(now),
+            Place::Branch(branch) => branch.turn(now),
+            Place::Moved(..) => Turn::default(),
+        }
+    }
+}
+
+/// See the module.
+pub(crate) struct Reactor {
+    mailbox: Address,
+    /// All shared reactors, this one first; only this one for a private reactor.
+    reactors: Vec<Address>,
+    options: Options,
+    records: Records,
+    counters: Option<Counters>,
+    places: Vec<Place>,
+    stopping: bool,
+    /// Ends with its only ssd.
+    private: bool,
+}
+
+impl Reactor {
+    /// Starts a shared reactor. `reactors` begins with its own address.
+    pub(crate) fn spawn(
+        index: usize,
+        reactors: Vec<Address>,
+        options: Options,
+        records: Records,
+        counters: Counters,
+    ) -> std::io::Result<std::thread::JoinHandle<()>> {
+        let reactor = Self {
+            mailbox: Arc::clone(&reactors[0]),
+            reactors,
+            options,
+            records,
+            counters: Some(counters),
+            places: Vec::new(),
+            stopping: false,
+            private: false,
+        };
+        std::thread::Builder::new().name(format!("reactor-{index}")).spawn(move || reactor.run())
+    }
+
+    /// Starts the private reactor of one ssd, which takes over everything of it.
+    fn spawn_private(&self, home: Box<Home>) -> std::io::Result<Address> {
+        let mailbox = Arc::new(Mailbox::new()?);
+        let settlement = home.pack();
+        let name = format!("private-{}", settlement.ssd.id.0);
+        mailbox.send(Message::Settle(Box::new(settlement)));
+        let reactor = Self {
+            mailbox: Arc::clone(&mailbox),
+            reactors: vec![Arc::clone(&mailbox)],
+            options: Options { cpu: None, ..self.options.clone() },
+            records: self.records.clone(),
+            counters: None,
+            places: Vec::new(),
+            stopping: false,
+            private: true,
+        };
+        std::thread::Builder::new().name(name).spawn(move || reactor.run())?;
+        Ok(mailbox)
+    }
+
+    fn run(mut self) {
+        if let Some(cpu) = self.options.cpu
+            && let Err(error) = pin(cpu)
+        {
+            tracing::warn!(cpu, %error, "a reactor cannot be pinned to its CPU; it runs unpinned");
+        }
+        // Sleeps are short: the default slack of 50 µs would double them.
+        let _ = rustix::thread::set_timer_slack(std::num::NonZeroU64::new(1));
+        let mut last = ticks();
+        let mut quiet_ns = 0;
+        let mut sleep_ns = FIRST_SLEEP_NS;
+        while !self.stopping {
+            let now = self.options.clock.at(last);
+            let turn = self.turn(now);
+            let after = ticks();
+            let span_ns = self.options.clock.span_ns(after.saturating_sub(last));
+            last = after;
+            self.count(&turn, span_ns);
+            if turn.work > 0 {
+                quiet_ns = 0;
+                sleep_ns = FIRST_SLEEP_NS;
+                continue;
+            }
+            quiet_ns += span_ns;
+            if quiet_ns >= self.spin_ns() {
+                self.sleep(sleep_ns, now);
+                sleep_ns = (sleep_ns * 2).min(self.options.idle_ns);
+            } else {
+                std::hint::spin_loop();
+            }
+        }
+    }
+
+    fn turn(&mut self, now: Now) -> Turn {
+        let mut all = Turn::default();
+        if self.mailbox.has_mail() {
+            all.work += self.read_mail(now);
+        }
+        for at in 0..self.places.len() {
+            let turn = self.places[at].turn(now);
+            all.work += turn.work;
+            all.commands += turn.commands;
+            if let Place::Home(home) = &self.places[at]
+                && let Next::Move = home.next()
+            {
+                self.move_out(at);
+            }
+        }
+        all
+    }
+
+    fn spin_ns(&self) -> u64 {
+        let busy = self.places.iter().filter_map(Place::seat).any(Seat::is_busy);
+        self.options.spin_ns + if busy { BUSY_SPIN_NS } else { 0 }
+    }
+
+    /// Sleeps until a message, a completion of a drive, a timer, or the time to look at the doorbells again.
+    fn sleep(&mut self, sleep_ns: u64, now: Now) {
+        let seats = || self.places.iter().filter_map(Place::seat);
+        let fds: Vec<_> = seats().filter_map(Seat::wake_fd).collect();
+        let unwatched = seats().any(|seat| seat.is_busy() && seat.wake_fd().is_none());
+        let polled = unwatched || seats().any(|seat| seat.power.is_enabled());
+        let deadline = self.places.iter().filter_map(|place| match place {
+            Place::Home(home) => home.deadline().map(|at| at.0.saturating_sub(now.0)),
+            _ => None,
+        });
+        let timeout_ns = deadline.chain(polled.then_some(sleep_ns)).min();
+        self.mailbox.sleep(&fds, timeout_ns);
+        if let Some(counters) = &self.counters {
+            add(&counters.get().sleeps, 1);
+        }
+    }
+
+    fn count(&self, turn: &Turn, span_ns: u64) {
+        let Some(counters) = &self.counters else { return };
+        let counters = counters.get();
+        if turn.work > 0 {
+            add(&counters.busy_ns, span_ns);
+            add(&counters.commands, turn.commands as u64);
+        } else {
+            add(&counters.idle_ns, span_ns);
+        }
+        add(&counters.turns, 1);
+    }
+
+    fn read_mail(&mut self, now: Now) -> usize {
+        let mail = self.mailbox.take();
+        let count = mail.len();
+        for message in mail {
+            self.read(message, now);
+        }
+        count
+    }
+
+    fn read(&mut self, message: Message, now: Now) {
+        match message {
+            Message::Settle(plan) => {
+                let (id, name) = (plan.ssd.id, plan.ssd.name.clone());
+                self.vacate(id);
+                match Home::new(*plan, self.reactors.clone(), self.records.clone()) {
+                    Ok(home) => self.places.push(Place::Home(Box::new(home))),
+                    Err(error) => {
+                        tracing::error!(ssd = name, %error, "the drive cannot be opened on a reactor")
+                    }
+                }
+            }
+            Message::Branch(plan) => {
+                let name = plan.ssd.name.clone();
+                match Branch::new(*plan) {
+                    Ok(branch) => self.places.push(Place::Branch(branch)),
+                    Err(error) => {
+                        tracing::error!(ssd = name, %error, "the drive cannot be opened on a reactor")
+                    }
+                }
+            }
+            Message::Leave(id) => self.vacate(id),
+            Message::Call(id, call, reply) => self.call(id, call, reply, now),
+            Message::Group(id, command) => {
+                if let Some(Place::Branch(branch)) = self.find(id) {
+                    branch.command(command);
+                }
+            }
+            Message::Interrupts(id, table) => {
+                if let Some(Place::Branch(branch)) = self.find(id) {
+                    branch.interrupts(table);
+                }
+            }
+            Message::News(id, news) => match self.find(id) {
+                Some(Place::Home(home)) => home.news(news, now),
+                Some(Place::Moved(_, address)) => address.send(Message::News(id, news)),
+                _ => {}
+            },
+            Message::Persisted(id, ok) => match self.find(id) {
+                Some(Place::Home(home)) => home.persisted(ok, now),
+                Some(Place::Moved(_, address)) => address.send(Message::Persisted(id, ok)),
+                _ => {}
+            },
+            Message::Stop => self.stopping = true,
+        }
+    }
+
+    fn call(&mut self, id: SsdId, call: Call, reply: SyncSender<Answer>, now: Now) {
+        match self.find(id) {
+            Some(Place::Home(home)) => {
+                if let Next::Gone = home.call(call, reply, now) {
+                    self.vacate(id);
+                    self.stopping |= self.private;
+                }
+            }
+            Some(Place::Moved(_, address)) => address.send(Message::Call(id, call, reply)),
+            _ => {
+                let _ = reply.send(Answer::Failed(Errno::NODEV));
+            }
+        }
+    }
+
+    fn find(&mut self, id: SsdId) -> Option<&mut Place> {
+        self.places.iter_mut().find(|place| place.id() == id)
+    }
+
+    fn vacate(&mut self, id: SsdId) {
+        self.places.retain(|place| place.id() != id);
+    }
+
+    /// Gives an ssd whose guest memory is only reachable over its socket a reactor of its own, where waiting for the
+    /// client harms nobody else.
+    fn move_out(&mut self, at: usize) {
+        let Place::Home(home) = self.places.swap_remove(at) else { return };
+        let (id, name) = (home.seat.id(), home.seat.ssd.name.clone());
+        match self.spawn_private(home) {
+            Ok(address) => {
+                tracing::info!(
+                    ssd = name,
+                    "guest memory without a descriptor is in use: moved to a private reactor"
+                );
+                self.places.push(Place::Moved(id, address));
+            }
+            Err(error) => tracing::error!(ssd = name, %error, "a private reactor cannot be started"),
+        }
+    }
+}
+
+fn pin(cpu: usize) -> rustix::io::Result<()> {
+    let mut set = rustix::thread::CpuSet::new();
+    set.set(cpu);
+    rustix::thread::sched_setaffinity(None, &set)
+}

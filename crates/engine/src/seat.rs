@@ -1,0 +1,187 @@
+//! An ssd's place on one reactor: the group of its I/O queues that live here, and this reactor's own door to its drive.
+#![expect(unsafe_code, reason = "guest memory is handed to the drive")]
+// UNSAFETY: one call of `Backend::submit`, whose promise (the memory stays mapped until the completion) is kept by the
+// group and the controller: both hold the `Arc<MemoryMap>` that a request's segments came from until it ended.
+
+use crate::interrupts::Table;
+use crate::message::{Address, Branching, Message, News, SsdId};
+use crate::ssd::{Power, Ssd};
+use block::{Backend, Completion, Now, Request, Submitted};
+use nvme::{GroupCommand, GroupEvent, NamespaceTable, QueueGroup, Sink};
+use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+/// Completions taken from a backend in one turn at most: bounds a turn.
+const COMPLETIONS_MAX: usize = 256;
+
+/// What queues on a reactor share with their controller when that lives there too.
+pub(crate) struct Seat {
+    pub(crate) ssd: Arc<Ssd>,
+    pub(crate) power: Power,
+    /// Before the group: the drive is closed, and done with guest memory, before the group lets go of it.
+    pub(crate) desk: Desk,
+    pub(crate) group: QueueGroup,
+    done: Vec<Completion>,
+}
+
+/// What a group and a controller act through.
+pub(crate) struct Desk {
+    pub(crate) backend: Box<dyn Backend>,
+    pub(crate) interrupts: Table,
+    /// What the group reported in this turn.
+    pub(crate) reports: VecDeque<GroupEvent>,
+}
+
+impl Desk {
+    /// Hands a request to the drive.
+    #[inline]
+    pub(crate) fn hand_in(&mut self, request: &Request<'_>) -> Submitted {
+        // SAFETY: the segments come from a memory map or buffer that the submitting group or controller holds until the
+        // request's completion came back through `Seat::turn`; a seat drops its backend before them (field order).
+        unsafe { self.backend.submit(request) }
+    }
+}
+
+impl Sink for Desk {
+    #[inline]
+    fn submit(&mut self, request: &Request<'_>) -> Submitted {
+        self.hand_in(request)
+    }
+
+    fn interrupt(&mut self, vector: u16) {
+        self.interrupts.raise(vector);
+    }
+
+    fn report(&mut self, event: GroupEvent) {
+        self.reports.push_back(event);
+    }
+}
+
+/// What one turn did.
+#[derive(Default)]
+pub(crate) struct Turn {
+    /// Completions and commands.
+    pub(crate) work: usize,
+    /// Commands taken from I/O queues.
+    pub(crate) commands: usize,
+}
+
+impl Seat {
+    /// Opens the drive on this thread.
+    pub(crate) fn new(
+        ssd: Arc<Ssd>,
+        power: Power,
+        memory: &Arc<memory::MemoryMap>,
+        interrupts: Table,
+        namespaces: Arc<NamespaceTable>,
+    ) -> std::io::Result<Self> {
+        let mut backend = ssd.drive.door()?;
+        backend.memory_changed(memory);
+        let group = QueueGroup::new(power.group_config(&ssd), Arc::clone(memory), namespaces);
+        let desk = Desk { backend, interrupts, reports: VecDeque::new() };
+        Ok(Self { ssd, power, desk, group, done: Vec::with_capacity(COMPLETIONS_MAX) })
+    }
+
+    pub(crate) fn id(&self) -> SsdId {
+        self.ssd.id
+    }
+
+    /// The drive's completions, then the guest's new commands, then one doorbell ring to the drive and one interrupt a
+    /// queue. Completions of the controller's own requests go to `controllers`.
+    #[inline]
+    pub(crate) fn turn(&mut self, now: Now, mut controllers: impl FnMut(&mut Desk, Completion)) -> Turn {
+        let mut turn = Turn::default();
+        if self.desk.backend.in_flight() > 0 {
+            self.desk.backend.poll(&mut self.done);
+            turn.work = self.done.len();
+            for (token, outcome) in self.done.drain(..) {
+                if is_controllers(token) {
+                    controllers(&mut self.desk, (token, outcome));
+                } else {
+                    self.group.complete(token, outcome, &mut self.desk);
+                }
+            }
+        }
+        turn.commands = self.group.poll(now, &mut self.desk);
+        turn.work += turn.commands;
+        if turn.work > 0 {
+            self.group.flush(&mut self.desk);
+            self.desk.backend.kick();
+        }
+        turn
+    }
+
+    /// Passes a command to the group, and what it concerns to the backend.
+    pub(crate) fn command(&mut self, command: GroupCommand) {
+        self.group.command(command, &mut self.desk);
+        self.group.flush(&mut self.desk);
+        self.desk.backend.kick();
+    }
+
+    /// Registered guest memory follows the map. Called when no I/O of the former map is in flight.
+    pub(crate) fn memory_adopted(&mut self, map: &Arc<memory::MemoryMap>) {
+        self.desk.backend.memory_changed(map);
+    }
+
+    /// Something of this ssd is in flight on this reactor.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.desk.backend.in_flight() > 0 || self.group.in_flight() > 0
+    }
+
+    /// What wakes a sleeping reactor when the drive is done.
+    pub(crate) fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+        let fd = self.desk.backend.wake_fd().filter(|_| self.desk.backend.in_flight() > 0)?;
+        // SAFETY: the descriptor belongs to the backend, which lives as long as the borrow of `self`.
+        Some(unsafe { BorrowedFd::borrow_raw(fd) })
+    }
+}
+
+/// A controller's tokens have the top bit set (crate `nvme`).
+fn is_controllers(token: block::Token) -> bool {
+    token.0 >> 63 != 0
+}
+
+/// An ssd's place on a reactor that is not its home.
+pub(crate) struct Branch {
+    pub(crate) seat: Seat,
+    home: Address,
+    memory: Arc<memory::MemoryMap>,
+}
+
+impl Branch {
+    pub(crate) fn new(plan: Branching) -> std::io::Result<Self> {
+        let Branching { ssd, power, memory, interrupts, namespaces, home } = plan;
+        let seat = Seat::new(ssd, power, &memory, interrupts, namespaces)?;
+        Ok(Self { seat, home, memory })
+    }
+
+    pub(crate) fn turn(&mut self, now: Now) -> Turn {
+        let turn = self.seat.turn(now, |_, _| {});
+        self.tell_home();
+        turn
+    }
+
+    pub(crate) fn command(&mut self, command: GroupCommand) {
+        if let GroupCommand::Memory { map } = &command {
+            self.memory = Arc::clone(map);
+        }
+        self.seat.command(command);
+        self.tell_home();
+    }
+
+    pub(crate) fn interrupts(&mut self, table: Table) {
+        self.seat.desk.interrupts = table;
+        self.home.send(Message::News(self.seat.id(), News::InterruptsTaken));
+    }
+
+    fn tell_home(&mut self) {
+        while let Some(event) = self.seat.desk.reports.pop_front() {
+            if matches!(event, GroupEvent::MemoryAdopted { .. }) {
+                let map = Arc::clone(&self.memory);
+                self.seat.memory_adopted(&map);
+            }
+            self.home.send(Message::News(self.seat.id(), News::Group(event)));
+        }
+    }
+}

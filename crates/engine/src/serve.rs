@@ -1,0 +1,197 @@
+//! One ssd from start to stop: its record, its power cycles, its clients one after the other.
+
+use crate::clock::{Clock, ticks};
+use crate::interrupts::Table;
+use crate::message::{Address, Call, Message, Settlement, SsdId};
+use crate::records;
+use crate::session::{Wire, call_home, power_off};
+use crate::ssd::{Power, Ssd};
+use anyhow::{Context, bail};
+use api::config;
+use frontend::vfio_user::{Connection, Limits, Listener, Shutdown};
+use memory::MemoryMap;
+use nvme::{Controller, ControllerConfig, Identity, Profile};
+use state::ssd::SsdV1;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+/// An ssd whose drive and record were found good.
+pub(crate) struct Opened {
+    ssd: Arc<Ssd>,
+    record: SsdV1,
+    listener: Listener,
+}
+
+/// Opens the drive, reads the record, and binds the socket.
+pub(crate) fn open(at: usize, config: &config::Ssd) -> anyhow::Result<Opened> {
+    let drive = backend::Drive::open(&backend_config(config)?)?;
+    let limits = drive.limits();
+    if config.lba_bytes < limits.block_bytes {
+        bail!(
+            "its drive has blocks of {} bytes, so lba = {} cannot be served; write lba = {} in the configuration",
+            limits.block_bytes,
+            config.lba_bytes,
+            limits.block_bytes
+        );
+    }
+    let profile =
+        Profile::named(&config.profile).with_context(|| format!("no profile \"{}\"", config.profile))?;
+    let record = read_record(config, &profile, limits.capacity_bytes)?;
+    let identity = Identity {
+        serial: config.identity.serial.clone(),
+        nqn: config.identity.nqn.clone(),
+        uuid: config.identity.uuid,
+        first_lba_bytes: config.lba_bytes,
+    };
+    let ssd = Ssd {
+        id: SsdId(at),
+        name: config.name.clone(),
+        drive,
+        limits,
+        profile,
+        identity,
+        record_path: config.state.clone(),
+    };
+    let path = config.socket.display();
+    let listener = Listener::bind(&config.socket).with_context(|| {
+        format!(
+            "cannot listen at {path}: is the directory there and writable, and no other godwitd serving it?"
+        )
+    })?;
+    Ok(Opened { ssd: Arc::new(ssd), record, listener })
+}
+
+fn backend_config(config: &config::Ssd) -> anyhow::Result<backend::Config> {
+    let size = || config.size_bytes.context("no size");
+    Ok(match &config.backend {
+        config::Backend::Null => backend::Config::Null { size_bytes: size()? },
+        config::Backend::Ram => backend::Config::Ram { size_bytes: size()? },
+        config::Backend::Uring { path, direct, register_buffers } => backend::Config::Uring {
+            path: path.clone(),
+            size_bytes: config.size_bytes,
+            direct: *direct,
+            register_buffers: *register_buffers,
+        },
+    })
+}
+
+fn read_record(config: &config::Ssd, profile: &Profile, capacity_bytes: u64) -> anyhow::Result<SsdV1> {
+    let fresh = || SsdV1 { capacity_bytes, profile: profile.name().to_owned(), ..SsdV1::default() };
+    let Some(path) = &config.state else { return Ok(fresh()) };
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(fresh()),
+        Err(error) => return Err(error).with_context(|| format!("cannot read its state {}", path.display())),
+    };
+    let record = SsdV1::from_bytes(&bytes).with_context(|| {
+        format!(
+            "{}: restore it from a backup, or move it away to start with one empty namespace",
+            path.display()
+        )
+    })?;
+    if record.capacity_bytes > capacity_bytes {
+        bail!(
+            "its state {} describes {} bytes, but its drive has {capacity_bytes}: is this the right drive?",
+            path.display(),
+            record.capacity_bytes
+        );
+    }
+    if record.profile != profile.name() {
+        bail!("its state says profile \"{}\", the configuration \"{}\"", record.profile, profile.name());
+    }
+    Ok(record)
+}
+
+/// The threads that serve one ssd.
+pub(crate) struct Server {
+    shutdown: Shutdown,
+    thread: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Server {
+    pub(crate) fn start(opened: Opened, home: Address, clock: Clock) -> anyhow::Result<Self> {
+        let shutdown = Shutdown::new()?;
+        let ends = shutdown.clone();
+        let name = format!("ssd-{}", opened.ssd.id.0);
+        let thread = std::thread::Builder::new().name(name).stack_size(256 << 10).spawn(move || {
+            let Opened { ssd, record, listener } = opened;
+            let name = ssd.name.clone();
+            let mut slot = Slot { power: power_on(&ssd, &home, &record, clock)?, ssd, home, clock };
+            listener.run(Limits::default(), &ends, &mut |connection| slot.serve(connection))?;
+            slot.close().with_context(|| format!("ssd \"{name}\""))
+        })?;
+        Ok(Self { shutdown, thread })
+    }
+
+    pub(crate) fn shut_down(&self) {
+        self.shutdown.trigger();
+    }
+
+    pub(crate) fn join(self) -> anyhow::Result<()> {
+        self.thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("a thread of an ssd panicked")))
+    }
+}
+
+/// Where a client plugs in.
+struct Slot {
+    ssd: Arc<Ssd>,
+    home: Address,
+    power: Power,
+    clock: Clock,
+}
+
+impl Slot {
+    /// Serves one client until it leaves, then cycles the power for the next.
+    fn serve(&mut self, connection: Connection) {
+        let remote = connection.remote_memory();
+        let result = Wire::new(Arc::clone(&self.ssd), &self.power, Arc::clone(&self.home), remote)
+            .map_err(anyhow::Error::from)
+            .and_then(|mut wire| {
+                connection.serve(&mut wire);
+                wire.leave()?;
+                self.cycle_power()
+            });
+        if let Err(error) = result {
+            tracing::error!(ssd = self.ssd.name, error = format!("{error:#}"), "the ssd cannot go on");
+        }
+    }
+
+    fn cycle_power(&mut self) -> anyhow::Result<()> {
+        let record = power_off(&self.home, &self.ssd)?;
+        self.power = power_on(&self.ssd, &self.home, &record, self.clock)?;
+        Ok(())
+    }
+
+    /// Makes all durable, with no client connected.
+    fn close(self) -> anyhow::Result<()> {
+        call_home(&self.home, &self.ssd, Call::Flush).context("its data cannot be made durable")?;
+        let record = power_off(&self.home, &self.ssd)?;
+        records::save(&self.ssd, &record).context("its state cannot be written")
+    }
+}
+
+/// Gives the ssd a fresh controller at its home.
+fn power_on(ssd: &Arc<Ssd>, home: &Address, record: &SsdV1, clock: Clock) -> anyhow::Result<Power> {
+    let power = Power::on(&ssd.name)?;
+    let config = ControllerConfig {
+        region: Arc::clone(&power.region),
+        doorbells: Arc::clone(&power.doorbells),
+        profile: ssd.profile.clone(),
+        identity: ssd.identity.clone(),
+        capacity_bytes: ssd.limits.capacity_bytes,
+        limits: ssd.limits,
+    };
+    let controller = Controller::new(config, record, clock.at(ticks()));
+    let settlement = Settlement {
+        ssd: Arc::clone(ssd),
+        power: power.clone(),
+        namespaces: Arc::clone(controller.namespaces()),
+        controller,
+        memory: Arc::new(MemoryMap::empty()),
+        interrupts: Table::default(),
+        resume: false,
+        private: false,
+    };
+    home.send(Message::Settle(Box::new(settlement)));
+    Ok(power)
+}

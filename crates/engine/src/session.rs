@@ -1,0 +1,285 @@
+//! A vfio-user session's view of an ssd: messages become calls to the ssd's home, the answers become replies.
+
+use crate::interrupts::{Table, VECTORS_MAX};
+use crate::message::{Address, Answer, Call, Message};
+use crate::ssd::{Power, Ssd};
+use frontend::vfio_user::{
+    Device, DeviceInfo, DmaMap, DmaUnmap, Errno, IrqAction, IrqData, IrqInfo, MmapArea, RegionInfo,
+    RegionMmap, RemoteMemory, SetIrqs, device,
+};
+use memory::{Access, Fault, Iova, MapError, Mapping, MappingError, MemoryMap, Remote};
+use nvme::Bar;
+use state::ssd::SsdV1;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+
+/// BAR index of the registers and doorbells.
+const REGISTERS_REGION: u32 = 0;
+/// BAR index of the MSI-X table.
+const MSIX_REGION: u32 = 4;
+
+/// An ssd as one client's device.
+pub(crate) struct Wire {
+    ssd: Arc<Ssd>,
+    home: Address,
+    info: DeviceInfo,
+    map: Arc<MemoryMap>,
+    table: Table,
+    remote: Arc<dyn Remote>,
+}
+
+/// Client memory that came without a descriptor.
+struct OverSocket(RemoteMemory);
+
+impl Remote for OverSocket {
+    fn read(&self, iova: Iova, dst: &mut [u8]) -> Result<(), Fault> {
+        self.0.read(iova.0, dst).map_err(|_| Fault::Unmapped)
+    }
+
+    fn write(&self, iova: Iova, src: &[u8]) -> Result<(), Fault> {
+        self.0.write(iova.0, src).map_err(|_| Fault::Unmapped)
+    }
+}
+
+impl Wire {
+    pub(crate) fn new(
+        ssd: Arc<Ssd>,
+        power: &Power,
+        home: Address,
+        remote: RemoteMemory,
+    ) -> std::io::Result<Self> {
+        Ok(Self {
+            info: device_info(power)?,
+            ssd,
+            home,
+            map: Arc::new(MemoryMap::empty()),
+            table: Table::default(),
+            remote: Arc::new(OverSocket(remote)),
+        })
+    }
+
+    /// Asks the ssd's home and waits for the answer.
+    fn call(&self, call: Call) -> Result<Answer, Errno> {
+        call_home(&self.home, &self.ssd, call)
+    }
+
+    fn adopt(&mut self, map: MemoryMap) -> Result<(), Errno> {
+        let map = Arc::new(map);
+        self.call(Call::Memory { map: Arc::clone(&map), remote: Arc::clone(&self.remote) })?;
+        self.map = map;
+        Ok(())
+    }
+
+    fn set_table(&mut self, table: Table) -> Result<(), Errno> {
+        self.call(Call::Interrupts(table.clone()))?;
+        self.table = table;
+        Ok(())
+    }
+
+    /// The client is gone: nothing of its memory may be touched and no interrupt sent when this returns.
+    pub(crate) fn leave(mut self) -> Result<(), Errno> {
+        self.call(Call::Reset)?;
+        let empty = self.map.cleared();
+        self.adopt(empty)?;
+        self.set_table(Table::default())
+    }
+
+    fn set_intx(&mut self, set: SetIrqs) -> Result<(), Errno> {
+        let all = matches!(&set.data, IrqData::None)
+            || matches!(&set.data, IrqData::Bool(on) if on.contains(&true));
+        match (set.action, set.data) {
+            (IrqAction::Trigger, IrqData::Eventfd(mut fds)) => {
+                let table = self.table.with_intx(fds.pop().flatten());
+                self.set_table(table)
+            }
+            (IrqAction::Trigger, IrqData::None) if set.count == 0 => {
+                let table = self.table.with_intx(None);
+                self.set_table(table)
+            }
+            (IrqAction::Trigger, _) => {
+                if all {
+                    self.table.raise_intx();
+                }
+                Ok(())
+            }
+            // An eventfd for unmasking is how kernels resample; a process sends the message itself.
+            (_, IrqData::Eventfd(_)) => Err(Errno::INVAL),
+            (action, _) if all => self.call(Call::MaskIntx(action == IrqAction::Mask)).map(|_| ()),
+            _ => Ok(()),
+        }
+    }
+
+    fn set_msix(&mut self, set: SetIrqs) -> Result<(), Errno> {
+        let start = usize::try_from(set.start).map_err(|_| Errno::INVAL)?;
+        let vectors = |on: &dyn Fn(usize) -> bool| {
+            let count = usize::try_from(set.count).unwrap_or(0).min(VECTORS_MAX);
+            let meant = (0..count).filter(|at| on(*at)).filter_map(|at| u16::try_from(start + at).ok());
+            meant.collect::<Vec<u16>>()
+        };
+        match (set.action, set.data) {
+            (IrqAction::Trigger, IrqData::Eventfd(fds)) => {
+                let table = self.table.with_msix(start, fds);
+                self.set_table(table)
+            }
+            (IrqAction::Trigger, IrqData::None) if set.count == 0 => {
+                let table = self.table.without_msix();
+                self.set_table(table)
+            }
+            (IrqAction::Trigger, IrqData::None) => {
+                vectors(&|_| true).into_iter().for_each(|vector| self.table.raise(vector));
+                Ok(())
+            }
+            (IrqAction::Trigger, IrqData::Bool(on)) => {
+                let on = |at: usize| on.get(at).copied().unwrap_or(false);
+                vectors(&on).into_iter().for_each(|vector| self.table.raise(vector));
+                Ok(())
+            }
+            // MSI-X vectors are masked in their table, by taking their eventfd.
+            _ => Err(Errno::INVAL),
+        }
+    }
+}
+
+impl Device for Wire {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn region_read(&mut self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
+        let len = data.len();
+        let answer = match region {
+            device::PCI_CONFIG_REGION => {
+                self.call(Call::ConfigRead { offset: config_offset(offset)?, len })?
+            }
+            _ => self.call(Call::BarRead { bar: bar(region)?, offset, len })?,
+        };
+        match answer {
+            Answer::Bytes(bytes) if bytes.len() == len => data.copy_from_slice(&bytes),
+            _ => return Err(Errno::IO),
+        }
+        Ok(())
+    }
+
+    fn region_write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<(), Errno> {
+        let data = data.to_vec();
+        let call = match region {
+            device::PCI_CONFIG_REGION => Call::ConfigWrite { offset: config_offset(offset)?, data },
+            _ => Call::BarWrite { bar: bar(region)?, offset, data },
+        };
+        self.call(call).map(|_| ())
+    }
+
+    fn dma_map(&mut self, map: DmaMap) -> Result<(), Errno> {
+        let access = Access { read: map.access.read, write: map.access.write };
+        let backing = match map.backing {
+            Some((fd, offset)) => {
+                let mapping = Mapping::new(fd, offset, map.size, access).map_err(|error| {
+                    tracing::warn!(ssd = self.ssd.name, %error, "guest memory refused");
+                    mapping_errno(&error)
+                })?;
+                Some((mapping, 0))
+            }
+            None => None,
+        };
+        let next =
+            self.map.with(Iova(map.iova), map.size, access, backing).map_err(|error| map_errno(&error))?;
+        self.adopt(next)
+    }
+
+    fn dma_unmap(&mut self, unmap: DmaUnmap) -> Result<(), Errno> {
+        let next = match unmap {
+            DmaUnmap::Range { iova, size } => {
+                self.map.without(Iova(iova), size).map_err(|error| map_errno(&error))?
+            }
+            DmaUnmap::All => self.map.cleared(),
+        };
+        self.adopt(next)
+    }
+
+    fn set_irqs(&mut self, set: SetIrqs) -> Result<(), Errno> {
+        match set.index {
+            device::PCI_INTX_IRQ => self.set_intx(set),
+            device::PCI_MSIX_IRQ => self.set_msix(set),
+            // Taken and never fired: Godwit neither unplugs a device nor reports PCI errors.
+            device::PCI_ERR_IRQ | device::PCI_REQ_IRQ if set.action == IrqAction::Trigger => Ok(()),
+            _ => Err(Errno::INVAL),
+        }
+    }
+
+    fn reset(&mut self) -> Result<(), Errno> {
+        self.call(Call::Reset).map(|_| ())
+    }
+}
+
+/// Sends a call to an ssd's home and waits for its answer, for as long as the home lives.
+pub(crate) fn call_home(home: &Address, ssd: &Ssd, call: Call) -> Result<Answer, Errno> {
+    let (reply, answer) = sync_channel(1);
+    home.send(Message::Call(ssd.id, call, reply));
+    match answer.recv() {
+        Ok(Answer::Failed(errno)) => Err(errno),
+        Ok(answer) => Ok(answer),
+        Err(_) => Err(Errno::NODEV),
+    }
+}
+
+/// Cuts the power and takes the record that the next power-on begins with.
+pub(crate) fn power_off(home: &Address, ssd: &Ssd) -> Result<SsdV1, Errno> {
+    match call_home(home, ssd, Call::PowerOff)? {
+        Answer::Record(record) => Ok(*record),
+        _ => Err(Errno::IO),
+    }
+}
+
+fn config_offset(offset: u64) -> Result<u16, Errno> {
+    u16::try_from(offset).map_err(|_| Errno::INVAL)
+}
+
+fn bar(region: u32) -> Result<Bar, Errno> {
+    match region {
+        REGISTERS_REGION => Ok(Bar::Registers),
+        MSIX_REGION => Ok(Bar::Msix),
+        _ => Err(Errno::INVAL),
+    }
+}
+
+fn map_errno(error: &MapError) -> Errno {
+    match error {
+        MapError::TooMany => Errno::NOSPC,
+        MapError::Overlap => Errno::EXIST,
+        MapError::NotFound => Errno::NOENT,
+        _ => Errno::INVAL,
+    }
+}
+
+fn mapping_errno(error: &MappingError) -> Errno {
+    match error {
+        MappingError::Map(error) => Errno::from_io_error(error).unwrap_or(Errno::INVAL),
+        _ => Errno::INVAL,
+    }
+}
+
+/// BAR0 with its mappable doorbells, BAR4 with MSI-X, configuration space; INTx and MSI-X.
+fn device_info(power: &Power) -> std::io::Result<DeviceInfo> {
+    let doorbells = power.doorbells.fd().ok_or(std::io::ErrorKind::Unsupported)?.try_clone_to_owned()?;
+    let region = |size: u64| RegionInfo { size, readable: true, writable: true, mmap: None };
+    let mut regions = vec![RegionInfo::default(); device::PCI_REGIONS as usize];
+    regions[REGISTERS_REGION as usize] = RegionInfo {
+        mmap: Some(RegionMmap {
+            fd: Arc::new(doorbells),
+            offset: 0,
+            areas: vec![MmapArea { offset: nvme::DOORBELLS_OFFSET, size: 0x1000 }],
+        }),
+        ..region(nvme::REGISTERS_BAR_BYTES)
+    };
+    regions[MSIX_REGION as usize] = region(nvme::MSIX_BAR_BYTES);
+    regions[device::PCI_CONFIG_REGION as usize] = region(4096);
+    let mut irqs = vec![IrqInfo::default(); device::PCI_IRQS as usize];
+    irqs[device::PCI_INTX_IRQ as usize] =
+        IrqInfo { count: 1, eventfd: true, maskable: true, automasked: true, noresize: false };
+    irqs[device::PCI_MSIX_IRQ as usize] =
+        IrqInfo { count: VECTORS_MAX as u32, eventfd: true, noresize: true, ..IrqInfo::default() };
+    for index in [device::PCI_ERR_IRQ, device::PCI_REQ_IRQ] {
+        irqs[index as usize] = IrqInfo { count: 1, eventfd: true, noresize: true, ..IrqInfo::default() };
+    }
+    Ok(DeviceInfo { resettable: true, regions, irqs })
+}

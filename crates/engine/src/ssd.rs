@@ -1,0 +1,52 @@
+//! What is known of an ssd on every reactor.
+
+use crate::message::SsdId;
+use memory::{DoorbellPage, SharedRegion};
+use nvme::{GroupConfig, Identity, Profile};
+use state::region::ControllerRegion;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// An ssd: constant facts.
+pub(crate) struct Ssd {
+    pub(crate) id: SsdId,
+    pub(crate) name: String,
+    pub(crate) drive: backend::Drive,
+    pub(crate) limits: block::Limits,
+    pub(crate) profile: Profile,
+    pub(crate) identity: Identity,
+    /// Where the record outlives the daemon.
+    pub(crate) record_path: Option<PathBuf>,
+}
+
+/// What lives from power on to power off: the shared state of one controller and its doorbells.
+#[derive(Clone)]
+pub(crate) struct Power {
+    pub(crate) region: Arc<SharedRegion<ControllerRegion>>,
+    pub(crate) doorbells: Arc<SharedRegion<DoorbellPage>>,
+}
+
+impl Power {
+    /// Fresh, zeroed memory.
+    pub(crate) fn on(name: &str) -> std::io::Result<Self> {
+        Ok(Self {
+            region: Arc::new(SharedRegion::memfd(&format!("godwit-{name}-state"))?),
+            doorbells: Arc::new(SharedRegion::memfd(&format!("godwit-{name}-doorbells"))?),
+        })
+    }
+
+    /// What a group of I/O queues needs.
+    pub(crate) fn group_config(&self, ssd: &Ssd) -> GroupConfig {
+        GroupConfig {
+            region: Arc::clone(&self.region),
+            doorbells: Arc::clone(&self.doorbells),
+            limits: ssd.limits,
+            mdts_bytes: ssd.profile.mdts_bytes(),
+        }
+    }
+
+    /// True while the guest may ring doorbells: CC.EN is set.
+    pub(crate) fn is_enabled(&self) -> bool {
+        self.region.registers.cc.load(std::sync::atomic::Ordering::Relaxed) & 1 != 0
+    }
+}

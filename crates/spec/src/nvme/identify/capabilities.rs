@@ -42,7 +42,13 @@ pub struct Oaes {
     pub nnss: bool,
     /// Temperature threshold hysteresis recovery event.
     pub tthr: bool,
-    #[bits(15)]
+    /// Reachability groups change notices.
+    pub rgcns: bool,
+    #[bits(1)]
+    __: u8,
+    /// Allocated namespace attribute notices.
+    pub ansan: bool,
+    #[bits(12)]
     __: u16,
 }
 

@@ -1,2 +1,61 @@
-//! binary
-fn main() {}
+//! The project's own commands: `cargo xtask COMMAND`.
+#![forbid(unsafe_code)]
+
+mod bench;
+mod demo;
+mod fuzz;
+mod lint;
+mod run;
+mod test;
+mod tool;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// What can be done with this checkout.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Command {
+    /// Check format, clippy, the crate policy, unsafe islands, file lengths and licences
+    Lint,
+    /// Run everything that must pass: the lint, unit and property tests, guest tests
+    Test,
+    /// Boot a stock guest on a Godwit SSD and show what it does
+    Demo,
+    /// Build (once) the guest image that demo and guest tests use, and print where it is
+    Image,
+    /// Run fuzz targets
+    Fuzz {
+        /// One of fuzz/fuzz_targets; all, one after the other, if not given
+        target: Option<String>,
+        /// How long each target runs
+        #[arg(default_value_t = 60)]
+        seconds: u32,
+    },
+    /// Measure; every argument goes to the bench itself (try --help)
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Such as `--only TEXT` and `--json FILE`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let outcome = match Command::parse() {
+        Command::Lint => lint::command(),
+        Command::Test => test::command(),
+        Command::Demo => demo::command(),
+        Command::Image => vmtest::image::Image::ensure().map(|image| println!("{}", image.root().display())),
+        Command::Fuzz { target, seconds } => fuzz::command(target.as_deref(), seconds),
+        Command::Bench { arguments } => bench::command(&arguments),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! `cargo xtask test`: every stage that must pass, then one closing line with the totals.
+
+use anyhow::{Result, ensure};
+use vmtest::image::Image;
+
+use crate::run::{build, cargo, run_heard};
+use crate::{lint, tool};
+
+/// Guests at once. Each has two emulated processors, so more would only slow one another down.
+const GUESTS_AT_ONCE: &str = "1";
+
+/// How many tests did what.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Tally {
+    passed: u64,
+    failed: u64,
+}
+
+impl Tally {
+    fn add(&mut self, other: Tally) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+    }
+}
+
+pub(crate) fn command() -> Result<()> {
+    let mut total = Tally::default();
+    heading("lint");
+    total.failed += lint::failures();
+    heading("unit and property tests");
+    total.add(tests(&["--workspace", "--exclude", "vmtest"], None)?);
+    heading("documentation tests");
+    total.add(stage(cargo(&["test", "--workspace", "--doc", "--no-fail-fast"]), Runner::Libtest)?);
+    heading("guest tests");
+    total.add(guest_tests()?);
+    println!("{} passed, {} failed", total.passed, total.failed);
+    ensure!(total.passed > 0, "no test ran");
+    ensure!(total.failed == 0, "tests failed");
+    Ok(())
+}
+
+fn guest_tests() -> Result<Tally> {
+    let ready = Image::ensure().and_then(|_| build("godwitd", "godwitd", false));
+    match ready {
+        Ok(godwitd) => tests(&["-p", "vmtest"], Some(&godwitd)),
+        Err(error) => {
+            eprintln!("error: the guest tests cannot run: {error:#}");
+            Ok(Tally { passed: 0, failed: 1 })
+        }
+    }
+}
+
+/// Tests by nextest if the machine has it, else by Cargo; guest tests if a daemon is given.
+fn tests(packages: &[&str], godwitd: Option<&std::path::Path>) -> Result<Tally> {
+    let (mut command, runner) = if tool::on_path("cargo-nextest").is_some() {
+        (
+            cargo(&[
+                "nextest",
+                "run",
+                "--no-fail-fast",
+                "--no-tests=pass",
+                "--status-level=fail",
+                "--final-status-level=fail",
+            ]),
+            Runner::Nextest,
+        )
+    } else {
+        (cargo(&["test", "--no-fail-fast", "--lib", "--bins", "--tests"]), Runner::Libtest)
+    };
+    command.args(packages);
+    if let Some(godwitd) = godwitd {
+        command.env("GODWITD", godwitd);
+        match runner {
+            Runner::Nextest => command.args(["--test-threads", GUESTS_AT_ONCE, "--status-level=pass"]),
+            Runner::Libtest => command.args(["--", "--test-threads", GUESTS_AT_ONCE]),
+        };
+    }
+    stage(command, runner)
+}
+
+fn stage(mut command: std::process::Command, runner: Runner) -> Result<Tally> {
+    let (success, heard) = run_heard(command.env("CARGO_TERM_COLOR", "never"))?;
+    let mut tally = match runner {
+        Runner::Nextest => nextest_tally(&heard),
+        Runner::Libtest => libtest_tally(&heard),
+    };
+    if !success && tally.failed == 0 {
+        // It did not come to the tests: something does not compile.
+        tally.failed = 1;
+    }
+    Ok(tally)
+}
+
+#[derive(Clone, Copy)]
+enum Runner {
+    Nextest,
+    Libtest,
+}
+
+fn heading(name: &str) {
+    println!("== {name}");
+}
+
+/// `Summary [ 0.1s] 7 tests run: 5 passed (1 slow), 1 failed, 1 timed out, 2 skipped`
+fn nextest_tally(heard: &str) -> Tally {
+    let line = heard.lines().rfind(|line| line.trim_start().starts_with("Summary ["));
+    let mut tally = Tally::default();
+    for part in line.and_then(|line| line.split_once("run:")).map_or("", |(_, parts)| parts).split(',') {
+        let mut words = part.split_whitespace();
+        let count = words.next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
+        match words.next() {
+            Some("passed") => tally.passed += count,
+            Some("failed" | "timed" | "exec" | "aborted") => tally.failed += count,
+            _ => {}
+        }
+    }
+    tally
+}
+
+/// `test result: ok. 5 passed; 1 failed; 0 ignored; ...`, one per program.
+fn libtest_tally(heard: &str) -> Tally {
+    let mut tally = Tally::default();
+    for line in heard.lines().filter(|line| line.starts_with("test result:")) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        for pair in words.windows(2) {
+            let count = pair[0].parse().unwrap_or(0);
+            match pair[1] {
+                "passed;" => tally.passed += count,
+                "failed;" => tally.failed += count,
+                _ => {}
+            }
+        }
+    }
+    tally
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Tally, libtest_tally, nextest_tally};
+
+    #[test]
+    fn the_summary_of_nextest_is_counted() {
+        let heard = "   Summary [   0.005s] 9 tests run: 6 passed (1 slow), 2 failed, 1 timed out, 4 skipped\n FAIL x";
+        assert_eq!(nextest_tally(heard), Tally { passed: 6, failed: 3 });
+        assert_eq!(
+            nextest_tally("     Summary [ 0.1s] 3 tests run: 3 passed, 0 skipped"),
+            Tally { passed: 3, failed: 0 }
+        );
+        assert_eq!(nextest_tally("error: could not compile"), Tally::default());
+    }
+
+    #[test]
+    fn the_summaries_of_every_test_program_are_added() {
+        let heard = "test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s\n\
+                     test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s\n";
+        assert_eq!(libtest_tally(heard), Tally { passed: 7, failed: 1 });
+    }
+}

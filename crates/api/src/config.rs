@@ -1,6 +1,6 @@
 //! `godwit.toml`: what `godwitd` serves. See `docs/guide/configuration.md`.
 
-use crate::identity::{Identity, nqn_of_uuid, uuid_of_text};
+use crate::identity::{Identity, serial_of_name, uuid_of_text};
 use crate::size::Size;
 use serde::Deserialize;
 use std::collections::HashMap;
@@ -343,26 +343,36 @@ fn check_backend(raw: &RawBackend) -> Result<Backend, Wrong> {
 }
 
 fn check_identity(raw: &RawSsd, name: &str) -> Result<Identity, Wrong> {
-    let mut identity = Identity::of_name(name);
+    let mut identity = Identity { serial: serial_of_name(name), nqn: None, uuid: None };
     if let Some(uuid) = &raw.uuid {
         let hint = "a uuid looks like \"1b4e28ba-2fa1-11d2-883f-0016d3cca427\"";
-        identity.uuid = uuid_of_text(uuid.get_ref()).ok_or_else(|| wrong(uuid, hint))?;
-        identity.nqn = nqn_of_uuid(identity.uuid);
+        let nonzero = uuid_of_text(uuid.get_ref()).filter(|uuid| *uuid != [0; 16]);
+        identity.uuid = Some(nonzero.ok_or_else(|| wrong(uuid, hint))?);
     }
     if let Some(serial) = &raw.serial {
         let text = serial.get_ref();
-        if text.is_empty() || text.len() > 20 || !text.chars().all(|c| c.is_ascii_graphic() || c == ' ') {
-            return Err(wrong(serial, "a serial is 1 to 20 printable ASCII characters"));
+        if text.is_empty()
+            || text.len() > 20
+            || text.trim() != text
+            || !text.chars().all(|c| c.is_ascii_graphic() || c == ' ')
+        {
+            return Err(wrong(
+                serial,
+                "a serial is 1 to 20 printable ASCII characters, without space at its ends",
+            ));
         }
         identity.serial.clone_from(text);
     }
     if let Some(nqn) = &raw.nqn {
         let text = nqn.get_ref();
-        if !text.starts_with("nqn.") || text.len() > 223 || text.chars().any(char::is_control) {
+        if !text.starts_with("nqn.")
+            || text.len() > 223
+            || text.chars().any(|c| c.is_control() || c.is_whitespace())
+        {
             let hint = "an NQN begins with \"nqn.\" and has at most 223 bytes: \"nqn.2014-08.org.nvmexpress:uuid:...\"";
             return Err(wrong(nqn, hint));
         }
-        identity.nqn.clone_from(text);
+        identity.nqn = Some(text.clone());
     }
     Ok(identity)
 }

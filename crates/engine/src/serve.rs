@@ -10,7 +10,8 @@ use anyhow::{Context, bail};
 use api::config;
 use frontend::vfio_user::{Connection, Limits, Listener, Shutdown};
 use memory::MemoryMap;
-use nvme::{Controller, ControllerConfig, Identity, Profile};
+use nvme::controller::{Controller, ControllerConfig};
+use nvme::profile::{Identity, IdentityConfig, Profile};
 use state::ssd::SsdV1;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -35,14 +36,15 @@ pub(crate) fn open(at: usize, config: &config::Ssd) -> anyhow::Result<Opened> {
         );
     }
     let profile =
-        Profile::named(&config.profile).with_context(|| format!("no profile \"{}\"", config.profile))?;
+        Profile::by_name(&config.profile).with_context(|| format!("no profile \"{}\"", config.profile))?;
     let record = read_record(config, &profile, limits.capacity_bytes)?;
-    let identity = Identity {
-        serial: config.identity.serial.clone(),
-        nqn: config.identity.nqn.clone(),
+    let identity = Identity::new(&IdentityConfig {
+        serial: &config.identity.serial,
+        nqn: config.identity.nqn.as_deref(),
         uuid: config.identity.uuid,
-        first_lba_bytes: config.lba_bytes,
-    };
+        block_bytes: config.lba_bytes,
+        ..IdentityConfig::default()
+    })?;
     let ssd = Ssd {
         id: SsdId(at),
         name: config.name.clone(),
@@ -76,7 +78,7 @@ fn backend_config(config: &config::Ssd) -> anyhow::Result<backend::Config> {
 }
 
 fn read_record(config: &config::Ssd, profile: &Profile, capacity_bytes: u64) -> anyhow::Result<SsdV1> {
-    let fresh = || SsdV1 { capacity_bytes, profile: profile.name().to_owned(), ..SsdV1::default() };
+    let fresh = || SsdV1 { capacity_bytes, profile: profile.name.to_owned(), ..SsdV1::default() };
     let Some(path) = &config.state else { return Ok(fresh()) };
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
@@ -96,8 +98,8 @@ fn read_record(config: &config::Ssd, profile: &Profile, capacity_bytes: u64) -> 
             record.capacity_bytes
         );
     }
-    if record.profile != profile.name() {
-        bail!("its state says profile \"{}\", the configuration \"{}\"", record.profile, profile.name());
+    if record.profile != profile.name {
+        bail!("its state says profile \"{}\", the configuration \"{}\"", record.profile, profile.name);
     }
     Ok(record)
 }

@@ -139,6 +139,12 @@ impl Driver {
         self.cqs.get(&cqid)
     }
 
+    /// Takes a queue pair out of the driver, for a caller that runs the rings itself and deletes the queues by commands.
+    #[must_use]
+    pub fn take_queue_pair(&mut self, qid: u16) -> Option<(SubmissionQueue, CompletionQueue)> {
+        Some((self.sqs.remove(&qid)?, self.cqs.remove(&qid)?))
+    }
+
     /// Runs one admin command to its end. The status is the caller's to look at ([`Completion::ok`]).
     ///
     /// # Errors

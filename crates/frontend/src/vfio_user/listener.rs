@@ -104,6 +104,7 @@ impl Listener {
 
     /// Returns when the present session has ended, or nobody needs to be turned away any more.
     fn turn_away_others(&self, ended: &OwnedFd, present: &Transport, shutdown: &Shutdown) -> io::Result<()> {
+        let mut count = 0u64;
         loop {
             match wait(&[self.socket.as_fd(), ended.as_fd()])? {
                 Ready::Second => return Ok(()),
@@ -111,10 +112,14 @@ impl Listener {
                 Ready::First if present.peer_hung_up() || shutdown.is_triggered() => return Ok(()),
                 Ready::First => {
                     if self.accept(shutdown)?.is_some() {
-                        tracing::warn!(
-                            path = %self.path.display(),
-                            "a second vfio-user client was turned away: the device is in use"
-                        );
+                        count += 1;
+                        // The 1st, 2nd, 4th, 8th...: whoever tries in a loop does not fill the log.
+                        if count.is_power_of_two() {
+                            tracing::warn!(
+                                path = %self.path.display(), count,
+                                "another vfio-user client was turned away: the device is in use"
+                            );
+                        }
                     }
                 }
             }

@@ -1,6 +1,7 @@
 //! Client memory reached by DMA_READ and DMA_WRITE messages.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use spec::vfio_user::{CommandId, DmaAccess};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::frame::{Header, Outgoing, OutgoingHeader};
-use super::transport::Transport;
+use super::transport::{Fault, Transport};
 
 /// The most commands of ours under way at a time.
 const OUTSTANDING_MAX: usize = 64;
@@ -18,7 +19,9 @@ const OUTSTANDING_MAX: usize = 64;
 /// call blocks until the client has answered, at most [`super::Limits::remote_time`] in all.
 ///
 /// A client answers only while it reads its socket: QEMU does so on a thread of its own, except that it copies under its
-/// big lock, so a call made while QEMU waits for *us* with that lock held runs into the time limit.
+/// big lock, so a call made while QEMU waits for *us* with that lock held runs into the time limit. The same happens while
+/// a client has so many commands under way that the session takes no more off the socket (256) before its device call,
+/// which waits here, has ended.
 #[derive(Clone)]
 pub struct RemoteMemory(Arc<Remote>);
 
@@ -27,6 +30,8 @@ struct Remote {
     state: Mutex<State>,
     changed: Condvar,
     time_limit: Duration,
+    /// The session was ended here, because the client does not read.
+    unread: AtomicBool,
 }
 
 #[derive(Default)]
@@ -52,7 +57,8 @@ impl std::fmt::Debug for RemoteMemory {
 
 impl RemoteMemory {
     pub(crate) fn new(transport: Arc<Transport>, time_limit: Duration) -> Self {
-        Self(Arc::new(Remote { transport, state: Mutex::default(), changed: Condvar::new(), time_limit }))
+        let (state, changed, unread) = (Mutex::default(), Condvar::new(), AtomicBool::new(false));
+        Self(Arc::new(Remote { transport, state, changed, time_limit, unread }))
     }
 
     /// Reads client memory. `ENOTCONN` once the session is over, `ETIMEDOUT` when the client does not answer, `EPROTO`
@@ -89,6 +95,11 @@ impl RemoteMemory {
     pub(crate) fn close(&self) {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
         self.0.changed.notify_all();
+    }
+
+    /// The session ended because the client did not read a command of ours.
+    pub(crate) fn ended_unread(&self) -> bool {
+        self.0.unread.load(Ordering::Acquire)
     }
 
     /// The version is agreed on.
@@ -133,8 +144,10 @@ impl RemoteMemory {
         let mut message = head.encode().to_vec();
         message.extend_from_slice(DmaAccess { address: iova, count }.as_bytes());
         message.extend_from_slice(data);
-        if self.0.transport.send(&message, None).is_err() {
+        if let Err(fault) = self.0.transport.send(&message, None) {
             // Part of a message may be out: nothing after it could be understood.
+            self.0.unread.store(fault == Fault::Slow, Ordering::Release);
+            self.close();
             self.0.transport.hang_up();
             return Err(Errno::NOTCONN);
         }

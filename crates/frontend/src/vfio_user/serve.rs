@@ -187,6 +187,7 @@ fn read(shared: &Shared) {
         }
     };
     shared.end(match fault {
+        _ if shared.remote.ended_unread() => EndReason::Unread,
         Fault::Closed => EndReason::Disconnected,
         Fault::Truncated => EndReason::Truncated,
         Fault::Broken(broken) => EndReason::Broken(broken),

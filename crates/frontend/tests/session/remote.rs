@@ -1,0 +1,210 @@
+//! Client memory without a descriptor: DMA_READ and DMA_WRITE over the same socket.
+
+use std::time::{Duration, Instant};
+
+use crate::harness::*;
+use frontend::vfio_user::{Errno, Limits};
+
+/// Answers a DMA command from (and into) `memory`, whose first byte has address 0.
+fn answer(client: &Client, command: &Answer, memory: &mut [u8]) {
+    let at = usize::try_from(command.u64_at(0)).expect("small");
+    let count = usize::try_from(command.u64_at(8)).expect("small");
+    let mut payload = command.payload[..16].to_vec();
+    if command.command == DMA_READ {
+        payload.extend_from_slice(&memory[at..at + count]);
+    } else {
+        assert_eq!(command.payload.len(), 16 + count);
+        memory[at..at + count].copy_from_slice(&command.payload[16..]);
+    }
+    client.send(&message(command.id, command.command, 1, &payload), &[]);
+}
+
+fn small_transfers(running: &mut Running, bytes: u32) {
+    let json = format!("{{\"capabilities\":{{\"max_data_xfer_size\":{bytes}}}}}");
+    assert!(running.client.call(VERSION, &version(&json)).is_ok());
+}
+
+#[test]
+fn reads_and_writes_are_cut_to_what_the_client_takes() {
+    let mut running = Running::start();
+    small_transfers(&mut running, 64);
+    let remote = running.remote.clone();
+    let caller = std::thread::spawn(move || {
+        let data: Vec<u8> = (0..200).collect();
+        remote.write(100, &data).expect("written");
+        let mut back = vec![0; 200];
+        remote.read(100, &mut back).expect("read");
+        assert_eq!(back, data);
+        remote.read(0, &mut []).expect("nothing to read");
+    });
+    let mut memory = vec![0; 400];
+    for (at, count) in [(100, 64), (164, 64), (228, 64), (292, 8)].repeat(2) {
+        let command = running.client.receive().expect("a command");
+        assert_eq!((command.flags, command.u64_at(0), command.u64_at(8)), (0, at, count));
+        answer(&running.client, &command, &mut memory);
+    }
+    caller.join().expect("no panic");
+    running.leave();
+}
+
+#[test]
+fn a_device_call_reads_client_memory_while_the_client_sends_more_commands() {
+    let mut running = Running::negotiated();
+    let mut memory: Vec<u8> = (0..=255).collect();
+    let ask = [range(ASK_AT, 0, 8), u64s(&[16])].concat();
+    running.client.send(&message(1, REGION_WRITE, 0, &ask), &[]);
+    for id in 2..50 {
+        running.client.send(&message(id, REGION_READ, 0, &range(ASK_AT + 8, 0, 8)), &[]);
+    }
+    let command = running.client.receive().expect("a command");
+    assert_eq!(command.command, DMA_READ);
+    answer(&running.client, &command, &mut memory);
+    for id in 1..50 {
+        let reply = running.client.receive().expect("a reply");
+        assert_eq!(reply.id, id);
+        if id > 1 {
+            assert_eq!(reply.payload[16..], memory[16..24]);
+        }
+    }
+    assert!(running.client.call(RESET, &[]).is_ok());
+    running.leave();
+}
+
+#[test]
+fn many_threads_reach_client_memory_at_once_amid_commands() {
+    let running = Running::negotiated();
+    let callers: Vec<_> = (0..8u8)
+        .map(|who| {
+            let remote = running.remote.clone();
+            std::thread::spawn(move || {
+                for round in 0..50u8 {
+                    let data = [who ^ round; 100];
+                    remote.write(u64::from(who) * 100, &data).expect("written");
+                    let mut back = [0; 100];
+                    remote.read(u64::from(who) * 100, &mut back).expect("read");
+                    assert_eq!(back, data);
+                }
+            })
+        })
+        .collect();
+    let mut memory = vec![0; 800];
+    let (mut commands, mut replies) = (0, 0);
+    running.client.send(&message(5, REGION_READ, 0, &range(0, 7, 4)), &[]);
+    while commands < 800 || replies < 100 {
+        let got = running.client.receive().expect("a message");
+        if got.flags & 1 == 1 {
+            replies += 1;
+            if replies < 100 {
+                running.client.send(&message(5, REGION_READ, 0, &range(0, 7, 4)), &[]);
+            }
+        } else {
+            commands += 1;
+            answer(&running.client, &got, &mut memory);
+        }
+    }
+    for caller in callers {
+        caller.join().expect("no panic");
+    }
+    running.leave();
+}
+
+#[test]
+fn answers_may_come_in_any_order() {
+    let running = Running::negotiated();
+    let mut memory: Vec<u8> = (0..=255).collect();
+    let callers: Vec<_> = (0..8u8)
+        .map(|who| {
+            let remote = running.remote.clone();
+            std::thread::spawn(move || {
+                let mut data = [0; 1];
+                remote.read(u64::from(who), &mut data).expect("read");
+                assert_eq!(data, [who]);
+            })
+        })
+        .collect();
+    let mut commands: Vec<_> = (0..8).map(|_| running.client.receive().expect("a command")).collect();
+    commands.reverse();
+    for command in &commands {
+        answer(&running.client, command, &mut memory);
+    }
+    for caller in callers {
+        caller.join().expect("no panic");
+    }
+    running.leave();
+}
+
+#[test]
+fn before_the_version_and_after_the_end_memory_is_out_of_reach() {
+    let mut running = Running::start();
+    let remote = running.remote.clone();
+    assert_eq!(remote.read(0, &mut [0]), Err(Errno::NOTCONN));
+    running.client.negotiate();
+    running.leave();
+    let begun = Instant::now();
+    assert_eq!(remote.read(0, &mut [0]), Err(Errno::NOTCONN));
+    assert_eq!(remote.write(0, &[0]), Err(Errno::NOTCONN));
+    assert!(begun.elapsed() < Duration::from_secs(1));
+}
+
+#[test]
+fn a_client_that_leaves_frees_whoever_waits_for_it() {
+    let running = Running::negotiated();
+    let remote = running.remote.clone();
+    let caller = std::thread::spawn(move || remote.read(0, &mut [0]));
+    running.client.receive().expect("a command");
+    let begun = Instant::now();
+    running.leave();
+    assert_eq!(caller.join().expect("no panic"), Err(Errno::NOTCONN));
+    assert!(begun.elapsed() < Duration::from_secs(2));
+}
+
+#[test]
+fn a_client_that_never_answers_costs_the_time_limit_and_the_session_goes_on() {
+    let limits = Limits { remote_time: Duration::from_millis(100), ..Limits::default() };
+    let mut running = Running::start_with(limits);
+    running.client.negotiate();
+    assert_eq!(running.remote.read(0, &mut [0]), Err(Errno::TIMEDOUT));
+    let late = running.client.receive().expect("a command");
+    answer(&running.client, &late, &mut [1]);
+    assert!(running.client.call(RESET, &[]).is_ok());
+    assert_eq!(running.leave().unasked_replies, 1);
+}
+
+#[test]
+fn answers_that_do_not_fit_the_question_are_refused() {
+    let running = Running::negotiated();
+    let good = u64s(&[0x10, 8]);
+    // Command, flags, errno, payload, what the caller gets.
+    let cases = [
+        (DMA_READ, 1, 0, [&good[..], &[1; 8]].concat(), Ok(())),
+        (DMA_READ, 1, 0, [&good[..], &[1; 7]].concat(), Err(Errno::PROTO)),
+        (DMA_READ, 1, 0, [&good[..], &[1; 9]].concat(), Err(Errno::PROTO)),
+        (DMA_READ, 1, 0, good.clone(), Err(Errno::PROTO)),
+        (DMA_READ, 1, 0, vec![], Err(Errno::PROTO)),
+        (DMA_READ, 1, 0, [u64s(&[0x11, 8]), vec![1; 8]].concat(), Err(Errno::PROTO)),
+        (DMA_READ, 1, 0, [u64s(&[0x10, 7]), vec![1; 7]].concat(), Err(Errno::PROTO)),
+        (DMA_WRITE, 1, 0, [&good[..], &[1; 8]].concat(), Err(Errno::PROTO)),
+        (DMA_READ, 0x21, 14, vec![], Err(Errno::FAULT)),
+        (DMA_READ, 0x21, 0, vec![], Err(Errno::IO)),
+        (DMA_READ, 0x21, 4096, vec![], Err(Errno::IO)),
+        (DMA_READ, 0x21, u32::MAX, vec![], Err(Errno::IO)),
+    ];
+    for (command, flags, errno, payload, expected) in cases {
+        let remote = running.remote.clone();
+        let caller = std::thread::spawn(move || remote.read(0x10, &mut [0; 8]));
+        let asked = running.client.receive().expect("a command");
+        let mut bytes = message(asked.id, command, flags, &payload);
+        bytes[12..16].copy_from_slice(&errno.to_le_bytes());
+        running.client.send(&bytes, &[]);
+        assert_eq!(caller.join().expect("no panic"), expected);
+    }
+    // The reply to a write has a count of 8 bytes, or of 4 as the text says.
+    for payload in [u64s(&[0x10, 8]), [u64s(&[0x10]), u32s(&[8])].concat()] {
+        let remote = running.remote.clone();
+        let caller = std::thread::spawn(move || remote.write(0x10, &[0; 8]));
+        let asked = running.client.receive().expect("a command");
+        running.client.send(&message(asked.id, DMA_WRITE, 1, &payload), &[]);
+        assert_eq!(caller.join().expect("no panic"), Ok(()));
+    }
+    running.leave();
+}

@@ -12,7 +12,10 @@ use crate::records::Records;
 use crate::seat::{Desk, Seat, Turn};
 use block::{Now, Op, Outcome, Range, Request, Submitted, Token};
 use memory::{MemoryMap, Remote};
-use nvme::{Controller, GroupCommand, GroupEvent, Host, NamespaceTable};
+use nvme::controller::Controller;
+use nvme::host::Host;
+use nvme::namespace::NamespaceTable;
+use nvme::sink::{GroupCommand, GroupEvent};
 use rustix::io::Errno;
 use state::region::QUEUES_MAX;
 use state::ssd::SsdV1;
@@ -200,7 +203,12 @@ impl Links {
 
 impl Home {
     /// Opens the drive on this thread and, for a moved ssd, goes on with the queues that exist.
-    pub(crate) fn new(plan: Settlement, reactors: Vec<Address>, records: Records) -> std::io::Result<Self> {
+    pub(crate) fn new(
+        plan: Settlement,
+        reactors: Vec<Address>,
+        records: Records,
+        now: Now,
+    ) -> std::io::Result<Self> {
         let Settlement { ssd, power, controller, memory, interrupts, namespaces, resume, private } = plan;
         let seat = Seat::new(ssd, power, &memory, interrupts, Arc::clone(&namespaces))?;
         let mut branched = vec![false; reactors.len()];
@@ -219,12 +227,16 @@ impl Home {
         };
         let mut home = Self { seat, controller, links, waiting: Waiting::Nothing, private, remote: None };
         if resume {
-            home.resume_queues();
+            home.resume_queues(now);
         }
         Ok(home)
     }
 
-    fn resume_queues(&mut self) {
+    /// The groups it had are gone; the queues they left in the region go on here.
+    fn resume_queues(&mut self, now: Now) {
+        let Self { seat, controller, links, .. } = self;
+        let memory = Arc::clone(&links.memory);
+        controller.memory(memory, now, &mut Errand { seat, links });
         let region = Arc::clone(&self.seat.power.region);
         let exists =
             |size: &std::sync::atomic::AtomicU32| size.load(std::sync::atomic::Ordering::Acquire) != 0;
@@ -483,12 +495,11 @@ impl Home {
     /// Packs up: every group is paused and drained.
     pub(crate) fn pack(mut self) -> Settlement {
         self.links.cut(&self.seat);
-        let Self { seat, mut controller, links, remote, .. } = self;
+        let Self { seat, controller, links, remote, .. } = self;
         let memory = match remote {
             Some(remote) => Arc::new(links.memory.with_remote(remote)),
             None => links.memory,
         };
-        controller.memory_moved(Arc::clone(&memory));
         Settlement {
             ssd: seat.ssd,
             power: seat.power,

@@ -47,7 +47,6 @@ impl Engine {
     /// # Errors
     /// Says which ssd, what failed and what to do.
     pub fn start(config: &Config, stats_path: Option<PathBuf>) -> anyhow::Result<Self> {
-        memory::install_sigbus_handler().context("cannot install the SIGBUS handler")?;
         let clock = clock::Clock::calibrate();
         let count = config.engine.reactors;
         let counters =

@@ -220,7 +220,7 @@ impl Reactor {
             Message::Settle(plan) => {
                 let (id, name) = (plan.ssd.id, plan.ssd.name.clone());
                 self.vacate(id);
-                match Home::new(*plan, self.reactors.clone(), self.records.clone()) {
+                match Home::new(*plan, self.reactors.clone(), self.records.clone(), now) {
                     Ok(home) => self.places.push(Place::Home(Box::new(home))),
                     Err(error) => {
                         tracing::error!(ssd = name, %error, "the drive cannot be opened on a reactor")

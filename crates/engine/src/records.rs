@@ -55,7 +55,7 @@ pub(crate) fn save(ssd: &Ssd, record: &SsdV1) -> io::Result<()> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let temporary = path.with_extension("state.new");
     let mut file = File::create(&temporary)?;
-    file.write_all(&record.to_bytes())?;
+    file.write_all(&record.to_bytes().map_err(io::Error::other)?)?;
     file.sync_all()?;
     std::fs::rename(&temporary, path)?;
     File::open(directory)?.sync_all()

@@ -68,12 +68,15 @@ fn backend_config(config: &config::Ssd) -> anyhow::Result<backend::Config> {
     Ok(match &config.backend {
         config::Backend::Null => backend::Config::Null { size_bytes: size()? },
         config::Backend::Ram => backend::Config::Ram { size_bytes: size()? },
-        config::Backend::Uring { path, direct, register_buffers } => backend::Config::Uring {
-            path: path.clone(),
-            size_bytes: config.size_bytes,
-            direct: *direct,
-            register_buffers: *register_buffers,
-        },
+        config::Backend::Uring { path, direct, register_buffers } => {
+            let mut uring = backend::uring::Config::new(path);
+            uring.size_bytes = config.size_bytes;
+            if !direct {
+                uring.direct = backend::uring::Direct::Never;
+            }
+            uring.register_buffers = register_buffers.unwrap_or(uring.register_buffers);
+            backend::Config::Uring(uring)
+        }
     })
 }
 

@@ -8,13 +8,16 @@ use frontend::vfio_user::{
     RegionMmap, RemoteMemory, SetIrqs, device,
 };
 use memory::{Access, Fault, Iova, MapError, Mapping, MappingError, MemoryMap, Remote};
-use nvme::Bar;
+use nvme::host::Bar;
+use nvme::pci::{BAR0_BYTES, BAR4_BYTES};
 use state::ssd::SsdV1;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 
 /// BAR index of the registers and doorbells.
 const REGISTERS_REGION: u32 = 0;
+/// Where the doorbell page stands in BAR0 and in its memfd.
+const DOORBELLS_OFFSET: u64 = 0x1000;
 /// BAR index of the MSI-X table.
 const MSIX_REGION: u32 = 4;
 
@@ -267,11 +270,11 @@ fn device_info(power: &Power) -> std::io::Result<DeviceInfo> {
         mmap: Some(RegionMmap {
             fd: Arc::new(doorbells),
             offset: 0,
-            areas: vec![MmapArea { offset: nvme::DOORBELLS_OFFSET, size: 0x1000 }],
+            areas: vec![MmapArea { offset: DOORBELLS_OFFSET, size: 0x1000 }],
         }),
-        ..region(nvme::REGISTERS_BAR_BYTES)
+        ..region(u64::from(BAR0_BYTES))
     };
-    regions[MSIX_REGION as usize] = region(nvme::MSIX_BAR_BYTES);
+    regions[MSIX_REGION as usize] = region(u64::from(BAR4_BYTES));
     regions[device::PCI_CONFIG_REGION as usize] = region(4096);
     let mut irqs = vec![IrqInfo::default(); device::PCI_IRQS as usize];
     irqs[device::PCI_INTX_IRQ as usize] =

@@ -2,7 +2,8 @@
 
 use crate::message::SsdId;
 use memory::{DoorbellPage, SharedRegion};
-use nvme::{GroupConfig, Identity, Profile};
+use nvme::group::GroupConfig;
+use nvme::profile::{Identity, Profile};
 use state::region::ControllerRegion;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -41,7 +42,7 @@ impl Power {
             region: Arc::clone(&self.region),
             doorbells: Arc::clone(&self.doorbells),
             limits: ssd.limits,
-            mdts_bytes: ssd.profile.mdts_bytes(),
+            mdts_bytes: nvme::limits::MDTS_BYTES,
         }
     }
 

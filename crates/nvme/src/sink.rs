@@ -134,6 +134,21 @@ pub enum GroupCommand {
     },
 }
 
+impl GroupCommand {
+    /// The id that [`GroupEvent::Acknowledged`] answers this command with, if it does.
+    #[must_use]
+    pub fn acknowledged_by(&self) -> Option<u32> {
+        match self {
+            Self::Namespaces { id, .. }
+            | Self::Hold { id, .. }
+            | Self::ShadowDoorbells { id, .. }
+            | Self::Reset { id }
+            | Self::Pause { id } => Some(*id),
+            _ => None,
+        }
+    }
+}
+
 /// What the error log must hold of a failed command (Base 2.1, 5.1.12.1.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ErrorRecord {

@@ -5,7 +5,21 @@ use std::sync::Arc;
 
 pub use rustix::io::Errno;
 
-pub use spec::vfio_user::{IrqIndex, PCI_IRQS, PCI_REGIONS, RegionIndex};
+use spec::vfio_user::{IrqIndex, RegionIndex};
+pub use spec::vfio_user::{PCI_IRQS, PCI_REGIONS};
+
+/// Region index of the configuration space.
+pub const PCI_CONFIG_REGION: u32 = RegionIndex::Config.0;
+/// Interrupt index of INTx.
+pub const PCI_INTX_IRQ: u32 = IrqIndex::Intx.0;
+/// Interrupt index of MSI.
+pub const PCI_MSI_IRQ: u32 = IrqIndex::Msi.0;
+/// Interrupt index of MSI-X.
+pub const PCI_MSIX_IRQ: u32 = IrqIndex::Msix.0;
+/// Interrupt index of the error event.
+pub const PCI_ERR_IRQ: u32 = IrqIndex::Err.0;
+/// Interrupt index of the unplug request.
+pub const PCI_REQ_IRQ: u32 = IrqIndex::Req.0;
 
 /// The device behind a session: the engine implements it.
 ///

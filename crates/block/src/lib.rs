@@ -151,6 +151,7 @@ pub trait Backend {
     fn in_flight(&self) -> usize;
 
     /// A descriptor that becomes readable when `poll` has something to return, for an idle reactor to sleep on.
+    /// `None`: only polling moves things on, so do not sleep while anything is in flight.
     fn wake_fd(&self) -> Option<std::os::fd::RawFd> {
         None
     }

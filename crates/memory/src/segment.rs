@@ -104,6 +104,17 @@ impl Segment {
         unsafe { copy_in(src.as_ptr(), self.addr(), len) }
     }
 
+    /// Copies to another segment that does not overlap this one. Copies the shorter of both lengths. Bytes that others
+    /// change meanwhile, on either side, arrive as one of their values.
+    ///
+    /// # Safety
+    /// Both segments are still mapped, and `to` is writable.
+    #[inline]
+    pub unsafe fn copy_into(self, to: Segment) {
+        // SAFETY: as promised to us; the two do not overlap.
+        unsafe { copy(self.addr(), to.addr(), self.len.min(to.len)) }
+    }
+
     /// Sets every byte.
     ///
     /// # Safety

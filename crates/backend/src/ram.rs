@@ -1,0 +1,213 @@
+//! A drive in memory: one memfd, mapped once, shared by all doors.
+//!
+//! Reads and writes end at once. Large discards give pages back in steps of one a poll, so that no call takes long.
+#![expect(unsafe_code, reason = "maps a memfd, and copies between it and guest memory")]
+// UNSAFETY: `Memory` owns its mapping from `new` to `drop`, and its memfd is sealed against shrinking. All accesses to
+// it are `Segment` copies, whose bytes may change underneath (other doors, guests): bytes are bytes, no reference to
+// them exists. Every range was checked against the capacity.
+
+use crate::{Error, SEGMENTS_MAX, checked};
+use block::{Backend, Completion, Fault, Limits, Op, Outcome, Request, Submitted, Token};
+use core::ptr;
+use memory::Segment;
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+
+/// Pages are given back from this length on; less is filled with zeros.
+const PUNCH_MIN_BYTES: u64 = 64 * 1024;
+/// Given back in one step.
+const STEP_BYTES: u64 = 16 * 1024 * 1024;
+/// Large discards under way in one door.
+const PENDING_MAX: usize = 64;
+const PAGE_BYTES: u64 = 4096;
+
+/// The memory of one ram drive.
+#[derive(Debug)]
+pub struct Memory {
+    file: File,
+    base: *mut u8,
+    len: usize,
+}
+
+// SAFETY: the mapping belongs to the process; all accesses are raw copies (see the module).
+unsafe impl Send for Memory {}
+// SAFETY: as above.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    /// Memory that reads as zeros and takes no room until it is written.
+    pub(crate) fn new(size_bytes: u64) -> Result<Memory, Error> {
+        let failed = |error| Error::Memory { size_bytes, error };
+        let len = usize::try_from(size_bytes).map_err(io::Error::other).map_err(failed)?;
+        // SAFETY: a NUL-terminated name; the result is checked.
+        let fd = unsafe {
+            libc::memfd_create(c"godwit-ram".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING)
+        };
+        if fd < 0 {
+            return Err(failed(io::Error::last_os_error()));
+        }
+        // SAFETY: new and ours alone.
+        let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+        file.set_len(size_bytes).map_err(failed)?;
+        let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+        // SAFETY: no memory involved.
+        if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } != 0 {
+            return Err(failed(io::Error::last_os_error()));
+        }
+        let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_NORESERVE);
+        // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.
+        let base = unsafe { libc::mmap(ptr::null_mut(), len, prot, flags, file.as_raw_fd(), 0) };
+        if base == libc::MAP_FAILED {
+            return Err(failed(io::Error::last_os_error()));
+        }
+        // SAFETY: our own new mapping. Advice may fail without harm.
+        unsafe {
+            libc::madvise(base, len, libc::MADV_DONTDUMP);
+            libc::madvise(base, len, libc::MADV_DONTFORK);
+            libc::madvise(base, len, libc::MADV_HUGEPAGE);
+        }
+        Ok(Memory { file, base: base.cast(), len })
+    }
+
+    /// As each door reports them.
+    pub(crate) fn limits(&self) -> Limits {
+        let capacity_bytes = self.len as u64;
+        Limits { capacity_bytes, block_bytes: 512, segments_max: SEGMENTS_MAX, discard: true }
+    }
+
+    /// `len` bytes from `start`; shorter at the end of the memory, which checked ranges never reach.
+    #[inline]
+    fn segment(&self, start: u64, len: usize) -> Segment {
+        let start = usize::try_from(start).unwrap_or(self.len).min(self.len);
+        // SAFETY: start <= self.len, inside or one past our mapping.
+        Segment::from_raw(unsafe { self.base.add(start) }, len.min(self.len - start))
+    }
+
+    fn zero(&self, start: u64, end: u64) {
+        let len = usize::try_from(end.saturating_sub(start)).unwrap_or(0);
+        // SAFETY: inside our mapping, which lives as long as self.
+        unsafe { self.segment(start, len).fill(0) };
+    }
+
+    /// Gives whole pages back; they read as zeros.
+    fn punch(&self, start: u64, end: u64) -> Result<(), Fault> {
+        let offset = |at: u64| libc::off_t::try_from(at).map_err(|_| Fault::OutOfRange);
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        // SAFETY: no memory is passed. Pages of our mapping become zeros, which raw copies do not mind.
+        let result =
+            unsafe { libc::fallocate(self.file.as_raw_fd(), mode, offset(start)?, offset(end - start)?) };
+        if result == 0 { Ok(()) } else { Err(Fault::Media) }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: ours from mmap, and no door is left.
+        unsafe { libc::munmap(self.base.cast(), self.len) };
+    }
+}
+
+/// A discard that goes on with each poll.
+#[derive(Debug)]
+struct Pending {
+    token: Token,
+    at: u64,
+    end: u64,
+}
+
+/// One reactor's door to a [`Memory`].
+#[derive(Debug)]
+pub struct Ram {
+    memory: Arc<Memory>,
+    limits: Limits,
+    pending: VecDeque<Pending>,
+}
+
+impl Ram {
+    /// One more door.
+    #[must_use]
+    pub fn new(memory: Arc<Memory>) -> Ram {
+        let limits = memory.limits();
+        Ram { memory, limits, pending: VecDeque::with_capacity(PENDING_MAX) }
+    }
+
+    fn discard(&mut self, request: &Request<'_>) -> Submitted {
+        let (start, end) = (request.range.start_bytes, request.range.start_bytes + request.range.len_bytes);
+        let (first, last) = (start.next_multiple_of(PAGE_BYTES), end - end % PAGE_BYTES);
+        if last.saturating_sub(first) < PUNCH_MIN_BYTES {
+            self.memory.zero(start, end);
+            return Submitted::Ended(Outcome::Done);
+        }
+        if last - first > STEP_BYTES && self.pending.len() == PENDING_MAX {
+            return Submitted::Full;
+        }
+        self.memory.zero(start, first);
+        self.memory.zero(last, end);
+        if last - first > STEP_BYTES {
+            self.pending.push_back(Pending { token: request.token, at: first, end: last });
+            return Submitted::Queued;
+        }
+        Submitted::Ended(match self.memory.punch(first, last) {
+            Ok(()) => Outcome::Done,
+            Err(fault) => Outcome::Failed(fault),
+        })
+    }
+}
+
+impl Backend for Ram {
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    unsafe fn submit(&mut self, request: &Request<'_>) -> Submitted {
+        if let Err(outcome) = checked(request, &self.limits) {
+            return Submitted::Ended(outcome);
+        }
+        let mut at = request.range.start_bytes;
+        match request.op {
+            Op::Read => {
+                for guest in request.data {
+                    // SAFETY: both sides mapped: the drive's by self, the guest's by the caller's promise.
+                    unsafe { self.memory.segment(at, guest.len()).copy_into(*guest) };
+                    at += guest.len() as u64;
+                }
+            }
+            Op::Write { .. } => {
+                for guest in request.data {
+                    // SAFETY: as above.
+                    unsafe { guest.copy_into(self.memory.segment(at, guest.len())) };
+                    at += guest.len() as u64;
+                }
+            }
+            Op::Flush => {}
+            Op::WriteZeroes { .. } | Op::Discard => return self.discard(request),
+        }
+        Submitted::Ended(Outcome::Done)
+    }
+
+    fn kick(&mut self) {}
+
+    fn poll(&mut self, done: &mut Vec<Completion>) {
+        if done.len() == done.capacity() {
+            return;
+        }
+        let Some(pending) = self.pending.front_mut() else { return };
+        let step = pending.end.min(pending.at + STEP_BYTES);
+        let result = self.memory.punch(pending.at, step);
+        pending.at = step;
+        let outcome = match result {
+            Ok(()) if step < pending.end => return,
+            Ok(()) => Outcome::Done,
+            Err(fault) => Outcome::Failed(fault),
+        };
+        done.push((pending.token, outcome));
+        self.pending.pop_front();
+    }
+
+    fn in_flight(&self) -> usize {
+        self.pending.len()
+    }
+}

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use spec::vfio_user::{CommandId, DmaAccess};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::frame::{Header, Outgoing, OutgoingHeader};
+use super::frame::{HEADER_BYTES, Header, Outgoing, OutgoingHeader};
 use super::transport::{Fault, Transport};
 
 /// The most commands of ours under way at a time.
@@ -42,6 +42,7 @@ struct State {
     /// 0 until the version is agreed on.
     data_bytes_max: usize,
     closed: bool,
+    layout: Layout,
 }
 
 struct Answer {
@@ -69,10 +70,8 @@ impl RemoteMemory {
         for chunk in data.chunks_mut(chunk_bytes) {
             let bytes = chunk.len() as u64;
             let answer = self.round_trip(CommandId::DmaRead, at, bytes, &[], deadline)?;
-            let copied = answer
-                .get(size_of::<DmaAccess>()..)
-                .filter(|copied| copied.len() == chunk.len())
-                .ok_or(Errno::PROTO)?;
+            let data_at = self.learn(&answer, chunk.len())?;
+            let copied = answer.get(data_at..data_at + chunk.len()).ok_or(Errno::PROTO)?;
             chunk.copy_from_slice(copied);
             at = at.wrapping_add(bytes);
         }
@@ -144,6 +143,12 @@ impl RemoteMemory {
         let mut message = head.encode().to_vec();
         message.extend_from_slice(DmaAccess { address: iova, count }.as_bytes());
         message.extend_from_slice(data);
+        if command == CommandId::DmaWrite && self.layout() == Layout::Narrow {
+            // The upper half of the count moves behind the data, as padding.
+            if let Some(tail) = message.get_mut(HEADER_BYTES + 12..) {
+                tail.rotate_left(4);
+            }
+        }
         if let Err(fault) = self.0.transport.send(&message, None) {
             // Part of a message may be out: nothing after it could be understood.
             self.0.unread.store(fault == Fault::Slow, Ordering::Release);
@@ -154,6 +159,18 @@ impl RemoteMemory {
         let answer = place.wait(deadline)?;
         check(&answer, command, iova, count)?;
         Ok(answer.payload)
+    }
+
+    fn layout(&self) -> Layout {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).layout
+    }
+
+    /// Where the data of a DMA_READ reply begin.
+    fn learn(&self, payload: &[u8], data_bytes: usize) -> Result<usize, Errno> {
+        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (data_at, layout) = state.layout.learn(payload, data_bytes).ok_or(Errno::PROTO)?;
+        state.layout = layout;
+        Ok(data_at)
     }
 
     /// A free message id, in use until the place is dropped.
@@ -216,10 +233,43 @@ impl Drop for Place<'_> {
     }
 }
 
-/// An error is the client's errno; a reply to something else is `EPROTO`.
+/// How a client lays out DMA_READ and DMA_WRITE.
 ///
-/// QEMU 10.1 and 10.2 have a 32-bit count, with the data where its upper half should be. That shows as a wrong count
-/// here unless the data begin with zeros, in which case the two layouts cannot be told apart.
+/// QEMU 10.1 and 10.2 have a 32-bit count, the data right after it and four bytes of padding at the end, so that only the
+/// contents tell the layouts apart. Until they do, the client is taken to follow vfio-user.rst. (The first thing a
+/// controller reads is a command, which begins with a byte that is not 0.)
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Layout {
+    #[default]
+    Unknown,
+    /// A 64-bit count, as vfio-user.rst says.
+    Wide,
+    /// A 32-bit count.
+    Narrow,
+}
+
+impl Layout {
+    /// Where the data of a DMA_READ reply begin, and what is now known; `None` when it fits neither layout.
+    fn learn(self, payload: &[u8], data_bytes: usize) -> Option<(usize, Self)> {
+        if payload.len() != size_of::<DmaAccess>() + data_bytes {
+            return None;
+        }
+        let zero = |bytes: &[u8]| bytes.iter().all(|&byte| byte == 0);
+        let count_fits_wide = zero(payload.get(12..16)?);
+        let padding_fits_narrow = zero(payload.get(12 + data_bytes..)?);
+        match (self, count_fits_wide, padding_fits_narrow) {
+            (Self::Unknown, true, true) => Some((16, Self::Unknown)),
+            (Self::Unknown | Self::Wide, true, false) | (Self::Wide, true, true) => Some((16, Self::Wide)),
+            (Self::Unknown | Self::Narrow, false, true) | (Self::Narrow, true, true) => {
+                Some((12, Self::Narrow))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// An error is the client's errno; a reply to something else is `EPROTO`. Of the count only the half that every layout
+/// has is looked at.
 fn check(answer: &Answer, command: CommandId, iova: u64, count: u64) -> Result<(), Errno> {
     if answer.header.command != command {
         return Err(Errno::PROTO);
@@ -230,10 +280,6 @@ fn check(answer: &Answer, command: CommandId, iova: u64, count: u64) -> Result<(
         return Err(errno.map_or(Errno::IO, Errno::from_raw_os_error));
     }
     let (address, rest) = u64::read_from_prefix(&answer.payload).map_err(|_| Errno::PROTO)?;
-    // vfio-user.rst gives the count of a DMA_WRITE reply 4 bytes, everybody sends 8.
-    let done = match rest.len() {
-        4 => u32::read_from_bytes(rest).map(u64::from).ok(),
-        _ => u64::read_from_prefix(rest).map(|(count, _)| count).ok(),
-    };
-    if address == iova && done == Some(count) { Ok(()) } else { Err(Errno::PROTO) }
+    let (done, _) = u32::read_from_prefix(rest).map_err(|_| Errno::PROTO)?;
+    if address == iova && u64::from(done) == count { Ok(()) } else { Err(Errno::PROTO) }
 }

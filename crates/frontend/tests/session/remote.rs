@@ -208,3 +208,71 @@ fn answers_that_do_not_fit_the_question_are_refused() {
     }
     running.leave();
 }
+
+/// QEMU 10.1 and 10.2: `offset` u64, `count` u32, data, and the structure's padding at the end.
+fn answer_narrow(client: &Client, command: &Answer, memory: &mut [u8]) {
+    let at = usize::try_from(command.u64_at(0)).expect("small");
+    let count = usize::try_from(command.u32_at(8)).expect("small");
+    let mut payload = command.payload[..12].to_vec();
+    if command.command == DMA_READ {
+        payload.extend_from_slice(&memory[at..at + count]);
+        payload.extend_from_slice(&[0; 4]);
+    } else {
+        memory[at..at + count].copy_from_slice(&command.payload[12..12 + count]);
+        payload.extend_from_slice(&command.payload[12..16]);
+    }
+    client.send(&message(command.id, command.command, 1, &payload), &[]);
+}
+
+#[test]
+fn the_narrow_layout_of_qemu_10_is_recognised_by_the_first_command_read() {
+    let running = Running::negotiated();
+    let remote = running.remote.clone();
+    let caller = std::thread::spawn(move || {
+        let mut command = [0; 64];
+        remote.read(0, &mut command).expect("read");
+        assert_eq!((command[0], command[63]), (6, 0));
+        remote.write(64, &[7; 3]).expect("written");
+        remote.write(67, &[8; 100]).expect("written");
+        let mut back = [0; 3];
+        remote.read(64, &mut back).expect("read");
+        assert_eq!(back, [7; 3]);
+        let mut zeros = [1; 8];
+        remote.read(200, &mut zeros).expect("read");
+        assert_eq!(zeros, [0; 8]);
+        let mut one = [1; 1];
+        remote.read(166, &mut one).expect("read");
+        assert_eq!(one, [8]);
+    });
+    let mut memory = vec![0; 256];
+    memory[0] = 6;
+    for _ in 0..6 {
+        let command = running.client.receive().expect("a command");
+        answer_narrow(&running.client, &command, &mut memory);
+    }
+    caller.join().expect("no panic");
+    assert_eq!(memory[64..67], [7; 3]);
+    assert_eq!(memory[67..167], [8; 100]);
+    running.leave();
+}
+
+#[test]
+fn zeros_do_not_make_a_client_look_narrow() {
+    let running = Running::negotiated();
+    let remote = running.remote.clone();
+    let caller = std::thread::spawn(move || {
+        for at in 0..60 {
+            let mut four = [9; 4];
+            remote.read(at, &mut four).expect("read");
+            assert_eq!(four.iter().any(|&byte| byte != 0), (29..=32).contains(&at));
+        }
+    });
+    let mut memory = vec![0; 64];
+    memory[32] = 6;
+    for _ in 0..60 {
+        let command = running.client.receive().expect("a command");
+        answer(&running.client, &command, &mut memory);
+    }
+    caller.join().expect("no panic");
+    running.leave();
+}

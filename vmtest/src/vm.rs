@@ -163,7 +163,9 @@ impl VmBuilder {
         qemu.args(&self.arguments);
         qemu.arg("-kernel").arg(self.kernel.clone().unwrap_or_else(|| image.kernel()));
         qemu.arg("-initrd").arg(image.initramfs());
-        let words = format!("console=ttyS0 loglevel=4 panic=-1 rdinit=/init{}", self.kernel_arguments);
+        // iomem=relaxed: nvme-cli maps the registers of a bound controller.
+        let words =
+            format!("console=ttyS0 loglevel=4 panic=-1 iomem=relaxed rdinit=/init{}", self.kernel_arguments);
         qemu.args(["-append", &words]);
         qemu
     }

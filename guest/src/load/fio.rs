@@ -16,7 +16,9 @@ pub struct Raw {
     pub iops: f64,
     /// Mean latency.
     pub mean_ns: f64,
-    /// The 99th percentile of completion latency.
+    /// Median latency.
+    pub p50_ns: f64,
+    /// The 99th percentile.
     pub p99_ns: f64,
 }
 
@@ -48,7 +50,8 @@ pub fn run(
 ) -> Result<Raw> {
     let output = Command::new("fio")
         .args(["--name=raw", "--ioengine=io_uring", "--direct=1", "--registerfiles=1", "--fixedbufs=1"])
-        .args(["--numjobs=1", "--time_based=1", "--norandommap=1", "--randrepeat=0", "--output-format=json"])
+        .args(["--numjobs=1", "--time_based=1", "--norandommap=1", "--randrepeat=0"])
+        .args(["--lat_percentiles=1", "--clat_percentiles=0", "--output-format=json"])
         .arg(format!("--filename={}", file.display()))
         .arg(format!("--size={size_bytes}"))
         .arg(format!("--rw={}", load.fio_rw()))
@@ -75,7 +78,8 @@ fn parse(text: &str, direction: Direction) -> Result<Raw> {
     let raw = Raw {
         iops: number("/iops")?,
         mean_ns: number("/lat_ns/mean")?,
-        p99_ns: number("/clat_ns/percentile/99.000000")?,
+        p50_ns: number("/lat_ns/percentile/50.000000")?,
+        p99_ns: number("/lat_ns/percentile/99.000000")?,
     };
     ensure!(raw.iops > 0.0, "fio did no I/O");
     Ok(raw)
@@ -87,8 +91,8 @@ mod tests {
 
     #[test]
     fn the_side_of_the_direction_is_read() {
-        let text = r#"note {"jobs":[{"read":{"iops":0.0},"write":{"iops":12.5,"lat_ns":{"mean":80000.0},
-            "clat_ns":{"percentile":{"99.000000":90000}}}}]}"#;
+        let text = r#"note {"jobs":[{"read":{"iops":0.0},"write":{"iops":12.5,"lat_ns":{"mean":80000.0,
+            "percentile":{"50.000000":70000,"99.000000":90000}}}}]}"#;
         let raw = parse(text.strip_prefix("note ").unwrap(), Direction::Write).unwrap();
         assert!((raw.iops - 12.5).abs() < 1e-9 && (raw.mean_ns - 80_000.0).abs() < 1e-9);
         assert!(parse(text.strip_prefix("note ").unwrap(), Direction::Read).is_err());

@@ -77,6 +77,8 @@ pub struct Outcome {
     pub elapsed_ns: f64,
     /// Latencies in ticks.
     pub latency: Histogram,
+    /// Ticks the client had nothing to do: when few, the client is the limit.
+    pub waited: u64,
     /// What the engine spent meanwhile.
     pub spent: Spent,
 }
@@ -109,6 +111,9 @@ struct Slot {
     block: [u64; 8],
     since: u64,
 }
+
+/// No completion for so long is a failure.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where SLBA stands in a command, in quadwords.
 const SLBA_WORD: usize = 5;
@@ -216,7 +221,8 @@ impl Lane {
         let (mask, sample_mask) = (self.entries - 1, plan.sample_mask());
         let begin = ticks();
         loop {
-            let now = self.wait_for(ram, batch, clock)?;
+            let (now, waited) = self.wait_for(ram, batch, clock)?;
+            outcome.waited += waited;
             while let Some((cid, status)) = self.take(ram) {
                 if status != Status::SUCCESS {
                     return Err(Error::Status(status));
@@ -237,22 +243,22 @@ impl Lane {
         }
     }
 
-    /// Spins until the `ahead`-th completion from here is there; the time it was seen.
+    /// Spins until the `ahead`-th completion from here is there; the time it was seen, and how long that took.
     #[inline]
-    fn wait_for(&self, ram: &Ram, ahead: u32, clock: &Clock) -> Result<u64> {
+    fn wait_for(&self, ram: &Ram, ahead: u32, clock: &Clock) -> Result<(u64, u64)> {
         let last = self.head.wrapping_add(ahead - 1);
-        let mut spins = 0_u32;
-        let mut deadline = None;
+        if self.completion_at(ram, last).is_some() {
+            return Ok((ticks(), 0));
+        }
+        let (begin, mut spins) = (ticks(), 0_u32);
         while self.completion_at(ram, last).is_none() {
             spins = spins.wrapping_add(1);
-            if spins & 0xF_FFFF == 0 {
-                let end = *deadline.get_or_insert_with(|| ticks() + clock.ticks(Duration::from_secs(10)));
-                if ticks() > end {
-                    return Err(Error::Timeout(Duration::from_secs(10)));
-                }
+            if spins & 0xF_FFFF == 0 && clock.ns(ticks() - begin) > TIMEOUT.as_secs_f64() * 1e9 {
+                return Err(Error::Timeout(TIMEOUT));
             }
         }
-        Ok(ticks())
+        let now = ticks();
+        Ok((now, now - begin))
     }
 
     /// The upper quadword of the completion at a free-running position, once it is posted.

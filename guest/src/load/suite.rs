@@ -172,12 +172,17 @@ fn compare(
     // The disk drifts: medians of either side, measured in turn, are steadier than single pairs.
     let ratio = median(&outcomes.iter().map(Outcome::iops).collect::<Vec<_>>()) / median(&raw_iops);
     report.add(name, "raw_iops", "1/s", &raw_iops);
+    report.add(name, "raw_p99_ns", "ns", &raws.iter().map(|raw| raw.p99_ns).collect::<Vec<_>>());
     report.add(name, "ratio_to_raw", "ratio", &vec![ratio; raws.len()]);
     if load.depth == 1 {
         let added: Vec<_> = pairs()
             .map(|(outcome, raw)| settings.clock.ns(1) * outcome.latency.mean() - raw.mean_ns)
             .collect();
         report.add(name, "added_latency_ns", "ns", &added);
+        let added: Vec<_> = pairs()
+            .map(|(outcome, raw)| settings.clock.ns(outcome.latency.quantile(500)) - raw.p50_ns)
+            .collect();
+        report.add(name, "added_p50_ns", "ns", &added);
     }
 }
 
@@ -248,7 +253,10 @@ fn summarise(settings: &Settings, report: &mut Report, name: &str, outcomes: &[O
     add("p999_ns", "ns", &|outcome| clock.ns(outcome.latency.quantile(999)));
     add("engine_busy_ns_per_io", "ns", &busy);
     add("engine_cpu_ns_per_io", "ns", &|outcome| each(outcome.spent.cpu_ns, outcome.ios));
-    if let Some(last) = report.records.len().checked_sub(7).map(|from| &report.records[from..]) {
+    add("client_busy_percent", "percent", &|outcome| {
+        100.0 - clock.ns(outcome.waited) / outcome.elapsed_ns * 100.0
+    });
+    if let Some(last) = report.records.len().checked_sub(8).map(|from| &report.records[from..]) {
         let line = Report { records: last.to_vec() }.table();
         eprint!("{line}");
     }

@@ -23,7 +23,7 @@ pub mod stats;
 
 use crate::mailbox::Mailbox;
 use crate::message::{Address, Message};
-use crate::reactor::{Options, Reactor};
+use crate::reactor::Options;
 use crate::records::Records;
 use crate::serve::Server;
 use anyhow::Context;
@@ -70,7 +70,7 @@ impl Engine {
             };
             let mut all = addresses.clone();
             all.rotate_left(index);
-            let thread = Reactor::spawn(index, all, options, records.clone(), counters)?;
+            let thread = reactor::spawn(index, all, options, records.clone(), counters)?;
             reactors.push((Arc::clone(&addresses[index]), thread));
         }
         let mut servers = Vec::new();

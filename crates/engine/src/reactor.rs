@@ -15,6 +15,7 @@ use block::Now;
 use rustix::io::Errno;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
+use std::thread::JoinHandle;
 
 /// First sleep after spinning; each further one is twice as long.
 const FIRST_SLEEP_NS: u64 = 20_000;
@@ -65,78 +66,83 @@ impl Place {
     }
 }
 
-/// See the module.
-pub(crate) struct Reactor {
-    mailbox: Address,
+/// What a reactor's thread begins with.
+#[derive(Clone)]
+struct Setup {
     /// All shared reactors, this one first; only this one for a private reactor.
     reactors: Vec<Address>,
     options: Options,
     records: Records,
     counters: Option<Counters>,
-    places: Vec<Place>,
-    stopping: bool,
     /// Ends with its only ssd.
     private: bool,
 }
 
-impl Reactor {
-    /// Starts a shared reactor. `reactors` begins with its own address.
-    pub(crate) fn spawn(
-        index: usize,
-        reactors: Vec<Address>,
-        options: Options,
-        records: Records,
-        counters: Counters,
-    ) -> std::io::Result<std::thread::JoinHandle<()>> {
-        let reactor = Self {
-            mailbox: Arc::clone(&reactors[0]),
-            reactors,
-            options,
-            records,
-            counters: Some(counters),
-            places: Vec::new(),
-            stopping: false,
-            private: false,
-        };
-        std::thread::Builder::new().name(format!("reactor-{index}")).spawn(move || reactor.run())
-    }
+/// Starts a shared reactor. `reactors` begins with its own address.
+pub(crate) fn spawn(
+    index: usize,
+    reactors: Vec<Address>,
+    options: Options,
+    records: Records,
+    counters: Counters,
+) -> std::io::Result<JoinHandle<()>> {
+    let setup = Setup { reactors, options, records, counters: Some(counters), private: false };
+    setup.spawn(format!("reactor-{index}"))
+}
 
+impl Setup {
+    fn spawn(self, name: String) -> std::io::Result<JoinHandle<()>> {
+        // Drives are opened on the thread and never leave it, so the reactor is made there.
+        let run = || Reactor { setup: self, places: Vec::new(), stopping: false }.run();
+        std::thread::Builder::new().name(name).spawn(run)
+    }
+}
+
+/// See the module.
+struct Reactor {
+    setup: Setup,
+    places: Vec<Place>,
+    stopping: bool,
+}
+
+impl Reactor {
     /// Starts the private reactor of one ssd, which takes over everything of it.
     fn spawn_private(&self, home: Box<Home>) -> std::io::Result<Address> {
         let mailbox = Arc::new(Mailbox::new()?);
         let settlement = home.pack();
         let name = format!("private-{}", settlement.ssd.id.0);
         mailbox.send(Message::Settle(Box::new(settlement)));
-        let reactor = Self {
-            mailbox: Arc::clone(&mailbox),
+        let setup = Setup {
             reactors: vec![Arc::clone(&mailbox)],
-            options: Options { cpu: None, ..self.options.clone() },
-            records: self.records.clone(),
+            options: Options { cpu: None, ..self.setup.options.clone() },
+            records: self.setup.records.clone(),
             counters: None,
-            places: Vec::new(),
-            stopping: false,
             private: true,
         };
-        std::thread::Builder::new().name(name).spawn(move || reactor.run())?;
+        setup.spawn(name)?;
         Ok(mailbox)
     }
 
+    fn mailbox(&self) -> &Address {
+        &self.setup.reactors[0]
+    }
+
     fn run(mut self) {
-        if let Some(cpu) = self.options.cpu
+        if let Some(cpu) = self.setup.options.cpu
             && let Err(error) = pin(cpu)
         {
             tracing::warn!(cpu, %error, "a reactor cannot be pinned to its CPU; it runs unpinned");
         }
         // Sleeps are short: the default slack of 50 µs would double them.
-        let _ = rustix::thread::set_timer_slack(std::num::NonZeroU64::new(1));
+        let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
         let mut last = ticks();
         let mut quiet_ns = 0;
         let mut sleep_ns = FIRST_SLEEP_NS;
         while !self.stopping {
-            let now = self.options.clock.at(last);
+            let now = self.setup.options.clock.at(last);
             let turn = self.turn(now);
             let after = ticks();
-            let span_ns = self.options.clock.span_ns(after.saturating_sub(last));
+            let span_ns = self.setup.options.clock.span_ns(after.saturating_sub(last));
             last = after;
             self.count(&turn, span_ns);
             if turn.work > 0 {
@@ -147,7 +153,7 @@ impl Reactor {
             quiet_ns += span_ns;
             if quiet_ns >= self.spin_ns() {
                 self.sleep(sleep_ns, now);
-                sleep_ns = (sleep_ns * 2).min(self.options.idle_ns);
+                sleep_ns = (sleep_ns * 2).min(self.setup.options.idle_ns);
             } else {
                 std::hint::spin_loop();
             }
@@ -156,7 +162,7 @@ impl Reactor {
 
     fn turn(&mut self, now: Now) -> Turn {
         let mut all = Turn::default();
-        if self.mailbox.has_mail() {
+        if self.mailbox().has_mail() {
             all.work += self.read_mail(now);
         }
         for at in 0..self.places.len() {
@@ -174,7 +180,7 @@ impl Reactor {
 
     fn spin_ns(&self) -> u64 {
         let busy = self.places.iter().filter_map(Place::seat).any(Seat::is_busy);
-        self.options.spin_ns + if busy { BUSY_SPIN_NS } else { 0 }
+        self.setup.options.spin_ns + if busy { BUSY_SPIN_NS } else { 0 }
     }
 
     /// Sleeps until a message, a completion of a drive, a timer, or the time to look at the doorbells again.
@@ -188,14 +194,14 @@ impl Reactor {
             _ => None,
         });
         let timeout_ns = deadline.chain(polled.then_some(sleep_ns)).min();
-        self.mailbox.sleep(&fds, timeout_ns);
-        if let Some(counters) = &self.counters {
+        self.mailbox().sleep(&fds, timeout_ns);
+        if let Some(counters) = &self.setup.counters {
             add(&counters.get().sleeps, 1);
         }
     }
 
     fn count(&self, turn: &Turn, span_ns: u64) {
-        let Some(counters) = &self.counters else { return };
+        let Some(counters) = &self.setup.counters else { return };
         let counters = counters.get();
         if turn.work > 0 {
             add(&counters.busy_ns, span_ns);
@@ -207,7 +213,7 @@ impl Reactor {
     }
 
     fn read_mail(&mut self, now: Now) -> usize {
-        let mail = self.mailbox.take();
+        let mail = self.mailbox().take();
         let count = mail.len();
         for message in mail {
             self.read(message, now);
@@ -220,7 +226,7 @@ impl Reactor {
             Message::Settle(plan) => {
                 let (id, name) = (plan.ssd.id, plan.ssd.name.clone());
                 self.vacate(id);
-                match Home::new(*plan, self.reactors.clone(), self.records.clone(), now) {
+                match Home::new(*plan, self.setup.reactors.clone(), self.setup.records.clone(), now) {
                     Ok(home) => self.places.push(Place::Home(Box::new(home))),
                     Err(error) => {
                         tracing::error!(ssd = name, %error, "the drive cannot be opened on a reactor")
@@ -267,7 +273,7 @@ impl Reactor {
             Some(Place::Home(home)) => {
                 if let Next::Gone = home.call(call, reply, now) {
                     self.vacate(id);
-                    self.stopping |= self.private;
+                    self.stopping |= self.setup.private;
                 }
             }
             Some(Place::Moved(_, address)) => address.send(Message::Call(id, call, reply)),

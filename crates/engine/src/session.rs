@@ -248,15 +248,15 @@ fn bar(region: u32) -> Result<Bar, Errno> {
 fn map_errno(error: &MapError) -> Errno {
     match error {
         MapError::TooMany => Errno::NOSPC,
-        MapError::Overlap => Errno::EXIST,
-        MapError::NotFound => Errno::NOENT,
+        MapError::Overlap(_) => Errno::EXIST,
+        MapError::NotMapped => Errno::NOENT,
         _ => Errno::INVAL,
     }
 }
 
 fn mapping_errno(error: &MappingError) -> Errno {
     match error {
-        MappingError::Map(error) => Errno::from_io_error(error).unwrap_or(Errno::INVAL),
+        MappingError::System { error, .. } => Errno::from_io_error(error).unwrap_or(Errno::INVAL),
         _ => Errno::INVAL,
     }
 }

@@ -1,0 +1,226 @@
+//! The engine as a client sees it: a whole engine in this process, driven by the user-space guest over its sockets.
+
+use api::config::Config;
+use engine::Engine;
+use guest::nvme::{Driver, Options, Sqe};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// An engine on a directory of its own.
+struct Host {
+    engine: Engine,
+    directory: TempDir,
+}
+
+impl Host {
+    fn start(ssds: &[(&str, &str)], reactors: usize) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), ssds, reactors)
+    }
+
+    /// `ssds`: names and backends, where `DIR` stands for the directory.
+    fn start_in(directory: TempDir, ssds: &[(&str, &str)], reactors: usize) -> Self {
+        let dir = directory.path().display().to_string();
+        let mut text = format!("[engine]\nreactors = {reactors}\n");
+        for (name, backend) in ssds {
+            text.push_str(&format!(
+                "[[ssd]]\nname = \"{name}\"\nsize = \"64MiB\"\nsocket = \"{dir}/{name}.sock\"\n\
+                 state = \"{dir}/{name}.state\"\nbackend = {}\n",
+                backend.replace("DIR", &dir)
+            ));
+        }
+        let config = Config::parse(Path::new("test.toml"), &text).unwrap();
+        Self { engine: Engine::start(&config, None).unwrap(), directory }
+    }
+
+    fn socket(&self, name: &str) -> PathBuf {
+        self.directory.path().join(format!("{name}.sock"))
+    }
+
+    fn connect(&self, name: &str) -> Driver {
+        self.connect_with(name, Options::default())
+    }
+
+    /// The one before may still be leaving: a client that comes too early is turned away and tries again.
+    fn connect_with(&self, name: &str, options: Options) -> Driver {
+        for _ in 0..200 {
+            match Driver::connect_with(self.socket(name), options) {
+                Ok(driver) => return driver,
+                Err(_) => std::thread::sleep(Duration::from_millis(10)),
+            }
+        }
+        Driver::connect_with(self.socket(name), options).unwrap()
+    }
+
+    fn stop(self) -> TempDir {
+        self.engine.stop().unwrap();
+        self.directory
+    }
+}
+
+const RAM: &str = "{ type = \"ram\" }";
+const FILE: &str = "{ type = \"uring\", path = \"DIR/disk.img\" }";
+
+fn pattern(seed: u64, len: usize) -> Vec<u8> {
+    (0..len as u64).map(|at| (at.wrapping_mul(seed | 1).wrapping_add(seed) >> 3) as u8).collect()
+}
+
+fn write(driver: &mut Driver, qid: u16, slba: u64, bytes: &[u8]) {
+    let buffer = driver.ram().clone().alloc_with(bytes).unwrap();
+    let blocks = u32::try_from(bytes.len() / 512).unwrap();
+    driver.write(qid, 1, slba, blocks, &buffer).unwrap().ok().unwrap();
+}
+
+fn read(driver: &mut Driver, qid: u16, slba: u64, len: usize) -> Vec<u8> {
+    let buffer = driver.ram().clone().alloc(len).unwrap();
+    driver.read(qid, 1, slba, u32::try_from(len / 512).unwrap(), &buffer).unwrap().ok().unwrap();
+    buffer.bytes(0, len)
+}
+
+#[test]
+fn what_is_written_is_read_back_on_every_backend_with_data() {
+    let host = Host::start(&[("ram", RAM), ("file", FILE)], 1);
+    for name in ["ram", "file"] {
+        let mut driver = host.connect(name);
+        driver.create_queue_pair(1, 64).unwrap();
+        for (at, len) in [(0, 512), (8, 4096), (1000, 65536), (4096, 1 << 20)] {
+            write(&mut driver, 1, at, &pattern(at, len));
+        }
+        for (at, len) in [(0, 512), (8, 4096), (1000, 65536), (4096, 1 << 20)] {
+            assert_eq!(read(&mut driver, 1, at, len), pattern(at, len), "{name} at {at}");
+        }
+        assert!(read(&mut driver, 1, 50_000, 4096).iter().all(|byte| *byte == 0));
+    }
+    host.stop();
+}
+
+#[test]
+fn queue_pairs_on_several_reactors_serve_one_namespace() {
+    let host = Host::start(&[("file", FILE)], 3);
+    let mut driver = host.connect("file");
+    for qid in 1..=8 {
+        driver.create_queue_pair(qid, 32).unwrap();
+    }
+    for qid in 1..=8 {
+        write(&mut driver, qid, u64::from(qid) * 64, &pattern(u64::from(qid), 16384));
+    }
+    for qid in 1..=8 {
+        let other = qid % 8 + 1;
+        assert_eq!(read(&mut driver, other, u64::from(qid) * 64, 16384), pattern(u64::from(qid), 16384));
+    }
+    for qid in 1..=8 {
+        driver.delete_queue_pair(qid).unwrap();
+    }
+    driver.create_queue_pair(5, 16).unwrap();
+    assert_eq!(read(&mut driver, 5, 64, 16384), pattern(1, 16384));
+    host.stop();
+}
+
+#[test]
+fn a_client_that_vanishes_leaves_the_ssd_to_the_next_with_all_it_had_written() {
+    let host = Host::start(&[("file", FILE)], 2);
+    for round in 0..5 {
+        let mut driver = host.connect("file");
+        driver.create_queue_pair(1, 256).unwrap();
+        driver.create_queue_pair(2, 256).unwrap();
+        for before in 0..round {
+            assert_eq!(read(&mut driver, 2, before * 8, 4096), pattern(before, 4096));
+        }
+        write(&mut driver, 1, round * 8, &pattern(round, 4096));
+        // Reads in flight while the client goes.
+        let buffer = driver.ram().clone().alloc(1 << 20).unwrap();
+        for at in 0..64 {
+            let sqe = Sqe::new(2).nsid(1).prp(buffer.iova(), 0).qword(10, at * 8).cdw12(7);
+            driver.place(1, sqe).unwrap();
+        }
+        driver.ring(1).unwrap();
+    }
+    host.stop();
+}
+
+#[test]
+fn namespaces_and_data_outlive_the_engine() {
+    let host = Host::start(&[("file", FILE)], 1);
+    let mut driver = host.connect("file");
+    let before = driver.identify(0, 1).unwrap();
+    driver.create_queue_pair(1, 16).unwrap();
+    write(&mut driver, 1, 0, &pattern(7, 8192));
+    drop(driver);
+    let directory = host.stop();
+    let host = Host::start_in(directory, &[("file", FILE)], 2);
+    let mut driver = host.connect("file");
+    assert_eq!(driver.identify(0, 1).unwrap(), before);
+    driver.create_queue_pair(1, 16).unwrap();
+    assert_eq!(read(&mut driver, 1, 0, 8192), pattern(7, 8192));
+    host.stop();
+}
+
+#[test]
+fn a_guest_whose_memory_has_no_descriptor_is_served_by_messages_and_disturbs_nobody() {
+    let host = Host::start(&[("near", RAM), ("far", RAM)], 1);
+    let mut far = host.connect_with("far", Options { share_ram: false, ..Options::default() });
+    let mut near = host.connect("near");
+    near.create_queue_pair(1, 16).unwrap();
+    far.create_queue_pair(1, 16).unwrap();
+    write(&mut far, 1, 16, &pattern(3, 16384));
+    assert_eq!(read(&mut far, 1, 16, 16384), pattern(3, 16384));
+    assert!(far.client().dma_served() > 0);
+    // The far client stalls with a command outstanding: it answers no message. The near one goes on.
+    let buffer = far.ram().clone().alloc(4096).unwrap();
+    far.submit(1, Sqe::new(2).nsid(1).prp(buffer.iova(), 0).qword(10, 0).cdw12(7)).unwrap();
+    for at in 0..100 {
+        write(&mut near, 1, at, &pattern(at, 512));
+        assert_eq!(read(&mut near, 1, at, 512), pattern(at, 512));
+    }
+    drop(far);
+    let mut far = host.connect("far");
+    far.create_queue_pair(1, 16).unwrap();
+    assert_eq!(read(&mut far, 1, 16, 16384), pattern(3, 16384));
+    host.stop();
+}
+
+#[test]
+fn completions_interrupt_by_msix() {
+    let host = Host::start(&[("ram", RAM)], 2);
+    let mut driver = host.connect("ram");
+    driver.enable_msix(4).unwrap();
+    for qid in 1..=3_u16 {
+        driver.create_cq(qid, 16, Some(qid)).unwrap();
+        driver.create_sq(qid, qid, 16).unwrap();
+    }
+    for qid in 1..=3_u16 {
+        read(&mut driver, qid, 0, 4096);
+        let fired = driver.wait_interrupt(usize::from(qid), Duration::from_secs(5)).unwrap();
+        assert!(fired.is_some(), "vector {qid}");
+    }
+    host.stop();
+}
+
+#[test]
+fn an_unmap_waits_for_the_io_that_uses_the_memory() {
+    let host = Host::start(&[("file", FILE)], 2);
+    let mut driver = host.connect("file");
+    driver.create_queue_pair(1, 256).unwrap();
+    driver.create_queue_pair(2, 256).unwrap();
+    for round in 0..20_u64 {
+        let extra = guest::ram::Ram::new(1 << 20, 0x80_0000_0000).unwrap();
+        driver.client().dma_map(extra.iova(), extra.len() as u64, Some((extra.fd(), 0))).unwrap();
+        for at in 0..128_u64 {
+            let qid = u16::try_from(at % 2 + 1).unwrap();
+            let sqe = Sqe::new(2).nsid(1).prp(extra.iova() + at * 4096, 0).qword(10, at * 8).cdw12(7);
+            driver.place(qid, sqe).unwrap();
+        }
+        driver.ring(1).unwrap();
+        driver.ring(2).unwrap();
+        driver.client().dma_unmap(extra.iova(), extra.len() as u64).unwrap();
+        // From here on nothing may write to that memory.
+        extra.mapping().fill(0, extra.len(), 0xa5);
+        for _ in 0..128 {
+            while driver.poll(1).unwrap().is_none() && driver.poll(2).unwrap().is_none() {}
+        }
+        let mut bytes = vec![0; extra.len()];
+        extra.mapping().read(0, &mut bytes);
+        assert!(bytes.iter().all(|byte| *byte == 0xa5), "round {round}");
+    }
+    host.stop();
+}

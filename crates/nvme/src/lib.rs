@@ -5,7 +5,10 @@
 //! [`ControllerRegion`](state::region::ControllerRegion).
 #![forbid(unsafe_code)]
 
+pub mod data;
+pub mod group;
 pub mod host;
+mod io;
 pub mod limits;
 pub mod marks;
 pub mod namespace;

@@ -155,7 +155,7 @@ impl CompletionQueue {
 
     /// Sets one entry aside. Each reservation is spent by one post.
     #[inline]
-    pub(super) fn reserve(&mut self) -> bool {
+    pub(crate) fn reserve(&mut self) -> bool {
         match self.room.checked_sub(1) {
             Some(room) => {
                 self.room = room;
@@ -230,6 +230,11 @@ impl CompletionQueue {
         }
         self.posted = true;
         self.backlog.pop_front()
+    }
+
+    /// The entries of a submission queue that goes away will never be written.
+    pub fn forget(&mut self, sqid: u16) {
+        self.backlog.retain(|unwritten| unwritten.sqid != sqid);
     }
 
     /// Whether entries wait for the ring to be mapped.

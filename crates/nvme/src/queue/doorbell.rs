@@ -2,7 +2,7 @@
 //! (Base 2.1, 5.3.5 and annex B.5).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering, fence};
+use std::sync::atomic::{Ordering, fence};
 
 use memory::{Access, DoorbellPage, Fault, Iova, MemoryMap, Window};
 use state::region::ControllerRegion;
@@ -91,7 +91,7 @@ impl Doorbells {
     #[must_use]
     #[inline]
     pub fn register(page: &DoorbellPage, index: usize) -> u32 {
-        page.0.get(index).map_or(0, |word: &AtomicU32| word.load(Ordering::Acquire))
+        page.load(index)
     }
 
     /// Going idle on a queue: asks the host to ring for anything past `value`, then looks again. What comes back is what

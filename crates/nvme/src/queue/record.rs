@@ -95,6 +95,10 @@ pub fn create_sq(region: &ControllerRegion, sqid: u16, base: u64, size: u32, cqi
         if slot.word.load(Ordering::Relaxed) != SLOT_FREE {
             put64(&slot.word, SLOT_FREE);
         }
+        // Sequence numbers begin anew: what was noted under the old ones must not seem to match.
+        if slot.progress[0].load(Ordering::Relaxed) != 0 {
+            put64(&slot.progress[0], 0);
+        }
     }
     put64(&record.base, base);
     put32(&record.cqid, u32::from(cqid));

@@ -13,6 +13,8 @@ use super::store::{publish64, put64};
 
 /// Bytes in an entry (IOSQES = 6).
 const ENTRY_BYTES: usize = 64;
+/// The accept sequence number in a slot's word.
+const SEQ_MASK: u64 = 0xffff_ffff << 32;
 
 /// Holding it is the promise to answer exactly once. Spent by [`CompletionQueue::post`] or
 /// [`SubmissionQueue::abandon`]; dropping it is a bug.
@@ -42,6 +44,11 @@ impl Accepted {
     #[must_use]
     pub fn sqid(&self) -> u16 {
         self.sqid
+    }
+
+    /// Lets go of the permit but leaves the command accepted in the region, for the next owner of its queue.
+    pub fn forget(self) {
+        self.spend();
     }
 
     #[inline]
@@ -243,6 +250,29 @@ impl SubmissionQueue {
         Some(command_in(region.slots.get(usize::from(self.sqid))?.get(usize::from(slot))?))
     }
 
+    /// Remembers for a successor how far the command in a slot has come. Before the slot's next use it is void.
+    pub fn set_progress(&self, region: &ControllerRegion, slot: u16, progress: u32) {
+        if let Some(place) = self.place(region, slot) {
+            let seq = place.word.load(Ordering::Relaxed) & SEQ_MASK;
+            publish64(&place.progress[0], seq | u64::from(progress));
+        }
+    }
+
+    /// How far the command in a slot has come; 0 is nothing.
+    #[must_use]
+    pub fn progress(&self, region: &ControllerRegion, slot: u16) -> u32 {
+        let Some(place) = self.place(region, slot) else { return 0 };
+        let progress = place.progress[0].load(Ordering::Acquire);
+        if (progress ^ place.word.load(Ordering::Relaxed)) & SEQ_MASK != 0 {
+            return 0;
+        }
+        u32::try_from(progress & !SEQ_MASK).unwrap_or(0)
+    }
+
+    fn place<'a>(&self, region: &'a ControllerRegion, slot: u16) -> Option<&'a Slot> {
+        region.slots.get(usize::from(self.sqid))?.get(usize::from(slot))
+    }
+
     /// Takes up a command that a predecessor accepted ([`conclude`](super::conclude) found it). Its completion queue entry is
     /// reserved again. `None`: not an accepted command, or no entry.
     pub fn resume(
@@ -263,11 +293,6 @@ impl SubmissionQueue {
     /// Gives a command up without an answer: the queue goes away (reset, deletion).
     pub fn abandon(&mut self, region: &ControllerRegion, accepted: Accepted) {
         self.release(region, accepted.slot);
-        accepted.spend();
-    }
-
-    /// Lets go of a permit but leaves the command accepted in the region, for the next owner of the queue.
-    pub fn leave(accepted: Accepted) {
         accepted.spend();
     }
 

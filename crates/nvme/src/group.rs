@@ -1,0 +1,531 @@
+//! All I/O queue pairs of one ssd on one reactor.
+//!
+//! ```text
+//!  poll:     doorbell -> fetch -> (held? fused?) -> accept -> Executor::start -> answered at once | parked in `live`
+//!  complete: token -> live -> answered | next step
+//!  flush:    one interrupt for each completion queue that got entries; drains that have come to an end are reported
+//! ```
+//!
+//! Duties of the caller: one reactor thread; `poll` and `flush` in every turn; each token that was `Queued` comes back through
+//! `complete` once, until the group acknowledged `Reset` or `Pause`.
+
+mod commands;
+mod drain;
+mod fused;
+mod live;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use block::{Limits, Now, Outcome, Token};
+use memory::{DoorbellPage, Fault, MemoryMap, SharedRegion};
+use spec::nvme::{Command, Status};
+use state::region::{ControllerRegion, QUEUES_MAX};
+
+use crate::io::fault::{Access, Refusal};
+use crate::io::{Begun, Executor, Kind, Started, ended};
+use crate::namespace::NamespaceTable;
+use crate::queue::{Accepted, Answer, CompletionQueue, Doorbells, Look, SubmissionQueue, cq_index, sq_index};
+use crate::sink::{DoorbellError, ErrorRecord, GroupEvent, Sink};
+use drain::Drains;
+use live::{Live, Partner, Slots, State};
+
+/// Commands taken from one queue in one poll.
+const BATCH: u32 = 32;
+/// Entries fetched into the cache ahead of the one that is read.
+const AHEAD: u32 = 8;
+/// Looks at an idle queue before the host is asked to ring again.
+const IDLE_LOOKS: u32 = 16;
+/// Errors reported in a burst, and one more for each interval after it.
+const ERRORS_BURST: u32 = 64;
+const ERROR_INTERVAL_NS: u64 = 1_000_000;
+
+/// What a group is made of.
+#[derive(Clone, Debug)]
+pub struct GroupConfig {
+    /// The controller's region.
+    pub region: Arc<SharedRegion<ControllerRegion>>,
+    /// Its doorbell page.
+    pub doorbells: Arc<SharedRegion<DoorbellPage>>,
+    /// This reactor's backend.
+    pub limits: Limits,
+    /// Most bytes of data in a command.
+    pub mdts_bytes: u32,
+}
+
+/// A submission queue and what runs of it.
+struct Sq {
+    queue: SubmissionQueue,
+    live: Slots,
+    /// Looks since something was there.
+    idle: u32,
+    deleting: bool,
+    /// Dropped by a reset; kept until its backend I/O has ended.
+    dead: bool,
+}
+
+/// See the module.
+pub struct QueueGroup {
+    region: Arc<SharedRegion<ControllerRegion>>,
+    page: Arc<SharedRegion<DoorbellPage>>,
+    bells: Doorbells,
+    io: Executor,
+    sqs: Vec<Option<Box<Sq>>>,
+    cqs: Vec<Option<Box<CompletionQueue>>>,
+    /// Identifiers of the queues there are.
+    active_sqs: Vec<u16>,
+    active_cqs: Vec<u16>,
+    /// Commands that begin, or go on, in the next poll.
+    retries: VecDeque<(u16, u16)>,
+    drains: Drains,
+    /// Requests at the backend.
+    at_backend: usize,
+    /// Entries were posted since the last flush.
+    posted: bool,
+    errors: Budget,
+    /// `NeedsRemote` was said for this map.
+    asked_remote: bool,
+}
+
+/// A bound on how fast errors are told.
+#[derive(Debug)]
+struct Budget {
+    left: u32,
+    refilled: Now,
+}
+
+impl Budget {
+    fn refill(&mut self, now: Now) {
+        let due = now.0.saturating_sub(self.refilled.0) / ERROR_INTERVAL_NS;
+        if due > 0 {
+            self.left = self.left.saturating_add(u32::try_from(due).unwrap_or(u32::MAX)).min(ERRORS_BURST);
+            self.refilled = now;
+        }
+    }
+
+    fn take(&mut self) -> bool {
+        let any = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        any
+    }
+}
+
+/// The token of a command's request. Bit 63 is the controller's.
+#[inline]
+fn token_of(sqid: u16, slot: u16) -> Token {
+    Token(u64::from(sqid) << 16 | u64::from(slot))
+}
+
+fn command_of(token: Token) -> Option<(u16, u16)> {
+    let slot = u16::try_from(token.0 & 0xffff).ok()?;
+    Some((u16::try_from(token.0 >> 16).ok()?, slot))
+}
+
+impl QueueGroup {
+    /// A group without queues.
+    #[must_use]
+    pub fn new(config: GroupConfig, memory: Arc<MemoryMap>, namespaces: Arc<NamespaceTable>) -> Self {
+        Self {
+            region: config.region,
+            page: config.doorbells,
+            bells: Doorbells::default(),
+            io: Executor::new(config.limits, config.mdts_bytes, memory, namespaces),
+            sqs: (0..QUEUES_MAX).map(|_| None).collect(),
+            cqs: (0..QUEUES_MAX).map(|_| None).collect(),
+            active_sqs: Vec::with_capacity(QUEUES_MAX),
+            active_cqs: Vec::with_capacity(QUEUES_MAX),
+            retries: VecDeque::new(),
+            drains: Drains::default(),
+            at_backend: 0,
+            posted: false,
+            errors: Budget { left: ERRORS_BURST, refilled: Now(0) },
+            asked_remote: false,
+        }
+    }
+
+    /// Requests at the backend. At 0 the group may be dropped.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.at_backend
+    }
+
+    /// No queues.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.active_sqs.is_empty() && self.active_cqs.is_empty()
+    }
+
+    /// One look at each submission queue. Returns the number of commands taken.
+    pub fn poll(&mut self, now: Now, sink: &mut impl Sink) -> usize {
+        if self.active_sqs.is_empty() {
+            return 0;
+        }
+        self.errors.refill(now);
+        self.io.write_through = is_write_through(&self.region);
+        if !self.retries.is_empty() {
+            self.retry(sink);
+        }
+        if self.drains.is_stopped() {
+            return 0;
+        }
+        let mut taken = 0;
+        for index in 0..self.active_sqs.len() {
+            if !self.retries.is_empty() {
+                break;
+            }
+            let Some(&sqid) = self.active_sqs.get(index) else { break };
+            taken += self.serve(sqid, sink);
+        }
+        taken
+    }
+
+    /// Fetches and begins a batch of one queue.
+    #[inline]
+    fn serve(&mut self, sqid: u16, sink: &mut impl Sink) -> usize {
+        let Some(Some(sq)) = self.sqs.get_mut(usize::from(sqid)) else { return 0 };
+        let tail = self.bells.value(&self.page, sq_index(sqid));
+        let waiting = match sq.queue.look(tail) {
+            Look::Waiting(0) => return self.idle(sqid),
+            Look::Waiting(waiting) => waiting,
+            Look::Invalid => {
+                sink.report(GroupEvent::InvalidDoorbell { qid: sqid, kind: DoorbellError::Value });
+                return 0;
+            }
+        };
+        if sq.deleting {
+            return 0;
+        }
+        sq.idle = 0;
+        for ahead in 0..AHEAD.min(waiting) {
+            sq.queue.prefetch(ahead);
+        }
+        let cqid = sq.queue.cqid();
+        let Some(Some(cq)) = self.cqs.get_mut(usize::from(cqid)) else { return 0 };
+        let batch = waiting.min(BATCH).min(sq.queue.free_slots());
+        if cq.room() < batch && !cq.look(&self.region, self.bells.value(&self.page, cq_index(cqid))) {
+            sink.report(GroupEvent::InvalidDoorbell { qid: cqid, kind: DoorbellError::Value });
+        }
+        let batch = batch.min(cq.room());
+        let region: &ControllerRegion = &self.region;
+        let mut taken = 0;
+        while taken < batch {
+            let Some(command) = sq.queue.fetch(0) else { break };
+            if taken + AHEAD < waiting {
+                sq.queue.prefetch(AHEAD);
+            }
+            if self.drains.holds(command.nsid) {
+                break;
+            }
+            if command.cdw0.fuse() != 0 {
+                taken += 1;
+                if !self.fused(sqid, &command, waiting - taken + 1, sink) {
+                    taken -= 1;
+                }
+                // The borrow of the queues ended: the rest waits for the next look.
+                return taken as usize;
+            }
+            let Some(accepted) = sq.queue.accept(region, cq, &command) else { break };
+            taken += 1;
+            let started = self.io.start(token_of(sqid, accepted.slot()), &command, sink);
+            if let Begun::Ended(Ok(())) = started.begun
+                && started.job.is_none()
+            {
+                count(region, sqid, started.kind, started.sectors);
+                cq.post(region, &mut sq.queue, accepted, Answer::of(Status::SUCCESS));
+                self.posted = true;
+                continue;
+            }
+            if let Begun::AtBackend = started.begun
+                && started.job.is_none()
+            {
+                self.at_backend += 1;
+                let (state, epoch) = (State::Backend, self.drains.epoch());
+                let (kind, sectors) = (started.kind, started.sectors);
+                let nsid = command.nsid;
+                sq.live.park(Live { accepted, state, kind, epoch, nsid, sectors, partner: None, job: None });
+                continue;
+            }
+            self.began(accepted, &command, started, sink);
+            return taken as usize;
+        }
+        taken as usize
+    }
+
+    /// An idle look. With shadow doorbells the host is asked to ring, after a while: while it is busy that would only cost.
+    #[inline]
+    fn idle(&mut self, sqid: u16) -> usize {
+        if !self.bells.is_shadowed() {
+            return 0;
+        }
+        let Some(Some(sq)) = self.sqs.get_mut(usize::from(sqid)) else { return 0 };
+        sq.idle = sq.idle.saturating_add(1);
+        if sq.idle == IDLE_LOOKS {
+            // What it returns is looked at again by the next poll in any case: nothing sleeps between.
+            let seen = self.bells.announce(&self.page, sq_index(sqid), sq.queue.head());
+            if seen != sq.queue.head() {
+                sq.idle = 0;
+            }
+        }
+        0
+    }
+
+    /// What a command's beginning led to, in all the rarer cases.
+    #[inline(never)]
+    fn began(&mut self, accepted: Accepted, command: &Command, started: Started, sink: &mut impl Sink) {
+        let (sqid, slot) = (accepted.sqid(), accepted.slot());
+        let Started { begun, kind, sectors, job } = started;
+        let live = Live {
+            accepted,
+            state: State::Retry,
+            kind,
+            epoch: self.drains.epoch(),
+            nsid: command.nsid,
+            sectors,
+            partner: None,
+            job,
+        };
+        let Some(Some(sq)) = self.sqs.get_mut(usize::from(sqid)) else { return live.accepted.forget() };
+        sq.live.park(live);
+        self.went_on(sqid, slot, begun, sink);
+    }
+
+    /// A parked command took a step.
+    fn went_on(&mut self, sqid: u16, slot: u16, begun: Begun, sink: &mut impl Sink) {
+        let Some(Some(sq)) = self.sqs.get_mut(usize::from(sqid)) else { return };
+        let Some(live) = sq.live.get_mut(slot) else { return };
+        match begun {
+            Begun::Ended(result) => self.finish(sqid, slot, result, sink),
+            Begun::AtBackend => {
+                live.state = State::Backend;
+                live.epoch = self.drains.epoch();
+                self.at_backend += 1;
+            }
+            Begun::Full => {
+                live.state = State::Retry;
+                self.retries.push_back((sqid, slot));
+            }
+            Begun::Persisting => {
+                live.state = State::Persisting;
+                sink.report(GroupEvent::WantPersist { ticket: ticket_of(sqid, slot) });
+            }
+            Begun::NeedsRemote => {
+                live.state = State::Retry;
+                self.retries.push_back((sqid, slot));
+                self.ask_remote(sink);
+            }
+        }
+    }
+
+    /// Commands that found no room, or whose turn was over, try again; each once.
+    #[inline(never)]
+    fn retry(&mut self, sink: &mut impl Sink) {
+        if self.drains.is_stopped() {
+            return;
+        }
+        for _ in 0..self.retries.len() {
+            let Some((sqid, slot)) = self.retries.pop_front() else { return };
+            self.go_on(sqid, slot, sink);
+        }
+    }
+
+    /// Begins a parked command again, or goes on with its job.
+    fn go_on(&mut self, sqid: u16, slot: u16, sink: &mut impl Sink) {
+        let Some(Some(sq)) = self.sqs.get_mut(usize::from(sqid)) else { return };
+        let Some(live) = sq.live.get_mut(slot) else { return };
+        if live.state != State::Retry {
+            return;
+        }
+        let token = token_of(sqid, slot);
+        let begun = if let Some(job) = &mut live.job {
+            self.io.advance(job, crate::io::job::Next::Request, token, sink)
+        } else {
+            let Some(command) = sq.queue.command(&self.region, slot) else { return };
+            let started = self.io.start(token, &command, sink);
+            (live.kind, live.sectors, live.job) = (started.kind, started.sectors, started.job);
+            started.begun
+        };
+        self.went_on(sqid, slot, begun, sink);
+    }
+
+    /// A request ended.
+    pub fn complete(&mut self, token: Token, outcome: Outcome, sink: &mut impl Sink) {
+        let Some((sqid, slot)) = command_of(token) else { return };
+        let Some(Some(sq)) = self.sqs.get_mut(usize::from(sqid)) else { return };
+        let Some(live) = sq.live.get_mut(slot).filter(|live| live.state == State::Backend) else { return };
+        self.at_backend -= 1;
+        if live.job.is_some()
+            || live.partner.is_some()
+            || sq.dead
+            || outcome != Outcome::Done
+            || self.drains.is_stopped()
+        {
+            return self.complete_rare(sqid, slot, outcome, sink);
+        }
+        let Some(Some(cq)) = self.cqs.get_mut(usize::from(sq.queue.cqid())) else { return };
+        let Some(live) = sq.live.take(slot) else { return };
+        let region: &ControllerRegion = &self.region;
+        count(region, sqid, live.kind, live.sectors);
+        cq.post(region, &mut sq.queue, live.accepted, Answer::of(Status::SUCCESS));
+        self.posted = true;
+    }
+
+    #[inline(never)]
+    fn complete_rare(&mut self, sqid: u16, slot: u16, outcome: Outcome, sink: &mut impl Sink) {
+        let Some(Some(sq)) = self.sqs.get_mut(usize::from(sqid)) else { return };
+        let Some(live) = sq.live.get_mut(slot) else { return };
+        if sq.dead {
+            live.state = State::Retry;
+            return;
+        }
+        let access = if live.kind == Kind::Read { Access::Read } else { Access::Change };
+        let begun = match &mut live.job {
+            None => Begun::Ended(
+                ended(outcome, access).map_err(|refusal| refusal.at(lba_of(&sq.queue, &self.region, slot))),
+            ),
+            // While the group pauses, the next step belongs to its successor.
+            Some(_) if self.drains.is_stopped() => {
+                live.state = State::Retry;
+                return;
+            }
+            Some(job) => self.io.resume(job, outcome, token_of(sqid, slot), sink),
+        };
+        self.went_on(sqid, slot, begun, sink);
+    }
+
+    /// Answers a parked command.
+    fn finish(&mut self, sqid: u16, slot: u16, result: Result<(), Refusal>, sink: &mut impl Sink) {
+        let Some(Some(sq)) = self.sqs.get_mut(usize::from(sqid)) else { return };
+        let Some(live) = sq.live.take(slot) else { return };
+        if let Some(job) = live.job {
+            self.io.retire(*job);
+        }
+        if let (Some(Partner::Write(write)), Ok(())) = (live.partner, result) {
+            // A successor that finds the Write alone must know whether the Compare had succeeded.
+            sq.queue.set_progress(&self.region, write, fused::COMPARED);
+        }
+        self.answer(live.accepted, live.nsid, live.kind, live.sectors, result, sink);
+        if let Some(partner) = live.partner {
+            self.half_ended(sqid, slot, partner, result, sink);
+        }
+    }
+
+    /// Posts the answer of a command; an error is told to the error log while the budget lasts.
+    fn answer(
+        &mut self,
+        accepted: Accepted,
+        nsid: u32,
+        kind: Kind,
+        sectors: u32,
+        result: Result<(), Refusal>,
+        sink: &mut impl Sink,
+    ) {
+        let (sqid, cid) = (accepted.sqid(), accepted.cid());
+        let Some(Some(sq)) = self.sqs.get_mut(usize::from(sqid)) else { return accepted.forget() };
+        let Some(Some(cq)) = self.cqs.get_mut(usize::from(sq.queue.cqid())) else {
+            return sq.queue.abandon(&self.region, accepted);
+        };
+        let status = match result {
+            Ok(()) => {
+                count(&self.region, sqid, kind, sectors);
+                Status::SUCCESS
+            }
+            Err(refusal) => {
+                let more = self.errors.take();
+                let status = refusal.status.with_more(more);
+                if more {
+                    let (lba, parameter_location) = (refusal.lba, refusal.field);
+                    sink.report(GroupEvent::Error(ErrorRecord {
+                        sqid,
+                        cid,
+                        status,
+                        lba,
+                        nsid,
+                        parameter_location,
+                    }));
+                }
+                status
+            }
+        };
+        cq.post(&self.region, &mut sq.queue, accepted, Answer::of(status));
+        self.posted = true;
+    }
+
+    /// The end of a turn: one interrupt for each completion queue that got entries.
+    pub fn flush(&mut self, sink: &mut impl Sink) {
+        if core::mem::take(&mut self.posted) {
+            for &cqid in &self.active_cqs {
+                if let Some(Some(cq)) = self.cqs.get_mut(usize::from(cqid))
+                    && cq.take_posted()
+                    && let Some(vector) = cq.vector()
+                {
+                    sink.interrupt(vector);
+                }
+            }
+        }
+        if self.drains.is_watching() {
+            self.check_drains(sink);
+        }
+    }
+
+    /// Something lies in a region without an fd: said once for each memory map.
+    fn ask_remote(&mut self, sink: &mut impl Sink) {
+        if !self.asked_remote && !self.io.map.is_remote_reachable() {
+            self.asked_remote = true;
+            sink.report(GroupEvent::NeedsRemote);
+        }
+    }
+
+    /// As [`QueueGroup::ask_remote`], if this is the fault of a ring.
+    fn ask_for(&mut self, fault: Option<Fault>, sink: &mut impl Sink) {
+        if fault == Some(Fault::Remote) {
+            self.ask_remote(sink);
+        }
+    }
+}
+
+impl Drop for QueueGroup {
+    /// The region keeps the accepted commands for who comes next.
+    fn drop(&mut self) {
+        for sq in self.sqs.iter_mut().flatten() {
+            sq.live.take_all().for_each(|live| live.accepted.forget());
+        }
+    }
+}
+
+/// The ticket of a command: unique among the ssd's outstanding ones.
+fn ticket_of(sqid: u16, slot: u16) -> u32 {
+    u32::from(sqid) << 16 | u32::from(slot)
+}
+
+fn command_of_ticket(ticket: u32) -> Option<(u16, u16)> {
+    command_of(Token(u64::from(ticket)))
+}
+
+/// Starting LBA of an accepted command.
+fn lba_of(queue: &SubmissionQueue, region: &ControllerRegion, slot: u16) -> u64 {
+    queue.command(region, slot).map_or(0, |command| command.slba())
+}
+
+/// Volatile Write Cache (feature 06h) is set, and its WCE bit is clear.
+fn is_write_through(region: &ControllerRegion) -> bool {
+    const FEATURE: usize = 0x06;
+    let set = region.admin.features_set[0].load(Ordering::Relaxed) >> FEATURE & 1 == 1;
+    set && region.admin.features[FEATURE].load(Ordering::Relaxed) & 1 == 0
+}
+
+/// Adds to the counters of log page 02h. This reactor is their only writer: no read-modify-write is needed.
+#[inline]
+fn count(region: &ControllerRegion, sqid: u16, kind: Kind, sectors: u32) {
+    let Some(record) = region.sqs.get(usize::from(sqid)) else { return };
+    let (commands, units) = match kind {
+        Kind::Read => (&record.reads, &record.read_sectors),
+        Kind::Write => (&record.writes, &record.write_sectors),
+        Kind::Other => return,
+    };
+    let add = |counter: &AtomicU64, by: u64| {
+        counter.store(counter.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
+    };
+    add(commands, 1);
+    add(units, u64::from(sectors));
+}

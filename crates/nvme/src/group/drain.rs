@@ -1,0 +1,193 @@
+//! Things that wait for running commands to end: holds, memory changes, deletions, reset, pause.
+
+use std::sync::Arc;
+
+use memory::MemoryMap;
+
+use super::live::State;
+use super::{QueueGroup, Sq};
+use crate::queue::{close_cq, close_sq};
+use crate::sink::{GroupEvent, Scope, Sink};
+
+/// A hold, acknowledged or not yet.
+#[derive(Debug)]
+struct Hold {
+    scope: Scope,
+    id: u32,
+    acknowledged: bool,
+}
+
+/// A map that I/O may still use.
+#[derive(Debug)]
+struct Retired {
+    /// Kept mapped until then.
+    _map: Arc<MemoryMap>,
+    /// What to report: the map that came after.
+    generation: u64,
+    /// The epoch that began with that map.
+    epoch: u32,
+}
+
+/// Why nothing new begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    Reset,
+    Pause,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Drains {
+    holds: Vec<Hold>,
+    retired: Vec<Retired>,
+    stop: Option<(Stop, u32, bool)>,
+    epoch: u32,
+    /// Something may be due for a report.
+    watching: bool,
+}
+
+impl Drains {
+    /// Whether commands to this namespace must wait.
+    #[inline]
+    pub(super) fn holds(&self, nsid: u32) -> bool {
+        !self.holds.is_empty() && self.holds.iter().any(|hold| hold.scope.covers(nsid))
+    }
+
+    /// Whether nothing begins at all.
+    #[inline]
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stop.is_some()
+    }
+
+    /// Counts the memory maps.
+    #[inline]
+    pub(super) fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
+    #[inline]
+    pub(super) fn is_watching(&self) -> bool {
+        self.watching
+    }
+
+    pub(super) fn watch(&mut self) {
+        self.watching = true;
+    }
+
+    pub(super) fn hold(&mut self, scope: Scope, id: u32) {
+        self.holds.push(Hold { scope, id, acknowledged: false });
+        self.watch();
+    }
+
+    pub(super) fn release(&mut self, id: u32) {
+        self.holds.retain(|hold| hold.id != id);
+    }
+
+    pub(super) fn retire_map(&mut self, old: Arc<MemoryMap>, generation: u64) {
+        self.epoch = self.epoch.wrapping_add(1);
+        self.retired.push(Retired { _map: old, generation, epoch: self.epoch });
+        self.watch();
+    }
+
+    pub(super) fn reset(&mut self, id: u32) {
+        self.holds.clear();
+        self.stop = Some((Stop::Reset, id, false));
+        self.watch();
+    }
+
+    pub(super) fn pause(&mut self, id: u32) {
+        self.stop = Some((Stop::Pause, id, false));
+        self.watch();
+    }
+}
+
+impl QueueGroup {
+    /// Reports every drain that has come to its end. Once a turn while any is watched.
+    #[inline(never)]
+    pub(super) fn check_drains(&mut self, sink: &mut impl Sink) {
+        self.check_holds(sink);
+        self.check_maps(sink);
+        self.check_deletions(sink);
+        self.check_stop(sink);
+        let drains = &mut self.drains;
+        drains.watching = drains.holds.iter().any(|hold| !hold.acknowledged)
+            || !drains.retired.is_empty()
+            || drains.stop.is_some()
+            || self.sqs.iter().flatten().any(|sq| sq.deleting || sq.dead);
+    }
+
+    fn check_holds(&mut self, sink: &mut impl Sink) {
+        let Self { drains, sqs, .. } = self;
+        for hold in drains.holds.iter_mut().filter(|hold| !hold.acknowledged) {
+            let runs =
+                |sq: &Sq| sq.live.iter().any(|live| live.state.is_running() && hold.scope.covers(live.nsid));
+            if !sqs.iter().flatten().any(|sq| runs(sq)) {
+                hold.acknowledged = true;
+                sink.report(GroupEvent::Acknowledged { id: hold.id });
+            }
+        }
+    }
+
+    fn check_maps(&mut self, sink: &mut impl Sink) {
+        let Self { drains, sqs, .. } = self;
+        let now = drains.epoch;
+        drains.retired.retain(|retired| {
+            // Ages, so that the count may wrap.
+            let age = now.wrapping_sub(retired.epoch);
+            let is_older = |epoch: u32| now.wrapping_sub(epoch) > age;
+            let uses =
+                |sq: &Sq| sq.live.iter().any(|live| live.state == State::Backend && is_older(live.epoch));
+            let used = sqs.iter().flatten().any(|sq| uses(sq));
+            if !used {
+                sink.report(GroupEvent::MemoryAdopted { generation: retired.generation });
+            }
+            used
+        });
+    }
+
+    fn check_deletions(&mut self, sink: &mut impl Sink) {
+        for sqid in self.active_sqs.clone() {
+            let Some(place) = self.sqs.get_mut(usize::from(sqid)) else { continue };
+            if place.as_ref().is_some_and(|sq| sq.deleting && sq.live.is_empty()) {
+                if let Some(Some(cq)) =
+                    place.as_ref().and_then(|sq| self.cqs.get_mut(usize::from(sq.queue.cqid())))
+                {
+                    cq.forget(sqid);
+                }
+                *place = None;
+                self.active_sqs.retain(|&other| other != sqid);
+                close_sq(&self.region, sqid);
+                sink.report(GroupEvent::SqDeleted { sqid });
+            }
+        }
+    }
+
+    fn check_stop(&mut self, sink: &mut impl Sink) {
+        let Some((stop, id, acknowledged)) = self.drains.stop else { return };
+        if self.at_backend > 0 || acknowledged {
+            return;
+        }
+        if stop == Stop::Reset {
+            for sqid in core::mem::take(&mut self.active_sqs) {
+                if let Some(Some(mut sq)) = self.sqs.get_mut(usize::from(sqid)).map(Option::take) {
+                    let Sq { live, queue, .. } = &mut *sq;
+                    live.take_all().for_each(|live| queue.abandon(&self.region, live.accepted));
+                    close_sq(&self.region, sqid);
+                }
+            }
+            self.drains.stop = None;
+        } else {
+            self.drains.stop = Some((stop, id, true));
+        }
+        sink.report(GroupEvent::Acknowledged { id });
+    }
+
+    /// Drops a completion queue.
+    pub(super) fn drop_cq(&mut self, cqid: u16) {
+        if let Some(place) = self.cqs.get_mut(usize::from(cqid)) {
+            *place = None;
+        }
+        self.active_cqs.retain(|&other| other != cqid);
+        close_cq(&self.region, cqid);
+    }
+}

@@ -1,0 +1,410 @@
+//! I/O commands of the NVM command set (NVM 1.1, 3.3): parsed, and carried out on the backend.
+//!
+//! Read and Write whose data is host memory, Flush, and Write Zeroes are one backend request with no state of their own. All
+//! else is a [`Job`](job::Job). Not here: protection information, directives, reservations, Copy formats 1 to 4,
+//! Cancel, I/O Management.
+
+mod buffer;
+pub(crate) mod fault;
+pub(crate) mod job;
+mod parse;
+
+use std::sync::Arc;
+
+use block::{Limits, Op, Outcome, Range, Request, Submitted, Token};
+use memory::MemoryMap;
+use spec::nvme::nvm::{CopyRange0, DsmRange};
+use spec::nvme::{Command, NvmOpcode, Status};
+use zerocopy::FromBytes;
+
+use crate::data::{self, Direction, Pieces, PrpList, Refused, Segments, Visit};
+use crate::limits::{MCL, MSSRL};
+use crate::namespace::{BlockRange, Namespace, NamespaceTable};
+use crate::sink::Sink;
+use buffer::Buffers;
+use fault::{Access, NO_FIELD, Refusal, drive_fault};
+use job::{Job, Next, Want, Work};
+use parse::{Io, parse};
+
+/// Steps of a job that may end at once before other commands get their turn.
+const STEPS_A_TURN: u32 = 16;
+
+/// For the counters of log page 02h.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Read,
+    Write,
+    #[default]
+    Other,
+}
+
+/// How a command began, or went on.
+pub(crate) enum Begun {
+    /// Over.
+    Ended(Result<(), Refusal>),
+    /// One request is at the backend.
+    AtBackend,
+    /// No room now; nothing happened since the last step.
+    Full,
+    /// Waits for the ssd's record to be persisted.
+    Persisting,
+    /// Needs memory that only a private reactor reaches.
+    NeedsRemote,
+}
+
+/// A command that became a job, or did not.
+pub(crate) struct Started {
+    pub(crate) begun: Begun,
+    pub(crate) kind: Kind,
+    pub(crate) sectors: u32,
+    pub(crate) job: Option<Box<Job>>,
+}
+
+impl Started {
+    #[inline]
+    fn plain(begun: Begun) -> Self {
+        Self { begun, kind: Kind::Other, sectors: 0, job: None }
+    }
+}
+
+/// Carries out commands. Owns everything they share on one reactor.
+pub(crate) struct Executor {
+    pub(crate) map: Arc<MemoryMap>,
+    pub(crate) table: Arc<NamespaceTable>,
+    limits: Limits,
+    mdts_bytes: u32,
+    /// The write cache is off: every write is on stable media before it is answered (Base 2.1, 5.1.25.1.4).
+    pub(crate) write_through: bool,
+    segments: Segments,
+    list: PrpList,
+    buffers: Buffers,
+}
+
+impl Executor {
+    pub(crate) fn new(
+        limits: Limits,
+        mdts_bytes: u32,
+        map: Arc<MemoryMap>,
+        table: Arc<NamespaceTable>,
+    ) -> Self {
+        Self {
+            map,
+            table,
+            limits,
+            mdts_bytes,
+            write_through: false,
+            segments: Segments::new(limits.segments_max),
+            list: PrpList::default(),
+            buffers: Buffers::default(),
+        }
+    }
+
+    /// Begins a command.
+    #[inline]
+    pub(crate) fn start(&mut self, token: Token, command: &Command, sink: &mut impl Sink) -> Started {
+        let (namespace, blocks, direction, fua) = match parse(command, &self.table, self.mdts_bytes) {
+            Ok(Io::Read { namespace, blocks }) => (namespace, blocks, Direction::ToHost, false),
+            Ok(Io::Write { namespace, blocks, fua }) => (namespace, blocks, Direction::FromHost, fua),
+            Ok(_) => return self.start_rare(token, command, sink),
+            Err(refusal) => return Started::plain(Begun::Ended(Err(refusal))),
+        };
+        let range = namespace.bytes_of(blocks);
+        let Ok(len_bytes) = usize::try_from(range.len_bytes) else {
+            return Started::plain(Begun::Ended(Err(Refusal::of(Status::INTERNAL_ERROR))));
+        };
+        if !namespace.marks.is_empty() {
+            return self.start_marked(token, command, sink);
+        }
+        self.segments.clear(direction);
+        let walked = data::walk(command, len_bytes, direction, &self.map, &mut self.list, &mut self.segments);
+        if let Err(refused) = walked {
+            return self.start_refused(token, command, refused, sink);
+        }
+        let is_read = direction == Direction::ToHost;
+        let op = if is_read { Op::Read } else { Op::Write { fua: fua | self.write_through } };
+        let request = Request { token, op, range, data: self.segments.as_slice() };
+        let begun = match sink.submit(&request) {
+            Submitted::Ended(Outcome::Done) => Begun::Ended(Ok(())),
+            Submitted::Queued => Begun::AtBackend,
+            Submitted::Full => Begun::Full,
+            Submitted::Ended(Outcome::Failed(fault)) => {
+                let access = if is_read { Access::Read } else { Access::Change };
+                Begun::Ended(Err(drive_fault(fault, access).at(blocks.start())))
+            }
+        };
+        let kind = if is_read { Kind::Read } else { Kind::Write };
+        Started { begun, kind, sectors: sectors_of(range), job: None }
+    }
+
+    /// Read or Write in a namespace that has marked blocks somewhere.
+    #[cold]
+    fn start_marked(&mut self, token: Token, command: &Command, sink: &mut impl Sink) -> Started {
+        self.start_job(token, command, sink)
+    }
+
+    #[cold]
+    fn start_refused(
+        &mut self,
+        token: Token,
+        command: &Command,
+        refused: Refused,
+        sink: &mut impl Sink,
+    ) -> Started {
+        match refused {
+            Refused::Status(status) => Started::plain(Begun::Ended(Err(refusal(status)))),
+            Refused::Remote => Started::plain(Begun::NeedsRemote),
+            Refused::Scattered => self.start_job(token, command, sink),
+        }
+    }
+
+    /// All but Read and Write.
+    #[inline(never)]
+    fn start_rare(&mut self, token: Token, command: &Command, sink: &mut impl Sink) -> Started {
+        if command.nvm_opcode() == NvmOpcode::Flush {
+            let request =
+                Request { token, op: Op::Flush, range: Range { start_bytes: 0, len_bytes: 0 }, data: &[] };
+            return Started::plain(match sink.submit(&request) {
+                Submitted::Ended(outcome) => Begun::Ended(ended(outcome, Access::Change)),
+                Submitted::Queued => Begun::AtBackend,
+                Submitted::Full => Begun::Full,
+            });
+        }
+        self.start_job(token, command, sink)
+    }
+
+    fn start_job(&mut self, token: Token, command: &Command, sink: &mut impl Sink) -> Started {
+        match self.job_of(command) {
+            Ok((mut job, kind, sectors)) => {
+                let next = job.begin();
+                let begun = self.advance(&mut job, next, token, sink);
+                Started { begun, kind, sectors, job: Some(job) }
+            }
+            Err(Refused::Remote) => Started::plain(Begun::NeedsRemote),
+            Err(Refused::Scattered) => Started::plain(Begun::Ended(Err(Refusal::of(Status::INTERNAL_ERROR)))),
+            Err(Refused::Status(status)) => Started::plain(Begun::Ended(Err(refusal(status)))),
+        }
+    }
+
+    /// The job of a command that needs one, not begun. Also for the halves of a fused pair.
+    pub(crate) fn job_of(&mut self, command: &Command) -> Result<(Box<Job>, Kind, u32), Refused> {
+        let table = Arc::clone(&self.table);
+        let io =
+            parse(command, &table, self.mdts_bytes).map_err(|refusal| Refused::Status(refusal.status))?;
+        let owned = |namespace: &Namespace| table.get(namespace.nsid).cloned().ok_or(Refused::Scattered);
+        let (work, namespace, blocks, kind) = match io {
+            Io::Read { namespace, blocks } => {
+                check_marks(namespace, blocks)?;
+                let pieces = self.pieces_of(command, namespace, blocks, Direction::ToHost)?;
+                (Work::Read { pieces }, namespace, blocks, Kind::Read)
+            }
+            Io::Write { namespace, blocks, fua } => {
+                let pieces = self.pieces_of(command, namespace, blocks, Direction::FromHost)?;
+                (Work::Write { pieces, fua: fua | self.write_through }, namespace, blocks, Kind::Write)
+            }
+            Io::Compare { namespace, blocks } => {
+                check_marks(namespace, blocks)?;
+                let pieces = self.pieces_of(command, namespace, blocks, Direction::FromHost)?;
+                (Work::Compare { pieces }, namespace, blocks, Kind::Read)
+            }
+            Io::Verify { namespace, blocks } => {
+                check_marks(namespace, blocks)?;
+                (Work::Verify, namespace, blocks, Kind::Other)
+            }
+            Io::WriteZeroes { namespace, blocks, deallocate, fua } => {
+                let op = Op::WriteZeroes { deallocate, fua: fua | self.write_through };
+                (Work::Each { runs: vec![blocks], index: 0, op }, namespace, blocks, Kind::Other)
+            }
+            Io::WriteUncorrectable { namespace, blocks } => (Work::Mark, namespace, blocks, Kind::Other),
+            Io::Deallocate { namespace, ranges, deallocate } => {
+                let (runs, first) = self.dataset(command, namespace, ranges, deallocate)?;
+                let op = self.deallocate_op();
+                (Work::Each { runs, index: 0, op }, namespace, first, Kind::Other)
+            }
+            Io::Copy { namespace, sdlba, ranges, fua } => {
+                let (sources, destination) = self.sources(command, namespace, sdlba, ranges)?;
+                let fua = fua | self.write_through;
+                let work = Work::Copy { sources, index: 0, at_bytes: 0, read: 0, fua };
+                (work, namespace, destination, Kind::Write)
+            }
+            Io::Flush => return Err(Status::INTERNAL_ERROR.into()),
+        };
+        let sectors = sectors_of(namespace.bytes_of(blocks));
+        Ok((Box::new(Job::new(work, owned(namespace)?, blocks)), kind, sectors))
+    }
+
+    /// Goes on with a job until it waits for something or has had its turn.
+    pub(crate) fn advance(
+        &mut self,
+        job: &mut Job,
+        mut next: Next,
+        token: Token,
+        sink: &mut impl Sink,
+    ) -> Begun {
+        for _ in 0..STEPS_A_TURN {
+            match next {
+                Next::End(result) => return Begun::Ended(result),
+                Next::Persist => return Begun::Persisting,
+                Next::Request => {}
+            }
+            let (op, range, data) = match job.want(&self.map, &mut self.buffers) {
+                Want::Submit { op, range, data } => (op, range, data),
+                Want::Buffer => return Begun::Full,
+                Want::Refuse(refusal) => return Begun::Ended(Err(refusal)),
+            };
+            match sink.submit(&Request { token, op, range, data: data.as_slice() }) {
+                Submitted::Queued => return Begun::AtBackend,
+                Submitted::Full => return Begun::Full,
+                Submitted::Ended(outcome) => next = job.done(outcome, &self.map),
+            }
+        }
+        match next {
+            Next::End(result) => Begun::Ended(result),
+            Next::Persist => Begun::Persisting,
+            Next::Request => Begun::Full,
+        }
+    }
+
+    /// Goes on after a request ended.
+    pub(crate) fn resume(
+        &mut self,
+        job: &mut Job,
+        outcome: Outcome,
+        token: Token,
+        sink: &mut impl Sink,
+    ) -> Begun {
+        let next = job.done(outcome, &self.map);
+        self.advance(job, next, token, sink)
+    }
+
+    /// A job is over.
+    pub(crate) fn retire(&mut self, job: Job) {
+        job.retire(&mut self.buffers);
+    }
+
+    /// Deallocated blocks read as zeros (DLFEAT 001b): where the backend cannot discard, they are written so.
+    fn deallocate_op(&self) -> Op {
+        if self.limits.discard {
+            Op::Discard
+        } else {
+            Op::WriteZeroes { deallocate: true, fua: self.write_through }
+        }
+    }
+
+    fn pieces_of(
+        &mut self,
+        command: &Command,
+        namespace: &Namespace,
+        blocks: BlockRange,
+        direction: Direction,
+    ) -> Result<Pieces, Refused> {
+        let len =
+            usize::try_from(namespace.bytes_of(blocks).len_bytes).map_err(|_| Status::INTERNAL_ERROR)?;
+        let mut reached = Reached { pieces: Pieces::default(), direction };
+        data::walk(command, len, direction, &self.map, &mut self.list, &mut reached)?;
+        Ok(reached.pieces)
+    }
+
+    /// The runs of a Dataset Management command. Deallocate is all there is to do; other attributes are hints.
+    fn dataset(
+        &mut self,
+        command: &Command,
+        namespace: &Namespace,
+        ranges: usize,
+        deallocate: bool,
+    ) -> Result<(Vec<BlockRange>, BlockRange), Refused> {
+        let data = data::gather(command, ranges * size_of::<DsmRange>(), &self.map)?;
+        let mut runs = Vec::with_capacity(ranges);
+        for range in data.chunks_exact(size_of::<DsmRange>()) {
+            let Ok(range) = DsmRange::read_from_bytes(range) else { continue };
+            if range.slba > namespace.blocks || u64::from(range.nlb) > namespace.blocks - range.slba {
+                return Err(Status::LBA_OUT_OF_RANGE.into());
+            }
+            runs.extend(namespace.run_at(range.slba, range.nlb));
+        }
+        let first = namespace.run_at(0, 1).ok_or(Status::LBA_OUT_OF_RANGE)?;
+        if !deallocate {
+            runs.clear();
+        }
+        Ok((runs, first))
+    }
+
+    /// The sources and the destination of a Copy command, disjoint (NVM 1.1, 3.3.2).
+    fn sources(
+        &mut self,
+        command: &Command,
+        namespace: &Namespace,
+        sdlba: u64,
+        ranges: usize,
+    ) -> Result<(Vec<BlockRange>, BlockRange), Refused> {
+        let data = data::gather(command, ranges * size_of::<CopyRange0>(), &self.map)?;
+        let mut sources = Vec::with_capacity(ranges);
+        let mut total: u32 = 0;
+        for range in data.chunks_exact(size_of::<CopyRange0>()) {
+            let Ok(range) = CopyRange0::read_from_bytes(range) else { continue };
+            let count = u32::from(range.nlb_z) + 1;
+            total = total.saturating_add(count);
+            if count > u32::from(MSSRL) || total > MCL {
+                return Err(Status::COMMAND_SIZE_LIMIT_EXCEEDED.into());
+            }
+            let source = namespace.run_at(range.slba, count).ok_or(Status::LBA_OUT_OF_RANGE)?;
+            check_marks(namespace, source)?;
+            sources.push(source);
+        }
+        let destination = namespace.run_at(sdlba, total).ok_or(Status::LBA_OUT_OF_RANGE)?;
+        // Overlap would make the result depend on the order of the steps, and a second run of them wrong.
+        let overlaps = |s: &BlockRange| s.start() < destination.end() && destination.start() < s.end();
+        if sources.iter().any(overlaps) {
+            return Err(Status::OVERLAPPING_IO_RANGE.into());
+        }
+        Ok((sources, destination))
+    }
+}
+
+/// Pieces that are known to be reachable when they are found, so that a command fails or moves before it began.
+struct Reached {
+    pieces: Pieces,
+    direction: Direction,
+}
+
+impl Visit for Reached {
+    fn memory(&mut self, map: &MemoryMap, address: u64, len_bytes: usize) -> Result<(), Refused> {
+        let mut hint = memory::Hint::default();
+        let found =
+            map.segments(&mut hint, memory::Iova(address), len_bytes, self.direction.access(), &mut |_| {});
+        match found {
+            Err(memory::Fault::Remote) if map.is_remote_reachable() => {}
+            found => found?,
+        }
+        self.pieces.memory(map, address, len_bytes)
+    }
+
+    fn bucket(&mut self, len_bytes: usize) -> Result<(), Refused> {
+        self.pieces.bucket(len_bytes)
+    }
+}
+
+/// A marked block cannot be read (NVM 1.1, 3.3.7).
+fn check_marks(namespace: &Namespace, blocks: BlockRange) -> Result<(), Refused> {
+    match namespace.marks.first_in(blocks) {
+        None => Ok(()),
+        Some(_) => Err(Status::UNRECOVERED_READ_ERROR.into()),
+    }
+}
+
+#[inline]
+fn sectors_of(range: Range) -> u32 {
+    u32::try_from(range.len_bytes >> 9).unwrap_or(u32::MAX)
+}
+
+/// What the end of a request without further steps means.
+#[inline]
+pub(crate) fn ended(outcome: Outcome, access: Access) -> Result<(), Refusal> {
+    match outcome {
+        Outcome::Done => Ok(()),
+        Outcome::Failed(fault) => Err(drive_fault(fault, access)),
+    }
+}
+
+fn refusal(status: Status) -> Refusal {
+    Refusal { status, field: NO_FIELD, lba: 0 }
+}

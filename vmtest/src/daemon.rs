@@ -77,9 +77,14 @@ pub struct Daemon {
 }
 
 impl Daemon {
+    /// [`Daemon::start_binary`] with the daemon of `GODWITD`, else with the one Cargo built beside this program.
+    pub fn start(folder: &Path, ssds: &[Ssd]) -> Result<Daemon> {
+        Daemon::start_binary(&binary()?, folder, ssds)
+    }
+
     /// Writes a configuration into `folder`, creates missing data files and starts the daemon; returns when every socket
     /// is there.
-    pub fn start(folder: &Path, ssds: &[Ssd]) -> Result<Daemon> {
+    pub fn start_binary(binary: &Path, folder: &Path, ssds: &[Ssd]) -> Result<Daemon> {
         let config: String = ssds.iter().map(|ssd| ssd.to_toml(folder)).collect();
         fs::write(folder.join("godwit.toml"), config).context("write the daemon's configuration")?;
         for ssd in ssds.iter().filter(|ssd| ssd.backend == Backend::Uring) {
@@ -90,9 +95,8 @@ impl Daemon {
             }
         }
         let sockets = ssds.iter().map(|ssd| folder.join(format!("{}.sock", ssd.name))).collect();
-        let binary = binary()?;
-        let child = spawn(&binary, folder)?;
-        let mut daemon = Daemon { child, folder: folder.to_owned(), sockets, binary };
+        let child = spawn(binary, folder)?;
+        let mut daemon = Daemon { child, folder: folder.to_owned(), sockets, binary: binary.to_owned() };
         daemon.wait_sockets()?;
         Ok(daemon)
     }

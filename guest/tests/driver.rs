@@ -84,6 +84,19 @@ fn completions_come_to_whoever_waits_for_them_in_any_order() {
 }
 
 #[test]
+fn a_completion_nobody_waited_for_survives_the_deletion_of_its_queue() {
+    let toy = Toy::start();
+    let mut driver = Driver::connect(&toy.path).unwrap();
+    driver.create_queue_pair(1, 16).unwrap();
+    let buffer = driver.ram().alloc(512).unwrap();
+    let cid = driver.submit(1, Sqe::new(nvm::READ).nsid(1).prp(buffer.iova(), 0)).unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    driver.delete_sq(1).unwrap();
+    assert_eq!(driver.poll(1).unwrap().unwrap().cid, cid);
+    assert_eq!(driver.poll(1).unwrap(), None);
+}
+
+#[test]
 fn a_controller_is_enabled_twice() {
     let toy = Toy::start();
     let client = Client::connect(&toy.path).unwrap();

@@ -113,7 +113,7 @@ fn ram(settings: &Settings, report: &mut Report) -> Result<()> {
         return Ok(());
     }
     let (engine, mut driver) = serve(settings, Backing::Ram)?;
-    fill(&engine, &mut driver, settings)?;
+    fill(&mut driver, settings)?;
     let (null_engine, mut null_driver) = serve(settings, Backing::Null)?;
     let disk_bytes = usize::try_from(settings.disk_mebibytes << 20)?;
     for (name, load) in loads {
@@ -207,8 +207,7 @@ fn one(
 }
 
 /// Writes every block once, so that no first touch is measured.
-fn fill(engine: &Engine, driver: &mut Driver, settings: &Settings) -> Result<()> {
-    let _alive = engine.pid();
+fn fill(driver: &mut Driver, settings: &Settings) -> Result<()> {
     driver.create_queue_pair(1, 64)?;
     let namespace = super::lane::Namespace::identify(driver, 1)?;
     let buffer = driver.ram().alloc(128 << 10)?;

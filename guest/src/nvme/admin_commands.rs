@@ -5,8 +5,8 @@ use super::data::Prp;
 use super::driver::Driver;
 use super::queue::{CompletionQueue, SubmissionQueue};
 use super::shadow::Shadow;
+use crate::Result;
 use crate::ram::PAGE_BYTES;
-use crate::{Error, Result};
 
 impl Driver {
     /// Identify: 4,096 bytes for a CNS and a namespace.
@@ -124,13 +124,10 @@ impl Driver {
     /// The command's status, or [`Driver::admin`]'s.
     pub fn delete_sq(&mut self, sqid: u16) -> Result<()> {
         self.admin(Sqe::new(admin::DELETE_IO_SQ).cdw10(sqid.into()))?.ok()?;
-        // Commands aborted by the deletion are in the completion queue already (Base 2.1, 5.2.4).
+        // Commands aborted by the deletion are in the completion queue already (Base 2.1, 5.2.4); they stay to be polled.
         if let Some(cqid) = self.sqs.get(&sqid).map(|sq| sq.cqid) {
-            while let Some(completion) = self.poll(cqid)? {
+            while let Some(completion) = self.poll_ring(cqid)? {
                 self.stash.push_back(completion);
-                if self.stash.len() > usize::from(u16::MAX) {
-                    return Err(Error::Protocol("completions without end".into()));
-                }
             }
         }
         self.sqs.remove(&sqid);

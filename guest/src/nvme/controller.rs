@@ -150,7 +150,7 @@ impl Driver {
         self.sqs.insert(0, sq);
         self.cqs.insert(0, cq);
         self.write_u32(reg::CC, CC_ENABLE)?;
-        self.wait_csts("RDY", |csts| csts & CSTS_RDY != 0)
+        self.wait_csts(|csts| csts & CSTS_RDY != 0)
     }
 
     /// Clears CC.EN, waits for CSTS.RDY to clear, and forgets every queue.
@@ -177,7 +177,7 @@ impl Driver {
     pub fn shutdown(&mut self, abrupt: bool) -> Result<()> {
         let cc = self.read_u32(reg::CC)? & !(3 << 14);
         self.write_u32(reg::CC, cc | if abrupt { 2 << 14 } else { 1 << 14 })?;
-        self.wait_csts("SHST", |csts| csts & CSTS_SHST == CSTS_SHST_DONE)
+        self.wait_csts(|csts| csts & CSTS_SHST == CSTS_SHST_DONE)
     }
 
     /// Forgets every queue without a word to the controller, as after a reset.
@@ -188,7 +188,7 @@ impl Driver {
         self.shadow = None;
     }
 
-    fn wait_csts(&mut self, _what: &str, done: impl Fn(u32) -> bool) -> Result<()> {
+    fn wait_csts(&mut self, done: impl Fn(u32) -> bool) -> Result<()> {
         let deadline = self.ready_deadline();
         loop {
             let csts = self.csts()?;

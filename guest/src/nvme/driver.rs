@@ -203,8 +203,12 @@ impl Driver {
     /// # Errors
     /// [`Error::NoQueue`] or the client's.
     pub fn poll(&mut self, cqid: u16) -> Result<Option<Completion>> {
-        let (sqs, cq) = (&self.sqs, self.cqs.get(&cqid).ok_or(Error::NoQueue(cqid))?.id);
-        let stashed = self.stash.iter().position(|done| sqs.get(&done.sqid).map_or(0, |sq| sq.cqid) == cq);
+        let ours = |done: &Completion| match self.sqs.get(&done.sqid) {
+            Some(sq) => sq.cqid == cqid,
+            // Of a submission queue deleted since: whoever asks first may have it.
+            None => true,
+        };
+        let stashed = self.stash.iter().position(ours);
         match stashed.and_then(|at| self.stash.remove(at)) {
             Some(completion) => Ok(Some(completion)),
             None => self.poll_ring(cqid),
@@ -245,7 +249,8 @@ impl Driver {
         }
     }
 
-    fn poll_ring(&mut self, cqid: u16) -> Result<Option<Completion>> {
+    /// The next completion of the ring itself; the stash is left alone.
+    pub(super) fn poll_ring(&mut self, cqid: u16) -> Result<Option<Completion>> {
         let cq = self.cqs.get_mut(&cqid).ok_or(Error::NoQueue(cqid))?;
         let Some(completion) = cq.pop() else { return Ok(None) };
         let head = cq.head;

@@ -1,11 +1,11 @@
 //! The rings: a tail the driver writes, a head the controller reports, a phase that says what is new.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::command::{Completion, Sqe};
 use crate::ram::{Buffer, Ram};
 use crate::{Error, Result};
-use std::sync::Arc;
 
 /// Bytes of a submission queue entry.
 pub(super) const SQE_BYTES: usize = 64;

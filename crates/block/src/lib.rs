@@ -5,7 +5,10 @@
 //!
 //! What this crate does *not* do: it performs no I/O, knows no namespaces, and reads no clock.
 #![deny(unsafe_op_in_unsafe_fn)]
-#![expect(unsafe_code, reason = "one unsafe trait method: the lifetime of guest memory under I/O is a contract")]
+#![expect(
+    unsafe_code,
+    reason = "one unsafe trait method: the lifetime of guest memory under I/O is a contract"
+)]
 // UNSAFETY: `Backend::submit` is an unsafe method so that the promise "this memory stays mapped until the completion"
 // has one named place. This crate itself contains no unsafe block.
 
@@ -152,6 +155,7 @@ pub trait Backend {
 
     /// A descriptor that becomes readable when `poll` has something to return, for an idle reactor to sleep on.
     /// `None`: only polling moves things on, so do not sleep while anything is in flight.
+    /// A sleep may also end early with `EINTR`: that, too, means `poll`.
     fn wake_fd(&self) -> Option<std::os::fd::RawFd> {
         None
     }

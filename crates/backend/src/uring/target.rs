@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Does I/O go past the page cache?
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -169,9 +170,20 @@ fn open_file(config: &Config, is_block_device: bool) -> Result<(File, bool), Err
     }
 }
 
-/// Two daemons on one file would destroy it.
+/// Two daemons on one file would destroy it. A daemon just killed holds its lock for a moment longer, until the kernel
+/// has taken its rings apart: hence the patience.
 fn lock(path: &Path, file: &File) -> Result<(), Error> {
-    match file.try_lock() {
+    let mut attempts = 0;
+    let locked = loop {
+        attempts += 1;
+        match file.try_lock() {
+            Err(std::fs::TryLockError::WouldBlock) if attempts < LOCK_ATTEMPTS => {
+                std::thread::sleep(LOCK_PAUSE)
+            }
+            locked => break locked,
+        }
+    };
+    match locked {
         Ok(()) => Ok(()),
         Err(std::fs::TryLockError::WouldBlock) => {
             let error = io::Error::from(io::ErrorKind::ResourceBusy);
@@ -263,6 +275,9 @@ fn can_zero(file: &File) -> bool {
     text.is_ok_and(|text| text.trim().parse::<u64>().is_ok_and(|bytes| bytes > 0))
 }
 
+/// Two seconds in all.
+const LOCK_ATTEMPTS: u32 = 100;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// `linux/fs.h`; not in libc.
 const BLKGETSIZE64: libc::Ioctl = 0x8008_1272;
 /// `linux/fs.h`; not in libc.

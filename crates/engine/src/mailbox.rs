@@ -1,46 +1,31 @@
 //! Messages to a reactor, and how they wake it from its sleep.
-//!
-//! ```text
-//!  sender                                reactor
-//!  push message; pending = true          sleeping = true
-//!  -------- SeqCst fence --------        -------- SeqCst fence --------
-//!  if sleeping: write eventfd            if !pending: poll(eventfd, timeout)
-//!                                        sleeping = false
-//! ```
-//! One of the two sees the other's store: a message is never left behind by a sleeping reactor.
 
+mod bell;
+
+use bell::Bell;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Mutex, PoisonError};
 
 /// A queue of messages with many senders and one reader.
 #[derive(Debug)]
 pub(crate) struct Mailbox<M> {
     queue: Mutex<VecDeque<M>>,
-    pending: AtomicBool,
-    sleeping: AtomicBool,
+    bell: Bell,
     wake: OwnedFd,
 }
 
 impl<M> Mailbox<M> {
     pub(crate) fn new() -> std::io::Result<Self> {
         let wake = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-        Ok(Self {
-            queue: Mutex::new(VecDeque::new()),
-            pending: AtomicBool::new(false),
-            sleeping: AtomicBool::new(false),
-            wake,
-        })
+        Ok(Self { queue: Mutex::new(VecDeque::new()), bell: Bell::new(), wake })
     }
 
     /// Never blocks for the reader. Senders are few and each waits for its answer, which bounds the queue.
     pub(crate) fn send(&self, message: M) {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(message);
-        self.pending.store(true, Ordering::Release);
-        fence(Ordering::SeqCst);
-        if self.sleeping.load(Ordering::Relaxed) {
+        if self.bell.ring() {
             // Fails only when the counter is full, and then it is readable already.
             let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
         }
@@ -49,20 +34,18 @@ impl<M> Mailbox<M> {
     /// One load when there is nothing: called in every turn.
     #[inline]
     pub(crate) fn has_mail(&self) -> bool {
-        self.pending.load(Ordering::Acquire)
+        self.bell.rang()
     }
 
     /// Takes all messages.
     pub(crate) fn take(&self) -> VecDeque<M> {
-        self.pending.store(false, Ordering::Relaxed);
+        self.bell.silence();
         std::mem::take(&mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Sleeps until a message, one of `others` becomes readable, or the timeout. `None` waits for ever.
     pub(crate) fn sleep(&self, others: &[BorrowedFd<'_>], timeout_ns: Option<u64>) {
-        self.sleeping.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        if !self.has_mail() {
+        if self.bell.lie_down() {
             let mut fds = vec![PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN)];
             fds.extend(others.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
             let timeout = timeout_ns.map(|ns| Timespec {
@@ -75,7 +58,7 @@ impl<M> Mailbox<M> {
                 let _ = rustix::io::read(&self.wake, &mut [0u8; 8]);
             }
         }
-        self.sleeping.store(false, Ordering::Relaxed);
+        self.bell.get_up();
     }
 }
 

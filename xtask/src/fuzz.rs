@@ -1,6 +1,7 @@
 //! `cargo xtask fuzz`: libFuzzer targets of fuzz/fuzz_targets, for a given time each.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -29,8 +30,8 @@ pub(crate) fn command(target: Option<&str>, seconds: u32) -> Result<()> {
         } else {
             fuzz.env("RUSTC_BOOTSTRAP", "1");
         }
-        fuzz.args(["fuzz", "run", "--fuzz-dir", "fuzz", name, "--"])
-            .arg(format!("-max_total_time={seconds}"));
+        fuzz.args(["fuzz", "run", "--fuzz-dir", "fuzz", name]);
+        fuzz.args(folders(name)?).arg("--").arg(format!("-max_total_time={seconds}"));
         fuzz.args(["-timeout=20", "-rss_limit_mb=4096"]).current_dir(top());
         if run(&mut fuzz).is_err() {
             failed.push(name.as_str());
@@ -38,12 +39,20 @@ pub(crate) fn command(target: Option<&str>, seconds: u32) -> Result<()> {
     }
     if !failed.is_empty() {
         bail!(
-            "found by {}: the inputs are in fuzz/artifacts; fix them and keep them as regression tests",
+            "found by {}: the inputs are in fuzz/artifacts; fix them and keep them in fuzz/regressions",
             failed.join(", ")
         );
     }
     println!("fuzz: nothing found");
     Ok(())
+}
+
+/// Where inputs come from; new ones go to the first, the working corpus, which is not committed.
+fn folders(target: &str) -> Result<Vec<PathBuf>> {
+    let corpus = top().join("fuzz/corpus").join(target);
+    fs::create_dir_all(&corpus).with_context(|| format!("cannot make {}", corpus.display()))?;
+    let kept = ["seeds", "regressions"].map(|kind| top().join("fuzz").join(kind).join(target));
+    Ok(std::iter::once(corpus).chain(kept.into_iter().filter(|folder| folder.is_dir())).collect())
 }
 
 fn targets() -> Result<Vec<String>> {

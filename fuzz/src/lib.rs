@@ -1,0 +1,5 @@
+//! What the fuzz targets share: the guest's memory, the edge values, and the fakes around the device model.
+
+pub mod edge;
+pub mod guest;
+pub mod region;

@@ -268,7 +268,8 @@ fn load_order(modules_dep: &str) -> Result<Vec<String>> {
 fn program(root: &Path, name: &str) -> Command {
     let libraries = root.join("usr/lib/x86_64-linux-gnu");
     let mut command = Command::new(libraries.join("ld-linux-x86-64.so.2"));
-    command.arg("--library-path").arg(&libraries);
+    // Debian's libceph sits in a folder that an absolute RUNPATH names, which would find the host's, of another version.
+    command.arg("--library-path").arg(format!("{0}:{0}/ceph", libraries.display()));
     let found = ["usr/bin", "usr/sbin"]
         .map(|folder| root.join(folder).join(name))
         .into_iter()

@@ -5,10 +5,12 @@
 
 use backend::{Config, Drive, faulty, uring};
 use block::{Backend, Completion, Fault, Op, Outcome, Range, Request, Submitted, Token};
-use memory::Segment;
+use memory::{Access, Hint, Iova, Mapping, MemoryMap, Segment};
 use proptest::prelude::*;
 use std::collections::HashMap;
+use std::os::fd::FromRawFd;
 use std::path::Path;
+use std::sync::Arc;
 
 const SIZE: u64 = 4 << 20;
 const WRITE: Op = Op::Write { fua: false };
@@ -330,6 +332,65 @@ fn a_sleeper_on_the_wake_fd_wakes_when_there_is_something_to_poll() {
             bed.poll();
         }
     }
+}
+
+/// A guest's memory of `len` bytes: its file and its map.
+fn guest(len: u64) -> (std::fs::File, Arc<MemoryMap>) {
+    // SAFETY: a NUL-terminated name; the result is a new descriptor.
+    let file =
+        unsafe { std::fs::File::from_raw_fd(libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC)) };
+    file.set_len(len).unwrap();
+    let mapping = Mapping::new(file.try_clone().unwrap().into(), 0, len, Access::BOTH).unwrap();
+    let map = MemoryMap::empty().with(Iova(0), len, Access::BOTH, Some((mapping, 0))).unwrap();
+    (file, Arc::new(map))
+}
+
+#[test]
+fn registered_memory_comes_and_goes_and_the_data_is_right() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let config = uring::Config { size_bytes: Some(SIZE), ..uring::Config::new(dir.path().join("file")) };
+    let config = uring::Config { register_buffers: true, ..config };
+    let mut bed = Bed::new(&Drive::open(&Config::Uring(config)).unwrap());
+    for round in 0..20_u8 {
+        let (_file, map) = guest(1 << 20);
+        bed.door.memory_changed(&map);
+        map.write_bytes(Iova(0), &pattern(1 << 19, round)).unwrap();
+        let mut hint = Hint::default();
+        let mut segment = |at, len| [map.segment(&mut hint, Iova(at), len, Access::BOTH).unwrap()];
+        assert_eq!(bed.run(WRITE, 4096, 1 << 19, &segment(0, 1 << 19)), Outcome::Done);
+        assert_eq!(bed.run(Op::Read, 4096, 4096, &segment(1 << 19, 4096)), Outcome::Done);
+        assert_eq!(map.read::<[u8; 16]>(Iova(1 << 19)), Ok(pattern(16, round).try_into().unwrap()));
+        assert_eq!(bed.read(4096, 1 << 19), pattern(1 << 19, round));
+        if round % 3 == 0 {
+            bed.door.memory_changed(&Arc::new(MemoryMap::empty()));
+        }
+    }
+}
+
+#[test]
+fn memory_taken_away_under_a_request_fails_it_or_ends_it_and_harms_nobody() {
+    on_each(|bed| {
+        let (file, map) = guest(1 << 20);
+        bed.write(0, &pattern(1 << 20, 1));
+        let data = [map.segment(&mut Hint::default(), Iova(0), 1 << 20, Access::BOTH).unwrap()];
+        file.set_len(4096).unwrap();
+        let read = bed.run(Op::Read, 0, 1 << 20, &data);
+        assert!(matches!(read, Outcome::Done | Outcome::Failed(Fault::Memory)), "{read:?}");
+        assert_eq!(bed.read(0, 1 << 20), pattern(1 << 20, 1));
+    });
+}
+
+#[test]
+fn a_file_cut_short_under_us_fails_reads_and_never_hangs() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = dir.path().join("file");
+    let config = uring::Config { size_bytes: Some(SIZE), ..uring::Config::new(&path) };
+    let mut bed = Bed::new(&Drive::open(&Config::Uring(config)).unwrap());
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(8192).unwrap();
+    let mut bytes = vec![0; 65_536];
+    let data = [Segment::of(&mut bytes)];
+    assert_eq!(bed.run(Op::Read, 0, 65_536, &data), Outcome::Failed(Fault::Media));
+    assert_eq!(bed.run(Op::Read, SIZE - 65_536, 65_536, &data), Outcome::Failed(Fault::Media));
 }
 
 #[test]

@@ -1,14 +1,14 @@
 //! A checked run of mapped memory, and the only copies that touch memory others write.
 #![expect(unsafe_code, reason = "the copies to and from memory that a guest writes at any time")]
 // UNSAFETY: every access to guest bytes in this crate ends in one of the functions here. They use volatile or atomic
-// accesses, or an assembly string copy, on raw pointers; no reference to such bytes exists. A torn value is possible
+// accesses, or the C library's copy as foreign code, on raw pointers; no reference to such bytes exists. A torn value is possible
 // and is the guest's business; every bit pattern of a byte is a byte.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use core::{mem::MaybeUninit, ptr};
+use core::{ffi::c_void, mem::MaybeUninit, ptr};
 use zerocopy::FromBytes;
 
-/// From this length on a string copy beats word by word.
+/// From this length on a call of the C library beats word by word.
 const BULK_MIN_BYTES: usize = 192;
 
 /// A run of memory that was mapped when it was made. Same layout as `struct iovec`.
@@ -243,24 +243,21 @@ unsafe fn copy(src: *const u8, dst: *mut u8, len: usize) {
     }
 }
 
-/// The processor's string copy: opaque to the compiler, so bytes that change underneath are just bytes.
+/// The C library's copy, which knows the processor best. It is called through a pointer the compiler cannot see through:
+/// the copy is foreign code to it, so it can assume nothing of bytes that change underneath, and they are just bytes.
 ///
 /// # Safety
 /// As [`copy`].
 #[inline]
 unsafe fn copy_bulk(src: *const u8, dst: *mut u8, len: usize) {
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
-    // SAFETY: the ranges are valid (the caller's promise); the ABI guarantees a clear direction flag.
-    unsafe {
-        core::arch::asm!(
-            "rep movsb",
-            inout("rcx") len => _,
-            inout("rsi") src => _,
-            inout("rdi") dst => _,
-            options(nostack, preserves_flags)
-        );
+    #[cfg(not(miri))]
+    {
+        type Copy = unsafe extern "C" fn(*mut c_void, *const c_void, usize) -> *mut c_void;
+        let foreign = core::hint::black_box(libc::memcpy as Copy);
+        // SAFETY: the ranges are valid and do not overlap (the caller's promise).
+        unsafe { foreign(dst.cast(), src.cast(), len) };
     }
-    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    #[cfg(miri)]
     for at in 0..len {
         // SAFETY: at < len.
         unsafe { dst.add(at).write_volatile(src.add(at).read_volatile()) };

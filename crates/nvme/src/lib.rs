@@ -5,6 +5,8 @@
 //! [`ControllerRegion`](state::region::ControllerRegion).
 #![forbid(unsafe_code)]
 
+mod admin;
+pub mod controller;
 pub mod data;
 pub mod group;
 pub mod host;
@@ -16,3 +18,4 @@ pub mod pci;
 pub mod profile;
 pub mod queue;
 pub mod sink;
+mod work;

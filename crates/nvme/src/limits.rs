@@ -38,3 +38,5 @@ pub const MCL: u32 = 16384;
 pub const DMRL: u8 = 255;
 /// Runs of blocks one namespace can have marked uncorrectable: bounds the record and the search.
 pub const MARKS_MAX: usize = 1024;
+/// Copy descriptor formats, one bit each (CDFS): format 0 alone.
+pub const CDFS: u16 = 1;

@@ -304,7 +304,8 @@ impl NamespaceTable {
     #[must_use]
     pub fn without(&self, nsid: u32) -> Self {
         let mut table = self.clone();
-        if let Some(entry) = nsid.checked_sub(1).and_then(|i| table.entries.get_mut(usize::try_from(i).ok()?)) {
+        if let Some(entry) = nsid.checked_sub(1).and_then(|i| table.entries.get_mut(usize::try_from(i).ok()?))
+        {
             *entry = None;
         }
         table
@@ -388,7 +389,9 @@ mod tests {
         assert!(Namespace::from_record(&good, capacity - 1).is_none());
         assert!(Namespace::from_record(&NamespaceV1 { nsid: 0, ..good.clone() }, capacity).is_none());
         assert!(Namespace::from_record(&NamespaceV1 { lba_shift: 10, ..good.clone() }, capacity).is_none());
-        assert!(Namespace::from_record(&NamespaceV1 { blocks: u64::MAX, ..good.clone() }, capacity).is_none());
+        assert!(
+            Namespace::from_record(&NamespaceV1 { blocks: u64::MAX, ..good.clone() }, capacity).is_none()
+        );
         assert!(Namespace::from_record(&NamespaceV1 { start_bytes: u64::MAX, ..good }, capacity).is_none());
     }
 }

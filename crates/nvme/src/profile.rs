@@ -114,10 +114,14 @@ pub struct IdentityConfig<'a> {
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum IdentityError {
     /// Serial number.
-    #[error("a serial number is 1 to 20 printable ASCII characters without leading or trailing space: {0:?} is not")]
+    #[error(
+        "a serial number is 1 to 20 printable ASCII characters without leading or trailing space: {0:?} is not"
+    )]
     Serial(String),
     /// NQN.
-    #[error("an NQN is \"nqn.\" and more, up to 223 bytes, without spaces or control characters: {0:?} is not")]
+    #[error(
+        "an NQN is \"nqn.\" and more, up to 223 bytes, without spaces or control characters: {0:?} is not"
+    )]
     Nqn(String),
     /// Zero or otherwise reserved identifier.
     #[error("an identifier of all zeros means \"none\": leave {0} out, or give a unique one")]

@@ -198,4 +198,4 @@ pub const SLOT_POSTING: u64 = 2;
 const _: () = assert!(size_of::<Slot>() == 128);
 const _: () = assert!(size_of::<SubmissionQueue>() == 64);
 const _: () = assert!(size_of::<CompletionQueue>() == 64);
-const _: () = assert!(size_of::<ControllerRegion>() % 64 == 0);
+const _: () = assert!(size_of::<ControllerRegion>().is_multiple_of(64));

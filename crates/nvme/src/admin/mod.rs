@@ -1,0 +1,174 @@
+//! Admin commands (Base 2.1, 5; NVM 1.1, 4): one file a family, one answer a command.
+
+mod events;
+mod features;
+mod format;
+mod identify;
+mod log;
+mod namespaces;
+pub(crate) mod queue;
+mod queues;
+mod sanitize;
+pub(crate) mod self_test;
+mod transfer;
+
+use spec::nvme::{AdminOpcode, Command, Fuse, Psdt, Status};
+
+use crate::controller::{Controller, Host};
+use crate::namespace::SubsystemGate;
+use crate::queue::Answer;
+use queue::with_dnr;
+
+/// How a command goes on.
+pub(crate) enum Step {
+    /// It succeeded; dword 0 of the completion.
+    Done(u32),
+    /// Its answer comes later: somebody holds its slot.
+    Later,
+    /// It must wait for the work under way, and is executed from the start then.
+    Defer,
+}
+
+/// Why a command did not succeed.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Its status, and where the fault is: byte in bits 7:0 and bit in 10:8 of the command, FFFFh for nowhere.
+    Status(Status, u16),
+    /// Its data lies in a region that only a private reactor reaches.
+    Remote,
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        Self::Status(status, 0xffff)
+    }
+}
+
+/// Invalid Field in Command, at this dword of the command.
+pub(crate) fn invalid_field(dword: u16) -> Failure {
+    Failure::Status(Status::INVALID_FIELD, dword * 4)
+}
+
+pub(crate) type Outcome = Result<Step, Failure>;
+
+/// The commands that are implemented: this list is also log page 05h.
+pub(crate) const SUPPORTED: [AdminOpcode; 18] = [
+    AdminOpcode::DeleteIoSubmissionQueue,
+    AdminOpcode::CreateIoSubmissionQueue,
+    AdminOpcode::GetLogPage,
+    AdminOpcode::DeleteIoCompletionQueue,
+    AdminOpcode::CreateIoCompletionQueue,
+    AdminOpcode::Identify,
+    AdminOpcode::Abort,
+    AdminOpcode::SetFeatures,
+    AdminOpcode::GetFeatures,
+    AdminOpcode::AsyncEventRequest,
+    AdminOpcode::NamespaceManagement,
+    AdminOpcode::DeviceSelfTest,
+    AdminOpcode::NamespaceAttachment,
+    AdminOpcode::KeepAlive,
+    AdminOpcode::DoorbellBufferConfig,
+    AdminOpcode::FormatNvm,
+    AdminOpcode::Sanitize,
+    AdminOpcode::GetLbaStatus,
+];
+
+impl Controller {
+    /// Executes an accepted command; every path ends in exactly one answer, now or later.
+    pub(crate) fn execute(&mut self, slot: u16, command: Command, host: &mut impl Host) {
+        match self.dispatch(slot, &command, host) {
+            Ok(Step::Done(dw0)) => self.answer(slot, Answer { dw0, dw1: 0, status: Status::SUCCESS }),
+            Ok(Step::Later) => {}
+            Ok(Step::Defer) => self.work.defer(slot, command),
+            Err(Failure::Status(status, location)) => {
+                let status = with_dnr(status);
+                let logged =
+                    self.note_error(0, command.cid(), status.with_more(true), 0, command.nsid, location);
+                self.answer(slot, Answer::of(status.with_more(logged)));
+            }
+            Err(Failure::Remote) => {
+                self.needs_remote = true;
+                if let Some(queue) = &mut self.queue {
+                    queue.stall(slot, command);
+                }
+            }
+        }
+    }
+
+    fn dispatch(&mut self, slot: u16, command: &Command, host: &mut impl Host) -> Outcome {
+        let opcode = command.admin_opcode();
+        if !SUPPORTED.contains(&opcode) {
+            return Err(Failure::Status(Status::INVALID_OPCODE, 0));
+        }
+        if Fuse(command.cdw0.fuse()) != Fuse::Normal || Psdt(command.cdw0.psdt()) != Psdt::Prp {
+            return Err(Failure::Status(Status::INVALID_FIELD, 1));
+        }
+        if command.nsid != 0 && !uses_nsid(opcode) {
+            return Err(invalid_field(1));
+        }
+        self.check_sanitize(opcode)?;
+        match opcode {
+            AdminOpcode::DeleteIoSubmissionQueue => self.delete_sq(slot, command, host),
+            AdminOpcode::CreateIoSubmissionQueue => self.create_sq(command, host),
+            AdminOpcode::GetLogPage => self.get_log_page(command),
+            AdminOpcode::DeleteIoCompletionQueue => self.delete_cq(slot, command, host),
+            AdminOpcode::CreateIoCompletionQueue => self.create_cq(command, host),
+            AdminOpcode::Identify => self.identify(command),
+            AdminOpcode::Abort => self.abort(slot, command, host),
+            AdminOpcode::SetFeatures => self.set_features(command),
+            AdminOpcode::GetFeatures => self.get_features(command),
+            AdminOpcode::AsyncEventRequest => self.async_event_request(slot),
+            AdminOpcode::NamespaceManagement => self.namespace_management(slot, command, host),
+            AdminOpcode::DeviceSelfTest => self.device_self_test(command, host),
+            AdminOpcode::NamespaceAttachment => self.namespace_attachment(slot, command, host),
+            AdminOpcode::KeepAlive => self.keep_alive(),
+            AdminOpcode::DoorbellBufferConfig => self.doorbell_buffer_config(slot, command, host),
+            AdminOpcode::FormatNvm => self.format_nvm(slot, command, host),
+            AdminOpcode::Sanitize => self.sanitize_command(slot, command, host),
+            AdminOpcode::GetLbaStatus => self.get_lba_status(command),
+            _ => Err(Failure::Status(Status::INVALID_OPCODE, 0)),
+        }
+    }
+
+    /// Commands that may be processed while a sanitize goes on or has failed (Base 2.1, 8.1.24.3).
+    fn check_sanitize(&self, opcode: AdminOpcode) -> Result<(), Failure> {
+        let refused = matches!(
+            opcode,
+            AdminOpcode::NamespaceManagement
+                | AdminOpcode::NamespaceAttachment
+                | AdminOpcode::DeviceSelfTest
+                | AdminOpcode::FormatNvm
+                | AdminOpcode::GetLbaStatus
+        );
+        match self.table.gate() {
+            SubsystemGate::Sanitizing if refused || opcode == AdminOpcode::Sanitize => {
+                Err(Status::SANITIZE_IN_PROGRESS.into())
+            }
+            SubsystemGate::SanitizeFailed if refused => Err(Status::SANITIZE_FAILED.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Answers a command.
+    pub(crate) fn answer(&mut self, slot: u16, answer: Answer) {
+        if let Some(queue) = &mut self.queue {
+            queue.answer(&self.region, slot, answer);
+        }
+    }
+}
+
+/// Whether the command has a namespace identifier (Base 2.1, figure 90).
+fn uses_nsid(opcode: AdminOpcode) -> bool {
+    matches!(
+        opcode,
+        AdminOpcode::GetLogPage
+            | AdminOpcode::Identify
+            | AdminOpcode::SetFeatures
+            | AdminOpcode::GetFeatures
+            | AdminOpcode::NamespaceManagement
+            | AdminOpcode::DeviceSelfTest
+            | AdminOpcode::NamespaceAttachment
+            | AdminOpcode::FormatNvm
+            | AdminOpcode::GetLbaStatus
+    )
+}

@@ -1,0 +1,198 @@
+//! Namespace Management (Base 2.1, 5.1.21; NVM 1.1, 4.1.6), Namespace Attachment (5.1.20), Get LBA Status (NVM 1.1, 4.2.1).
+
+use std::sync::Arc;
+
+use spec::nvme::admin::{
+    NamespaceAttachmentSelect, NamespaceManagementCdw11, NamespaceManagementCreate,
+    NamespaceManagementSelect, NamespaceSelectCdw10,
+};
+use spec::nvme::identify::{ControllerList, Csi, Flbas, IDENTIFY_BYTES};
+use spec::nvme::{Command, NSID_BROADCAST, Status};
+use zerocopy::FromBytes;
+
+use super::identify::CNTLID;
+use super::{Failure, Outcome, Step, invalid_field, transfer};
+use crate::controller::{Controller, Host};
+use crate::limits::{MDTS_BYTES, NAMESPACES_MAX};
+use crate::namespace::{Gate, LbaFormat, Marks, Namespace};
+use crate::work::Task;
+
+/// Get LBA Status, action type: scan, and return what is tracked (the same here: nothing is found by scanning).
+const ACTION_SCAN: u32 = 0x10;
+const ACTION_TRACKED: u32 = 0x11;
+/// Bytes of a Get LBA Status header, and of a descriptor.
+const LBA_STATUS_HEADER: usize = 8;
+const LBA_STATUS_DESCRIPTOR: usize = 16;
+
+impl Controller {
+    pub(super) fn namespace_management(
+        &mut self,
+        slot: u16,
+        command: &Command,
+        host: &mut impl Host,
+    ) -> Outcome {
+        let select = NamespaceManagementSelect(NamespaceSelectCdw10::from_bits(command.cdw10).sel());
+        match select {
+            NamespaceManagementSelect::Create => self.create_namespace(slot, command, host),
+            NamespaceManagementSelect::Delete => self.delete_namespaces(slot, command, host),
+            _ => Err(invalid_field(10)),
+        }
+    }
+
+    fn create_namespace(&mut self, slot: u16, command: &Command, host: &mut impl Host) -> Outcome {
+        if command.nsid != 0 {
+            return Err(invalid_field(1));
+        }
+        if NamespaceManagementCdw11::from_bits(command.cdw11).csi() != Csi::Nvm.0 {
+            return Err(Failure::Status(Status::IO_COMMAND_SET_NOT_SUPPORTED, 47));
+        }
+        let data = transfer::from_host(&self.map, command, IDENTIFY_BYTES)?;
+        let wanted = NamespaceManagementCreate::read_from_bytes(&data).map_err(|_| Status::INTERNAL_ERROR)?;
+        let format = checked_format(&wanted)?;
+        if !self.work.is_idle() {
+            return Ok(Step::Defer);
+        }
+        let nsid = (1..=NAMESPACES_MAX).find(|nsid| self.table.get(*nsid).is_none());
+        let nsid = nsid.ok_or(Status::NAMESPACE_IDENTIFIER_UNAVAILABLE)?;
+        let bytes = wanted.nsze.checked_mul(u64::from(format.block_bytes()));
+        let range =
+            bytes.and_then(|bytes| self.first_fit(bytes)).ok_or(Status::NAMESPACE_INSUFFICIENT_CAPACITY)?;
+        let ids = self.identity.namespace_ids(self.created);
+        self.created = self.created.saturating_add(1);
+        let namespace = Box::new(Namespace {
+            nsid,
+            start_bytes: range.start_bytes,
+            reserved_bytes: range.len_bytes,
+            blocks: wanted.nsze,
+            format,
+            attached: false,
+            shared: wanted.nmic & 1 == 1,
+            eui64: ids.eui64,
+            nguid: ids.nguid,
+            uuid: ids.uuid,
+            gate: Gate::Open,
+            marks: Arc::new(Marks::default()),
+        });
+        self.start_work(Task::Create { namespace }, Some(slot), nsid, host);
+        Ok(Step::Later)
+    }
+
+    fn delete_namespaces(&mut self, slot: u16, command: &Command, host: &mut impl Host) -> Outcome {
+        if !self.work.is_idle() {
+            return Ok(Step::Defer);
+        }
+        let nsids = if command.nsid == NSID_BROADCAST {
+            self.table.iter().map(|ns| ns.nsid).collect()
+        } else {
+            vec![self.allocated(command.nsid)?.nsid]
+        };
+        if nsids.is_empty() {
+            return Ok(Step::Done(0));
+        }
+        self.abort_self_test(3, host);
+        self.start_work(Task::Delete { nsids }, Some(slot), 0, host);
+        Ok(Step::Later)
+    }
+
+    pub(super) fn namespace_attachment(
+        &mut self,
+        slot: u16,
+        command: &Command,
+        host: &mut impl Host,
+    ) -> Outcome {
+        let select = NamespaceAttachmentSelect(NamespaceSelectCdw10::from_bits(command.cdw10).sel());
+        if select != NamespaceAttachmentSelect::Attach && select != NamespaceAttachmentSelect::Detach {
+            return Err(invalid_field(10));
+        }
+        if command.nsid == NSID_BROADCAST {
+            return Err(invalid_field(1));
+        }
+        let nsid = self.allocated(command.nsid)?.nsid;
+        let data = transfer::from_host(&self.map, command, IDENTIFY_BYTES)?;
+        let list = ControllerList::read_from_bytes(&data).map_err(|_| Status::INTERNAL_ERROR)?;
+        if list.count != 1 || list.cntlids[0] != CNTLID {
+            return Err(Status::CONTROLLER_LIST_INVALID.into());
+        }
+        if !self.work.is_idle() {
+            return Ok(Step::Defer);
+        }
+        let attached = self.allocated(nsid)?.attached;
+        let task = match (select, attached) {
+            (NamespaceAttachmentSelect::Attach, true) => {
+                return Err(Status::NAMESPACE_ALREADY_ATTACHED.into());
+            }
+            (NamespaceAttachmentSelect::Attach, false) => Task::Attach { nsid },
+            (_, false) => return Err(Status::NAMESPACE_NOT_ATTACHED.into()),
+            (_, true) => Task::Detach { nsid },
+        };
+        self.start_work(task, Some(slot), 0, host);
+        Ok(Step::Later)
+    }
+
+    /// A namespace that exists, attached or not.
+    fn allocated(&self, nsid: u32) -> Result<&Namespace, Failure> {
+        if nsid == 0 || nsid > NAMESPACES_MAX {
+            return Err(Failure::Status(Status::INVALID_NAMESPACE_OR_FORMAT, 4));
+        }
+        self.table.get(nsid).map(|ns| &**ns).ok_or(invalid_field(1))
+    }
+
+    /// Blocks that cannot be read: those marked by Write Uncorrectable.
+    pub(super) fn get_lba_status(&mut self, command: &Command) -> Outcome {
+        let namespace = self.table.attached(command.nsid).map_err(|status| Failure::Status(status, 4))?;
+        let (slba, action) = (command.slba(), command.cdw13 >> 24);
+        if action != ACTION_SCAN && action != ACTION_TRACKED {
+            return Err(invalid_field(13));
+        }
+        let len = (u64::from(command.cdw12) + 1) * 4;
+        if len > u64::from(MDTS_BYTES) {
+            return Err(invalid_field(12));
+        }
+        let range_length = u64::from(command.cdw13 & 0xffff);
+        let end = match range_length {
+            0 => namespace.blocks,
+            blocks => slba.checked_add(blocks).ok_or(Status::LBA_OUT_OF_RANGE)?,
+        };
+        if slba >= namespace.blocks || end > namespace.blocks {
+            return Err(Status::LBA_OUT_OF_RANGE.into());
+        }
+        let len = usize::try_from(len).unwrap_or(0);
+        let room = len.saturating_sub(LBA_STATUS_HEADER) / LBA_STATUS_DESCRIPTOR;
+        let runs = namespace.marks.runs_between(slba, end, room.saturating_add(1));
+        let fits = &runs[..runs.len().min(room)];
+        let mut page = vec![0; LBA_STATUS_HEADER];
+        page[..4].copy_from_slice(&u32::try_from(fits.len()).unwrap_or(0).to_le_bytes());
+        // Completion condition: 2 = all of the range, 1 = more than fits.
+        page[4] = if runs.len() > room { 1 } else { 2 };
+        for (start, blocks) in fits {
+            page.extend_from_slice(&start.to_le_bytes());
+            page.extend_from_slice(&u32::try_from(blocks - 1).unwrap_or(u32::MAX).to_le_bytes());
+            page.extend_from_slice(&[0; 4]);
+        }
+        page.resize(len, 0);
+        transfer::to_host(&self.map, command, &page)?;
+        Ok(Step::Done(0))
+    }
+}
+
+/// The host-specified fields of a namespace to create; nothing optional is supported.
+fn checked_format(wanted: &NamespaceManagementCreate) -> Result<LbaFormat, Failure> {
+    let flbas = Flbas::from_bits(wanted.flbas);
+    let format = LbaFormat::from_index(flbas.fidxl() | flbas.fidxu() << 4)
+        .filter(|_| !flbas.msetsp() && wanted.dps == 0);
+    let format = format.ok_or(Status::INVALID_FORMAT)?;
+    if wanted.nsze == 0 || wanted.ncap > wanted.nsze {
+        return Err(Status::INVALID_FIELD.into());
+    }
+    if wanted.ncap < wanted.nsze {
+        return Err(Status::THIN_PROVISIONING_NOT_SUPPORTED.into());
+    }
+    if wanted.anagrpid != 0 {
+        return Err(Status::ANA_GROUP_IDENTIFIER_INVALID.into());
+    }
+    let unsupported = wanted.nmic > 1 || wanted.nvmsetid != 0 || wanted.endgid != 0;
+    if unsupported || wanted.lbstm != 0 || wanted.nphndls != 0 {
+        return Err(Status::INVALID_FIELD.into());
+    }
+    Ok(format)
+}

@@ -1,0 +1,119 @@
+//! Sanitize (Base 2.1, 5.1.22 and 8.1.24): block erase and overwrite of the whole ssd, in the background.
+//!
+//! The command ends when the operation has begun and is on record; a restart goes on where the record says.
+
+use spec::nvme::admin::{SanitizeAction, SanitizeCdw10};
+use spec::nvme::log::{SanitizeOutcome, SanitizeStateInformation, SanitizeStatus, SanitizeStatusLog};
+use spec::nvme::{Command, Status};
+use state::ssd::SanitizeV1;
+use zerocopy::FromZeros;
+
+use super::{Outcome, Step, invalid_field};
+use crate::controller::{Controller, Host, PersistWish};
+use crate::namespace::{NamespaceTable, SubsystemGate};
+use crate::work::Task;
+use crate::work::wipe::Erase;
+
+/// A time that is not reported.
+const NOT_REPORTED: u32 = u32::MAX;
+
+impl Controller {
+    pub(super) fn sanitize_command(&mut self, slot: u16, command: &Command, host: &mut impl Host) -> Outcome {
+        let fields = SanitizeCdw10::from_bits(command.cdw10);
+        let last = SanitizeCdw10::from_bits(self.sanitize.cdw10);
+        let failed = self.table.gate() == SubsystemGate::SanitizeFailed;
+        match SanitizeAction(fields.sanact()) {
+            SanitizeAction::ExitFailureMode => {
+                // A restricted failure ends only by a sanitize that succeeds.
+                if failed && !last.ause() {
+                    return Err(Status::SANITIZE_FAILED.into());
+                }
+                if failed {
+                    self.exit_failure_mode(host);
+                }
+                return Ok(Step::Done(0));
+            }
+            SanitizeAction::BlockErase | SanitizeAction::Overwrite if !fields.emvs() => {}
+            _ => return Err(invalid_field(10)),
+        }
+        if failed && !last.ause() && fields.ause() {
+            return Err(Status::SANITIZE_FAILED.into());
+        }
+        if !self.work.is_idle() {
+            return Ok(Step::Defer);
+        }
+        self.abort_self_test(9, host);
+        self.sanitize = SanitizeV1 {
+            status: SanitizeOutcome::InProgress.0,
+            cdw10: command.cdw10,
+            pattern: command.cdw11,
+            passes_done: 0,
+            done_bytes: 0,
+            erased: false,
+        };
+        self.start_work(Task::Sanitize, Some(slot), 0, host);
+        Ok(Step::Later)
+    }
+
+    /// The status of the operation stays "failed"; the restrictions end.
+    fn exit_failure_mode(&mut self, host: &mut impl Host) {
+        self.table = std::sync::Arc::new(NamespaceTable::clone(&self.table).gated(SubsystemGate::Open));
+        self.sanitize.status = SanitizeOutcome::Never.0;
+        host.namespaces(&self.table);
+        let id = self.next_id(crate::controller::Wait::Work);
+        self.waits.remove(&id);
+        host.to_all(crate::sink::GroupCommand::Namespaces { table: std::sync::Arc::clone(&self.table), id });
+        self.persist(PersistWish::Nobody, host);
+    }
+
+    /// How the operation on record erases.
+    pub(crate) fn sanitize_erase(&self) -> Erase {
+        let fields = SanitizeCdw10::from_bits(self.sanitize.cdw10);
+        let deallocate = !fields.ndas();
+        if SanitizeAction(fields.sanact()) != SanitizeAction::Overwrite {
+            return Erase::Zeros { deallocate };
+        }
+        let passes = if fields.owpass() == 0 { 16 } else { fields.owpass() };
+        Erase::Pattern { pattern: self.sanitize.pattern, passes, invert: fields.oipbp(), deallocate }
+    }
+
+    /// The operation has ended.
+    pub(crate) fn conclude_sanitize(&mut self, failed: bool) {
+        self.sanitize.status = if failed { SanitizeOutcome::Failed.0 } else { SanitizeOutcome::Completed.0 };
+        self.sanitize.done_bytes = 0;
+        if !failed {
+            self.table.iter().for_each(|namespace| namespace.marks.clear_all());
+            self.to_wipe.clear();
+        }
+    }
+
+    pub(super) fn sanitize_log(&self) -> SanitizeStatusLog {
+        let fields = SanitizeCdw10::from_bits(self.sanitize.cdw10);
+        let totals = self.totals_now();
+        let written = totals.base.writes.saturating_add(totals.live.writes) != 0;
+        let (sprog, state) = match (self.table.gate(), fields.ause()) {
+            (SubsystemGate::Sanitizing, ause) => {
+                (self.wiper.as_ref().map_or(0, |wiper| wiper.fraction()), if ause { 3 } else { 1 })
+            }
+            (SubsystemGate::SanitizeFailed, ause) => (0xffff, if ause { 4 } else { 2 }),
+            (SubsystemGate::Open, _) => (0xffff, 0),
+        };
+        let fails = if matches!(state, 2 | 4) { state - 1 } else { 0 };
+        let passes = SanitizeAction(fields.sanact()) == SanitizeAction::Overwrite;
+        let opc = if passes { self.sanitize.passes_done.min(16) } else { 0 };
+        SanitizeStatusLog {
+            sprog,
+            sstat: SanitizeStatus::new().with_sos(self.sanitize.status & 7).with_opc(opc).with_gde(!written),
+            scdw10: self.sanitize.cdw10,
+            eto: NOT_REPORTED,
+            etbe: NOT_REPORTED,
+            etce: NOT_REPORTED,
+            etodmm: NOT_REPORTED,
+            etbenmm: NOT_REPORTED,
+            etcenmm: NOT_REPORTED,
+            etpvds: NOT_REPORTED,
+            ssi: SanitizeStateInformation::new().with_sans(state).with_fails(fails),
+            ..SanitizeStatusLog::new_zeroed()
+        }
+    }
+}

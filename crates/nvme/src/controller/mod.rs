@@ -1,0 +1,254 @@
+//! The controller: registers, life cycle, admin queue, and everything that concerns the whole ssd.
+//!
+//! ```text
+//!  register and config writes --> life (enable, reset, shutdown) ----+
+//!  admin doorbell --> queue --> admin::* (one file a family) --------+--> Host: backend requests, group commands,
+//!  group events, backend completions, persisted --> work, waits -----+          records to persist, interrupts
+//! ```
+//!
+//! Pure: what happens depends only on the calls and their order. All that a successor needs is in the region or in the
+//! persisted record; the rest (the error log's entries, a self-test under way, an unfinished command's reply) is
+//! re-made or re-executed.
+//!
+//! Not implemented: controller memory buffer, persistent memory region, boot partitions, subsystem shutdown (NSSD), more than
+//! one controller a subsystem, weighted round robin.
+
+mod life;
+mod record;
+mod registers;
+mod turn;
+
+#[cfg(test)]
+pub(crate) mod fake;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use block::Now;
+use memory::{DoorbellPage, MemoryMap, SharedRegion};
+use spec::nvme::log::ErrorInformation;
+use state::region::ControllerRegion;
+use state::ssd::{SanitizeV1, SelfTestV1, SsdV1, TotalsV1};
+
+use crate::admin::queue::AdminQueue;
+use crate::admin::self_test::SelfTest;
+use crate::namespace::NamespaceTable;
+use crate::profile::{Identity, Profile};
+use crate::work::{Work, wipe::Wiper};
+use life::{Life, Shutdown};
+pub(crate) use record::PersistWish;
+
+pub use crate::host::{Bar, Host};
+
+/// What a controller is made of.
+pub struct ControllerConfig {
+    /// The shared region; used or fresh.
+    pub region: Arc<SharedRegion<ControllerRegion>>,
+    /// The doorbell page the guest stores into.
+    pub doorbells: Arc<SharedRegion<DoorbellPage>>,
+    /// Device model.
+    pub profile: Profile,
+    /// Identity.
+    pub identity: Identity,
+    /// Size of the ssd.
+    pub capacity_bytes: u64,
+    /// What the home reactor's backend can do.
+    pub limits: block::Limits,
+}
+
+/// Bit 63: the tokens of the controller's own backend requests.
+pub const TOKEN_BIT: u64 = 1 << 63;
+
+/// What an acknowledgement is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// The groups' reset.
+    Reset,
+    /// The drain before a shutdown.
+    Shutdown,
+    /// The current step of the work under way.
+    Work,
+    /// An Abort command, by slot.
+    Abort(u16),
+    /// A Doorbell Buffer Config command, by slot.
+    DoorbellBuffer(u16),
+}
+
+/// Deletion of an I/O queue under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Deleting {
+    pub(crate) completion_queue: bool,
+    pub(crate) qid: u16,
+    pub(crate) slot: u16,
+}
+
+/// One NVMe controller on its home reactor. See the module.
+pub struct Controller {
+    pub(crate) region: Arc<SharedRegion<ControllerRegion>>,
+    pub(crate) doorbells: Arc<SharedRegion<DoorbellPage>>,
+    pub(crate) profile: Profile,
+    pub(crate) identity: Identity,
+    pub(crate) capacity_bytes: u64,
+    pub(crate) map: Arc<MemoryMap>,
+    pub(crate) queue: Option<AdminQueue>,
+    life: Life,
+    shutdown: Option<Shutdown>,
+    pub(crate) waits: BTreeMap<u32, Wait>,
+    pub(crate) deleting: Vec<Deleting>,
+    next_id: u32,
+    next_token: u64,
+    pub(crate) table: Arc<NamespaceTable>,
+    pub(crate) work: Work,
+    pub(crate) wiper: Option<Wiper>,
+    pub(crate) self_test: Option<SelfTest>,
+    /// Buffers of aborted tests, until the reads that name them end.
+    pub(crate) self_test_remains: Vec<(block::Token, Vec<u8>)>,
+    persist: record::Persist,
+    pub(crate) to_wipe: Vec<block::Range>,
+    pub(crate) sanitize: SanitizeV1,
+    pub(crate) totals: TotalsV1,
+    pub(crate) self_tests: Vec<SelfTestV1>,
+    pub(crate) created: u64,
+    clean: bool,
+    pub(crate) errors: VecDeque<ErrorInformation>,
+    pub(crate) needs_remote: bool,
+    /// A predecessor left something half done; the first turn goes on with it.
+    resume: bool,
+    /// Commands a predecessor accepted are being executed again.
+    pub(crate) replaying: bool,
+    opened_at: Now,
+    /// The latest time handed in.
+    pub(crate) now: Now,
+    cq_head_seen: u32,
+}
+
+impl Controller {
+    /// A controller over a region. A used region (of a predecessor that ended at any instruction) is gone on with; a fresh one is
+    /// a controller just powered on. The record says what namespaces there are; a fresh record gets the initial one,
+    /// over the whole capacity.
+    #[must_use]
+    pub fn new(config: ControllerConfig, record: &SsdV1, now: Now) -> Self {
+        let ControllerConfig { region, doorbells, profile, identity, capacity_bytes, limits } = config;
+        let fresh = life::is_fresh(&region);
+        let mut controller = Self {
+            region,
+            doorbells,
+            profile,
+            identity,
+            capacity_bytes: capacity_bytes.min(limits.capacity_bytes) & !0xfff,
+            map: Arc::new(MemoryMap::empty()),
+            queue: None,
+            life: Life::Disabled,
+            shutdown: None,
+            waits: BTreeMap::new(),
+            deleting: Vec::new(),
+            next_id: 1,
+            next_token: 0,
+            table: Arc::new(NamespaceTable::default()),
+            work: Work::default(),
+            wiper: None,
+            self_test: None,
+            self_test_remains: Vec::new(),
+            persist: record::Persist::default(),
+            to_wipe: Vec::new(),
+            sanitize: record.sanitize,
+            totals: record.totals,
+            self_tests: record.self_tests.clone(),
+            created: record.created,
+            clean: record.clean,
+            errors: VecDeque::new(),
+            needs_remote: false,
+            resume: true,
+            replaying: false,
+            opened_at: now,
+            now,
+            cq_head_seen: 0,
+        };
+        controller.load_namespaces(record);
+        if fresh {
+            controller.power_on(record);
+        } else {
+            controller.take_over();
+        }
+        controller
+    }
+
+    /// Every event of the groups, aggregated by the engine.
+    pub fn event(&mut self, event: crate::sink::GroupEvent, now: Now, host: &mut impl Host) {
+        self.now = now;
+        self.handle(event, host);
+        self.ring(host);
+    }
+
+    /// The end of one of the controller's own backend requests.
+    pub fn complete(&mut self, token: block::Token, outcome: block::Outcome, now: Now, host: &mut impl Host) {
+        self.now = now;
+        self.backend_ended(token, outcome, host);
+        self.ring(host);
+    }
+
+    /// The end of the write that [`Host::persist`] started.
+    pub fn persisted(&mut self, ok: bool, now: Now, host: &mut impl Host) {
+        self.now = now;
+        self.record_stored(ok, host);
+        self.ring(host);
+    }
+
+    /// Guest memory changed: adopts the map for the admin queue and goes on with what waited for it.
+    pub fn memory(&mut self, map: Arc<MemoryMap>, now: Now, host: &mut impl Host) {
+        self.now = now;
+        self.map = Arc::clone(&map);
+        self.needs_remote = false;
+        if let Some(queue) = &mut self.queue {
+            queue.adopt(&self.region, &map);
+        }
+        self.note_remote();
+        self.resume_if_due(host);
+        self.retry_stalled(host);
+        self.ring(host);
+    }
+
+    /// A reset from outside, as a function level reset.
+    pub fn reset(&mut self, now: Now, host: &mut impl Host) {
+        self.now = now;
+        self.start_reset(life::ResetKind::Function, host);
+        self.ring(host);
+    }
+
+    /// No reset, shutdown, format or other operation is in progress.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        !matches!(self.life, Life::Resetting { .. })
+            && !matches!(
+                self.shutdown,
+                Some(Shutdown::Draining | Shutdown::Flushing { .. } | Shutdown::Recording)
+            )
+            && self.work.is_idle()
+    }
+
+    /// A region without fd is needed: the engine must move the ssd to a private reactor.
+    #[must_use]
+    pub fn needs_remote(&self) -> bool {
+        self.needs_remote
+    }
+
+    /// The namespaces as they are now.
+    #[must_use]
+    pub fn namespaces(&self) -> &Arc<NamespaceTable> {
+        &self.table
+    }
+
+    pub(crate) fn next_id(&mut self, wait: Wait) -> u32 {
+        let id = self.next_id;
+        self.next_id = self.next_id.wrapping_add(1).max(1);
+        self.waits.insert(id, wait);
+        id
+    }
+
+    pub(crate) fn next_token(&mut self) -> block::Token {
+        self.next_token = self.next_token.wrapping_add(1) & !TOKEN_BIT;
+        block::Token(TOKEN_BIT | self.next_token)
+    }
+}

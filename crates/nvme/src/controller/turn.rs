@@ -1,0 +1,141 @@
+//! One turn: admin doorbell, timers, work under way. And where events, completions and interrupts come together.
+
+use block::{Now, Outcome, Token};
+use spec::nvme::Status;
+
+use super::{Controller, Host, PersistWish, Wait};
+use crate::admin::queue::Next;
+use crate::queue::{Answer, Unanswered};
+use crate::sink::GroupEvent;
+
+/// Admin commands taken in one turn.
+const BATCH_MAX: usize = 16;
+
+impl Controller {
+    /// Takes admin commands and moves on what has to move. Cheap when there is nothing to do. Returns commands taken.
+    pub fn poll(&mut self, now: Now, host: &mut impl Host) -> usize {
+        self.now = now;
+        if self.is_still() {
+            return 0;
+        }
+        self.resume_if_due(host);
+        self.expire_keep_alive();
+        if self.flush_is_due() {
+            self.flush_for_shutdown(host);
+        }
+        self.pump_backend(host);
+        let mut taken = 0;
+        while taken < BATCH_MAX && self.takes_commands() {
+            let Some(queue) = &mut self.queue else { break };
+            match queue.next(&self.region, &self.doorbells) {
+                Next::Nothing => break,
+                Next::InvalidDoorbell => self.doorbell_error(0, crate::sink::DoorbellError::Value),
+                Next::Command(slot, command) => {
+                    taken += 1;
+                    self.execute(slot, command, host);
+                }
+            }
+        }
+        self.ring(host);
+        taken
+    }
+
+    /// Nothing in this turn could have an effect: two loads and a few compares.
+    fn is_still(&mut self) -> bool {
+        let head = self.doorbells.cq_head(0);
+        let moved = core::mem::replace(&mut self.cq_head_seen, head) != head;
+        let waiting = self.queue.as_ref().is_some_and(|q| q.has_work(self.doorbells.sq_tail(0)));
+        let due = self.deadline().is_some_and(|at| at <= self.now);
+        !(self.resume || moved || waiting || due || self.flush_is_due() || self.backend_wants_room())
+    }
+
+    /// When the next turn is due at the latest, if nothing else happens.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Now> {
+        self.keep_alive_deadline()
+    }
+
+    /// Interrupts for what was posted, and parked events for what happened.
+    pub(super) fn ring(&mut self, host: &mut impl Host) {
+        self.deliver_events();
+        if let Some(vector) = self.queue.as_mut().and_then(crate::admin::queue::AdminQueue::take_interrupt) {
+            host.interrupt(vector);
+        }
+    }
+
+    pub(super) fn handle(&mut self, event: GroupEvent, host: &mut impl Host) {
+        match event {
+            GroupEvent::SqDeleted { sqid } => self.queue_deleted(false, sqid),
+            GroupEvent::CqDeleted { cqid } => self.queue_deleted(true, cqid),
+            GroupEvent::MemoryAdopted { .. } => {}
+            GroupEvent::Acknowledged { id } => self.acknowledged(id, host),
+            GroupEvent::AbortResult { id, aborted } => {
+                if let Some(Wait::Abort(slot)) = self.waits.remove(&id) {
+                    self.answer(slot, Answer { dw0: u32::from(!aborted), dw1: 0, status: Status::SUCCESS });
+                }
+            }
+            GroupEvent::Error(e) => {
+                if e.status.sct() == spec::nvme::StatusCodeType::Media.0 {
+                    self.totals.media_errors = self.totals.media_errors.saturating_add(1);
+                }
+                self.note_error(e.sqid, e.cid, e.status, e.lba, e.nsid, e.parameter_location);
+            }
+            GroupEvent::InvalidDoorbell { qid, kind } => self.doorbell_error(qid, kind),
+            GroupEvent::WantExclusive { ticket, nsid, sqid } => self.want_exclusive(ticket, nsid, sqid, host),
+            GroupEvent::ExclusiveDone { ticket } => self.exclusive_done(ticket, host),
+            GroupEvent::WantPersist { ticket } => self.persist(PersistWish::Ticket(ticket), host),
+            GroupEvent::NeedsRemote => self.needs_remote = true,
+        }
+    }
+
+    fn acknowledged(&mut self, id: u32, host: &mut impl Host) {
+        match self.waits.remove(&id) {
+            Some(Wait::Reset) => self.reset_acknowledged(host),
+            Some(Wait::Shutdown) => self.flush_for_shutdown(host),
+            Some(Wait::Work) => self.work_acknowledged(id, host),
+            Some(Wait::DoorbellBuffer(slot)) => self.answer(slot, Answer::of(Status::SUCCESS)),
+            Some(Wait::Abort(_)) | None => {}
+        }
+    }
+
+    pub(super) fn backend_ended(&mut self, token: Token, outcome: Outcome, host: &mut impl Host) {
+        if !self.shutdown_flush_ended(token, outcome, host) && !self.wipe_ended(token, outcome, host) {
+            self.self_test_ended(token, outcome, host);
+        }
+    }
+
+    /// Goes on with backend requests that found no room.
+    fn pump_backend(&mut self, host: &mut impl Host) {
+        self.pump_wipe(host);
+        self.pump_self_test(host);
+    }
+
+    fn backend_wants_room(&self) -> bool {
+        self.wiper.as_ref().is_some_and(crate::work::wipe::Wiper::wants_room)
+            || self.self_test.as_ref().is_some_and(crate::admin::self_test::SelfTest::wants_room)
+    }
+
+    pub(super) fn note_remote(&mut self) {
+        self.needs_remote |= self.queue.as_ref().is_some_and(crate::admin::queue::AdminQueue::is_remote);
+    }
+
+    /// Executes commands that a predecessor accepted, again, in their order.
+    pub(super) fn replay(&mut self, unanswered: Vec<Unanswered>, host: &mut impl Host) {
+        self.replaying = true;
+        for found in unanswered {
+            let Some(queue) = &mut self.queue else { break };
+            if let Some(command) = queue.resume(&self.region, found.slot) {
+                self.execute(found.slot, command, host);
+            }
+        }
+        self.replaying = false;
+    }
+
+    /// Executes commands that waited for memory.
+    pub(super) fn retry_stalled(&mut self, host: &mut impl Host) {
+        let Some(queue) = &mut self.queue else { return };
+        for (slot, command) in queue.take_stalled() {
+            self.execute(slot, command, host);
+        }
+    }
+}

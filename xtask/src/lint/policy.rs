@@ -150,7 +150,7 @@ fn unused(policy: &Policy, metadata: &Metadata, arrows: &[Arrow]) -> Vec<String>
     let mut findings = Vec::new();
     let packages: BTreeSet<&str> = metadata.packages.iter().map(|package| package.name.as_str()).collect();
     for (name, room) in policy.crates.iter().filter(|(name, _)| packages.contains(name.as_str())) {
-        for library in &room.external {
+        for library in room.external.iter().chain(&room.tests_use) {
             if !arrows.iter().any(|arrow| arrow.from == *name && arrow.to == *library) {
                 findings.push(format!(
                     "{name} no longer uses {library}: take it out of [crates.{name}] in policy.toml"

@@ -75,7 +75,7 @@ impl Engine {
         }
         let mut servers = Vec::new();
         for (at, opened) in ssds.into_iter().enumerate() {
-            servers.push(Server::start(opened, Arc::clone(&addresses[at % count]), clock)?);
+            servers.push(Server::start(opened, Arc::clone(&addresses[at % count]), records.clone(), clock)?);
         }
         tracing::info!(ssds = servers.len(), reactors = count, "serving");
         Ok(Self { servers, reactors, records: Some(records), record_keeper, stats_path })

@@ -3,7 +3,7 @@
 use crate::clock::{Clock, ticks};
 use crate::interrupts::Table;
 use crate::message::{Address, Call, Message, Settlement, SsdId};
-use crate::records;
+use crate::records::Records;
 use crate::session::{Wire, call_home, power_off};
 use crate::ssd::{Power, Ssd};
 use anyhow::{Context, bail};
@@ -114,14 +114,19 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub(crate) fn start(opened: Opened, home: Address, clock: Clock) -> anyhow::Result<Self> {
+    pub(crate) fn start(
+        opened: Opened,
+        home: Address,
+        records: Records,
+        clock: Clock,
+    ) -> anyhow::Result<Self> {
         let shutdown = Shutdown::new()?;
         let ends = shutdown.clone();
         let name = format!("ssd-{}", opened.ssd.id.0);
         let thread = std::thread::Builder::new().name(name).stack_size(256 << 10).spawn(move || {
             let Opened { ssd, record, listener } = opened;
             let name = ssd.name.clone();
-            let mut slot = Slot { power: power_on(&ssd, &home, &record, clock)?, ssd, home, clock };
+            let mut slot = Slot { power: power_on(&ssd, &home, &record, clock)?, ssd, home, records, clock };
             listener.run(Limits::default(), &ends, &mut |connection| slot.serve(connection))?;
             slot.close().with_context(|| format!("ssd \"{name}\""))
         })?;
@@ -142,6 +147,7 @@ struct Slot {
     ssd: Arc<Ssd>,
     home: Address,
     power: Power,
+    records: Records,
     clock: Clock,
 }
 
@@ -171,7 +177,7 @@ impl Slot {
     fn close(self) -> anyhow::Result<()> {
         call_home(&self.home, &self.ssd, Call::Flush).context("its data cannot be made durable")?;
         let record = power_off(&self.home, &self.ssd)?;
-        records::save(&self.ssd, &record).context("its state cannot be written")
+        self.records.keep_now(&self.ssd, record).context("its state cannot be written")
     }
 }
 

@@ -39,6 +39,7 @@ pub(super) fn findings(metadata: &Metadata) -> Result<Vec<String>> {
 
 /// Tests and examples stand in for others, such as a drive that writes to guest memory, so they may have islands.
 fn is_outside_the_library(path: &Path) -> bool {
+    let path = path.strip_prefix(top()).unwrap_or(path);
     path.components()
         .any(|part| ["tests", "examples", "benches"].iter().any(|name| part.as_os_str() == *name))
 }

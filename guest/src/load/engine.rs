@@ -102,7 +102,13 @@ impl Engine {
     /// The driver's.
     pub fn connect(&self, name: &str, ram_bytes: usize) -> Result<Driver> {
         let options = Options { ram_bytes, ..Options::default() };
-        Ok(Driver::connect_with(socket(self.directory.path(), name), options)?)
+        Ok(Driver::connect_with(self.socket(name), options)?)
+    }
+
+    /// Where an ssd listens.
+    #[must_use]
+    pub fn socket(&self, name: &str) -> PathBuf {
+        socket(self.directory.path(), name)
     }
 
     /// What it has spent so far.

@@ -19,6 +19,9 @@ mod recovery;
 mod store;
 mod submission;
 
+#[cfg(test)]
+mod tests;
+
 pub use completion::{Answer, CompletionQueue, Unwritten};
 pub use doorbell::{Doorbells, cq_index, sq_index};
 pub use record::{CqRecord, SqRecord, close_cq, close_sq, create_cq, create_sq};

@@ -3,36 +3,9 @@
 //! In tests a thread has fuel: each store burns one unit, and with none left stores have no effect. What is in memory then is
 //! what a process killed at that instruction would leave.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use memory::{Fault, Window};
-
-#[cfg(test)]
-pub(crate) mod fuel {
-    use std::cell::Cell;
-
-    thread_local! {
-        static FUEL: Cell<u64> = const { Cell::new(u64::MAX) };
-    }
-
-    /// This many stores take effect from now on; `u64::MAX` is no limit.
-    pub(crate) fn set(stores: u64) {
-        FUEL.set(stores);
-    }
-
-    /// What is left.
-    pub(crate) fn left() -> u64 {
-        FUEL.get()
-    }
-
-    pub(super) fn burn() -> bool {
-        let left = FUEL.get();
-        if left != u64::MAX && left > 0 {
-            FUEL.set(left - 1);
-        }
-        left > 0
-    }
-}
 
 #[cfg(test)]
 fn alive() -> bool {
@@ -61,11 +34,15 @@ pub(super) fn put32(word: &AtomicU32, value: u32) {
     }
 }
 
-/// A step of the protocol: everything stored before is visible to who sees this value.
+/// A step of the protocol: everything stored before is visible to who sees this value, and nothing stored after is before.
+///
+/// Release alone would let later plain stores move up before it: the next command's completion into a slot that still
+/// says POSTING, say. The fence costs no instruction on x86 and a store barrier elsewhere.
 #[inline(always)]
 pub(super) fn publish64(word: &AtomicU64, value: u64) {
     if alive() {
         word.store(value, Ordering::Release);
+        fence(Ordering::Release);
     }
 }
 
@@ -74,6 +51,7 @@ pub(super) fn publish64(word: &AtomicU64, value: u64) {
 pub(super) fn publish32(word: &AtomicU32, value: u32) {
     if alive() {
         word.store(value, Ordering::Release);
+        fence(Ordering::Release);
     }
 }
 
@@ -95,4 +73,31 @@ pub(super) fn put_completion(ring: &Window, offset: usize, dwords: [u32; 4]) -> 
         ring.store_u32(offset + 12, dwords[3])?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+pub(crate) mod fuel {
+    use std::cell::Cell;
+
+    thread_local! {
+        static FUEL: Cell<u64> = const { Cell::new(u64::MAX) };
+    }
+
+    /// This many stores take effect from now on; `u64::MAX` is no limit.
+    pub(crate) fn set(stores: u64) {
+        FUEL.set(stores);
+    }
+
+    /// What is left.
+    pub(crate) fn left() -> u64 {
+        FUEL.get()
+    }
+
+    pub(super) fn burn() -> bool {
+        let left = FUEL.get();
+        if left != u64::MAX && left > 0 {
+            FUEL.set(left - 1);
+        }
+        left > 0
+    }
 }

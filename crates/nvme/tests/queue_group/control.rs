@@ -1,0 +1,267 @@
+//! What the controller asks of a group: holds, memory, deletion, reset, pause, shadow doorbells.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use memory::{Access, Iova, MemoryMap};
+use nvme::queue::{cq_index, sq_index};
+use nvme::sink::{DoorbellError, GroupCommand, GroupEvent, Scope};
+use spec::nvme::{NvmOpcode, Status};
+
+use crate::world::{DATA, ENTRIES, Mode, World};
+
+fn put_reads(world: &mut World, count: u32, nsid: u32) {
+    for i in 0..count {
+        let read = world.command(NvmOpcode::Read, nsid, u64::from(i), 1);
+        world.put(&read);
+    }
+    world.ring();
+}
+
+#[test]
+fn a_hold_waits_for_what_runs_and_keeps_the_rest_in_the_ring() {
+    let mut world = World::new();
+    world.drive.mode = Mode::Later;
+    put_reads(&mut world, 2, 1);
+    world.turn();
+    world.tell(GroupCommand::Hold { scope: Scope::Nsid(1), except: None, id: 7 });
+    put_reads(&mut world, 1, 1);
+    assert_eq!(world.turn(), 0);
+    assert!(world.drive.events.is_empty());
+    world.deliver();
+    assert_eq!(world.drive.events, [GroupEvent::Acknowledged { id: 7 }]);
+    assert_eq!(world.turn(), 0);
+    world.tell(GroupCommand::Release { id: 7 });
+    assert_eq!(world.turn(), 1);
+}
+
+#[test]
+fn a_hold_of_one_namespace_leaves_the_others_alone() {
+    let mut world = World::new();
+    world.tell(GroupCommand::Hold { scope: Scope::Nsid(2), except: None, id: 7 });
+    put_reads(&mut world, 1, 1);
+    assert_eq!(world.turn(), 1);
+    assert_eq!(world.drive.events, [GroupEvent::Acknowledged { id: 7 }]);
+}
+
+#[test]
+fn new_memory_is_adopted_when_the_io_of_the_old_has_ended() {
+    let mut world = World::new();
+    world.drive.mode = Mode::Later;
+    put_reads(&mut world, 1, 1);
+    world.turn();
+    let map = Arc::new(world.map.with(Iova(1 << 40), 4096, Access::BOTH, None).expect("a region"));
+    let generation = map.generation();
+    world.tell(GroupCommand::Memory { map });
+    put_reads(&mut world, 1, 1);
+    world.turn();
+    assert!(world.drive.events.is_empty());
+    let (token, outcome) = world.drive.later.pop_front().expect("the old one");
+    world.group.complete(token, outcome, &mut world.drive);
+    world.turn();
+    assert_eq!(world.drive.events, [GroupEvent::MemoryAdopted { generation }]);
+    world.deliver();
+    assert_eq!(world.reap().len(), 2);
+}
+
+#[test]
+fn queues_without_memory_wait_and_lose_nothing() {
+    let mut world = World::new();
+    world.drive.mode = Mode::Later;
+    put_reads(&mut world, 2, 1);
+    world.turn();
+    world.tell(GroupCommand::Memory { map: Arc::new(MemoryMap::empty()) });
+    world.deliver();
+    put_reads(&mut world, 1, 1);
+    assert_eq!(world.turn(), 0);
+    assert!(world.reap().is_empty());
+    let map = Arc::clone(&world.map);
+    world.tell(GroupCommand::Memory { map });
+    world.turn();
+    world.deliver();
+    assert_eq!(world.reap().len(), 3);
+}
+
+#[test]
+fn data_in_a_region_without_an_fd_asks_for_a_private_reactor_once() {
+    let mut world = World::new();
+    let map = Arc::new(world.map.with(Iova(1 << 40), 4096, Access::BOTH, None).expect("a region"));
+    world.tell(GroupCommand::Memory { map: Arc::clone(&map) });
+    let mut read = world.command(NvmOpcode::Read, 1, 3, 1);
+    read.prp1 = 1 << 40;
+    world.put(&read);
+    world.ring();
+    for _ in 0..3 {
+        world.turn();
+    }
+    let asked = world.drive.events.iter().filter(|event| **event == GroupEvent::NeedsRemote).count();
+    assert_eq!(asked, 1);
+    world.tell(GroupCommand::Pause { id: 5 });
+    world.turn();
+    assert!(world.drive.events.contains(&GroupEvent::Acknowledged { id: 5 }));
+    // The group on the private reactor finds the command in its slot.
+    let remote = Arc::new(Far::default());
+    world.map = Arc::new(map.with_remote(Arc::clone(&remote) as Arc<dyn memory::Remote>));
+    world.succeed();
+    let done = world.settle();
+    assert_eq!((done.len(), done[0].cid, done[0].status.bare()), (1, read.cid(), Status::SUCCESS));
+    assert_eq!(remote.0.lock().expect("sound")[..512], world.drive.disk[3 * 512..4 * 512]);
+}
+
+/// Memory at the other end of a socket.
+struct Far(std::sync::Mutex<[u8; 4096]>);
+
+impl Default for Far {
+    fn default() -> Self {
+        Self(std::sync::Mutex::new([0; 4096]))
+    }
+}
+
+impl memory::Remote for Far {
+    fn read(&self, iova: Iova, dst: &mut [u8]) -> Result<(), memory::Fault> {
+        let at = (iova.0 - (1 << 40)) as usize;
+        dst.copy_from_slice(&self.0.lock().expect("sound")[at..at + dst.len()]);
+        Ok(())
+    }
+    fn write(&self, iova: Iova, src: &[u8]) -> Result<(), memory::Fault> {
+        let at = (iova.0 - (1 << 40)) as usize;
+        self.0.lock().expect("sound")[at..at + src.len()].copy_from_slice(src);
+        Ok(())
+    }
+}
+
+/// Base 2.1, 5.2.4.
+#[test]
+fn a_deleted_queue_answers_what_it_accepted_and_is_gone() {
+    let mut world = World::new();
+    world.drive.mode = Mode::Later;
+    put_reads(&mut world, 2, 1);
+    world.turn();
+    put_reads(&mut world, 1, 1);
+    world.tell(GroupCommand::DeleteSq { sqid: 1 });
+    world.turn();
+    assert!(world.drive.events.is_empty());
+    world.deliver();
+    assert_eq!(world.drive.events, [GroupEvent::SqDeleted { sqid: 1 }]);
+    assert_eq!(world.reap().len(), 2);
+    assert_eq!(world.region.sqs[1].size.load(Ordering::Relaxed), 0);
+    world.tell(GroupCommand::DeleteCq { cqid: 1 });
+    assert!(world.group.is_empty());
+}
+
+/// Base 2.1, 3.7.2.
+#[test]
+fn a_reset_answers_nothing_more_and_waits_for_the_drive() {
+    let mut world = World::new();
+    world.drive.mode = Mode::Later;
+    put_reads(&mut world, 3, 1);
+    world.turn();
+    world.tell(GroupCommand::Reset { id: 9 });
+    world.turn();
+    assert!(world.drive.events.is_empty());
+    world.deliver();
+    assert_eq!(world.drive.events, [GroupEvent::Acknowledged { id: 9 }]);
+    assert!(world.reap().is_empty());
+    assert!(world.group.is_empty());
+    assert_eq!(world.group.in_flight(), 0);
+}
+
+#[test]
+fn another_group_goes_on_where_a_paused_one_stopped() {
+    let mut world = World::new();
+    world.drive.mode = Mode::Later;
+    put_reads(&mut world, 3, 1);
+    world.turn();
+    world.tell(GroupCommand::Pause { id: 2 });
+    put_reads(&mut world, 2, 1);
+    world.turn();
+    world.deliver();
+    assert!(world.drive.events.contains(&GroupEvent::Acknowledged { id: 2 }));
+    world.succeed();
+    world.turn();
+    world.deliver();
+    assert_eq!(world.reap().len(), 5);
+}
+
+/// Base 2.1, 5.1.1.
+#[test]
+fn a_command_that_has_not_begun_can_be_aborted() {
+    let mut world = World::new();
+    world.drive.mode = Mode::Full;
+    put_reads(&mut world, 1, 1);
+    world.turn();
+    world.tell(GroupCommand::Abort { sqid: 1, cid: 101, id: 4 });
+    world.tell(GroupCommand::Abort { sqid: 1, cid: 999, id: 5 });
+    let results = |event: &&GroupEvent| matches!(event, GroupEvent::AbortResult { .. });
+    let told: Vec<_> = world.drive.events.iter().filter(results).copied().collect();
+    let [yes, no] = [(4, true), (5, false)].map(|(id, aborted)| GroupEvent::AbortResult { id, aborted });
+    assert_eq!(told, [yes, no]);
+    assert_eq!(world.reap()[0].status.bare(), Status::ABORT_REQUESTED);
+}
+
+/// Hostile-inputs rows 4 and 5; Base 2.1, 5.1.2.1.
+#[test]
+fn an_invalid_doorbell_value_is_told_once_and_ignored() {
+    let mut world = World::new();
+    world.page.store(sq_index(1), ENTRIES);
+    for _ in 0..5 {
+        assert_eq!(world.turn(), 0);
+    }
+    let told = GroupEvent::InvalidDoorbell { qid: 1, kind: DoorbellError::Value };
+    assert_eq!(world.drive.events, [told]);
+    put_reads(&mut world, 1, 1);
+    assert_eq!(world.turn(), 1);
+}
+
+/// Hostile-inputs row 5.
+#[test]
+fn a_full_completion_queue_stops_fetching_until_the_host_takes_entries() {
+    let mut world = World::new();
+    let mut taken = 0;
+    for _ in 0..3 {
+        put_reads(&mut world, 10, 1);
+        for _ in 0..5 {
+            taken += world.turn();
+        }
+    }
+    assert_eq!(taken, 15, "one less than the queue has entries");
+    world.page.store(cq_index(1), 4);
+    for _ in 0..5 {
+        taken += world.turn();
+    }
+    assert_eq!(taken, 19);
+}
+
+/// Base 2.1, annex B.5 and 5.3.5.
+#[test]
+fn shadow_doorbells_replace_the_registers_and_event_indices_are_published_when_idle() {
+    let mut world = World::new();
+    world.region.admin.shadow_doorbells.store(0x3_0000, Ordering::Relaxed);
+    world.region.admin.event_indices.store(0x3_1000, Ordering::Relaxed);
+    world.tell(GroupCommand::ShadowDoorbells { enabled: true, id: 1 });
+    let read = world.command(NvmOpcode::Read, 1, 0, 1);
+    world.put(&read);
+    assert_eq!(world.turn(), 0);
+    world.poke(0x3_0000 + 8, &world.tail.to_le_bytes());
+    assert_eq!(world.turn(), 1);
+    for _ in 0..40 {
+        world.turn();
+    }
+    assert_eq!(world.memory(0x3_1000 + 8, 4), 1_u32.to_le_bytes());
+    assert_eq!(world.memory(0x3_1000, 4), [0; 4], "the admin queue is not shadowed");
+}
+
+/// Hostile-inputs row 10.
+#[test]
+fn no_more_commands_are_accepted_than_there_are_slots_and_all_end() {
+    let mut world = World::new();
+    world.drive.mode = Mode::Later;
+    put_reads(&mut world, 15, 1);
+    for _ in 0..4 {
+        world.turn();
+    }
+    assert_eq!(world.group.in_flight(), 15);
+    world.deliver();
+    assert_eq!(world.reap().len(), 15);
+    assert_eq!(world.memory(DATA, 512), world.drive.disk[14 * 512..15 * 512]);
+}

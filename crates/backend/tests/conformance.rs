@@ -1,4 +1,7 @@
 //! The promises of `block::Backend`, kept by every backend alike.
+//!
+//! `GODWIT_TEST_DEVICE=/dev/loop0 cargo test -p backend -- --test-threads=1` tests that block device too, and erases its
+//! first 4 MiB.
 #![expect(unsafe_code, reason = "Backend::submit is an unsafe method")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 // UNSAFETY: `Bed` owns the memory of its requests and drives each to its end before that memory is touched or freed.
@@ -106,7 +109,7 @@ fn drives(dir: &Path) -> Vec<(&'static str, Config)> {
         full_submits_max: 3,
         ..faulty::Plan::default()
     };
-    vec![
+    let mut drives = vec![
         ("ram", Config::Ram { size_bytes: SIZE }),
         ("direct file", Config::Uring(file("direct"))),
         ("cached file", Config::Uring(uring::Config { direct: uring::Direct::Never, ..file("cached") })),
@@ -118,7 +121,12 @@ fn drives(dir: &Path) -> Vec<(&'static str, Config)> {
             Config::Faulty { inner: Box::new(Config::Ram { size_bytes: SIZE }), plan: slow.clone() },
         ),
         ("slow file", Config::Faulty { inner: Box::new(Config::Uring(file("slow"))), plan: slow }),
-    ]
+    ];
+    if let Some(path) = std::env::var_os("GODWIT_TEST_DEVICE") {
+        let device = uring::Config { size_bytes: Some(SIZE), ..uring::Config::new(path) };
+        drives.push(("block device", Config::Uring(device)));
+    }
+    drives
 }
 
 /// Runs a promise on every drive.
@@ -127,10 +135,20 @@ fn on_each(promise: impl Fn(&mut Bed)) {
     for (name, config) in drives(dir.path()) {
         eprintln!("on {name}");
         let drive = Drive::open(&config).unwrap();
-        promise(&mut Bed::new(&drive));
-        if let Config::Uring(config) = config {
-            let _ = std::fs::remove_file(config.path);
+        let mut bed = Bed::new(&drive);
+        if name == "block device" {
+            assert_eq!(bed.run(ZERO, 0, SIZE, &[]), Outcome::Done);
         }
+        promise(&mut bed);
+        if name == "tmpfs" {
+            remove(config);
+        }
+    }
+}
+
+fn remove(config: Config) {
+    if let Config::Uring(config) = config {
+        let _ = std::fs::remove_file(config.path);
     }
 }
 
@@ -309,8 +327,8 @@ fn two_doors_on_two_threads_see_one_drive() {
         for block in 0..128_u8 {
             assert_eq!(bed.read(u64::from(block) * 4096, 4096), pattern(4096, block % 2), "{name}");
         }
-        if let Config::Uring(config) = config {
-            let _ = std::fs::remove_file(config.path);
+        if name == "tmpfs" {
+            remove(config);
         }
     }
 }

@@ -308,13 +308,24 @@ pub(crate) unsafe fn store_completion(at: *mut u8, dwords: [u32; 4]) {
             AtomicU64::from_ptr(at.add(8).cast()).store(word(dwords[2], dwords[3]), Ordering::Release);
         }
     } else {
-        // SAFETY: mapped and writable: 12 bytes, then the last 4.
-        unsafe {
-            store_u32(at, dwords[0]);
-            store_u32(at.add(4), dwords[1]);
-            store_u32(at.add(8), dwords[2]);
-            core::sync::atomic::fence(Ordering::Release);
-            store_u32(at.add(12), dwords[3]);
-        }
+        // SAFETY: as promised to us.
+        unsafe { store_completion_unaligned(at, dwords) }
+    }
+}
+
+/// Where a client mapped its queue at an odd offset of its file.
+///
+/// # Safety
+/// As [`store_completion`].
+#[cold]
+#[inline(never)]
+unsafe fn store_completion_unaligned(at: *mut u8, dwords: [u32; 4]) {
+    // SAFETY: mapped and writable: 12 bytes, then the last 4.
+    unsafe {
+        store_u32(at, dwords[0]);
+        store_u32(at.add(4), dwords[1]);
+        store_u32(at.add(8), dwords[2]);
+        core::sync::atomic::fence(Ordering::Release);
+        store_u32(at.add(12), dwords[3]);
     }
 }

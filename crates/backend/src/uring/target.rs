@@ -33,7 +33,8 @@ pub struct Config {
     pub size_bytes: Option<u64>,
     /// See [`Direct`].
     pub direct: Direct,
-    /// Register guest memory with the ring, which pins all of it. Off by default: see `docs/performance.md`.
+    /// Register guest memory with the ring, which pins all of it and so makes all of it resident. Off by default: on a
+    /// virtio disk it measured no faster.
     pub register_buffers: bool,
     /// Requests in the kernel at once, of one door: 1 to 4096.
     pub depth: u16,

@@ -165,7 +165,8 @@ fn open_file(config: &Config, is_block_device: bool) -> Result<(File, bool), Err
         // tmpfs takes the flag since Linux 6.6, and goes through the page cache all the same.
         result => {
             let file = opened(result)?;
-            let direct = !is_tmpfs(&file);
+            // (A device node lives on devtmpfs, which says nothing about the device.)
+            let direct = is_block_device || !is_tmpfs(&file);
             Ok((file, direct))
         }
     }

@@ -6,7 +6,8 @@
 //!  flush:    one interrupt for each completion queue that got entries; drains that have come to an end are reported
 //! ```
 //!
-//! Duties of the caller: one reactor thread; `poll` and `flush` in every turn; each token that was `Queued` comes back through
+//! Duties of the caller: one reactor thread; `poll` and `flush` in every turn, and some twenty turns without work before it sleeps (a
+//! host with shadow doorbells is asked to ring again only then); each token that was `Queued` comes back through
 //! `complete` once, until the group acknowledged `Reset` or `Pause`.
 
 mod commands;
@@ -81,6 +82,8 @@ pub struct QueueGroup {
     drains: Drains,
     /// Requests at the backend.
     at_backend: usize,
+    /// The backend had no room in this poll: nothing more is fetched.
+    full: bool,
     /// Entries were posted since the last flush.
     posted: bool,
     errors: Budget,
@@ -138,6 +141,7 @@ impl QueueGroup {
             retries: VecDeque::new(),
             drains: Drains::default(),
             at_backend: 0,
+            full: false,
             posted: false,
             errors: Budget { left: ERRORS_BURST, refilled: Now(0) },
             asked_remote: false,
@@ -162,6 +166,7 @@ impl QueueGroup {
             return 0;
         }
         self.errors.refill(now);
+        self.full = false;
         self.io.write_through = is_write_through(&self.region);
         if !self.retries.is_empty() {
             self.retry(sink);
@@ -171,7 +176,7 @@ impl QueueGroup {
         }
         let mut taken = 0;
         for index in 0..self.active_sqs.len() {
-            if !self.retries.is_empty() {
+            if self.full {
                 break;
             }
             let Some(&sqid) = self.active_sqs.get(index) else { break };
@@ -189,7 +194,7 @@ impl QueueGroup {
             Look::Waiting(0) => return self.idle(sqid),
             Look::Waiting(waiting) => waiting,
             Look::Invalid => {
-                sink.report(GroupEvent::InvalidDoorbell { qid: sqid, kind: DoorbellError::Value });
+                self.tell_doorbell(sqid, sink);
                 return 0;
             }
         };
@@ -203,7 +208,10 @@ impl QueueGroup {
         let cqid = sq.queue.cqid();
         let Some(Some(cq)) = self.cqs.get_mut(usize::from(cqid)) else { return 0 };
         let batch = waiting.min(BATCH).min(sq.queue.free_slots());
-        if cq.room() < batch && !cq.look(&self.region, self.bells.value(&self.page, cq_index(cqid))) {
+        if cq.room() < batch
+            && !cq.look(&self.region, self.bells.value(&self.page, cq_index(cqid)))
+            && self.errors.take()
+        {
             sink.report(GroupEvent::InvalidDoorbell { qid: cqid, kind: DoorbellError::Value });
         }
         let batch = batch.min(cq.room());
@@ -250,6 +258,14 @@ impl QueueGroup {
             return taken as usize;
         }
         taken as usize
+    }
+
+    /// A doorbell value no queue can have. Within the budget of errors: a host can find any number of them.
+    #[cold]
+    fn tell_doorbell(&mut self, qid: u16, sink: &mut impl Sink) {
+        if self.errors.take() {
+            sink.report(GroupEvent::InvalidDoorbell { qid, kind: DoorbellError::Value });
+        }
     }
 
     /// An idle look. With shadow doorbells the host is asked to ring, after a while: while it is busy that would only cost.
@@ -301,8 +317,9 @@ impl QueueGroup {
                 live.epoch = self.drains.epoch();
                 self.at_backend += 1;
             }
-            Begun::Full => {
+            Begun::Full | Begun::Yielded => {
                 live.state = State::Retry;
+                self.full |= matches!(begun, Begun::Full);
                 self.retries.push_back((sqid, slot));
             }
             Begun::Persisting => {

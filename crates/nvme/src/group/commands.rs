@@ -64,6 +64,8 @@ impl QueueGroup {
         let fault = cq.fault();
         *place = Some(Box::new(cq));
         self.active_cqs.push(cqid);
+        // Entries of a predecessor that the host was perhaps not told of.
+        self.posted = true;
         self.ask_for(fault, sink);
     }
 

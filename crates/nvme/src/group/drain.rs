@@ -171,7 +171,12 @@ impl QueueGroup {
             for sqid in core::mem::take(&mut self.active_sqs) {
                 if let Some(Some(mut sq)) = self.sqs.get_mut(usize::from(sqid)).map(Option::take) {
                     let Sq { live, queue, .. } = &mut *sq;
-                    live.take_all().for_each(|live| queue.abandon(&self.region, live.accepted));
+                    for live in live.take_all() {
+                        if let Some(job) = live.job {
+                            self.io.retire(*job);
+                        }
+                        queue.abandon(&self.region, live.accepted);
+                    }
                     close_sq(&self.region, sqid);
                 }
             }

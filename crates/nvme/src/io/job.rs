@@ -69,8 +69,8 @@ impl Job {
     pub(crate) fn begin(&mut self) -> Next {
         match &self.work {
             Work::Mark => match self.namespace.marks.mark(self.blocks) {
-                Ok(true) => Next::Persist,
-                Ok(false) => Next::End(Ok(())),
+                // Also when they were set already: that may not be stable yet.
+                Ok(_) => Next::Persist,
                 Err(_) => Next::End(Err(Refusal::of(Status::INSUFFICIENT_RESOURCES))),
             },
             Work::Each { runs, .. } if runs.is_empty() => Next::End(Ok(())),

@@ -44,8 +44,10 @@ pub(crate) enum Begun {
     Ended(Result<(), Refusal>),
     /// One request is at the backend.
     AtBackend,
-    /// No room now; nothing happened since the last step.
+    /// The backend has no room now; nothing happened since the last step.
     Full,
+    /// Goes on in the next poll: its turn is over, or no buffer is free.
+    Yielded,
     /// Waits for the ssd's record to be persisted.
     Persisting,
     /// Needs memory that only a private reactor reaches.
@@ -248,7 +250,7 @@ impl Executor {
             }
             let (op, range, data) = match job.want(&self.map, &mut self.buffers) {
                 Want::Submit { op, range, data } => (op, range, data),
-                Want::Buffer => return Begun::Full,
+                Want::Buffer => return Begun::Yielded,
                 Want::Refuse(refusal) => return Begun::Ended(Err(refusal)),
             };
             match sink.submit(&Request { token, op, range, data: data.as_slice() }) {
@@ -260,7 +262,7 @@ impl Executor {
         match next {
             Next::End(result) => Begun::Ended(result),
             Next::Persist => Begun::Persisting,
-            Next::Request => Begun::Full,
+            Next::Request => Begun::Yielded,
         }
     }
 

@@ -86,6 +86,8 @@ impl CompletionQueue {
             backlog: VecDeque::new(),
         };
         queue.room -= queue.unread();
+        // Perhaps nobody told the host of these: one interrupt too many is harmless, one too few is a hang.
+        queue.posted = queue.unread() > 0;
         queue.adopt(map);
         Some(queue)
     }

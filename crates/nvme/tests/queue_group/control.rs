@@ -265,3 +265,49 @@ fn no_more_commands_are_accepted_than_there_are_slots_and_all_end() {
     assert_eq!(world.reap().len(), 15);
     assert_eq!(world.memory(DATA, 512), world.drive.disk[14 * 512..15 * 512]);
 }
+
+/// Hostile-inputs row 4: what is told of wrong doorbells is bounded, whatever the host makes up.
+#[test]
+fn a_host_that_rings_nonsense_for_ever_is_told_of_at_a_bounded_rate() {
+    let mut world = World::new();
+    for i in 0..1000 {
+        world.page.store(sq_index(1), ENTRIES + i % 7);
+        world.turn();
+    }
+    assert!(world.drive.events.len() <= 64);
+}
+
+/// A reset in the middle of commands that hold buffers gives the buffers back.
+#[test]
+fn buffers_survive_any_number_of_resets() {
+    let mut world = World::new();
+    for id in 0..20 {
+        world.drive.mode = Mode::Later;
+        let verify = world.command(NvmOpcode::Verify, 1, 0, 256);
+        world.put(&verify);
+        world.ring();
+        assert_eq!(world.turn(), 1, "reset {id}");
+        world.tell(GroupCommand::Reset { id });
+        world.deliver();
+        assert_eq!(world.drive.events, [GroupEvent::Acknowledged { id }]);
+        world.drive.events.clear();
+        world.renew();
+    }
+    world.drive.mode = Mode::AtOnce;
+    let verify = world.command(NvmOpcode::Verify, 1, 0, 256);
+    assert_eq!(world.run(&verify), Status::SUCCESS);
+}
+
+/// A long command takes turns with others on the same reactor.
+#[test]
+fn a_command_of_many_steps_does_not_keep_others_from_starting() {
+    let mut world = World::new();
+    let verify = world.command(NvmOpcode::Verify, 1, 0, 4096);
+    world.put(&verify);
+    put_reads(&mut world, 1, 1);
+    for _ in 0..2 {
+        world.turn();
+    }
+    let order: Vec<u16> = world.reap().iter().map(|completion| completion.cid).collect();
+    assert!(order.contains(&(verify.cid() + 1)));
+}

@@ -213,6 +213,17 @@ impl World {
         self.open();
     }
 
+    /// New queues in the same group, as after a controller reset.
+    pub(crate) fn renew(&mut self) {
+        self.map.write_bytes(Iova(CQ), &[0; 16 * ENTRIES as usize]).expect("mapped");
+        (self.tail, self.head, self.phase) = (0, 0, true);
+        self.page.store(sq_index(1), 0);
+        self.page.store(cq_index(1), 0);
+        create_cq(&self.region, 1, CQ, ENTRIES, Some(3));
+        create_sq(&self.region, 1, SQ, ENTRIES, 1);
+        self.open();
+    }
+
     pub(crate) fn tell(&mut self, command: GroupCommand) {
         self.group.command(command, &mut self.drive);
     }

@@ -203,11 +203,10 @@ pub fn is_asleep(pci: &Pci) -> bool {
 
 /// Reads the MSI-X BAR.
 pub fn msix_read(pci: &Pci, offset: u64, data: &mut [u8]) {
-    for (at, byte) in (offset..).zip(data) {
-        *byte = msix_word(pci, at / 4).map_or(0, |word| {
-            let lane = usize::try_from(at % 4).unwrap_or(0);
-            word.load(Ordering::Acquire).to_le_bytes()[lane]
-        });
+    for (ahead, byte) in (0_u64..).zip(data) {
+        let at = offset.saturating_add(ahead);
+        let lane = usize::try_from(at % 4).unwrap_or(0);
+        *byte = msix_word(pci, at / 4).map_or(0, |word| word.load(Ordering::Acquire).to_le_bytes()[lane]);
     }
 }
 

@@ -82,6 +82,9 @@ impl Controller {
         self.sanitize.status = if failed { SanitizeOutcome::Failed.0 } else { SanitizeOutcome::Completed.0 };
         self.sanitize.done_bytes = 0;
         if !failed {
+            if let Erase::Pattern { passes, .. } = self.sanitize_erase() {
+                self.sanitize.passes_done = passes;
+            }
             self.table.iter().for_each(|namespace| namespace.marks.clear_all());
             self.to_wipe.clear();
         }

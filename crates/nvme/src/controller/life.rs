@@ -208,6 +208,9 @@ impl Controller {
         let id = self.next_id(Wait::Reset);
         self.life = Life::Resetting { id, kind };
         host.to_all(GroupCommand::Reset { id });
+        if let Some(hold) = self.shutdown_hold.take() {
+            host.to_all(GroupCommand::Release { id: hold });
+        }
     }
 
     fn drop_queue(&mut self) {
@@ -258,6 +261,7 @@ impl Controller {
             return self.flush_for_shutdown(host);
         }
         let id = self.next_id(Wait::Shutdown);
+        self.shutdown_hold = Some(id);
         host.to_all(GroupCommand::Hold { scope: Scope::All, except: None, id });
     }
 

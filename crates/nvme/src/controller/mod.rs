@@ -18,11 +18,6 @@ mod record;
 mod registers;
 mod turn;
 
-#[cfg(test)]
-pub(crate) mod fake;
-#[cfg(test)]
-mod tests;
-
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -95,6 +90,8 @@ pub struct Controller {
     pub(crate) queue: Option<AdminQueue>,
     life: Life,
     shutdown: Option<Shutdown>,
+    /// The hold that drains for a shutdown stays until the reset.
+    shutdown_hold: Option<u32>,
     pub(crate) waits: BTreeMap<u32, Wait>,
     pub(crate) deleting: Vec<Deleting>,
     next_id: u32,
@@ -142,6 +139,7 @@ impl Controller {
             queue: None,
             life: Life::Disabled,
             shutdown: None,
+            shutdown_hold: None,
             waits: BTreeMap::new(),
             deleting: Vec::new(),
             next_id: 1,

@@ -1,0 +1,8 @@
+//! `Controller` against Base 2.1 and NVM Command Set 1.1, section by section, and against its own promises.
+#![expect(clippy::cast_possible_truncation, reason = "test patterns")]
+
+mod commands;
+mod life;
+mod namespaces;
+mod random;
+mod world;

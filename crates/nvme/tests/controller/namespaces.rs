@@ -1,0 +1,282 @@
+//! Namespace management, attachment, format, sanitize (Base 2.1, 5.1.10, 5.1.20 to 5.1.22; 8.1.24).
+
+use spec::nvme::identify::{IdentifyController, IdentifyNamespace};
+use spec::nvme::log::SanitizeStatusLog;
+use spec::nvme::{Command, Completion, Status};
+use zerocopy::FromBytes;
+
+use crate::world::{World, command};
+
+const MIB_PAGES: usize = 256;
+
+fn create(world: &mut World, blocks: u64, change: &dyn Fn(&mut [u8])) -> Completion {
+    let mut data = vec![0; 4096];
+    data[..8].copy_from_slice(&blocks.to_le_bytes());
+    data[8..16].copy_from_slice(&blocks.to_le_bytes());
+    change(&mut data);
+    world.set_data(&data);
+    world.admin(command(0x0d, 0, [0, 0]))
+}
+
+fn attach(nsid: u32, detach: bool, world: &World) -> Command {
+    world.set_data(&[1, 0, 0, 0]);
+    command(0x15, nsid, [u32::from(detach), 0])
+}
+
+fn delete(nsid: u32) -> Command {
+    command(0x0d, nsid, [1, 0])
+}
+
+fn status(world: &mut World, command: Command) -> Status {
+    world.admin(command).status.bare()
+}
+
+fn unallocated(world: &mut World) -> u128 {
+    assert_eq!(status(world, command(0x06, 0, [1, 0])), Status::SUCCESS);
+    IdentifyController::read_from_bytes(&world.data(4096)).expect("a page").unvmcap.into()
+}
+
+fn nsze(world: &mut World, nsid: u32) -> u64 {
+    assert_eq!(status(world, command(0x06, nsid, [0, 0])), Status::SUCCESS);
+    IdentifyNamespace::read_from_bytes(&world.data(4096)).expect("a page").nsze
+}
+
+fn sanitize_log(world: &mut World) -> SanitizeStatusLog {
+    assert_eq!(status(world, command(0x02, 0, [127 << 16 | 0x81, 0])), Status::SUCCESS);
+    SanitizeStatusLog::read_from_bytes(&world.data(512)).expect("a page")
+}
+
+#[test]
+fn deleted_space_reads_as_zeros_before_anybody_has_it_again() {
+    let mut world = World::ready();
+    assert!(world.host.drive.iter().all(|page| *page == 1));
+    assert_eq!(status(&mut world, delete(1)), Status::SUCCESS);
+    assert!(world.host.drive.iter().all(|page| *page == 0));
+    assert_eq!(unallocated(&mut world), 64 << 20);
+    assert!(world.host.table.as_ref().expect("published").get(1).is_none());
+    assert!(world.host.records.last().expect("persisted").namespaces.is_empty());
+    let noted = world.host.records.iter().any(|record| !record.to_wipe.is_empty());
+    assert!(noted, "a crash in the middle of the wipe would have found the range");
+    assert_eq!(status(&mut world, delete(1)), Status::INVALID_FIELD);
+    assert_eq!(status(&mut world, delete(0xffff_ffff)), Status::SUCCESS);
+}
+
+#[test]
+fn namespaces_are_created_attached_detached_and_counted() {
+    let mut world = World::ready();
+    assert_eq!(create(&mut world, 100, &|_| ()).status.bare(), Status::NAMESPACE_INSUFFICIENT_CAPACITY);
+    assert_eq!(status(&mut world, delete(1)), Status::SUCCESS);
+    for nsid in 1..=32 {
+        let entry = create(&mut world, 100, &|_| ());
+        assert!(entry.status.is_success());
+        assert_eq!(entry.dw0, nsid);
+    }
+    assert_eq!(create(&mut world, 100, &|_| ()).status.bare(), Status::NAMESPACE_IDENTIFIER_UNAVAILABLE);
+    assert_eq!(unallocated(&mut world), 32 << 20, "1 MiB each");
+    assert_eq!(nsze(&mut world, 5), 0, "not attached: inactive");
+    world.submit(command(0x0c, 0, [0, 0]));
+    assert_eq!(status(&mut world, command(0x09, 0, [0x0b, 0x100])), Status::SUCCESS);
+    let list = attach(5, false, &world);
+    let cid = world.submit(list);
+    world.pump();
+    let entries = [world.reap(), world.reap()].map(|e| e.expect("an entry"));
+    assert_eq!((entries[0].cid, entries[0].status.bare()), (cid, Status::SUCCESS));
+    assert_eq!(entries[1].dw0, 0x0004_0002, "namespace attribute changed");
+    assert_eq!(status(&mut world, command(0x02, 0, [1023 << 16 | 4, 0])), Status::SUCCESS);
+    assert_eq!(world.data(12), [1, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0], "1 was deleted, 5 attached");
+    assert_eq!(status(&mut world, command(0x02, 0, [1023 << 16 | 4, 0])), Status::SUCCESS);
+    assert_eq!(world.data(8), [0; 8], "read is cleared");
+    assert_eq!(nsze(&mut world, 5), 100);
+    let again = attach(5, false, &world);
+    assert_eq!(status(&mut world, again), Status::NAMESPACE_ALREADY_ATTACHED);
+    let other = attach(6, true, &world);
+    assert_eq!(status(&mut world, other), Status::NAMESPACE_NOT_ATTACHED);
+    world.set_data(&[1, 0, 7, 0]);
+    assert_eq!(status(&mut world, command(0x15, 6, [0, 0])), Status::CONTROLLER_LIST_INVALID);
+    world.set_data(&[0xff, 0xff, 0, 0]);
+    assert_eq!(status(&mut world, command(0x15, 6, [0, 0])), Status::CONTROLLER_LIST_INVALID);
+    assert_eq!(status(&mut world, command(0x15, 0, [0, 0])), Status::INVALID_NAMESPACE_OR_FORMAT);
+    assert_eq!(status(&mut world, command(0x15, 6, [2, 0])), Status::INVALID_FIELD);
+    let detach = attach(5, true, &world);
+    assert_eq!(status(&mut world, detach), Status::SUCCESS);
+    assert_eq!(nsze(&mut world, 5), 0);
+}
+
+#[test]
+fn a_namespace_that_cannot_be_is_refused_with_its_status() {
+    let mut world = World::ready();
+    assert_eq!(status(&mut world, delete(1)), Status::SUCCESS);
+    type Case<'a> = (&'a dyn Fn(&mut [u8]), Status);
+    let cases: [Case<'_>; 9] = [
+        (&|d| d[..16].fill(0), Status::INVALID_FIELD),
+        (&|d| d[8] = 50, Status::THIN_PROVISIONING_NOT_SUPPORTED),
+        (&|d| d[9] = 1, Status::INVALID_FIELD),
+        (&|d| d[26] = 2, Status::INVALID_FORMAT),
+        (&|d| d[29] = 1, Status::INVALID_FORMAT),
+        (&|d| d[30] = 2, Status::INVALID_FIELD),
+        (&|d| d[92] = 1, Status::ANA_GROUP_IDENTIFIER_INVALID),
+        (&|d| d[100] = 1, Status::INVALID_FIELD),
+        (&|d| d[..16].fill(0xff), Status::NAMESPACE_INSUFFICIENT_CAPACITY),
+    ];
+    for (change, expected) in cases {
+        assert_eq!(create(&mut world, 100, change).status.bare(), expected);
+    }
+    assert_eq!(status(&mut world, command(0x0d, 0, [2, 0])), Status::INVALID_FIELD);
+    assert_eq!(status(&mut world, command(0x0d, 0, [0, 2 << 24])), Status::IO_COMMAND_SET_NOT_SUPPORTED);
+}
+
+#[test]
+fn a_format_touches_its_namespace_and_no_other() {
+    let mut world = World::ready();
+    assert_eq!(status(&mut world, delete(1)), Status::SUCCESS);
+    world.host.drive.fill(1);
+    for _ in 0..3 {
+        let nsid = create(&mut world, 2048 * 4, &|_| ()).dw0;
+        let list = attach(nsid, false, &world);
+        assert_eq!(status(&mut world, list), Status::SUCCESS);
+    }
+    assert_eq!(status(&mut world, command(0x80, 2, [1, 0])), Status::SUCCESS);
+    assert_eq!(nsze(&mut world, 2), 1024);
+    assert_eq!(nsze(&mut world, 1), 8192);
+    let zeros: Vec<bool> = world.host.drive.iter().map(|page| *page == 0).collect();
+    assert!(zeros[4 * MIB_PAGES..8 * MIB_PAGES].iter().all(|zero| *zero));
+    assert!(!zeros[..4 * MIB_PAGES].contains(&true) && !zeros[8 * MIB_PAGES..].contains(&true));
+    for (nsid, cdw10, expected) in [
+        (2, 2, Status::INVALID_FORMAT),
+        (2, 1 << 4, Status::INVALID_FORMAT),
+        (2, 1 << 5, Status::INVALID_FORMAT),
+        (2, 2 << 9, Status::INVALID_FIELD),
+        (0, 0, Status::INVALID_NAMESPACE_OR_FORMAT),
+        (33, 0, Status::INVALID_NAMESPACE_OR_FORMAT),
+        (9, 0, Status::INVALID_FIELD),
+    ] {
+        assert_eq!(status(&mut world, command(0x80, nsid, [cdw10, 0])), expected);
+    }
+    assert_eq!(status(&mut world, command(0x80, 0xffff_ffff, [0, 0])), Status::SUCCESS);
+    assert_eq!(nsze(&mut world, 2), 8192);
+}
+
+#[test]
+fn while_a_format_goes_on_its_namespace_says_so() {
+    let mut world = World::ready();
+    world.host.full = true;
+    let cid = world.submit(command(0x80, 1, [0, 0]));
+    world.pump();
+    assert!(world.reap().is_none());
+    let table = world.host.table.clone().expect("published");
+    assert_eq!(table.for_io(1).err(), Some(Status::FORMAT_IN_PROGRESS));
+    assert_eq!(status(&mut world, command(0x80, 1, [0, 0])), Status::FORMAT_IN_PROGRESS);
+    world.host.full = false;
+    world.pump();
+    assert_eq!(world.reap().expect("the format").cid, cid);
+    assert!(world.host.table.clone().expect("published").for_io(1).is_ok());
+}
+
+#[test]
+fn a_reset_takes_away_the_reply_and_not_the_format() {
+    let mut world = World::ready();
+    world.host.full = true;
+    world.submit(command(0x80, 1, [1, 0]));
+    world.submit(delete(1));
+    world.pump();
+    world.disable();
+    world.host.full = false;
+    world.pump();
+    world.enable();
+    assert_eq!(nsze(&mut world, 1), 16384);
+    assert!(world.host.drive.iter().all(|page| *page == 0));
+}
+
+#[test]
+fn a_block_erase_goes_on_in_the_background_and_ends_with_an_event() {
+    let mut world = World::ready();
+    let aer = world.submit(command(0x0c, 0, [0, 0]));
+    world.pump();
+    world.host.full = true;
+    assert_eq!(status(&mut world, command(0x84, 0, [2, 0])), Status::SUCCESS);
+    let table = world.host.table.clone().expect("published");
+    assert_eq!(table.for_io(1).err(), Some(Status::SANITIZE_IN_PROGRESS));
+    for refused in [command(0x84, 0, [2, 0]), command(0x80, 1, [0, 0]), delete(1), command(0x14, 1, [1, 0])] {
+        assert_eq!(status(&mut world, refused), Status::SANITIZE_IN_PROGRESS);
+    }
+    let log = sanitize_log(&mut world);
+    assert_eq!((log.sstat.sos(), log.ssi.sans(), log.scdw10), (2, 1, 2));
+    world.host.full = false;
+    world.pump();
+    assert_eq!(world.reap().expect("an event").cid, aer);
+    let log = sanitize_log(&mut world);
+    assert_eq!((log.sprog, log.sstat.sos(), log.ssi.sans()), (0xffff, 1, 0));
+    assert!(world.host.drive.iter().all(|page| *page == 0));
+    assert!(world.host.table.clone().expect("published").for_io(1).is_ok());
+}
+
+#[test]
+fn an_interrupted_sanitize_goes_on_after_a_restart() {
+    let mut world = World::ready();
+    world.host.full = true;
+    assert_eq!(status(&mut world, command(0x84, 0, [3 | 2 << 4 | 1 << 9, 0xdead_beef])), Status::SUCCESS);
+    let record = world.host.records.last().cloned().expect("on record");
+    assert_eq!(record.sanitize.status, 2);
+    let mut restarted = World::with_record(&record);
+    assert!(restarted.host.drive.iter().all(|page| *page == 2), "overwritten, and not deallocated (NDAS)");
+    restarted.enable();
+    let log = sanitize_log(&mut restarted);
+    assert_eq!((log.sstat.sos(), log.sstat.opc()), (1, 2));
+    assert_eq!(restarted.host.records.last().expect("on record").sanitize.status, 1);
+}
+
+#[test]
+fn a_failed_sanitize_stays_restricted_until_it_may_be_left() {
+    for (ause, left) in [(0, Status::SANITIZE_FAILED), (1 << 3, Status::SUCCESS)] {
+        let mut world = World::ready();
+        world.host.fault = Some(block::Fault::Media);
+        assert_eq!(status(&mut world, command(0x84, 0, [2 | ause, 0])), Status::SUCCESS);
+        world.pump();
+        world.host.fault = None;
+        assert_eq!(sanitize_log(&mut world).sstat.sos(), 3);
+        assert_eq!(status(&mut world, command(0x80, 1, [0, 0])), Status::SANITIZE_FAILED);
+        assert_eq!(status(&mut world, command(0x84, 0, [1, 0])), left);
+        assert_eq!(status(&mut world, command(0x84, 0, [2, 0])), Status::SUCCESS);
+        world.pump();
+        assert_eq!(sanitize_log(&mut world).sstat.sos(), 1);
+        assert!(world.host.table.clone().expect("published").for_io(1).is_ok());
+    }
+    let mut world = World::ready();
+    for wrong in [0, 4, 5, 6, 7, 2 | 1 << 10] {
+        assert_eq!(status(&mut world, command(0x84, 0, [wrong, 0])), Status::INVALID_FIELD);
+    }
+}
+
+#[test]
+fn namespaces_come_back_from_the_record_and_keep_their_identity() {
+    let mut world = World::ready();
+    assert_eq!(status(&mut world, delete(1)), Status::SUCCESS);
+    assert_eq!(create(&mut world, 4096, &|_| ()).dw0, 1);
+    let list = attach(1, false, &world);
+    assert_eq!(status(&mut world, list), Status::SUCCESS);
+    let before = world.controller.namespaces().get(1).expect("there").uuid;
+    let record = world.host.records.last().cloned().expect("on record");
+    let mut restarted = World::with_record(&record);
+    restarted.enable();
+    assert_eq!(nsze(&mut restarted, 1), 4096);
+    assert_eq!(restarted.controller.namespaces().get(1).expect("there").uuid, before);
+    assert_ne!(before, World::new().controller.namespaces().get(1).expect("there").uuid, "never used twice");
+}
+
+#[test]
+fn marked_blocks_are_what_get_lba_status_returns() {
+    let mut world = World::ready();
+    let ns = world.controller.namespaces().get(1).cloned().expect("there");
+    for slba in [10, 20, 30] {
+        ns.marks.mark(ns.run_at(slba, 2).expect("inside")).expect("room");
+    }
+    let mut get = command(0x86, 1, [0, 0]);
+    (get.cdw12, get.cdw13) = (9, 0x1000_0000);
+    assert_eq!(status(&mut world, get), Status::SUCCESS);
+    let page = world.data(40);
+    assert_eq!((page[0], page[4], page[8], page[16], page[24]), (2, 1, 10, 1, 20));
+    get.cdw13 = 0x0200_0000;
+    assert_eq!(status(&mut world, get), Status::INVALID_FIELD);
+    (get.cdw10, get.cdw11, get.cdw13) = (u32::MAX, u32::MAX, 0x1000_0002);
+    assert_eq!(status(&mut world, get), Status::LBA_OUT_OF_RANGE);
+}

@@ -1,0 +1,364 @@
+//! A host, guest memory, groups and a drive that only answer, around one `Controller`.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use block::{Fault, Limits, Now, Op, Outcome, Request, Submitted, Token};
+use memory::{Access, DoorbellPage, Iova, Mapping, MemoryMap, SharedRegion};
+use nvme::controller::{Bar, Controller, ControllerConfig, Host};
+use nvme::namespace::NamespaceTable;
+use nvme::profile::{GODWIT_1, Identity, IdentityConfig};
+use nvme::queue::{close_cq, close_sq};
+use nvme::sink::{GroupCommand, GroupEvent};
+use spec::nvme::registers as reg;
+use spec::nvme::{Command, Completion};
+use state::SsdV1;
+use state::region::ControllerRegion;
+use zerocopy::{FromBytes, IntoBytes};
+
+pub(crate) const RAM_BYTES: u64 = 8 << 20;
+pub(crate) const CAPACITY_BYTES: u64 = 64 << 20;
+pub(crate) const ASQ: u64 = 0x1_0000;
+pub(crate) const ACQ: u64 = 0x2_0000;
+pub(crate) const DATA: u64 = 0x10_0000;
+pub(crate) const ENTRIES: u32 = 32;
+const PAGE: u64 = 4096;
+
+type GuestRam = [AtomicU64; (RAM_BYTES / 8) as usize];
+
+/// What the world owes the controller.
+enum Reply {
+    Event(GroupEvent),
+    Persisted,
+    Complete(Token, Outcome),
+}
+
+/// The engine's part.
+pub(crate) struct Engine {
+    region: Arc<SharedRegion<ControllerRegion>>,
+    inbox: VecDeque<Reply>,
+    /// One byte a page of the drive: 0 = zeros.
+    pub(crate) drive: Vec<u8>,
+    pub(crate) records: Vec<SsdV1>,
+    pub(crate) interrupts: Vec<u16>,
+    pub(crate) commands: Vec<GroupCommand>,
+    pub(crate) table: Option<Arc<NamespaceTable>>,
+    pub(crate) ops: Vec<Op>,
+    pub(crate) fault: Option<Fault>,
+    pub(crate) persist_ok: bool,
+    pub(crate) full: bool,
+    pub(crate) at_once: bool,
+    /// Answers are withheld: operations stay where they are.
+    pub(crate) frozen: bool,
+}
+
+impl Engine {
+    fn carry_out(&mut self, request: &Request<'_>) -> Outcome {
+        if let Some(fault) = self.fault {
+            return Outcome::Failed(fault);
+        }
+        let first = (request.range.start_bytes / PAGE) as usize;
+        let last = (request.range.end_bytes().expect("no overflow").div_ceil(PAGE)) as usize;
+        match request.op {
+            Op::WriteZeroes { .. } | Op::Discard => self.drive[first..last].fill(0),
+            Op::Write { .. } => self.drive[first..last].fill(2),
+            Op::Read | Op::Flush => {}
+        }
+        Outcome::Done
+    }
+}
+
+impl Host for Engine {
+    fn submit(&mut self, request: &Request<'_>) -> Submitted {
+        assert!(request.token.0 >> 63 == 1, "the controller's tokens have bit 63 set");
+        if self.full {
+            return Submitted::Full;
+        }
+        self.ops.push(request.op);
+        let outcome = self.carry_out(request);
+        if self.at_once {
+            return Submitted::Ended(outcome);
+        }
+        self.inbox.push_back(Reply::Complete(request.token, outcome));
+        Submitted::Queued
+    }
+
+    fn interrupt(&mut self, vector: u16) {
+        self.interrupts.push(vector);
+    }
+
+    fn to_queue(&mut self, _cqid: u16, command: GroupCommand) {
+        let event = match &command {
+            GroupCommand::DeleteSq { sqid } => {
+                close_sq(&self.region, *sqid);
+                Some(GroupEvent::SqDeleted { sqid: *sqid })
+            }
+            GroupCommand::DeleteCq { cqid } => {
+                close_cq(&self.region, *cqid);
+                Some(GroupEvent::CqDeleted { cqid: *cqid })
+            }
+            GroupCommand::Abort { id, .. } => Some(GroupEvent::AbortResult { id: *id, aborted: false }),
+            _ => None,
+        };
+        self.inbox.extend(event.map(Reply::Event));
+        self.commands.push(command);
+    }
+
+    fn to_all(&mut self, command: GroupCommand) {
+        match &command {
+            GroupCommand::Namespaces { id, .. }
+            | GroupCommand::Hold { id, .. }
+            | GroupCommand::ShadowDoorbells { id, .. }
+            | GroupCommand::Reset { id } => {
+                self.inbox.push_back(Reply::Event(GroupEvent::Acknowledged { id: *id }));
+            }
+            _ => {}
+        }
+        self.commands.push(command);
+    }
+
+    fn persist(&mut self, record: SsdV1) {
+        let again = SsdV1::from_bytes(&record.to_bytes().expect("short")).expect("readable");
+        assert_eq!(again, record, "every record survives its own bytes");
+        self.records.push(record);
+        self.inbox.push_back(Reply::Persisted);
+    }
+
+    fn namespaces(&mut self, table: &Arc<NamespaceTable>) {
+        self.table = Some(Arc::clone(table));
+    }
+}
+
+pub(crate) struct World {
+    pub(crate) map: Arc<MemoryMap>,
+    pub(crate) region: Arc<SharedRegion<ControllerRegion>>,
+    pub(crate) doorbells: Arc<SharedRegion<DoorbellPage>>,
+    pub(crate) controller: Controller,
+    pub(crate) host: Engine,
+    pub(crate) now: u64,
+    pub(crate) entries: u32,
+    tail: u32,
+    head: u32,
+    phase: bool,
+    cid: u16,
+}
+
+pub(crate) fn guest_memory() -> Arc<MemoryMap> {
+    let ram = SharedRegion::<GuestRam>::memfd("ram").expect("a memfd");
+    let fd = ram.fd().expect("has one").try_clone_to_owned().expect("an fd");
+    let mapping = Mapping::new(fd, 0, RAM_BYTES, Access::BOTH).expect("mapped");
+    let map = MemoryMap::empty().with(Iova(0), RAM_BYTES, Access::BOTH, Some((mapping, 0)));
+    Arc::new(map.expect("a region"))
+}
+
+pub(crate) fn identity() -> Identity {
+    Identity::new(&IdentityConfig { serial: "TEST-1", ..IdentityConfig::default() }).expect("valid")
+}
+
+fn controller(
+    region: &Arc<SharedRegion<ControllerRegion>>,
+    doorbells: &Arc<SharedRegion<DoorbellPage>>,
+    record: &SsdV1,
+    now: u64,
+) -> Controller {
+    let config = ControllerConfig {
+        region: Arc::clone(region),
+        doorbells: Arc::clone(doorbells),
+        profile: GODWIT_1,
+        identity: identity(),
+        capacity_bytes: CAPACITY_BYTES,
+        limits: Limits { capacity_bytes: CAPACITY_BYTES, block_bytes: 512, segments_max: 256, discard: true },
+    };
+    Controller::new(config, record, Now(now))
+}
+
+impl World {
+    /// Powered on, memory there, not enabled.
+    pub(crate) fn new() -> Self {
+        Self::with_record(&SsdV1::default())
+    }
+
+    pub(crate) fn with_record(record: &SsdV1) -> Self {
+        let region = Arc::new(SharedRegion::<ControllerRegion>::private());
+        let doorbells = Arc::new(SharedRegion::<DoorbellPage>::private());
+        let controller = controller(&region, &doorbells, record, 0);
+        let host = Engine {
+            region: Arc::clone(&region),
+            inbox: VecDeque::new(),
+            drive: vec![1; (CAPACITY_BYTES / PAGE) as usize],
+            records: Vec::new(),
+            interrupts: Vec::new(),
+            commands: Vec::new(),
+            table: None,
+            ops: Vec::new(),
+            fault: None,
+            persist_ok: true,
+            full: false,
+            at_once: false,
+            frozen: false,
+        };
+        let (map, now) = (guest_memory(), 0);
+        let mut world = Self {
+            map,
+            region,
+            doorbells,
+            controller,
+            host,
+            now,
+            entries: ENTRIES,
+            tail: 0,
+            head: 0,
+            phase: true,
+            cid: 0,
+        };
+        world.controller.memory(Arc::clone(&world.map), Now(0), &mut world.host);
+        world.pump();
+        world
+    }
+
+    /// Enabled.
+    pub(crate) fn ready() -> Self {
+        let mut world = Self::new();
+        world.enable();
+        assert_eq!(world.csts() & 3, 1, "ready, not fatal");
+        world
+    }
+
+    /// The process ends at this instruction; another goes on with the region and the last record.
+    pub(crate) fn succeed(&mut self) {
+        let record = self.host.records.last().cloned().unwrap_or_default();
+        self.host.inbox.clear();
+        self.controller = controller(&self.region, &self.doorbells, &record, self.now);
+        self.controller.memory(Arc::clone(&self.map), Now(self.now), &mut self.host);
+        self.pump();
+    }
+
+    pub(crate) fn enable(&mut self) {
+        self.set_queues(self.entries, self.entries);
+        self.write32(reg::CC, 0x0046_0001);
+        self.pump();
+    }
+
+    pub(crate) fn set_queues(&mut self, sq: u32, cq: u32) {
+        self.write32(reg::AQA, (cq - 1) << 16 | (sq - 1));
+        self.write64(reg::ASQ, ASQ);
+        self.write64(reg::ACQ, ACQ);
+        (self.tail, self.head, self.phase, self.entries) = (0, 0, true, sq.min(cq));
+        self.map.write_bytes(Iova(ACQ), &vec![0; 16 * cq as usize]).expect("mapped");
+    }
+
+    pub(crate) fn disable(&mut self) {
+        self.write32(reg::CC, 0x0046_0000);
+        self.pump();
+    }
+
+    pub(crate) fn read(&mut self, offset: u64, len: usize) -> Vec<u8> {
+        let mut data = vec![0; len];
+        self.controller.bar_read(Bar::Registers, offset, &mut data);
+        data
+    }
+
+    pub(crate) fn read32(&mut self, offset: u64) -> u32 {
+        u32::from_le_bytes(self.read(offset, 4).try_into().expect("four bytes"))
+    }
+
+    pub(crate) fn read64(&mut self, offset: u64) -> u64 {
+        u64::from_le_bytes(self.read(offset, 8).try_into().expect("eight bytes"))
+    }
+
+    pub(crate) fn write(&mut self, offset: u64, data: &[u8]) {
+        self.controller.bar_write(Bar::Registers, offset, data, Now(self.now), &mut self.host);
+    }
+
+    pub(crate) fn write32(&mut self, offset: u64, value: u32) {
+        self.write(offset, &value.to_le_bytes());
+    }
+
+    pub(crate) fn write64(&mut self, offset: u64, value: u64) {
+        self.write(offset, &value.to_le_bytes());
+    }
+
+    pub(crate) fn csts(&mut self) -> u32 {
+        self.read32(reg::CSTS)
+    }
+
+    /// Gives every answer that is owed, until none is. Returns how many.
+    pub(crate) fn pump(&mut self) -> usize {
+        let mut given = 0;
+        loop {
+            self.controller.poll(Now(self.now), &mut self.host);
+            if self.host.frozen {
+                return given;
+            }
+            let Some(reply) = self.host.inbox.pop_front() else { return given };
+            given += 1;
+            assert!(given < 100_000, "the controller goes round in circles");
+            let now = Now(self.now);
+            match reply {
+                Reply::Event(event) => self.controller.event(event, now, &mut self.host),
+                Reply::Persisted => self.controller.persisted(self.host.persist_ok, now, &mut self.host),
+                Reply::Complete(token, outcome) => {
+                    self.controller.complete(token, outcome, now, &mut self.host);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn event(&mut self, event: GroupEvent) {
+        self.controller.event(event, Now(self.now), &mut self.host);
+        self.pump();
+    }
+
+    /// Puts a command in the ring; its command identifier.
+    pub(crate) fn submit(&mut self, mut command: Command) -> u16 {
+        self.cid = self.cid.wrapping_add(1);
+        command.cdw0.set_cid(self.cid);
+        self.map.write_bytes(Iova(ASQ + u64::from(self.tail) * 64), command.as_bytes()).expect("mapped");
+        self.tail = (self.tail + 1) % self.entries;
+        self.doorbells.store(0, self.tail);
+        self.cid
+    }
+
+    /// The next completion, if there is one.
+    pub(crate) fn reap(&mut self) -> Option<Completion> {
+        let mut bytes = [0; 16];
+        self.map.read_bytes(Iova(ACQ + u64::from(self.head) * 16), &mut bytes).expect("mapped");
+        let entry = Completion::read_from_bytes(&bytes).expect("sixteen bytes");
+        if entry.status.phase() != self.phase {
+            return None;
+        }
+        self.head += 1;
+        if self.head == self.entries {
+            (self.head, self.phase) = (0, !self.phase);
+        }
+        self.doorbells.store(1, self.head);
+        Some(entry)
+    }
+
+    /// Submits, lets the world turn, and reaps the one completion.
+    pub(crate) fn admin(&mut self, command: Command) -> Completion {
+        let cid = self.submit(command);
+        self.pump();
+        let entry = self.reap().expect("a completion");
+        assert_eq!(entry.cid, cid);
+        entry
+    }
+
+    pub(crate) fn data(&self, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.map.read_bytes(Iova(DATA), &mut bytes).expect("mapped");
+        bytes
+    }
+
+    pub(crate) fn set_data(&self, bytes: &[u8]) {
+        self.map.write_bytes(Iova(DATA), bytes).expect("mapped");
+    }
+}
+
+/// A command with its data at [`DATA`].
+pub(crate) fn command(opcode: u8, nsid: u32, dwords: [u32; 2]) -> Command {
+    let mut command = Command { nsid, prp1: DATA, cdw10: dwords[0], cdw11: dwords[1], ..Command::default() };
+    command.cdw0.set_opcode(opcode);
+    command
+}

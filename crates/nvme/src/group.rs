@@ -25,7 +25,7 @@ use spec::nvme::{Command, Status};
 use state::region::{ControllerRegion, QUEUES_MAX};
 
 use crate::io::fault::{Access, Refusal};
-use crate::io::{Begun, Executor, Kind, Started, ended};
+use crate::io::{Begun, Executor, Kind, Quick, Started, ended};
 use crate::namespace::NamespaceTable;
 use crate::queue::{Accepted, Answer, CompletionQueue, Doorbells, Look, SubmissionQueue, cq_index, sq_index};
 use crate::sink::{DoorbellError, ErrorRecord, GroupEvent, Sink};
@@ -235,27 +235,32 @@ impl QueueGroup {
             }
             let Some(accepted) = sq.queue.accept(region, cq, &command) else { break };
             taken += 1;
-            let started = self.io.start(token_of(sqid, accepted.slot()), &command, sink);
-            if let Begun::Ended(Ok(())) = started.begun
-                && started.job.is_none()
-            {
-                count(region, sqid, started.kind, started.sectors);
-                cq.post(region, &mut sq.queue, accepted, Answer::of(Status::SUCCESS));
-                self.posted = true;
-                continue;
+            match self.io.start(token_of(sqid, accepted.slot()), &command, sink) {
+                Quick::Done { kind, sectors } => {
+                    count(region, sqid, kind, sectors);
+                    cq.post(region, &mut sq.queue, accepted, Answer::of(Status::SUCCESS));
+                    self.posted = true;
+                }
+                Quick::AtBackend { kind, sectors } => {
+                    self.at_backend += 1;
+                    let (state, epoch, nsid) = (State::Backend, self.drains.epoch(), command.nsid);
+                    sq.live.park(Live {
+                        accepted,
+                        state,
+                        kind,
+                        epoch,
+                        nsid,
+                        sectors,
+                        partner: None,
+                        job: None,
+                    });
+                }
+                Quick::Rare(started) => {
+                    // The borrow of the queues ended: the rest waits for the next look.
+                    self.began(accepted, &command, *started, sink);
+                    return taken as usize;
+                }
             }
-            if let Begun::AtBackend = started.begun
-                && started.job.is_none()
-            {
-                self.at_backend += 1;
-                let (state, epoch) = (State::Backend, self.drains.epoch());
-                let (kind, sectors) = (started.kind, started.sectors);
-                let nsid = command.nsid;
-                sq.live.park(Live { accepted, state, kind, epoch, nsid, sectors, partner: None, job: None });
-                continue;
-            }
-            self.began(accepted, &command, started, sink);
-            return taken as usize;
         }
         taken as usize
     }
@@ -358,7 +363,7 @@ impl QueueGroup {
             self.io.advance(job, crate::io::job::Next::Request, token, sink)
         } else {
             let Some(command) = sq.queue.command(&self.region, slot) else { return };
-            let started = self.io.start(token, &command, sink);
+            let started = self.io.start(token, &command, sink).into_started();
             (live.kind, live.sectors, live.job) = (started.kind, started.sectors, started.job);
             started.begun
         };

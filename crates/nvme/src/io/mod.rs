@@ -62,6 +62,35 @@ pub(crate) struct Started {
     pub(crate) job: Option<Box<Job>>,
 }
 
+/// How a command began, with the frequent cases in two registers.
+pub(crate) enum Quick {
+    /// Over, with success.
+    Done { kind: Kind, sectors: u32 },
+    /// One request is at the backend, and nothing comes after it.
+    AtBackend { kind: Kind, sectors: u32 },
+    /// Anything else.
+    Rare(Box<Started>),
+}
+
+impl Quick {
+    pub(crate) fn into_started(self) -> Started {
+        match self {
+            Self::Done { kind, sectors } => Started { begun: Begun::Ended(Ok(())), kind, sectors, job: None },
+            Self::AtBackend { kind, sectors } => {
+                Started { begun: Begun::AtBackend, kind, sectors, job: None }
+            }
+            Self::Rare(started) => *started,
+        }
+    }
+}
+
+impl From<Started> for Quick {
+    #[cold]
+    fn from(started: Started) -> Self {
+        Self::Rare(Box::new(started))
+    }
+}
+
 impl Started {
     #[inline]
     fn plain(begun: Begun) -> Self {
@@ -103,39 +132,40 @@ impl Executor {
 
     /// Begins a command.
     #[inline]
-    pub(crate) fn start(&mut self, token: Token, command: &Command, sink: &mut impl Sink) -> Started {
+    pub(crate) fn start(&mut self, token: Token, command: &Command, sink: &mut impl Sink) -> Quick {
         let (namespace, blocks, direction, fua) = match parse(command, &self.table, self.mdts_bytes) {
             Ok(Io::Read { namespace, blocks }) => (namespace, blocks, Direction::ToHost, false),
             Ok(Io::Write { namespace, blocks, fua }) => (namespace, blocks, Direction::FromHost, fua),
-            Ok(_) => return self.start_rare(token, command, sink),
-            Err(refusal) => return Started::plain(Begun::Ended(Err(refusal))),
+            Ok(_) => return self.start_rare(token, command, sink).into(),
+            Err(refusal) => return Started::plain(Begun::Ended(Err(refusal))).into(),
         };
         let range = namespace.bytes_of(blocks);
         let Ok(len_bytes) = usize::try_from(range.len_bytes) else {
-            return Started::plain(Begun::Ended(Err(Refusal::of(Status::INTERNAL_ERROR))));
+            return Started::plain(Begun::Ended(Err(Refusal::of(Status::INTERNAL_ERROR)))).into();
         };
         if !namespace.marks.is_empty() {
-            return self.start_marked(token, command, sink);
+            return self.start_marked(token, command, sink).into();
         }
         self.segments.clear(direction);
         let walked = data::walk(command, len_bytes, direction, &self.map, &mut self.list, &mut self.segments);
         if let Err(refused) = walked {
-            return self.start_refused(token, command, refused, sink);
+            return self.start_refused(token, command, refused, sink).into();
         }
-        let is_read = direction == Direction::ToHost;
-        let op = if is_read { Op::Read } else { Op::Write { fua: fua | self.write_through } };
-        let request = Request { token, op, range, data: self.segments.as_slice() };
-        let begun = match sink.submit(&request) {
-            Submitted::Ended(Outcome::Done) => Begun::Ended(Ok(())),
-            Submitted::Queued => Begun::AtBackend,
-            Submitted::Full => Begun::Full,
-            Submitted::Ended(Outcome::Failed(fault)) => {
-                let access = if is_read { Access::Read } else { Access::Change };
-                Begun::Ended(Err(drive_fault(fault, access).at(blocks.start())))
-            }
+        let (op, kind) = match direction {
+            Direction::ToHost => (Op::Read, Kind::Read),
+            Direction::FromHost => (Op::Write { fua: fua | self.write_through }, Kind::Write),
         };
-        let kind = if is_read { Kind::Read } else { Kind::Write };
-        Started { begun, kind, sectors: sectors_of(range), job: None }
+        let sectors = sectors_of(range);
+        let request = Request { token, op, range, data: self.segments.as_slice() };
+        match sink.submit(&request) {
+            Submitted::Ended(Outcome::Done) => Quick::Done { kind, sectors },
+            Submitted::Queued => Quick::AtBackend { kind, sectors },
+            Submitted::Full => Started { begun: Begun::Full, kind, sectors, job: None }.into(),
+            Submitted::Ended(Outcome::Failed(fault)) => {
+                let access = if kind == Kind::Read { Access::Read } else { Access::Change };
+                Started::plain(Begun::Ended(Err(drive_fault(fault, access).at(blocks.start())))).into()
+            }
+        }
     }
 
     /// Read or Write in a namespace that has marked blocks somewhere.

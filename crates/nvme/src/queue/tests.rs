@@ -194,3 +194,50 @@ fn an_unsound_record_opens_no_queue() {
     assert!(SubmissionQueue::open(&host.region, u16::MAX, &host.map).is_none());
     assert!(CompletionQueue::open(&host.region, u16::MAX, &host.map).is_none());
 }
+
+/// Base 2.1, annex B.5; hostile-inputs row 5. Host and controller meet at every round: the controller goes idle while the host
+/// stores a tail. Whoever comes second must notice the other.
+#[test]
+fn no_wake_up_is_lost_between_going_idle_and_a_shadow_doorbell() {
+    use std::sync::atomic::{AtomicU32, fence};
+    const ROUNDS: u32 = 3000;
+    let ram = SharedRegion::<[AtomicU32; 2048]>::memfd("shadow").expect("a memfd");
+    let fd = ram.fd().expect("has one").try_clone_to_owned().expect("an fd");
+    let mapping = Mapping::new(fd, 0, 8192, Access::BOTH).expect("mapped");
+    let map = MemoryMap::empty().with(Iova(0), 8192, Access::BOTH, Some((mapping, 0))).expect("a region");
+    let region = SharedRegion::<ControllerRegion>::private();
+    region.admin.event_indices.store(4096, Ordering::Relaxed);
+    let page = SharedRegion::<memory::DoorbellPage>::private();
+    let mut bells = Doorbells::default();
+    bells.set_shadow(true, &region, &Arc::new(map));
+    let index = sq_index(1);
+    let (begun, rung) = (AtomicU32::new(0), AtomicU32::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0..ROUNDS {
+                while begun.load(Ordering::Acquire) <= round {
+                    std::thread::yield_now();
+                }
+                ram[index].store(round + 1, Ordering::Release);
+                fence(Ordering::SeqCst);
+                // From `round` to `round + 1`: past EventIdx exactly when that is `round`.
+                if ram[1024 + index].load(Ordering::Acquire) == round {
+                    rung.store(round + 1, Ordering::Release);
+                }
+            }
+        });
+        for round in 0..ROUNDS {
+            begun.store(round + 1, Ordering::Release);
+            if bells.announce(&page, index, round) == round {
+                let asleep = std::time::Instant::now();
+                while rung.load(Ordering::Acquire) != round + 1 {
+                    assert!(asleep.elapsed().as_secs() < 20, "nobody rang in round {round}");
+                    std::thread::yield_now();
+                }
+            }
+            while bells.value(&page, index) != round + 1 {
+                std::thread::yield_now();
+            }
+        }
+    });
+}

@@ -311,3 +311,46 @@ fn a_command_of_many_steps_does_not_keep_others_from_starting() {
     let order: Vec<u16> = world.reap().iter().map(|completion| completion.cid).collect();
     assert!(order.contains(&(verify.cid() + 1)));
 }
+
+/// Base 2.1, 3.4.2: as the controller does it, with a hold around each pair, and other commands before, between and after.
+#[test]
+fn fused_pairs_under_holds_run_one_after_the_other_and_nothing_hangs() {
+    let mut world = World::new();
+    world.drive.mode = Mode::Later;
+    put_reads(&mut world, 2, 1);
+    for _ in 0..2 {
+        let compare = world.command(NvmOpcode::Compare, 1, 1, 1);
+        let write = world.command(NvmOpcode::Write, 1, 1, 1);
+        for (mut half, fuse) in [(compare, 1), (write, 2)] {
+            half.cdw0.set_fuse(fuse);
+            world.put(&half);
+        }
+        put_reads(&mut world, 1, 1);
+    }
+    world.poke(DATA, &world.drive.disk[512..1024]);
+    let (mut wanted, mut held) = (std::collections::VecDeque::new(), None);
+    let mut answers = 0;
+    for _ in 0..200 {
+        world.turn();
+        world.deliver();
+        for event in core::mem::take(&mut world.drive.events) {
+            match event {
+                GroupEvent::WantExclusive { ticket, .. } => wanted.push_back(ticket),
+                GroupEvent::Acknowledged { id } => world.tell(GroupCommand::Granted { ticket: id }),
+                GroupEvent::ExclusiveDone { ticket } => {
+                    assert_eq!(held.take(), Some(ticket));
+                    world.tell(GroupCommand::Release { id: ticket });
+                }
+                _ => {}
+            }
+        }
+        if held.is_none()
+            && let Some(ticket) = wanted.pop_front()
+        {
+            held = Some(ticket);
+            world.tell(GroupCommand::Hold { scope: Scope::Nsid(1), except: Some(1), id: ticket });
+        }
+        answers += world.reap().len();
+    }
+    assert_eq!((answers, held), (8, None));
+}

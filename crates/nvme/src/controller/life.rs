@@ -244,6 +244,7 @@ impl Controller {
         registers.reset_count.fetch_add(1, Ordering::AcqRel);
         self.life = Life::Disabled;
         host.interrupt(0);
+        self.work_after_reset(host);
         if self.cc().en() {
             self.enable(host);
         }

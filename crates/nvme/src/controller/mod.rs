@@ -218,12 +218,18 @@ impl Controller {
     /// No reset, shutdown, format or other operation is in progress.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
-        !matches!(self.life, Life::Resetting { .. })
-            && !matches!(
+        !self.is_resetting() && self.work.is_idle() && self.self_test.is_none()
+    }
+
+    /// A reset or a shutdown is in progress. Unlike [`Self::is_quiet`] this ends soon: a sanitize may take hours, and
+    /// outlives any reset.
+    #[must_use]
+    pub fn is_resetting(&self) -> bool {
+        matches!(self.life, Life::Resetting { .. })
+            || matches!(
                 self.shutdown,
                 Some(Shutdown::Draining | Shutdown::Flushing { .. } | Shutdown::Recording)
             )
-            && self.work.is_idle()
     }
 
     /// A region without fd is needed: the engine must move the ssd to a private reactor.

@@ -46,12 +46,15 @@ impl Controller {
         let moved = core::mem::replace(&mut self.cq_head_seen, head) != head;
         let waiting = self.queue.as_ref().is_some_and(|q| q.has_work(self.doorbells.sq_tail(0)));
         let due = self.deadline().is_some_and(|at| at <= self.now);
-        !(self.resume || moved || waiting || due || self.flush_is_due() || self.backend_wants_room())
+        !(moved || waiting || due)
     }
 
     /// When the next turn is due at the latest, if nothing else happens.
     #[must_use]
     pub fn deadline(&self) -> Option<Now> {
+        if self.resume || self.flush_is_due() || self.backend_wants_room() {
+            return Some(self.now);
+        }
         self.keep_alive_deadline()
     }
 

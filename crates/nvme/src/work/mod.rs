@@ -455,12 +455,25 @@ impl Controller {
     /// A reset took the queues away, and with them whoever wanted something for itself.
     pub(crate) fn drop_exclusives(&mut self, host: &mut impl Host) {
         self.work.exclusives.clear();
+        // Groups forget their holds at a reset: the end of the reset stands for the acknowledgement.
+        if let Some(id) = self.hold_awaited() {
+            self.waits.remove(&id);
+        }
         if let Some(exclusive) = self.work.exclusive.take() {
             self.waits.remove(&exclusive.hold);
             host.to_all(GroupCommand::Release { id: exclusive.hold });
-            if self.work.step() == Some(Step::Hold) {
-                self.hold(host);
-            }
+        }
+    }
+
+    fn hold_awaited(&self) -> Option<u32> {
+        let job = self.work.job.as_ref().filter(|_| self.work.step() == Some(Step::Hold))?;
+        job.hold
+    }
+
+    /// Every group has dropped its queues and ended their I/O: whatever was to be held is.
+    pub(crate) fn work_after_reset(&mut self, host: &mut impl Host) {
+        if self.work.step() == Some(Step::Hold) {
+            self.next_step(host);
         }
     }
 }

@@ -188,6 +188,48 @@ fn a_reset_takes_away_the_reply_and_not_the_format() {
 }
 
 #[test]
+fn a_reset_while_a_namespace_is_being_held_does_not_stop_the_work() {
+    let mut world = World::ready();
+    world.host.frozen = true;
+    world.submit(command(0x80, 1, [1, 0]));
+    world.pump();
+    assert!(!world.controller.is_quiet() && !world.controller.is_resetting());
+    world.disable();
+    world.host.frozen = false;
+    world.pump();
+    assert!(world.controller.is_quiet());
+    world.enable();
+    assert_eq!(nsze(&mut world, 1), 16384);
+    assert!(world.host.table.clone().expect("published").for_io(1).is_ok());
+}
+
+#[test]
+fn a_fused_pair_gets_its_namespace_for_itself_and_a_format_waits_for_it() {
+    use nvme::sink::{GroupCommand, GroupEvent};
+    let mut world = World::ready();
+    world.event(GroupEvent::WantExclusive { ticket: 9, nsid: 1, sqid: 1 });
+    world.event(GroupEvent::WantExclusive { ticket: 10, nsid: 1, sqid: 2 });
+    let granted = |world: &World| {
+        let tickets = world.host.commands.iter().filter_map(|command| match command {
+            GroupCommand::Granted { ticket } => Some(*ticket),
+            _ => None,
+        });
+        tickets.collect::<Vec<_>>()
+    };
+    assert_eq!(granted(&world), [9]);
+    world.submit(command(0x80, 1, [0, 0]));
+    world.pump();
+    assert!(world.reap().is_none(), "the format waits");
+    world.event(GroupEvent::ExclusiveDone { ticket: 9 });
+    assert!(world.reap().expect("the format").status.is_success());
+    assert_eq!(granted(&world), [9, 10]);
+    world.event(GroupEvent::ExclusiveDone { ticket: 10 });
+    let holds = world.host.commands.iter().filter(|c| matches!(c, GroupCommand::Hold { .. })).count();
+    let releases = world.host.commands.iter().filter(|c| matches!(c, GroupCommand::Release { .. })).count();
+    assert_eq!(holds, releases);
+}
+
+#[test]
 fn a_block_erase_goes_on_in_the_background_and_ends_with_an_event() {
     let mut world = World::ready();
     let aer = world.submit(command(0x0c, 0, [0, 0]));

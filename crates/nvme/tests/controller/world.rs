@@ -106,6 +106,14 @@ impl Host for Engine {
     }
 
     fn to_all(&mut self, command: GroupCommand) {
+        if matches!(command, GroupCommand::Reset { .. }) {
+            // As the groups do: a hold not yet acknowledged is forgotten.
+            let holds: Vec<u32> = self.commands.iter().filter_map(hold_id).collect();
+            self.inbox.retain(|reply| match reply {
+                Reply::Event(GroupEvent::Acknowledged { id }) => !holds.contains(id),
+                _ => true,
+            });
+        }
         match &command {
             GroupCommand::Namespaces { id, .. }
             | GroupCommand::Hold { id, .. }
@@ -127,6 +135,13 @@ impl Host for Engine {
 
     fn namespaces(&mut self, table: &Arc<NamespaceTable>) {
         self.table = Some(Arc::clone(table));
+    }
+}
+
+fn hold_id(command: &GroupCommand) -> Option<u32> {
+    match command {
+        GroupCommand::Hold { id, .. } => Some(*id),
+        _ => None,
     }
 }
 

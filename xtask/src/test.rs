@@ -42,7 +42,7 @@ pub(crate) fn command() -> Result<()> {
 fn guest_tests() -> Result<Tally> {
     let ready = Image::ensure().and_then(|_| build("godwitd", "godwitd", false));
     match ready {
-        Ok(godwitd) => tests(&["-p", "vmtest"], Some(&godwitd)),
+        Ok(godwitd) => tests(&["-p", "vmtest", "-p", "guest"], Some(&godwitd)),
         Err(error) => {
             eprintln!("error: the guest tests cannot run: {error:#}");
             Ok(Tally { passed: 0, failed: 1 })

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Parser;
 use guest::load::clock::{Clock, pin};
+use guest::load::quiet::others_percent;
 use guest::load::report::Report;
 use guest::load::suite::{self, Settings};
 
@@ -65,11 +66,17 @@ fn main() -> Result<()> {
         disk_mebibytes: arguments.disk,
         clock: Clock::calibrate(),
     };
+    let others = others_percent().context("/proc/stat")?;
     pin(arguments.client_cpu).context("the client's core")?;
     let mut report = Report::default();
     let outcome = suite::run(&settings, &mut report);
     print!("{}", report.table());
     println!("Medians of the runs of each bench; engine on core {}.", settings.engine_cpu);
+    if others > 5.0 {
+        println!(
+            "WARNING: other work used {others:.0} % of the machine at the start: these figures are no claim."
+        );
+    }
     println!("No peer beside fio: SPDK has no Debian package and is not built here.");
     if let Some(path) = arguments.json {
         let mut file = std::fs::File::create(&path).with_context(|| path.display().to_string())?;

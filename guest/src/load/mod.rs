@@ -14,6 +14,7 @@ pub mod footprint;
 pub mod histogram;
 pub mod idle;
 pub mod lane;
+pub mod quiet;
 pub mod report;
 pub mod suite;
 pub mod workload;

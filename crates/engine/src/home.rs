@@ -7,11 +7,11 @@
 //! The controller sees all groups as one: a command to all is broadcast, and the acknowledgements are gathered into one.
 
 use crate::interrupts::Table;
-use crate::message::{Address, Answer, Branching, Call, Message, News, Settlement};
+use crate::message::{Address, Answer, Branching, Call, Client, Message, News, Settlement};
 use crate::records::Records;
 use crate::seat::{Desk, Seat, Turn};
 use block::{Now, Op, Outcome, Range, Request, Submitted, Token};
-use memory::{MemoryMap, Remote};
+use memory::MemoryMap;
 use nvme::controller::Controller;
 use nvme::host::Host;
 use nvme::namespace::NamespaceTable;
@@ -34,7 +34,7 @@ pub(crate) struct Home {
     links: Links,
     waiting: Waiting,
     private: bool,
-    remote: Option<Arc<dyn Remote>>,
+    client: Option<Arc<dyn Client>>,
 }
 
 /// What a home does next, as its reactor sees it.
@@ -225,7 +225,7 @@ impl Home {
             local: VecDeque::new(),
             moving: None,
         };
-        let mut home = Self { seat, controller, links, waiting: Waiting::Nothing, private, remote: None };
+        let mut home = Self { seat, controller, links, waiting: Waiting::Nothing, private, client: None };
         if resume {
             home.resume_queues(now);
         }
@@ -371,8 +371,8 @@ impl Home {
                 self.waiting = Waiting::Quiet { reply };
                 return self.end_call(now);
             }
-            Call::Memory { map, remote } => {
-                self.adopt_memory(map, remote, reply, now);
+            Call::Memory { map, client } => {
+                self.adopt_memory(map, client, reply, now);
                 return self.end_call(now);
             }
             Call::Interrupts(table) => {
@@ -403,12 +403,12 @@ impl Home {
     fn adopt_memory(
         &mut self,
         map: Arc<MemoryMap>,
-        remote: Arc<dyn Remote>,
+        client: Arc<dyn Client>,
         reply: SyncSender<Answer>,
         now: Now,
     ) {
-        let map = if self.private { Arc::new(map.with_remote(Arc::clone(&remote))) } else { map };
-        self.remote = Some(remote);
+        let map = if self.private { Arc::new(map.with_remote(Arc::clone(&client) as _)) } else { map };
+        self.client = Some(client);
         self.links.memory = Arc::clone(&map);
         let Self { seat, controller, links, .. } = self;
         controller.memory(Arc::clone(&map), now, &mut Errand { seat, links });
@@ -442,7 +442,7 @@ impl Home {
         let done = match &mut self.waiting {
             Waiting::Nothing => false,
             Waiting::Memory { left, .. } | Waiting::Interrupts { left, .. } => *left == 0,
-            Waiting::Quiet { .. } => self.controller.is_quiet(),
+            Waiting::Quiet { .. } => !self.controller.is_resetting(),
             Waiting::Flush { submitted: true, .. } => false,
             Waiting::Flush { submitted, .. } => match submit_flush(&mut self.seat.desk) {
                 Submitted::Ended(outcome) => return finish_flush(&mut self.waiting, outcome),
@@ -469,7 +469,7 @@ impl Home {
 
     /// The guest's queues or data lie where only the socket reaches: this ssd needs a reactor of its own.
     fn want_private(&mut self) {
-        if !self.private && self.links.moving.is_none() && self.remote.is_some() {
+        if !self.private && self.links.moving.is_none() && self.client.is_some() {
             self.links.moving = Some(Moving::Wanted);
         }
     }
@@ -495,9 +495,9 @@ impl Home {
     /// Packs up: every group is paused and drained.
     pub(crate) fn pack(mut self) -> Settlement {
         self.links.cut(&self.seat);
-        let Self { seat, controller, links, remote, .. } = self;
-        let memory = match remote {
-            Some(remote) => Arc::new(links.memory.with_remote(remote)),
+        let Self { seat, controller, links, client, .. } = self;
+        let memory = match client {
+            Some(client) => Arc::new(links.memory.with_remote(client)),
             None => links.memory,
         };
         Settlement {
@@ -509,6 +509,17 @@ impl Home {
             namespaces: links.namespaces,
             resume: true,
             private: true,
+        }
+    }
+
+    /// Ends the session of a client that took away the file behind its memory. What was read of it since are zeros.
+    /// Called now and then.
+    pub(crate) fn check_client(&mut self) {
+        if self.links.memory.is_poisoned()
+            && let Some(client) = self.client.take()
+        {
+            tracing::warn!(ssd = self.seat.ssd.name, "the client shrank the file behind its memory: hung up");
+            client.hang_up();
         }
     }
 

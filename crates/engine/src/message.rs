@@ -60,8 +60,8 @@ pub(crate) enum Call {
     BarRead { bar: Bar, offset: u64, len: usize },
     /// Write a BAR.
     BarWrite { bar: Bar, offset: u64, data: Vec<u8> },
-    /// Adopt this memory map; answered when no I/O uses an older one. The handle reaches what has no descriptor.
-    Memory { map: Arc<MemoryMap>, remote: Arc<dyn Remote> },
+    /// Adopt this memory map; answered when no I/O uses an older one.
+    Memory { map: Arc<MemoryMap>, client: Arc<dyn Client> },
     /// Use these eventfds; answered when every reactor does.
     Interrupts(Table),
     /// Mask or unmask INTx.
@@ -72,6 +72,12 @@ pub(crate) enum Call {
     Flush,
     /// Cut the power: give the ssd up and answer with its record. Comes when all is quiet and no memory is mapped.
     PowerOff,
+}
+
+/// The client whose memory it is, as its ssd's home sees it.
+pub(crate) trait Client: Remote {
+    /// Ends the session.
+    fn hang_up(&self);
 }
 
 /// The answer to a [`Call`].

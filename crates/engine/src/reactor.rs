@@ -22,6 +22,9 @@ const FIRST_SLEEP_NS: u64 = 20_000;
 /// With I/O at the drive a reactor spins this much longer before it sleeps: a drive answers within it.
 const BUSY_SPIN_NS: u64 = 2_000_000;
 
+/// How often clients are checked for memory that they took away.
+const CHECK_NS: u64 = 10_000_000;
+
 /// How a reactor runs.
 #[derive(Clone)]
 pub(crate) struct Options {
@@ -138,9 +141,14 @@ impl Reactor {
         let mut last = ticks();
         let mut quiet_ns = 0;
         let mut sleep_ns = FIRST_SLEEP_NS;
+        let mut checked = Now(0);
         while !self.stopping {
             let now = self.setup.options.clock.at(last);
             let turn = self.turn(now);
+            if now.0.saturating_sub(checked.0) >= CHECK_NS {
+                self.check_clients();
+                checked = now;
+            }
             let after = ticks();
             let span_ns = self.setup.options.clock.span_ns(after.saturating_sub(last));
             last = after;
@@ -176,6 +184,14 @@ impl Reactor {
             }
         }
         all
+    }
+
+    fn check_clients(&mut self) {
+        for place in &mut self.places {
+            if let Place::Home(home) = place {
+                home.check_client();
+            }
+        }
     }
 
     fn spin_ns(&self) -> u64 {

@@ -1,7 +1,7 @@
 //! A vfio-user session's view of an ssd: messages become calls to the ssd's home, the answers become replies.
 
 use crate::interrupts::{Table, VECTORS_MAX};
-use crate::message::{Address, Answer, Call, Message};
+use crate::message::{Address, Answer, Call, Client, Message};
 use crate::ssd::{Power, Ssd};
 use frontend::vfio_user::{
     Device, DeviceInfo, DmaMap, DmaUnmap, Errno, IrqAction, IrqData, IrqInfo, MmapArea, RegionInfo,
@@ -28,10 +28,10 @@ pub(crate) struct Wire {
     info: DeviceInfo,
     map: Arc<MemoryMap>,
     table: Table,
-    remote: Arc<dyn Remote>,
+    client: Arc<dyn Client>,
 }
 
-/// Client memory that came without a descriptor.
+/// The client at the other end of the socket.
 struct OverSocket(RemoteMemory);
 
 impl Remote for OverSocket {
@@ -41,6 +41,12 @@ impl Remote for OverSocket {
 
     fn write(&self, iova: Iova, src: &[u8]) -> Result<(), Fault> {
         self.0.write(iova.0, src).map_err(|_| Fault::Unmapped)
+    }
+}
+
+impl Client for OverSocket {
+    fn hang_up(&self) {
+        self.0.hang_up();
     }
 }
 
@@ -57,7 +63,7 @@ impl Wire {
             home,
             map: Arc::new(MemoryMap::empty()),
             table: Table::default(),
-            remote: Arc::new(OverSocket(remote)),
+            client: Arc::new(OverSocket(remote)),
         })
     }
 
@@ -68,7 +74,7 @@ impl Wire {
 
     fn adopt(&mut self, map: MemoryMap) -> Result<(), Errno> {
         let map = Arc::new(map);
-        self.call(Call::Memory { map: Arc::clone(&map), remote: Arc::clone(&self.remote) })?;
+        self.call(Call::Memory { map: Arc::clone(&map), client: Arc::clone(&self.client) })?;
         self.map = map;
         Ok(())
     }

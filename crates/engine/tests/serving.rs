@@ -3,6 +3,7 @@
 use api::config::Config;
 use engine::Engine;
 use guest::nvme::{Driver, Options, Sqe};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -222,5 +223,32 @@ fn an_unmap_waits_for_the_io_that_uses_the_memory() {
         extra.mapping().read(0, &mut bytes);
         assert!(bytes.iter().all(|byte| *byte == 0xa5), "round {round}");
     }
+    host.stop();
+}
+
+#[test]
+fn a_client_that_shrinks_its_memory_is_hung_up_on_and_harms_nobody() {
+    let host = Host::start(&[("bad", RAM), ("good", RAM)], 1);
+    let mut good = host.connect("good");
+    good.create_queue_pair(1, 16).unwrap();
+    let mut bad = host.connect("bad");
+    bad.create_queue_pair(1, 16).unwrap();
+    // A memfd of the driver's own cannot shrink; this one can.
+    let file = tempfile::tempfile_in("/dev/shm").unwrap();
+    file.set_len(1 << 20).unwrap();
+    bad.client().dma_map(0x70_0000_0000, 1 << 20, Some((file.as_fd(), 0))).unwrap();
+    file.set_len(0).unwrap();
+    let sqe = Sqe::new(1).nsid(1).prp(0x70_0000_0000, 0).qword(10, 0).cdw12(7);
+    let _ = bad.submit(1, sqe);
+    let mut byte = [0];
+    bad.client().stream().set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let got = std::io::Read::read(&mut bad.client().stream(), &mut byte);
+    assert_eq!(got.unwrap(), 0, "the engine hung up");
+    write(&mut good, 1, 0, &pattern(1, 4096));
+    assert_eq!(read(&mut good, 1, 0, 4096), pattern(1, 4096));
+    drop(bad);
+    let mut next = host.connect("bad");
+    next.create_queue_pair(1, 16).unwrap();
+    write(&mut next, 1, 0, &pattern(2, 4096));
     host.stop();
 }

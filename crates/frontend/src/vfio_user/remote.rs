@@ -90,6 +90,12 @@ impl RemoteMemory {
         Ok(())
     }
 
+    /// Ends the session from the device's side: the client's memory proved not to be what it was said to be.
+    pub fn hang_up(&self) {
+        self.close();
+        self.0.transport.hang_up();
+    }
+
     /// The session is over: everyone who waits is told, and later calls fail at once.
     pub(crate) fn close(&self) {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner).closed = true;

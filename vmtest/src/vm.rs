@@ -255,7 +255,9 @@ impl Vm {
     pub fn unplug(&mut self, id: &str) -> Result<()> {
         self.qmp.execute("device_del", &json!({ "id": id }))?;
         loop {
-            let event = self.qmp.wait_event("DEVICE_DELETED", Duration::from_secs(60))?;
+            let event = self.qmp.wait_event("DEVICE_DELETED", Duration::from_secs(60));
+            let event =
+                event.with_context(|| self.qemu.fate()).with_context(|| console_tail(self.folder.path()))?;
             if event["data"]["device"] == id {
                 return Ok(());
             }
@@ -298,6 +300,15 @@ struct Qemu(Child);
 impl Qemu {
     fn ended(&mut self) -> Result<Option<ExitStatus>> {
         self.0.try_wait().context("wait for QEMU")
+    }
+
+    /// For an error: QEMU closes its sockets just before it can be waited for.
+    fn fate(&mut self) -> String {
+        std::thread::sleep(Duration::from_millis(200));
+        match self.ended() {
+            Ok(Some(status)) => format!("QEMU ended with {status}"),
+            _ => "QEMU is running".to_owned(),
+        }
     }
 
     fn kill(&mut self) {

@@ -45,7 +45,8 @@ fn identify_logs_and_features_answer_as_nvme_cli_expects() -> Result<()> {
                 "nvme smart-log /dev/nvme0 | grep -E '^critical_warning[[:space:]]+: 0'",
                 "nvme fw-log /dev/nvme0",
                 "nvme changed-ns-list-log /dev/nvme0",
-                "nvme effects-log /dev/nvme0",
+                // Without --csi, nvme-cli also asks for the zoned command set of a drive that names command sets at all.
+                "nvme effects-log /dev/nvme0 --csi=0",
                 "nvme get-log /dev/nvme0 --log-id=5 --log-len=4096 > /dev/null",
                 "nvme get-log /dev/nvme0 --log-id=2 --log-len=512 > /dev/null",
                 "nvme get-log /dev/nvme0 --log-id=2 --log-len=8 --lpo=32 > /dev/null",

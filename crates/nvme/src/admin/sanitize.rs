@@ -77,6 +77,12 @@ impl Controller {
         Erase::Pattern { pattern: self.sanitize.pattern, passes, invert: fields.oipbp(), deallocate }
     }
 
+    /// An overwrite without deallocation was the last to touch free space.
+    pub(super) fn free_space_is_patterned(&self) -> bool {
+        let never = self.sanitize.status == SanitizeOutcome::Never.0 && self.sanitize.cdw10 == 0;
+        !never && matches!(self.sanitize_erase(), Erase::Pattern { deallocate: false, .. })
+    }
+
     /// The operation has ended.
     pub(crate) fn conclude_sanitize(&mut self, failed: bool) {
         self.sanitize.status = if failed { SanitizeOutcome::Failed.0 } else { SanitizeOutcome::Completed.0 };

@@ -44,8 +44,8 @@ pub(crate) enum Task {
     Detach { nsid: u32 },
     /// Controller attach.
     Attach { nsid: u32 },
-    /// Namespace creation.
-    Create { namespace: Box<Namespace> },
+    /// Namespace creation. Free space reads as zeros, unless a sanitize left its pattern there: then `wipe`.
+    Create { namespace: Box<Namespace>, wipe: bool },
     /// What an earlier life left to be wiped.
     Leftovers,
     /// The sanitize operation in the record.
@@ -69,6 +69,7 @@ impl Task {
             Self::Format { .. } => &[Step::Hold, Step::Gate, Step::Wipe, Step::Commit, Step::Publish],
             Self::Delete { .. } => &[Step::Hold, Step::Gate, Step::Record, Step::Wipe, Step::Commit],
             Self::Detach { .. } => &[Step::Hold, Step::Commit, Step::Publish],
+            Self::Create { wipe: true, .. } => &[Step::Wipe, Step::Commit, Step::Publish],
             Self::Attach { .. } | Self::Create { .. } => &[Step::Commit, Step::Publish],
             Self::Leftovers => &[Step::Wipe, Step::Commit],
             Self::Sanitize => {
@@ -327,6 +328,7 @@ impl Controller {
                 Wiper::new(vec![whole], self.sanitize_erase())
                     .resumed(self.sanitize.passes_done, self.sanitize.done_bytes)
             }
+            Some(Task::Create { namespace, .. }) => Wiper::new(vec![namespace.reserved()], zeros),
             _ => Wiper::new(self.to_wipe.clone(), zeros),
         }
     }
@@ -365,7 +367,7 @@ impl Controller {
             }
             Task::Attach { nsid } => changed(*nsid, &|ns| Namespace { attached: true, ..ns }),
             Task::Detach { nsid } => changed(*nsid, &|ns| Namespace { attached: false, ..ns }),
-            Task::Create { namespace } => table.with((**namespace).clone()),
+            Task::Create { namespace, .. } if !job.failed => table.with((**namespace).clone()),
             Task::Sanitize if job.failed => table.gated(SubsystemGate::SanitizeFailed),
             Task::Sanitize => table.gated(SubsystemGate::Open),
             _ => table,

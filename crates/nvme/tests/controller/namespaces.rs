@@ -268,6 +268,17 @@ fn an_interrupted_sanitize_goes_on_after_a_restart() {
 }
 
 #[test]
+fn a_namespace_created_where_a_sanitize_left_its_pattern_reads_as_zeros() {
+    let mut world = World::ready();
+    assert_eq!(status(&mut world, delete(1)), Status::SUCCESS);
+    assert_eq!(status(&mut world, command(0x84, 0, [3 | 1 << 4 | 1 << 9, 7])), Status::SUCCESS);
+    assert!(world.host.drive.iter().all(|page| *page == 2));
+    assert!(create(&mut world, 2048, &|_| ()).status.is_success());
+    assert!(world.host.drive[..MIB_PAGES].iter().all(|page| *page == 0));
+    assert!(world.host.drive[MIB_PAGES..].iter().all(|page| *page == 2));
+}
+
+#[test]
 fn a_failed_sanitize_stays_restricted_until_it_may_be_left() {
     for (ause, left) in [(0, Status::SANITIZE_FAILED), (1 << 3, Status::SUCCESS)] {
         let mut world = World::ready();

@@ -8,6 +8,11 @@ use spec::nvme::registers as reg;
 
 use crate::world::{DATA, RAM_BYTES, World};
 
+/// More by `GODWIT_SEEDS`.
+fn seeds() -> u64 {
+    std::env::var("GODWIT_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(60)
+}
+
 struct Dice(u64);
 
 impl Dice {
@@ -86,7 +91,7 @@ fn scatter(world: &World, dice: &mut Dice) {
 
 #[test]
 fn random_admin_commands_are_each_answered_exactly_once() {
-    for seed in 0..60 {
+    for seed in 0..seeds() {
         let mut dice = Dice(seed);
         let mut world = World::ready();
         (world.host.at_once, world.host.full) = (dice.below(2) == 0, false);
@@ -115,7 +120,7 @@ fn random_admin_commands_are_each_answered_exactly_once() {
 
 #[test]
 fn random_events_resets_and_register_writes_leave_a_controller_that_can_be_enabled() {
-    for seed in 0..60 {
+    for seed in 0..seeds() {
         let mut dice = Dice(seed + 1_000_000);
         let mut world = World::ready();
         for _ in 0..200 {

@@ -306,9 +306,15 @@ impl World {
             if self.host.frozen {
                 return given;
             }
-            let Some(reply) = self.host.inbox.pop_front() else { return given };
+            let due = self.controller.deadline().is_some_and(|at| at.0 <= self.now) && !self.host.full;
             given += 1;
             assert!(given < 100_000, "the controller goes round in circles");
+            let Some(reply) = self.host.inbox.pop_front() else {
+                if due {
+                    continue;
+                }
+                return given;
+            };
             let now = Now(self.now);
             match reply {
                 Reply::Event(event) => self.controller.event(event, now, &mut self.host),

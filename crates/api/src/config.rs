@@ -252,7 +252,7 @@ fn check_engine(raw: &RawEngine) -> Result<Engine, Wrong> {
         reactors,
         cpus,
         spin_us: raw.spin_us.as_ref().map_or(50, |us| *us.get_ref()),
-        idle_us: raw.idle_us.as_ref().map_or(500, |us| *us.get_ref()),
+        idle_us: raw.idle_us.as_ref().map_or(750, |us| *us.get_ref()),
     })
 }
 
@@ -297,7 +297,7 @@ fn check_size(raw: &RawSsd, backend: &Backend) -> Result<Option<u64>, Wrong> {
         };
     };
     let bytes = Size::from_str(size.get_ref()).map_err(|reason| wrong(size, reason))?.bytes;
-    if bytes == 0 || bytes % (1 << 20) != 0 {
+    if bytes == 0 || !bytes.is_multiple_of(1 << 20) {
         return Err(wrong(size, "size must be a multiple of 1MiB and not 0"));
     }
     if bytes > 1 << 50 {

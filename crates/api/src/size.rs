@@ -43,7 +43,10 @@ impl std::str::FromStr for Size {
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let unit = UNITS[..4].iter().rev().find(|(_, scale)| self.bytes >= *scale && self.bytes % scale == 0);
+        let unit = UNITS[..4]
+            .iter()
+            .rev()
+            .find(|(_, scale)| self.bytes >= *scale && self.bytes.is_multiple_of(*scale));
         match unit {
             Some((name, scale)) => write!(f, "{}{name}", self.bytes / scale),
             None => write!(f, "{}B", self.bytes),

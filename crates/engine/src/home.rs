@@ -15,6 +15,7 @@ use memory::MemoryMap;
 use nvme::controller::Controller;
 use nvme::host::Host;
 use nvme::namespace::NamespaceTable;
+use nvme::queue::Watch;
 use nvme::sink::{GroupCommand, GroupEvent};
 use rustix::io::Errno;
 use state::region::QUEUES_MAX;
@@ -521,6 +522,11 @@ impl Home {
             tracing::warn!(ssd = self.seat.ssd.name, "the client shrank the file behind its memory: hung up");
             client.hang_up();
         }
+    }
+
+    /// When there is nothing to do but to wait for doorbells, mail, or a timer: adds a watch for each doorbell.
+    pub(crate) fn watch(&mut self, watches: &mut Vec<Watch>) -> bool {
+        !self.has_errands() && self.controller.watch(watches) && self.seat.group.watch(watches)
     }
 
     /// When the next timer of the controller is due.

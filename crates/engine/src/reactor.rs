@@ -1,7 +1,7 @@
 //! A reactor: one thread, run to completion, shared nothing.
 //!
 //! A turn looks at the mailbox, then gives each seat its turn: completions of the drive, submission doorbells, completion
-//! doorbells. Without work it spins for a while, then sleeps for ever longer spans up to the configured one; with no
+//! doorbells. Without work it spins for a while, then sleeps for spans that grow with the pause up to the configured one; with no
 //! guest enabled it sleeps until a message comes.
 
 use crate::clock::{Clock, ticks};
@@ -12,16 +12,21 @@ use crate::records::Records;
 use crate::seat::{Branch, Seat, Turn};
 use crate::stats::{Counters, add};
 use block::Now;
+use nvme::queue::Watch;
 use rustix::io::Errno;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::thread::JoinHandle;
 
-/// First sleep after spinning; each further one is twice as long.
-const FIRST_SLEEP_NS: u64 = 20_000;
+/// The shortest sleep.
+const SLEEP_MIN_NS: u64 = 10_000;
+/// A sleep lasts this part of the quiet time before it: what comes after a pause waits at most that much longer.
+const SLEEP_PART: u64 = 8;
 /// With I/O at the drive a reactor spins this much longer before it sleeps: a drive answers within it.
 const BUSY_SPIN_NS: u64 = 2_000_000;
 
+/// How long a reactor looks at nothing but doorbells before it takes a whole turn again.
+const DOZE_NS: u64 = 100_000_000;
 /// How often clients are checked for memory that they took away.
 const CHECK_NS: u64 = 10_000_000;
 
@@ -37,7 +42,7 @@ pub(crate) struct Options {
 /// An ssd's place here.
 enum Place {
     Home(Box<Home>),
-    Branch(Branch),
+    Branch(Box<Branch>),
     /// It moved to a private reactor, which takes its messages.
     Moved(SsdId, Address),
 }
@@ -140,7 +145,6 @@ impl Reactor {
         let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
         let mut last = ticks();
         let mut quiet_ns = 0;
-        let mut sleep_ns = FIRST_SLEEP_NS;
         let mut checked = Now(0);
         while !self.stopping {
             let now = self.setup.options.clock.at(last);
@@ -155,13 +159,12 @@ impl Reactor {
             self.count(&turn, span_ns);
             if turn.work > 0 {
                 quiet_ns = 0;
-                sleep_ns = FIRST_SLEEP_NS;
                 continue;
             }
             quiet_ns += span_ns;
             if quiet_ns >= self.spin_ns() {
-                self.sleep(sleep_ns, now);
-                sleep_ns = (sleep_ns * 2).min(self.setup.options.idle_ns);
+                let longest_ns = self.setup.options.idle_ns;
+                self.sleep((quiet_ns / SLEEP_PART).clamp(SLEEP_MIN_NS.min(longest_ns), longest_ns), now);
             } else {
                 std::hint::spin_loop();
             }
@@ -199,8 +202,16 @@ impl Reactor {
         self.setup.options.spin_ns + if busy { BUSY_SPIN_NS } else { 0 }
     }
 
-    /// Sleeps until a message, a completion of a drive, a timer, or the time to look at the doorbells again.
+    /// Sleeps until a message, a completion of a drive, a timer, or the time to look at the doorbells again. When all that
+    /// can come is a doorbell, looks at nothing else and sleeps on.
     fn sleep(&mut self, sleep_ns: u64, now: Now) {
+        let mut watches = Vec::new();
+        let dozes = sleep_ns == self.setup.options.idle_ns
+            && self.places.iter_mut().all(|place| match place {
+                Place::Home(home) => home.watch(&mut watches),
+                Place::Branch(branch) => branch.seat.group.watch(&mut watches),
+                Place::Moved(..) => true,
+            });
         let seats = || self.places.iter().filter_map(Place::seat);
         let fds: Vec<_> = seats().filter_map(Seat::wake_fd).collect();
         let unwatched = seats().any(|seat| seat.is_busy() && seat.wake_fd().is_none());
@@ -209,10 +220,18 @@ impl Reactor {
             Place::Home(home) => home.deadline().map(|at| at.0.saturating_sub(now.0)),
             _ => None,
         });
-        let timeout_ns = deadline.chain(polled.then_some(sleep_ns)).min();
-        self.mailbox().sleep(&fds, timeout_ns);
-        if let Some(counters) = &self.setup.counters {
-            add(&counters.get().sleeps, 1);
+        let deadline_ns = deadline.min();
+        let timeout_ns = deadline_ns.into_iter().chain(polled.then_some(sleep_ns)).min();
+        let rounds =
+            if dozes && polled && deadline_ns.is_none_or(|ns| ns > DOZE_NS) { DOZE_NS / sleep_ns } else { 1 };
+        for _ in 0..rounds.max(1) {
+            self.mailbox().sleep(&fds, timeout_ns);
+            if let Some(counters) = &self.setup.counters {
+                add(&counters.get().sleeps, 1);
+            }
+            if self.mailbox().has_mail() || watches.iter().any(Watch::rang) {
+                return;
+            }
         }
     }
 
@@ -252,7 +271,7 @@ impl Reactor {
             Message::Branch(plan) => {
                 let name = plan.ssd.name.clone();
                 match Branch::new(*plan) {
-                    Ok(branch) => self.places.push(Place::Branch(branch)),
+                    Ok(branch) => self.places.push(Place::Branch(Box::new(branch))),
                     Err(error) => {
                         tracing::error!(ssd = name, %error, "the drive cannot be opened on a reactor")
                     }

@@ -285,8 +285,12 @@ fn device_info(power: &Power) -> std::io::Result<DeviceInfo> {
     let mut irqs = vec![IrqInfo::default(); device::PCI_IRQS as usize];
     irqs[device::PCI_INTX_IRQ as usize] =
         IrqInfo { count: 1, eventfd: true, maskable: true, automasked: true, noresize: false };
-    irqs[device::PCI_MSIX_IRQ as usize] =
-        IrqInfo { count: VECTORS_MAX as u32, eventfd: true, noresize: true, ..IrqInfo::default() };
+    irqs[device::PCI_MSIX_IRQ as usize] = IrqInfo {
+        count: u32::try_from(VECTORS_MAX).unwrap_or(0),
+        eventfd: true,
+        noresize: true,
+        ..IrqInfo::default()
+    };
     for index in [device::PCI_ERR_IRQ, device::PCI_REQ_IRQ] {
         irqs[index as usize] = IrqInfo { count: 1, eventfd: true, noresize: true, ..IrqInfo::default() };
     }

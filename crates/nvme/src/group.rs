@@ -27,7 +27,9 @@ use state::region::{ControllerRegion, QUEUES_MAX};
 use crate::io::fault::{Access, Refusal};
 use crate::io::{Begun, Executor, Kind, Quick, Started, ended};
 use crate::namespace::NamespaceTable;
-use crate::queue::{Accepted, Answer, CompletionQueue, Doorbells, Look, SubmissionQueue, cq_index, sq_index};
+use crate::queue::{
+    Accepted, Answer, CompletionQueue, Doorbells, Look, SubmissionQueue, Watch, cq_index, sq_index,
+};
 use crate::sink::{DoorbellError, ErrorRecord, GroupEvent, Sink};
 use drain::Drains;
 use live::{Live, Partner, Slots, State};
@@ -158,6 +160,23 @@ impl QueueGroup {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.active_sqs.is_empty() && self.active_cqs.is_empty()
+    }
+
+    /// When the group has nothing to do but to wait for doorbells: adds one watch for each submission queue. `false`: it has,
+    /// and wants its turns.
+    pub fn watch(&self, watches: &mut Vec<Watch>) -> bool {
+        if self.at_backend > 0 || self.posted || !self.retries.is_empty() || self.drains.is_watching() {
+            return false;
+        }
+        for sq in self.active_sqs.iter().filter_map(|sqid| self.sqs.get(usize::from(*sqid))?.as_deref()) {
+            let index = sq_index(sq.queue.sqid());
+            let value = self.bells.value(&self.page, index);
+            if !sq.queue.is_idle_at(value) {
+                return false;
+            }
+            watches.push(self.bells.watch(&self.page, index, value));
+        }
+        true
     }
 
     /// One look at each submission queue. Returns the number of commands taken.

@@ -119,11 +119,18 @@ impl Controller {
         if !record.laid_out {
             self.created = 1;
         }
+        // Nothing is ever wiped under a namespace that is there, whatever the record says.
+        let outside = |r: &block::Range| {
+            r.end_bytes().is_some_and(|end| {
+                let clear = |ns: &Namespace| end <= ns.start_bytes || ns_end(ns) <= r.start_bytes;
+                end <= self.capacity_bytes && namespaces.iter().all(clear)
+            })
+        };
         self.to_wipe = record
             .to_wipe
             .iter()
             .map(|r| block::Range { start_bytes: r.start_bytes, len_bytes: r.len_bytes })
-            .filter(|r| r.end_bytes().is_some_and(|end| end <= self.capacity_bytes))
+            .filter(outside)
             .collect();
         let gate = match record.sanitize.status {
             2 => SubsystemGate::Sanitizing,
@@ -185,8 +192,11 @@ impl Controller {
 }
 
 fn overlap(a: &Namespace, b: &Namespace) -> bool {
-    let end = |ns: &Namespace| ns.start_bytes.saturating_add(ns.reserved_bytes);
-    a.start_bytes < end(b) && b.start_bytes < end(a)
+    a.start_bytes < ns_end(b) && b.start_bytes < ns_end(a)
+}
+
+fn ns_end(ns: &Namespace) -> u64 {
+    ns.start_bytes.saturating_add(ns.reserved_bytes)
 }
 
 pub(super) fn sum(a: &CountersV1, b: &CountersV1) -> CountersV1 {

@@ -5,7 +5,7 @@ use spec::nvme::Status;
 
 use super::{Controller, Host, PersistWish, Wait};
 use crate::admin::queue::Next;
-use crate::queue::{Answer, Unanswered};
+use crate::queue::{Answer, Unanswered, Watch, cq_index, sq_index};
 use crate::sink::GroupEvent;
 
 /// Admin commands taken in one turn.
@@ -47,6 +47,19 @@ impl Controller {
         let waiting = self.queue.as_ref().is_some_and(|q| q.has_work(self.doorbells.sq_tail(0)));
         let due = self.deadline().is_some_and(|at| at <= self.now);
         !(moved || waiting || due)
+    }
+
+    /// When the controller has nothing to do but to wait for its doorbells or its [`Controller::deadline`]: adds a watch for
+    /// each. `false`: it has, and wants its turns.
+    pub fn watch(&mut self, watches: &mut Vec<Watch>) -> bool {
+        if !self.is_still() {
+            return false;
+        }
+        if let Some(queue) = &self.queue {
+            watches.push(Watch::register(&self.doorbells, sq_index(0), queue.head()));
+            watches.push(Watch::register(&self.doorbells, cq_index(0), self.cq_head_seen));
+        }
+        true
     }
 
     /// When the next turn is due at the latest, if nothing else happens.

@@ -18,6 +18,7 @@ mod record;
 mod recovery;
 mod store;
 mod submission;
+mod watch;
 
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ pub use doorbell::{Doorbells, cq_index, sq_index};
 pub use record::{CqRecord, SqRecord, close_cq, close_sq, create_cq, create_sq};
 pub use recovery::{Conclusion, Unanswered, conclude};
 pub use submission::{Accepted, Look, SubmissionQueue};
+pub use watch::Watch;
 
 #[cfg(test)]
 pub(crate) use store::fuel;

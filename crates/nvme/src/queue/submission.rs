@@ -193,6 +193,12 @@ impl SubmissionQueue {
         if self.tail >= self.head { self.tail - self.head } else { self.tail + self.size - self.head }
     }
 
+    /// Nothing waits, and `tail` says nothing that [`SubmissionQueue::look`] was not told.
+    #[must_use]
+    pub fn is_idle_at(&self, tail: u32) -> bool {
+        self.waiting() == 0 && (tail == self.tail || tail == self.rejected)
+    }
+
     /// Starts to fetch the entry `ahead` of the head into the cache.
     #[inline]
     pub fn prefetch(&self, ahead: u32) {

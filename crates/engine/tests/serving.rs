@@ -1,5 +1,7 @@
 //! The engine as a client sees it: a whole engine in this process, driven by the user-space guest over its sockets.
 
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test that cannot go on fails")]
+
 use api::config::Config;
 use engine::Engine;
 use guest::nvme::{Driver, Options, Sqe};

@@ -5,7 +5,7 @@ use spec::nvme::log::SanitizeStatusLog;
 use spec::nvme::{Command, Completion, Status};
 use zerocopy::FromBytes;
 
-use crate::world::{World, command};
+use crate::world::{CAPACITY_BYTES, World, command};
 
 const MIB_PAGES: usize = 256;
 
@@ -332,4 +332,15 @@ fn marked_blocks_are_what_get_lba_status_returns() {
     assert_eq!(status(&mut world, get), Status::INVALID_FIELD);
     (get.cdw10, get.cdw11, get.cdw13) = (u32::MAX, u32::MAX, 0x1000_0002);
     assert_eq!(status(&mut world, get), Status::LBA_OUT_OF_RANGE);
+}
+
+#[test]
+fn nothing_of_a_record_is_wiped_under_a_namespace_that_is_there() {
+    let record = World::ready().controller.record();
+    let inside = |start_bytes, len_bytes| state::ssd::RangeV1 { start_bytes, len_bytes };
+    let to_wipe = vec![inside(0, 1 << 20), inside(CAPACITY_BYTES - 4096, 4096), inside(u64::MAX, 2)];
+    let mut world = World::with_record(&state::SsdV1 { to_wipe, ..record });
+    world.enable();
+    assert!(world.host.drive.iter().all(|page| *page == 1), "no block of the namespace was touched");
+    assert!(world.controller.record().to_wipe.is_empty());
 }

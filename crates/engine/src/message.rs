@@ -20,6 +20,13 @@ pub(crate) type Address = Arc<Mailbox<Message>>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SsdId(pub(crate) usize);
 
+/// One power cycle of an ssd. What is said of an earlier one is not for the present controller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Life {
+    pub(crate) ssd: SsdId,
+    pub(crate) number: u64,
+}
+
 /// To a reactor. A message for an ssd that has no seat there is dropped; a call is then answered ENODEV.
 pub(crate) enum Message {
     /// Take the ssd's controller: this reactor is its home now.
@@ -34,10 +41,10 @@ pub(crate) enum Message {
     Group(SsdId, GroupCommand),
     /// From home to a branch: new eventfds.
     Interrupts(SsdId, Table),
-    /// From branch number `.1` to home.
-    News(SsdId, News),
+    /// From a branch to home.
+    News(Life, News),
     /// From the record keeper to home.
-    Persisted(SsdId, bool),
+    Persisted(Life, bool),
     /// End the thread. Comes when no ssd is left.
     Stop,
 }
@@ -48,6 +55,8 @@ pub(crate) enum News {
     Group(GroupEvent),
     /// It uses the new eventfds.
     InterruptsTaken,
+    /// Its queues may have changed the level of INTx.
+    Line,
 }
 
 /// What a session asks of its ssd's home.
@@ -100,8 +109,8 @@ pub(crate) struct Settlement {
     pub(crate) memory: Arc<MemoryMap>,
     pub(crate) interrupts: Table,
     pub(crate) namespaces: Arc<NamespaceTable>,
-    /// Queues that exist already, when the ssd moves with a running guest.
-    pub(crate) resume: bool,
+    /// When the ssd moves with a running guest and the queues it has: deletions of some that have not ended.
+    pub(crate) resume: Option<Vec<GroupCommand>>,
     /// Set on a private reactor: memory without a descriptor may be reached from here.
     pub(crate) private: bool,
 }

@@ -7,7 +7,7 @@
 use crate::clock::{Clock, ticks};
 use crate::home::{Home, Next};
 use crate::mailbox::Mailbox;
-use crate::message::{Address, Answer, Call, Message, SsdId};
+use crate::message::{Address, Answer, Call, Life, Message, News, SsdId};
 use crate::records::Records;
 use crate::seat::{Branch, Seat, Turn};
 use crate::stats::{Counters, add};
@@ -101,7 +101,7 @@ pub(crate) fn spawn(
 impl Setup {
     fn spawn(self, name: String) -> std::io::Result<JoinHandle<()>> {
         // Drives are opened on the thread and never leave it, so the reactor is made there.
-        let run = || Reactor { setup: self, places: Vec::new(), stopping: false }.run();
+        let run = || Reactor { setup: self, places: Vec::new(), stopping: false, complained: None }.run();
         std::thread::Builder::new().name(name).spawn(run)
     }
 }
@@ -111,15 +111,14 @@ struct Reactor {
     setup: Setup,
     places: Vec<Place>,
     stopping: bool,
+    /// When it last said that a private reactor cannot be started.
+    complained: Option<std::time::Instant>,
 }
 
 impl Reactor {
-    /// Starts the private reactor of one ssd, which takes over everything of it.
-    fn spawn_private(&self, home: Box<Home>) -> std::io::Result<Address> {
+    /// Starts a private reactor for one ssd.
+    fn spawn_private(&self, id: SsdId) -> std::io::Result<Address> {
         let mailbox = Arc::new(Mailbox::new()?);
-        let settlement = home.pack();
-        let name = format!("private-{}", settlement.ssd.id.0);
-        mailbox.send(Message::Settle(Box::new(settlement)));
         let setup = Setup {
             reactors: vec![Arc::clone(&mailbox)],
             options: Options { cpu: None, ..self.setup.options.clone() },
@@ -127,7 +126,7 @@ impl Reactor {
             counters: None,
             private: true,
         };
-        setup.spawn(name)?;
+        setup.spawn(format!("private-{}", id.0))?;
         Ok(mailbox)
     }
 
@@ -181,7 +180,7 @@ impl Reactor {
             all.work += turn.work;
             all.commands += turn.commands;
             if let Place::Home(home) = &self.places[at]
-                && let Next::Move = home.next()
+                && home.moves()
             {
                 self.move_out(at);
             }
@@ -259,24 +258,11 @@ impl Reactor {
     fn read(&mut self, message: Message, now: Now) {
         match message {
             Message::Settle(plan) => {
-                let (id, name) = (plan.ssd.id, plan.ssd.name.clone());
-                self.vacate(id);
-                match Home::new(*plan, self.setup.reactors.clone(), self.setup.records.clone(), now) {
-                    Ok(home) => self.places.push(Place::Home(Box::new(home))),
-                    Err(error) => {
-                        tracing::error!(ssd = name, %error, "the drive cannot be opened on a reactor")
-                    }
-                }
+                self.vacate(plan.ssd.id);
+                let (reactors, records) = (self.setup.reactors.clone(), self.setup.records.clone());
+                self.places.push(Place::Home(Box::new(Home::new(*plan, reactors, records, now))));
             }
-            Message::Branch(plan) => {
-                let name = plan.ssd.name.clone();
-                match Branch::new(*plan) {
-                    Ok(branch) => self.places.push(Place::Branch(Box::new(branch))),
-                    Err(error) => {
-                        tracing::error!(ssd = name, %error, "the drive cannot be opened on a reactor")
-                    }
-                }
-            }
+            Message::Branch(plan) => self.places.push(Place::Branch(Box::new(Branch::new(*plan)))),
             Message::Leave(id) => self.vacate(id),
             Message::Call(id, call, reply) => self.call(id, call, reply, now),
             Message::Group(id, command) => {
@@ -289,17 +275,21 @@ impl Reactor {
                     branch.interrupts(table);
                 }
             }
-            Message::News(id, news) => match self.find(id) {
-                Some(Place::Home(home)) => home.news(news, now),
-                Some(Place::Moved(_, address)) => address.send(Message::News(id, news)),
-                _ => {}
-            },
-            Message::Persisted(id, ok) => match self.find(id) {
-                Some(Place::Home(home)) => home.persisted(ok, now),
-                Some(Place::Moved(_, address)) => address.send(Message::Persisted(id, ok)),
+            Message::News(life, news) => self.news(life, news, now),
+            Message::Persisted(life, ok) => match self.find(life.ssd) {
+                Some(Place::Home(home)) if home.seat.life() == life => home.persisted(ok, now),
+                Some(Place::Moved(_, address)) => address.send(Message::Persisted(life, ok)),
                 _ => {}
             },
             Message::Stop => self.stopping = true,
+        }
+    }
+
+    fn news(&mut self, life: Life, news: News, now: Now) {
+        match self.find(life.ssd) {
+            Some(Place::Home(home)) if home.seat.life() == life => home.news(news, now),
+            Some(Place::Moved(_, address)) => address.send(Message::News(life, news)),
+            _ => {}
         }
     }
 
@@ -329,17 +319,28 @@ impl Reactor {
     /// Gives an ssd whose guest memory is only reachable over its socket a reactor of its own, where waiting for the
     /// client harms nobody else.
     fn move_out(&mut self, at: usize) {
-        let Place::Home(home) = self.places.swap_remove(at) else { return };
+        let Place::Home(home) = &self.places[at] else { return };
         let (id, name) = (home.seat.id(), home.seat.ssd.name.clone());
-        match self.spawn_private(home) {
-            Ok(address) => {
-                tracing::info!(
-                    ssd = name,
-                    "guest memory without a descriptor is in use: moved to a private reactor"
-                );
-                self.places.push(Place::Moved(id, address));
+        let address = match self.spawn_private(id) {
+            Ok(address) => address,
+            // It stays paused and asks again in the next turn.
+            Err(error) => {
+                let now = std::time::Instant::now();
+                if self.complained.is_none_or(|at| now.duration_since(at).as_secs() > 10) {
+                    tracing::error!(ssd = name, %error, "a private reactor cannot be started; trying again");
+                    self.complained = Some(now);
+                }
+                return;
             }
-            Err(error) => tracing::error!(ssd = name, %error, "a private reactor cannot be started"),
+        };
+        if let Place::Home(home) =
+            std::mem::replace(&mut self.places[at], Place::Moved(id, Arc::clone(&address)))
+        {
+            tracing::info!(
+                ssd = name,
+                "guest memory without a descriptor is in use: moved to a private reactor"
+            );
+            address.send(Message::Settle(Box::new(home.pack())));
         }
     }
 }

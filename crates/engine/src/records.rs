@@ -1,7 +1,7 @@
 //! The record keeper: one thread that writes the ssds' records, in the order they come, so that no reactor waits for a
 //! file and no older record overtakes a newer one.
 
-use crate::message::{Address, Message};
+use crate::message::{Address, Life, Message};
 use crate::ssd::Ssd;
 use state::ssd::SsdV1;
 use std::fs::File;
@@ -24,7 +24,7 @@ struct Job {
 }
 
 enum ReplyTo {
-    Home(Address),
+    Home(Address, Life),
     Waiter(SyncSender<io::Result<()>>),
 }
 
@@ -37,8 +37,8 @@ impl Records {
     }
 
     /// Writes a record and tells `home` with [`Message::Persisted`].
-    pub(crate) fn keep(&self, ssd: &Arc<Ssd>, record: SsdV1, home: &Address) {
-        self.send(ssd, record, ReplyTo::Home(Arc::clone(home)));
+    pub(crate) fn keep(&self, ssd: &Arc<Ssd>, life: Life, record: SsdV1, home: &Address) {
+        self.send(ssd, record, ReplyTo::Home(Arc::clone(home), life));
     }
 
     /// Writes a record and waits for it.
@@ -66,7 +66,7 @@ fn keep(jobs: &Receiver<Job>) {
             tracing::error!(ssd = name, %path, %error, "its state cannot be written; free space or mend the file system");
         }
         match reply_to {
-            ReplyTo::Home(home) => home.send(Message::Persisted(ssd.id, result.is_ok())),
+            ReplyTo::Home(home, life) => home.send(Message::Persisted(life, result.is_ok())),
             // Whoever waited and left does not need the answer.
             ReplyTo::Waiter(waiter) => _ = waiter.send(result),
         }

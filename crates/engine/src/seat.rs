@@ -1,12 +1,12 @@
 //! An ssd's place on one reactor: the group of its I/O queues that live here, and this reactor's own door to its drive.
 #![expect(unsafe_code, reason = "guest memory is handed to the drive")]
-// UNSAFETY: one call of `Backend::submit`, whose promise (the memory stays mapped until the completion) is kept by the
+// UNSAFETY: one call (and one empty implementation) of `Backend::submit`, whose promise (the memory stays mapped until the completion) is kept by the
 // group and the controller: both hold the `Arc<MemoryMap>` that a request's segments came from until it ended.
 
 use crate::interrupts::Table;
-use crate::message::{Address, Branching, Message, News, SsdId};
+use crate::message::{Address, Branching, Life, Message, News, SsdId};
 use crate::ssd::{Power, Ssd};
-use block::{Backend, Completion, Now, Request, Submitted};
+use block::{Backend, Completion, Fault, Limits, Now, Outcome, Request, Submitted};
 use nvme::group::QueueGroup;
 use nvme::namespace::NamespaceTable;
 use nvme::sink::{GroupCommand, GroupEvent, Sink};
@@ -16,6 +16,9 @@ use std::sync::Arc;
 
 /// Completions taken from a backend in one turn at most: bounds a turn.
 const COMPLETIONS_MAX: usize = 256;
+/// Bytes handed to the drive in one turn at most, but for the last request: a drive that is done at once (`ram`) must not
+/// keep the reactor from its other ssds. About half a millisecond of copying.
+const TURN_BYTES_MAX: u64 = 4 << 20;
 
 /// What queues on a reactor share with their controller when that lives there too.
 pub(crate) struct Seat {
@@ -33,15 +36,34 @@ pub(crate) struct Desk {
     pub(crate) interrupts: Table,
     /// What the group reported in this turn.
     pub(crate) reports: VecDeque<GroupEvent>,
+    /// What may still be handed in in this turn.
+    left_bytes: u64,
+    /// INTx is in use and its level may have changed.
+    line_news: bool,
 }
 
 impl Desk {
     /// Hands a request to the drive.
     #[inline]
     pub(crate) fn hand_in(&mut self, request: &Request<'_>) -> Submitted {
+        let len_bytes = request.range.len_bytes;
+        if self.left_bytes == 0 && len_bytes > 0 {
+            return Submitted::Full;
+        }
+        self.left_bytes = self.left_bytes.saturating_sub(len_bytes);
         // SAFETY: the segments come from a memory map or buffer that the submitting group or controller holds until the
         // request's completion came back through `Seat::turn`; a seat drops its backend before them (field order).
         unsafe { self.backend.submit(request) }
+    }
+
+    /// There is something for the controller.
+    pub(crate) fn has_news(&self) -> bool {
+        self.line_news || !self.reports.is_empty()
+    }
+
+    /// Whether the level of INTx must be looked at.
+    pub(crate) fn take_line_news(&mut self) -> bool {
+        std::mem::take(&mut self.line_news)
     }
 }
 
@@ -52,7 +74,7 @@ impl Sink for Desk {
     }
 
     fn interrupt(&mut self, vector: u16) {
-        self.interrupts.raise(vector);
+        self.line_news |= !self.interrupts.raise(vector);
     }
 
     fn report(&mut self, event: GroupEvent) {
@@ -70,23 +92,31 @@ pub(crate) struct Turn {
 }
 
 impl Seat {
-    /// Opens the drive on this thread.
+    /// Opens the drive on this thread. Where that fails (no descriptor or locked memory is left) there is a group all the same,
+    /// whose I/O fails: everyone who waits for an answer of it gets one.
     pub(crate) fn new(
         ssd: Arc<Ssd>,
         power: Power,
         memory: &Arc<memory::MemoryMap>,
         interrupts: Table,
         namespaces: Arc<NamespaceTable>,
-    ) -> std::io::Result<Self> {
-        let mut backend = ssd.drive.door()?;
+    ) -> Self {
+        let mut backend = ssd.drive.door().unwrap_or_else(|error| {
+            tracing::error!(ssd = ssd.name, %error, "the drive cannot be opened on a reactor: I/O on it fails");
+            Box::new(ClosedDoor(ssd.limits))
+        });
         backend.memory_changed(memory);
         let group = QueueGroup::new(power.group_config(&ssd), Arc::clone(memory), namespaces);
-        let desk = Desk { backend, interrupts, reports: VecDeque::new() };
-        Ok(Self { ssd, power, desk, group, done: Vec::with_capacity(COMPLETIONS_MAX) })
+        let desk = Desk { backend, interrupts, reports: VecDeque::new(), left_bytes: 0, line_news: false };
+        Self { ssd, power, desk, group, done: Vec::with_capacity(COMPLETIONS_MAX) }
     }
 
     pub(crate) fn id(&self) -> SsdId {
         self.ssd.id
+    }
+
+    pub(crate) fn life(&self) -> Life {
+        Life { ssd: self.ssd.id, number: self.power.number }
     }
 
     /// The drive's completions, then the guest's new commands, then one doorbell ring to the drive and one interrupt a
@@ -94,6 +124,7 @@ impl Seat {
     #[inline]
     pub(crate) fn turn(&mut self, now: Now, mut controllers: impl FnMut(&mut Desk, Completion)) -> Turn {
         let mut turn = Turn::default();
+        self.desk.left_bytes = TURN_BYTES_MAX;
         if self.desk.backend.in_flight() > 0 {
             self.desk.backend.poll(&mut self.done);
             turn.work = self.done.len();
@@ -107,10 +138,9 @@ impl Seat {
         }
         turn.commands = self.group.poll(now, &mut self.desk);
         turn.work += turn.commands;
-        if turn.work > 0 {
-            self.group.flush(&mut self.desk);
-            self.desk.backend.kick();
-        }
+        // In every turn: commands of an earlier one may have gone on, and drains ended, without new ones.
+        self.group.flush(&mut self.desk);
+        self.desk.backend.kick();
         turn
     }
 
@@ -139,6 +169,27 @@ impl Seat {
     }
 }
 
+/// In the place of a drive that could not be opened on this reactor.
+struct ClosedDoor(Limits);
+
+impl Backend for ClosedDoor {
+    fn limits(&self) -> Limits {
+        self.0
+    }
+
+    unsafe fn submit(&mut self, _request: &Request<'_>) -> Submitted {
+        Submitted::Ended(Outcome::Failed(Fault::Gone))
+    }
+
+    fn kick(&mut self) {}
+
+    fn poll(&mut self, _done: &mut Vec<Completion>) {}
+
+    fn in_flight(&self) -> usize {
+        0
+    }
+}
+
 /// A controller's tokens have the top bit set (crate `nvme`).
 fn is_controllers(token: block::Token) -> bool {
     token.0 >> 63 != 0
@@ -152,10 +203,10 @@ pub(crate) struct Branch {
 }
 
 impl Branch {
-    pub(crate) fn new(plan: Branching) -> std::io::Result<Self> {
+    pub(crate) fn new(plan: Branching) -> Self {
         let Branching { ssd, power, memory, interrupts, namespaces, home } = plan;
-        let seat = Seat::new(ssd, power, &memory, interrupts, namespaces)?;
-        Ok(Self { seat, home, memory })
+        let seat = Seat::new(ssd, power, &memory, interrupts, namespaces);
+        Self { seat, home, memory }
     }
 
     pub(crate) fn turn(&mut self, now: Now) -> Turn {
@@ -174,7 +225,7 @@ impl Branch {
 
     pub(crate) fn interrupts(&mut self, table: Table) {
         self.seat.desk.interrupts = table;
-        self.home.send(Message::News(self.seat.id(), News::InterruptsTaken));
+        self.home.send(Message::News(self.seat.life(), News::InterruptsTaken));
     }
 
     fn tell_home(&mut self) {
@@ -183,7 +234,10 @@ impl Branch {
                 let map = Arc::clone(&self.memory);
                 self.seat.memory_adopted(&map);
             }
-            self.home.send(Message::News(self.seat.id(), News::Group(event)));
+            self.home.send(Message::News(self.seat.life(), News::Group(event)));
+        }
+        if self.seat.desk.take_line_news() && self.seat.desk.interrupts.is_first_line_news() {
+            self.home.send(Message::News(self.seat.life(), News::Line));
         }
     }
 }

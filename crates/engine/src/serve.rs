@@ -123,10 +123,12 @@ impl Server {
         let shutdown = Shutdown::new()?;
         let ends = shutdown.clone();
         let name = format!("ssd-{}", opened.ssd.id.0);
+        let power = power_on(&opened.ssd, &home, &opened.record, clock)
+            .with_context(|| format!("ssd \"{}\"", opened.ssd.name))?;
         let thread = std::thread::Builder::new().name(name).stack_size(256 << 10).spawn(move || {
             let Opened { ssd, record, listener } = opened;
             let name = ssd.name.clone();
-            let mut slot = Slot { power: power_on(&ssd, &home, &record, clock)?, ssd, home, records, clock };
+            let mut slot = Slot { power: Some(power), record, ssd, home, records, clock };
             listener.run(Limits::default(), &ends, &mut |connection| slot.serve(connection))?;
             slot.close().with_context(|| format!("ssd \"{name}\""))
         })?;
@@ -146,35 +148,52 @@ impl Server {
 struct Slot {
     ssd: Arc<Ssd>,
     home: Address,
-    power: Power,
+    /// `None` after a power-on failed; then the record is what the next one begins with.
+    power: Option<Power>,
+    record: SsdV1,
     records: Records,
     clock: Clock,
 }
 
 impl Slot {
-    /// Serves one client until it leaves, then cycles the power for the next.
+    /// Serves one client until it leaves, then cycles the power for the next. Whatever fails, the next client finds a device
+    /// that knows nothing of this one, or none.
     fn serve(&mut self, connection: Connection) {
         let remote = connection.remote_memory();
-        let result = Wire::new(Arc::clone(&self.ssd), &self.power, Arc::clone(&self.home), remote)
-            .map_err(anyhow::Error::from)
-            .and_then(|mut wire| {
-                connection.serve(&mut wire);
-                wire.leave()?;
-                self.cycle_power()
-            });
+        let wire = self.powered().and_then(|power| {
+            let (ssd, home) = (Arc::clone(&self.ssd), Arc::clone(&self.home));
+            Ok(Wire::new(ssd, &power, home, remote)?)
+        });
+        let result = wire.and_then(|mut wire| {
+            connection.serve(&mut wire);
+            let left = wire.leave();
+            self.cycle_power()?;
+            Ok(left?)
+        });
         if let Err(error) = result {
             tracing::error!(ssd = self.ssd.name, error = format!("{error:#}"), "the ssd cannot go on");
         }
     }
 
+    /// The power, switched on if it is not.
+    fn powered(&mut self) -> anyhow::Result<Power> {
+        let power = match self.power.take() {
+            Some(power) => power,
+            None => power_on(&self.ssd, &self.home, &self.record, self.clock)?,
+        };
+        self.power = Some(power.clone());
+        Ok(power)
+    }
+
     fn cycle_power(&mut self) -> anyhow::Result<()> {
-        let record = power_off(&self.home, &self.ssd)?;
-        self.power = power_on(&self.ssd, &self.home, &record, self.clock)?;
-        Ok(())
+        self.record = power_off(&self.home, &self.ssd)?;
+        self.power = None;
+        self.powered().map(drop)
     }
 
     /// Makes all durable, with no client connected.
-    fn close(self) -> anyhow::Result<()> {
+    fn close(mut self) -> anyhow::Result<()> {
+        self.powered()?;
         call_home(&self.home, &self.ssd, Call::Flush).context("its data cannot be made durable")?;
         let record = power_off(&self.home, &self.ssd)?;
         self.records.keep_now(&self.ssd, record).context("its state cannot be written")
@@ -200,7 +219,7 @@ fn power_on(ssd: &Arc<Ssd>, home: &Address, record: &SsdV1, clock: Clock) -> any
         controller,
         memory: Arc::new(MemoryMap::empty()),
         interrupts: Table::default(),
-        resume: false,
+        resume: None,
         private: false,
     };
     home.send(Message::Settle(Box::new(settlement)));

@@ -1,6 +1,6 @@
 //! A vfio-user session's view of an ssd: messages become calls to the ssd's home, the answers become replies.
 
-use crate::interrupts::{Table, VECTORS_MAX};
+use crate::interrupts::{Eventfd, Table, VECTORS_MAX};
 use crate::message::{Address, Answer, Call, Client, Message};
 use crate::ssd::{Power, Ssd};
 use frontend::vfio_user::{
@@ -11,6 +11,7 @@ use memory::{Access, Fault, Iova, MapError, Mapping, MappingError, MemoryMap, Re
 use nvme::host::Bar;
 use nvme::pci::{BAR0_BYTES, BAR4_BYTES};
 use state::ssd::SsdV1;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 
@@ -97,8 +98,8 @@ impl Wire {
         let all = matches!(&set.data, IrqData::None)
             || matches!(&set.data, IrqData::Bool(on) if on.contains(&true));
         match (set.action, set.data) {
-            (IrqAction::Trigger, IrqData::Eventfd(mut fds)) => {
-                let table = self.table.with_intx(fds.pop().flatten());
+            (IrqAction::Trigger, IrqData::Eventfd(fds)) => {
+                let table = self.table.with_intx(eventfds(fds)?.pop().flatten());
                 self.set_table(table)
             }
             (IrqAction::Trigger, IrqData::None) if set.count == 0 => {
@@ -127,7 +128,7 @@ impl Wire {
         };
         match (set.action, set.data) {
             (IrqAction::Trigger, IrqData::Eventfd(fds)) => {
-                let table = self.table.with_msix(start, fds);
+                let table = self.table.with_msix(start, eventfds(fds)?);
                 self.set_table(table)
             }
             (IrqAction::Trigger, IrqData::None) if set.count == 0 => {
@@ -135,12 +136,12 @@ impl Wire {
                 self.set_table(table)
             }
             (IrqAction::Trigger, IrqData::None) => {
-                vectors(&|_| true).into_iter().for_each(|vector| self.table.raise(vector));
+                vectors(&|_| true).into_iter().for_each(|vector| _ = self.table.raise(vector));
                 Ok(())
             }
             (IrqAction::Trigger, IrqData::Bool(on)) => {
                 let on = |at: usize| on.get(at).copied().unwrap_or(false);
-                vectors(&on).into_iter().for_each(|vector| self.table.raise(vector));
+                vectors(&on).into_iter().for_each(|vector| _ = self.table.raise(vector));
                 Ok(())
             }
             // MSI-X vectors are masked in their table, by taking their eventfd.
@@ -237,6 +238,12 @@ pub(crate) fn power_off(home: &Address, ssd: &Ssd) -> Result<SsdV1, Errno> {
         Answer::Record(record) => Ok(*record),
         _ => Err(Errno::IO),
     }
+}
+
+/// All of them, or none if one is something else.
+fn eventfds(fds: Vec<Option<OwnedFd>>) -> Result<Vec<Option<Eventfd>>, Errno> {
+    let check = |fd: OwnedFd| Eventfd::checked(fd).ok_or(Errno::INVAL);
+    fds.into_iter().map(|fd| fd.map(check).transpose()).collect()
 }
 
 fn config_offset(offset: u64) -> Result<u16, Errno> {

@@ -7,6 +7,7 @@ use nvme::profile::{Identity, Profile};
 use state::region::ControllerRegion;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// An ssd: constant facts.
 pub(crate) struct Ssd {
@@ -23,6 +24,8 @@ pub(crate) struct Ssd {
 /// What lives from power on to power off: the shared state of one controller and its doorbells.
 #[derive(Clone)]
 pub(crate) struct Power {
+    /// Counts the lives of all ssds of this process.
+    pub(crate) number: u64,
     pub(crate) region: Arc<SharedRegion<ControllerRegion>>,
     pub(crate) doorbells: Arc<SharedRegion<DoorbellPage>>,
 }
@@ -30,7 +33,9 @@ pub(crate) struct Power {
 impl Power {
     /// Fresh, zeroed memory.
     pub(crate) fn on(name: &str) -> std::io::Result<Self> {
+        static LIVES: AtomicU64 = AtomicU64::new(0);
         Ok(Self {
+            number: LIVES.fetch_add(1, Ordering::Relaxed),
             region: Arc::new(SharedRegion::memfd(&format!("godwit-{name}-state"))?),
             doorbells: Arc::new(SharedRegion::memfd(&format!("godwit-{name}-doorbells"))?),
         })
@@ -48,6 +53,6 @@ impl Power {
 
     /// True while the guest may ring doorbells: CC.EN is set.
     pub(crate) fn is_enabled(&self) -> bool {
-        self.region.registers.cc.load(std::sync::atomic::Ordering::Relaxed) & 1 != 0
+        self.region.registers.cc.load(Ordering::Relaxed) & 1 != 0
     }
 }

@@ -2,83 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test that cannot go on fails")]
 
-use api::config::Config;
-use engine::Engine;
-use guest::nvme::{Driver, Options, Sqe};
+mod host;
+
+use guest::nvme::{Options, Sqe};
+use host::{FILE, Host, RAM, pattern, read, write};
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tempfile::TempDir;
-
-/// An engine on a directory of its own.
-struct Host {
-    engine: Engine,
-    directory: TempDir,
-}
-
-impl Host {
-    fn start(ssds: &[(&str, &str)], reactors: usize) -> Self {
-        Self::start_in(tempfile::tempdir().unwrap(), ssds, reactors)
-    }
-
-    /// `ssds`: names and backends, where `DIR` stands for the directory.
-    fn start_in(directory: TempDir, ssds: &[(&str, &str)], reactors: usize) -> Self {
-        let dir = directory.path().display().to_string();
-        let mut text = format!("[engine]\nreactors = {reactors}\n");
-        for (name, backend) in ssds {
-            text.push_str(&format!(
-                "[[ssd]]\nname = \"{name}\"\nsize = \"64MiB\"\nsocket = \"{dir}/{name}.sock\"\n\
-                 state = \"{dir}/{name}.state\"\nbackend = {}\n",
-                backend.replace("DIR", &dir)
-            ));
-        }
-        let config = Config::parse(Path::new("test.toml"), &text).unwrap();
-        Self { engine: Engine::start(&config, None).unwrap(), directory }
-    }
-
-    fn socket(&self, name: &str) -> PathBuf {
-        self.directory.path().join(format!("{name}.sock"))
-    }
-
-    fn connect(&self, name: &str) -> Driver {
-        self.connect_with(name, Options::default())
-    }
-
-    /// The one before may still be leaving: a client that comes too early is turned away and tries again.
-    fn connect_with(&self, name: &str, options: Options) -> Driver {
-        for _ in 0..200 {
-            match Driver::connect_with(self.socket(name), options) {
-                Ok(driver) => return driver,
-                Err(_) => std::thread::sleep(Duration::from_millis(10)),
-            }
-        }
-        Driver::connect_with(self.socket(name), options).unwrap()
-    }
-
-    fn stop(self) -> TempDir {
-        self.engine.stop().unwrap();
-        self.directory
-    }
-}
-
-const RAM: &str = "{ type = \"ram\" }";
-const FILE: &str = "{ type = \"uring\", path = \"DIR/disk.img\" }";
-
-fn pattern(seed: u64, len: usize) -> Vec<u8> {
-    (0..len as u64).map(|at| (at.wrapping_mul(seed | 1).wrapping_add(seed) >> 3) as u8).collect()
-}
-
-fn write(driver: &mut Driver, qid: u16, slba: u64, bytes: &[u8]) {
-    let buffer = driver.ram().clone().alloc_with(bytes).unwrap();
-    let blocks = u32::try_from(bytes.len() / 512).unwrap();
-    driver.write(qid, 1, slba, blocks, &buffer).unwrap().ok().unwrap();
-}
-
-fn read(driver: &mut Driver, qid: u16, slba: u64, len: usize) -> Vec<u8> {
-    let buffer = driver.ram().clone().alloc(len).unwrap();
-    driver.read(qid, 1, slba, u32::try_from(len / 512).unwrap(), &buffer).unwrap().ok().unwrap();
-    buffer.bytes(0, len)
-}
 
 #[test]
 fn what_is_written_is_read_back_on_every_backend_with_data() {

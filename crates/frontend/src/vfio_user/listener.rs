@@ -75,7 +75,10 @@ impl Listener {
             let Some(stream) = self.accept(shutdown)? else { continue };
             let connection = Connection::new(stream, limits, shutdown);
             tracing::info!(path = %self.path.display(), "vfio-user client connected");
-            self.serve_one(connection, shutdown, client)?;
+            if let Err(error) = self.serve_one(connection, shutdown, client) {
+                tracing::error!(path = %self.path.display(), %error, "a vfio-user client cannot be served");
+                let _ = poll(&mut [PollFd::new(shutdown, PollFlags::IN)], Some(&ACCEPT_PAUSE));
+            }
         }
     }
 

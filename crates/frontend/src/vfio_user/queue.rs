@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::frame::Header;
 
@@ -12,6 +13,8 @@ const COMMANDS_MAX: usize = 256;
 const BYTES_MAX: usize = 2 << 20;
 /// The most descriptors that wait, beyond those of one command.
 const FDS_MAX: usize = 64;
+/// How often whoever waits for room looks up.
+const WAIT_MAX: Duration = Duration::from_millis(100);
 
 /// A message off the socket: its header is sound, the rest is not yet looked at.
 #[derive(Debug)]
@@ -39,14 +42,26 @@ struct State {
 }
 
 impl Queue {
-    /// Waits for room and appends; false when the queue is closed.
-    pub(crate) fn push(&self, message: Message) -> bool {
+    /// Waits for room and appends; false when the queue is closed. `waiting` is called now and then meanwhile: whoever waits
+    /// here reads nothing off the socket, not even its end.
+    pub(crate) fn push(&self, message: Message, waiting: impl Fn()) -> bool {
         let full = |state: &mut State| {
             !state.closed
                 && (state.messages.len() >= COMMANDS_MAX || state.bytes >= BYTES_MAX || state.fds >= FDS_MAX)
         };
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut state = self.changed.wait_while(state, full).unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        while full(&mut state) {
+            let (woken, timeout) = self
+                .changed
+                .wait_timeout_while(state, WAIT_MAX, full)
+                .unwrap_or_else(PoisonError::into_inner);
+            state = woken;
+            if timeout.timed_out() {
+                drop(state);
+                waiting();
+                state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            }
+        }
         if state.closed {
             return false;
         }

@@ -143,6 +143,18 @@ impl Shared {
     fn end(&self, reason: EndReason) {
         let _ = self.reason.set(reason);
     }
+
+    /// For a reader that waits for room in the queue. A device call that waits for client memory, and with it the queue, ends
+    /// when nobody will answer any more.
+    fn end_if_over(&self) {
+        if self.transport.is_shut_down() {
+            self.end(EndReason::Shutdown);
+            self.remote.close();
+            self.queue.close_and_clear();
+        } else if self.transport.peer_hung_up() {
+            self.remote.close();
+        }
+    }
 }
 
 struct CloseOnDrop<'a>(&'a Shared);
@@ -179,7 +191,7 @@ fn read(shared: &Shared) {
                 }
             }
             Ok(message) => {
-                if !shared.queue.push(message) {
+                if !shared.queue.push(message, || shared.end_if_over()) {
                     return;
                 }
             }

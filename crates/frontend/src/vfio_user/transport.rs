@@ -61,6 +61,11 @@ impl Transport {
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
     }
 
+    /// We were told to stop.
+    pub(crate) fn is_shut_down(&self) -> bool {
+        self.shutdown.is_triggered()
+    }
+
     /// The peer is gone, whether or not what it sent has been read.
     pub(crate) fn peer_hung_up(&self) -> bool {
         let mut fds = [PollFd::new(&self.socket, PollFlags::RDHUP)];

@@ -245,8 +245,12 @@ impl Controller {
     }
 
     pub(crate) fn next_id(&mut self, wait: Wait) -> u32 {
-        let id = self.next_id;
-        self.next_id = self.next_id.wrapping_add(1).max(1);
+        // Never 0 nor the greatest, which are the engine's; never one that is waited for since long ago.
+        let mut id = self.next_id;
+        while id == 0 || id == u32::MAX || self.waits.contains_key(&id) {
+            id = id.wrapping_add(1);
+        }
+        self.next_id = id.wrapping_add(1);
         self.waits.insert(id, wait);
         id
     }

@@ -252,7 +252,7 @@ fn check_engine(raw: &RawEngine) -> Result<Engine, Wrong> {
         reactors,
         cpus,
         spin_us: raw.spin_us.as_ref().map_or(50, |us| *us.get_ref()),
-        idle_us: raw.idle_us.as_ref().map_or(850, |us| *us.get_ref()),
+        idle_us: raw.idle_us.as_ref().map_or(900, |us| *us.get_ref()),
     })
 }
 

@@ -12,6 +12,8 @@ use crate::nvme::{Driver, Sqe, nvm};
 
 const SSDS: usize = 64;
 const RAM_BYTES: usize = 1 << 20;
+/// The engine's default `idle_us`.
+const SLEEP_NS: i64 = 900_000;
 
 /// 64 ssds, each with a guest that has a queue pair and does nothing.
 ///
@@ -40,6 +42,7 @@ pub fn measure(settings: &Settings, report: &mut Report) -> Result<()> {
     let (spent, elapsed) = (cpu_ns(engine.pid()) - before, start.elapsed());
     let percent = Duration::from_nanos(spent).as_secs_f64() / elapsed.as_secs_f64() * 100.0;
     report.add(&name, "cpu_percent", "percent", &[percent]);
+    report.add(&name, "bare_sleep_cpu_percent", "percent", &[bare_sleep_percent()]);
 
     let tries = if settings.quick { 10 } else { 50 };
     let mut wakes = first_ios(&mut drivers, tries)?;
@@ -47,6 +50,21 @@ pub fn measure(settings: &Settings, report: &mut Report) -> Result<()> {
     wakes.sort_by(f64::total_cmp);
     report.add(&name, "wake_max_ns", "ns", &wakes[wakes.len() - 1..]);
     Ok(())
+}
+
+/// What a thread costs that does nothing but sleep as an idle reactor does: the floor of this machine.
+fn bare_sleep_percent() -> f64 {
+    let cpu = || {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+    };
+    let timeout = rustix::event::Timespec { tv_sec: 0, tv_nsec: SLEEP_NS };
+    let (before, start) = (cpu(), Instant::now());
+    while start.elapsed() < Duration::from_secs(2) {
+        // Interrupted or not: a wake-up like any other.
+        let _ = rustix::event::poll(&mut [], Some(&timeout));
+    }
+    (cpu() - before).as_secs_f64() / start.elapsed().as_secs_f64() * 100.0
 }
 
 /// A read on some ssd after every one has been idle for a while, again and again.

@@ -259,3 +259,45 @@ impl Links {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mailbox::Mailbox;
+
+    fn links() -> Links {
+        let (records, _) = Records::start().unwrap();
+        let addresses = (0..3).map(|_| Arc::new(Mailbox::new().unwrap())).collect();
+        Links::new(addresses, records, Arc::new(MemoryMap::empty()), Arc::new(NamespaceTable::default()))
+    }
+
+    fn gather(id: u32, left: usize, is_hold: bool) -> Gather {
+        Gather { id, left, is_hold }
+    }
+
+    #[test]
+    fn the_last_acknowledgement_counts_and_a_stray_one_does_not() {
+        let mut links = links();
+        links.gathers.push(gather(7, 2, false));
+        let heard: Vec<bool> = [7, 8, 7, 7].map(|id| links.acknowledged(id)).into();
+        assert_eq!(heard, [false, false, true, false]);
+    }
+
+    #[test]
+    fn nobody_waits_for_a_hold_that_a_reset_or_its_release_ended() {
+        let mut links = links();
+        links.gathers.extend([gather(1, 3, true), gather(2, 3, true), gather(3, 1, false)]);
+        links.supersede(&GroupCommand::Release { id: 1 });
+        links.supersede(&GroupCommand::Reset { id: 4 });
+        assert!(links.gathers.iter().map(|gather| gather.id).eq([3]));
+    }
+
+    #[test]
+    fn a_reset_ends_a_pause_and_what_is_still_said_of_it_is_nothing() {
+        let mut links = links();
+        links.moving = Moving::Pausing { left: 1 };
+        links.supersede(&GroupCommand::Reset { id: 4 });
+        assert!(!links.acknowledged(PAUSE));
+        assert_eq!(links.moving, Moving::Wanted);
+    }
+}

@@ -11,7 +11,10 @@ fuzz_target!(|text: &str| {
             assert!(config.ssds.len() <= api::config::SSDS_MAX);
             assert!((1..=api::config::REACTORS_MAX).contains(&config.engine.reactors));
             for ssd in &config.ssds {
-                assert!(config.ssd(&ssd.name).is_some_and(|found| found.socket == ssd.socket), "names differ");
+                assert!(
+                    config.ssd(&ssd.name).is_some_and(|found| found.socket == ssd.socket),
+                    "names differ"
+                );
                 assert!(ssd.size_bytes.is_none_or(|bytes| bytes > 0 && bytes % (1 << 20) == 0));
                 assert!((1..=20).contains(&ssd.identity.serial.len()));
             }

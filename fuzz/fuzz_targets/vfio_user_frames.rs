@@ -25,18 +25,63 @@ struct Input {
 #[derive(Arbitrary, Debug)]
 enum Message {
     /// As it comes off the socket.
-    Raw { header: [u8; HEADER_BYTES], payload: Vec<u8>, fds: u8 },
+    Raw {
+        header: [u8; HEADER_BYTES],
+        payload: Vec<u8>,
+        fds: u8,
+    },
     /// A known command with words that are near an edge.
-    Words { command: u8, flags: u8, words: Vec<Word>, fds: u8, lie: i8 },
+    Words {
+        command: u8,
+        flags: u8,
+        words: Vec<Word>,
+        fds: u8,
+        lie: i8,
+    },
     /// Capabilities as text.
-    Version { major: Edge, minor: Edge, text: String, nul: bool },
+    Version {
+        major: Edge,
+        minor: Edge,
+        text: String,
+        nul: bool,
+    },
     /// What a client would send, nearly.
-    Map { iova: Edge, size: Edge, offset: Edge, flags: u8, argsz: Edge, fd: bool },
-    Unmap { iova: Edge, size: Edge, flags: u8 },
-    Read { region: u8, offset: Edge, count: Edge },
-    Write { region: u8, offset: Edge, data: Vec<u8>, count: Option<Edge> },
-    Multi { writes: Vec<(u8, Edge, u8)>, count: Option<Edge> },
-    Irqs { index: u8, start: Edge, count: Edge, flags: u8, fds: u8, bools: Vec<u8> },
+    Map {
+        iova: Edge,
+        size: Edge,
+        offset: Edge,
+        flags: u8,
+        argsz: Edge,
+        fd: bool,
+    },
+    Unmap {
+        iova: Edge,
+        size: Edge,
+        flags: u8,
+    },
+    Read {
+        region: u8,
+        offset: Edge,
+        count: Edge,
+    },
+    Write {
+        region: u8,
+        offset: Edge,
+        data: Vec<u8>,
+        count: Option<Edge>,
+    },
+    Multi {
+        writes: Vec<(u8, Edge, u8)>,
+        count: Option<Edge>,
+    },
+    Irqs {
+        index: u8,
+        start: Edge,
+        count: Edge,
+        flags: u8,
+        fds: u8,
+        bools: Vec<u8>,
+    },
 }
 
 #[derive(Arbitrary, Debug)]

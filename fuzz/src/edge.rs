@@ -25,7 +25,9 @@ impl<'a> Arbitrary<'a> for Edge {
         let kind: u8 = u.arbitrary()?;
         let value = match kind % 8 {
             0 | 1 => u64::from(u.arbitrary::<u8>()?),
-            2 => (1_u64 << (u.arbitrary::<u8>()? % 64)).wrapping_add(u64::from(u.arbitrary::<u8>()? % 5)).wrapping_sub(2),
+            2 => (1_u64 << (u.arbitrary::<u8>()? % 64))
+                .wrapping_add(u64::from(u.arbitrary::<u8>()? % 5))
+                .wrapping_sub(2),
             3 => u64::MAX - u64::from(u.arbitrary::<u8>()? % 16),
             4 => u64::from(u32::MAX) - u64::from(u.arbitrary::<u8>()? % 16),
             5 => u64::from(u.arbitrary::<u16>()?),

@@ -23,6 +23,12 @@ const STEP_BYTES: u64 = 16 * 1024 * 1024;
 /// Large discards under way in one door.
 const PENDING_MAX: usize = 64;
 const PAGE_BYTES: u64 = 4096;
+/// Copies put off at once.
+const COPIES_MAX: usize = 256;
+/// Longer ones are made at once: the first line's delay matters little to them.
+const COPY_BYTES_MAX: usize = 64 * 1024;
+/// What is fetched ahead: the page's translation, and enough lines for the processor to see where this goes.
+const PREFETCH_LINES: usize = 4;
 
 /// The memory of one ram drive.
 #[derive(Debug)]
@@ -118,11 +124,27 @@ struct Pending {
     end: u64,
 }
 
+/// A copy that waits for the next kick.
+#[derive(Clone, Copy, Debug)]
+struct Copy {
+    token: Token,
+    from: Segment,
+    to: Segment,
+}
+
 /// One reactor's door to a [`Memory`].
 #[derive(Debug)]
 pub struct Ram {
     memory: Arc<Memory>,
     limits: Limits,
+    /// Copies of a burst: made in `kick`, while the memory of the later ones is already on its way to the cache.
+    copies: Vec<Copy>,
+    /// Short copies asked for since the last kick.
+    burst: usize,
+    /// The last burst was of several: only then is it worth the detour to put copies off.
+    bursts_are_deep: bool,
+    /// Those made, until the next poll.
+    copied: VecDeque<Token>,
     pending: VecDeque<Pending>,
 }
 
@@ -131,7 +153,33 @@ impl Ram {
     #[must_use]
     pub fn new(memory: Arc<Memory>) -> Ram {
         let limits = memory.limits();
-        Ram { memory, limits, pending: VecDeque::with_capacity(PENDING_MAX) }
+        Ram {
+            memory,
+            limits,
+            burst: 0,
+            bursts_are_deep: false,
+            copies: Vec::with_capacity(COPIES_MAX),
+            copied: VecDeque::with_capacity(COPIES_MAX),
+            pending: VecDeque::with_capacity(PENDING_MAX),
+        }
+    }
+
+    /// Puts a copy off until the burst is complete, if it is short, in one piece, and one of several.
+    #[inline]
+    fn put_off(&mut self, request: &Request<'_>) -> bool {
+        let [guest] = *request.data else { return false };
+        let drive = self.memory.segment(request.range.start_bytes, guest.len());
+        for line in 0..PREFETCH_LINES {
+            drive.split_at(line * 64).1.prefetch();
+        }
+        self.burst += 1;
+        let room = self.copies.len() + self.copied.len() < COPIES_MAX;
+        if !self.bursts_are_deep || guest.len() > COPY_BYTES_MAX || !room {
+            return false;
+        }
+        let (from, to) = if request.op == Op::Read { (drive, guest) } else { (guest, drive) };
+        self.copies.push(Copy { token: request.token, from, to });
+        true
     }
 
     fn discard(&mut self, request: &Request<'_>) -> Submitted {
@@ -166,6 +214,9 @@ impl Backend for Ram {
         if let Err(outcome) = checked(request, &self.limits) {
             return Submitted::Ended(outcome);
         }
+        if matches!(request.op, Op::Read | Op::Write { .. }) && self.put_off(request) {
+            return Submitted::Queued;
+        }
         let mut at = request.range.start_bytes;
         match request.op {
             Op::Read => {
@@ -188,9 +239,22 @@ impl Backend for Ram {
         Submitted::Ended(Outcome::Done)
     }
 
-    fn kick(&mut self) {}
+    fn kick(&mut self) {
+        if self.burst > 0 {
+            self.bursts_are_deep = self.burst > 1;
+            self.burst = 0;
+        }
+        for Copy { token, from, to } in self.copies.drain(..) {
+            // SAFETY: both sides mapped: the drive's by self, the guest's by the promise made to `submit`.
+            unsafe { from.copy_into(to) };
+            self.copied.push_back(token);
+        }
+    }
 
     fn poll(&mut self, done: &mut Vec<Completion>) {
+        let room = done.capacity() - done.len();
+        let copied = self.copied.len().min(room);
+        done.extend(self.copied.drain(..copied).map(|token| (token, Outcome::Done)));
         if done.len() == done.capacity() {
             return;
         }
@@ -208,6 +272,6 @@ impl Backend for Ram {
     }
 
     fn in_flight(&self) -> usize {
-        self.pending.len()
+        self.pending.len() + self.copies.len() + self.copied.len()
     }
 }

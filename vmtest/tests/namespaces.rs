@@ -85,7 +85,8 @@ fn namespaces_are_created_attached_detached_and_deleted() -> Result<()> {
         // Detached, a namespace disappears but keeps its data.
         bed.vm().run_ok(
             "set -e; id=$(nvme id-ctrl /dev/nvme0 | awk '/^cntlid/ { print $3 }'); \
-             nvme detach-ns /dev/nvme0 -n 2 -c $id; nvme ns-rescan /dev/nvme0; sleep 1; [ ! -e /dev/nvme0n2 ]; \
+             nvme detach-ns /dev/nvme0 -n 2 -c $id; nvme ns-rescan /dev/nvme0; \
+             for n in $(seq 100); do [ -e /dev/nvme0n2 ] || break; sleep 0.1; done; [ ! -e /dev/nvme0n2 ]; \
              nvme list-ns --all /dev/nvme0 | grep 0x2; nvme attach-ns /dev/nvme0 -n 2 -c $id; nvme ns-rescan /dev/nvme0; \
              for n in $(seq 50); do [ -b /dev/nvme0n2 ] && exit 0; sleep 0.1; done; exit 1",
         )?;
@@ -96,7 +97,8 @@ fn namespaces_are_created_attached_detached_and_deleted() -> Result<()> {
         bed.vm().reboot()?;
         bed.vm().run_ok("[ -b /dev/nvme0n1 ] && [ -b /dev/nvme0n2 ]")?;
         bed.vm().run_ok(
-            "set -e; nvme delete-ns /dev/nvme0 -n 2; nvme ns-rescan /dev/nvme0; sleep 1; [ -b /dev/nvme0n1 ]; [ ! -e /dev/nvme0n2 ]",
+            "set -e; nvme delete-ns /dev/nvme0 -n 2; nvme ns-rescan /dev/nvme0; [ -b /dev/nvme0n1 ]; \
+             for n in $(seq 100); do [ -e /dev/nvme0n2 ] || break; sleep 0.1; done; [ ! -e /dev/nvme0n2 ]",
         )?;
         // Too much is refused, and says so.
         let huge = bed.vm().run("nvme create-ns /dev/nvme0 -s 0x100000000 -c 0x100000000 -f 0 2>&1")?;

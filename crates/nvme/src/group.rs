@@ -563,11 +563,18 @@ fn count(region: &ControllerRegion, sqid: u16, kind: Kind, sectors: u32) {
     let (commands, units) = match kind {
         Kind::Read => (&record.reads, &record.read_sectors),
         Kind::Write => (&record.writes, &record.write_sectors),
+        Kind::Verify => return add(&record.read_sectors, u64::from(sectors)),
+        Kind::Copy => {
+            add(&record.reads, 1);
+            (&record.writes, &record.write_sectors)
+        }
         Kind::Other => return,
-    };
-    let add = |counter: &AtomicU64, by: u64| {
-        counter.store(counter.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
     };
     add(commands, 1);
     add(units, u64::from(sectors));
+}
+
+#[inline]
+fn add(counter: &AtomicU64, by: u64) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
 }

@@ -146,9 +146,17 @@ pub struct SanitizeV1 {
     /// Bytes of the current pass completed.
     #[n(4)]
     pub done_bytes: u64,
-    /// Nothing was written since the last successful sanitize (global data erased).
+    /// It ended with success; no other has begun since.
     #[n(5)]
     pub erased: bool,
+    /// Its failure was left by Exit Failure Mode: the status stays, the restrictions ended.
+    #[n(6)]
+    #[cbor(default)]
+    pub left: bool,
+    /// Write and Copy commands counted when it ended: while no more are, the data is globally erased.
+    #[n(7)]
+    #[cbor(default)]
+    pub writes_at_end: u64,
 }
 
 /// Totals for the SMART log (Base 2.1, 5.1.12.1.3), each split in what earlier regions counted (`base`) and what the live region

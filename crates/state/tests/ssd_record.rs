@@ -32,6 +32,8 @@ fn full() -> SsdV1 {
             passes_done: 1,
             done_bytes: 4096,
             erased: true,
+            left: true,
+            writes_at_end: 5,
         },
         totals: TotalsV1 {
             power_cycles: 11,

@@ -12,7 +12,9 @@ impl Controller {
     pub(super) fn format_nvm(&mut self, slot: u16, command: &Command, host: &mut impl Host) -> Outcome {
         let fields = FormatCdw10::from_bits(command.cdw10);
         // LBAFU counts only with extended formats enabled, which Host Behavior Support refuses here.
-        let format = LbaFormat::from_index(fields.lbafl()).filter(|_| !fields.mset() && fields.pi() == 0);
+        // MSET is ignored with formats that have no metadata (NVM 1.1, 4.1.2).
+        let format = LbaFormat::from_index(fields.lbafl())
+            .filter(|format| fields.pi() == 0 && format.block_bytes() >= self.block_bytes);
         let format = format.ok_or(Failure::Status(Status::INVALID_FORMAT, 40))?;
         // Both kinds erase: the range is zeroed whichever was asked for.
         match SecureErase(fields.ses()) {

@@ -218,7 +218,9 @@ impl Controller {
         for (place, format) in page.lbaf.iter_mut().zip(namespace::LbaFormat::ALL) {
             // Relative performance: best with pages.
             let rp = if format == namespace::LbaFormat::B4096 { 0 } else { 1 };
-            *place = LbaFormat { ms: 0, lbads: format.shift(), rp };
+            // An LBADS of 0 says that the format is not available: the drive's own blocks are larger.
+            let lbads = if format.block_bytes() >= self.block_bytes { format.shift() } else { 0 };
+            *place = LbaFormat { ms: 0, lbads, rp };
         }
         page
     }

@@ -3,11 +3,13 @@
 use std::sync::atomic::Ordering;
 
 use spec::nvme::admin::{GetLogPageCdw10, GetLogPageCdw11, GetLogPageCdw14, numd_z};
+use spec::nvme::identify::Csi;
 use spec::nvme::log::{
-    ChangedNamespaceList, CommandEffects, CommandsSupportedAndEffects, FeatureEffects,
+    ChangedNamespaceList, CommandEffects, CommandsSupportedAndEffects, ErrorInformation, FeatureEffects,
     FeatureIdentifiersEffects, FirmwareSlot, Lid, LidSupported, SCOPE_CONTROLLER, SCOPE_NAMESPACE,
     SCOPE_SUBSYSTEM, SmartHealth, SupportedLogPages,
 };
+use spec::nvme::registers::CommandSetSelected;
 use spec::nvme::{AdminOpcode, Command, NSID_BROADCAST, NvmOpcode, Status};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -15,6 +17,7 @@ use super::features::{self, TEMPERATURE_K};
 use super::{Failure, Outcome, Step, invalid_field, transfer};
 use crate::controller::Controller;
 use crate::limits::{ELPE_Z, MDTS_BYTES, NAMESPACES_MAX};
+use crate::namespace::SubsystemGate;
 
 /// The log pages there are.
 const SUPPORTED: [Lid; 9] = [
@@ -54,7 +57,12 @@ impl Controller {
             return Err(invalid_field(1));
         }
         let last = GetLogPageCdw14::from_bits(command.cdw14);
-        if last.uidx() != 0 || last.ot() || (last.csi() != 0 && lid == Lid::CommandsSupportedAndEffects) {
+        // CSI counts for some log pages, and only when all command sets were selected.
+        let uses_csi = matches!(
+            lid,
+            Lid::SupportedLogPages | Lid::CommandsSupportedAndEffects | Lid::FeatureIdentifiersEffects
+        ) && CommandSetSelected(self.cc().css()) == CommandSetSelected::All;
+        if last.uidx() != 0 || last.ot() || (uses_csi && last.csi() != Csi::Nvm.0) {
             return Err(invalid_field(14));
         }
         let numd = u64::from(numd_z(fields, GetLogPageCdw11::from_bits(command.cdw11))) + 1;
@@ -101,9 +109,13 @@ impl Controller {
         }
     }
 
+    /// While a sanitize goes on or has failed, no entry names a block (Base 2.1, 5).
     fn error_log(&self) -> Vec<u8> {
-        let mut page: Vec<u8> =
-            self.errors.iter().flat_map(|entry| entry.as_bytes().iter().copied()).collect();
+        let mut entries: Vec<ErrorInformation> = self.errors.iter().copied().collect();
+        if self.table.gate() != SubsystemGate::Open {
+            entries.iter_mut().for_each(|entry| entry.lba = 0);
+        }
+        let mut page = entries.as_bytes().to_vec();
         page.resize((usize::from(ELPE_Z) + 1) * 64, 0);
         page
     }
@@ -138,6 +150,13 @@ impl Controller {
             ..SmartHealth::new_zeroed()
         }
     }
+}
+
+/// The log pages that may be read while a sanitize goes on or has failed (Base 2.1, 5). What is unknown gets its own status.
+pub(super) fn is_permitted_in_sanitize(command: &Command) -> bool {
+    let lid = Lid(GetLogPageCdw10::from_bits(command.cdw10).lid());
+    let permitted = [Lid::ErrorInformation, Lid::SmartHealth, Lid::ChangedNamespaceList, Lid::SanitizeStatus];
+    permitted.contains(&lid) || !SUPPORTED.contains(&lid)
 }
 
 fn supported_log_pages() -> SupportedLogPages {

@@ -106,7 +106,7 @@ impl Controller {
         if command.nsid != 0 && !uses_nsid(opcode) {
             return Err(invalid_field(1));
         }
-        self.check_sanitize(opcode)?;
+        self.check_sanitize(opcode, command)?;
         match opcode {
             AdminOpcode::DeleteIoSubmissionQueue => self.delete_sq(slot, command, host),
             AdminOpcode::CreateIoSubmissionQueue => self.create_sq(command, host),
@@ -130,23 +130,25 @@ impl Controller {
         }
     }
 
-    /// Commands that may be processed while a sanitize goes on or has failed (Base 2.1, 8.1.24.3).
-    fn check_sanitize(&self, opcode: AdminOpcode) -> Result<(), Failure> {
-        let refused = matches!(
-            opcode,
+    /// Commands that may be processed while a sanitize goes on or has failed (Base 2.1, 5 and 8.1.24.4): whatever is not
+    /// named is answered Sanitize In Progress, also after the failure. Only I/O commands are told Sanitize Failed.
+    fn check_sanitize(&self, opcode: AdminOpcode, command: &Command) -> Result<(), Failure> {
+        let gate = self.table.gate();
+        let permitted = match opcode {
             AdminOpcode::NamespaceManagement
-                | AdminOpcode::NamespaceAttachment
-                | AdminOpcode::DeviceSelfTest
-                | AdminOpcode::FormatNvm
-                | AdminOpcode::GetLbaStatus
-        );
-        match self.table.gate() {
-            SubsystemGate::Sanitizing if refused || opcode == AdminOpcode::Sanitize => {
-                Err(Status::SANITIZE_IN_PROGRESS.into())
-            }
-            SubsystemGate::SanitizeFailed if refused => Err(Status::SANITIZE_FAILED.into()),
-            _ => Ok(()),
+            | AdminOpcode::NamespaceAttachment
+            | AdminOpcode::DeviceSelfTest
+            | AdminOpcode::DoorbellBufferConfig
+            | AdminOpcode::FormatNvm
+            | AdminOpcode::GetLbaStatus => false,
+            AdminOpcode::GetLogPage => log::is_permitted_in_sanitize(command),
+            AdminOpcode::Sanitize => gate == SubsystemGate::SanitizeFailed || self.replaying,
+            _ => true,
+        };
+        if gate == SubsystemGate::Open || permitted {
+            return Ok(());
         }
+        Err(Status::SANITIZE_IN_PROGRESS.into())
     }
 
     /// Answers a command.

@@ -7,6 +7,7 @@ use spec::nvme::admin::{
     NamespaceManagementSelect, NamespaceSelectCdw10,
 };
 use spec::nvme::identify::{ControllerList, Csi, Flbas, IDENTIFY_BYTES};
+use spec::nvme::nvm::LBA_STATUS_WRITTEN_UNCORRECTABLE;
 use spec::nvme::{Command, NSID_BROADCAST, Status};
 use zerocopy::FromBytes;
 
@@ -48,7 +49,10 @@ impl Controller {
         }
         let data = transfer::from_host(&self.map, command, IDENTIFY_BYTES)?;
         let wanted = NamespaceManagementCreate::read_from_bytes(&data).map_err(|_| Status::INTERNAL_ERROR)?;
-        let format = checked_format(&wanted)?;
+        let format = checked_format(&wanted, self.block_bytes)?;
+        if let Some(nsid) = self.created_before(slot) {
+            return Ok(Step::Done(nsid));
+        }
         if !self.work.is_idle() {
             return Ok(Step::Defer);
         }
@@ -59,6 +63,7 @@ impl Controller {
             bytes.and_then(|bytes| self.first_fit(bytes)).ok_or(Status::NAMESPACE_INSUFFICIENT_CAPACITY)?;
         let ids = self.identity.namespace_ids(self.created);
         self.created = self.created.saturating_add(1);
+        self.note_creation(slot);
         let namespace = Box::new(Namespace {
             nsid,
             start_bytes: range.start_bytes,
@@ -78,7 +83,27 @@ impl Controller {
         Ok(Step::Later)
     }
 
+    /// A successor must not create again what was recorded and not answered: the slot says which creation it is.
+    fn note_creation(&self, slot: u16) {
+        if let (Some(queue), Ok(number)) = (&self.queue, u32::try_from(self.created)) {
+            queue.set_progress(&self.region, slot, number);
+        }
+    }
+
+    /// The namespace a predecessor created for the command in this slot, if it got that far.
+    fn created_before(&self, slot: u16) -> Option<u32> {
+        let queue = self.queue.as_ref().filter(|_| self.replaying)?;
+        let index = u64::from(queue.progress(&self.region, slot)).checked_sub(1)?;
+        let uuid = self.identity.namespace_ids(index).uuid;
+        self.table.iter().find(|ns| ns.uuid == uuid).map(|ns| ns.nsid)
+    }
+
     fn delete_namespaces(&mut self, slot: u16, command: &Command, host: &mut impl Host) -> Outcome {
+        let single = (1..=NAMESPACES_MAX).contains(&command.nsid);
+        if self.replaying && single && self.table.get(command.nsid).is_none() {
+            // A predecessor deleted it, or it never was: gone it is.
+            return Ok(Step::Done(0));
+        }
         if !self.work.is_idle() {
             return Ok(Step::Defer);
         }
@@ -113,6 +138,11 @@ impl Controller {
         let list = ControllerList::read_from_bytes(&data).map_err(|_| Status::INTERNAL_ERROR)?;
         if list.count != 1 || list.cntlids[0] != CNTLID {
             return Err(Status::CONTROLLER_LIST_INVALID.into());
+        }
+        let attaches = select == NamespaceAttachmentSelect::Attach;
+        if self.replaying && self.allocated(nsid)?.attached == attaches {
+            // As it should be: perhaps a predecessor did it, and had not answered.
+            return Ok(Step::Done(0));
         }
         if !self.work.is_idle() {
             return Ok(Step::Defer);
@@ -168,7 +198,7 @@ impl Controller {
         for (start, blocks) in fits {
             page.extend_from_slice(&start.to_le_bytes());
             page.extend_from_slice(&u32::try_from(blocks - 1).unwrap_or(u32::MAX).to_le_bytes());
-            page.extend_from_slice(&[0; 4]);
+            page.extend_from_slice(&[0, LBA_STATUS_WRITTEN_UNCORRECTABLE, 0, 0]);
         }
         page.resize(len, 0);
         transfer::to_host(&self.map, command, &page)?;
@@ -176,11 +206,11 @@ impl Controller {
     }
 }
 
-/// The host-specified fields of a namespace to create; nothing optional is supported.
-fn checked_format(wanted: &NamespaceManagementCreate) -> Result<LbaFormat, Failure> {
+/// The host-specified fields of a namespace to create (NVM 1.1, 4.1.6), on a drive with blocks of `block_bytes`.
+fn checked_format(wanted: &NamespaceManagementCreate, block_bytes: u32) -> Result<LbaFormat, Failure> {
     let flbas = Flbas::from_bits(wanted.flbas);
     let format = LbaFormat::from_index(flbas.fidxl() | flbas.fidxu() << 4)
-        .filter(|_| !flbas.msetsp() && wanted.dps == 0);
+        .filter(|format| wanted.dps == 0 && format.block_bytes() >= block_bytes);
     let format = format.ok_or(Status::INVALID_FORMAT)?;
     if wanted.nsze == 0 || wanted.ncap > wanted.nsze {
         return Err(Status::INVALID_FIELD.into());
@@ -188,11 +218,8 @@ fn checked_format(wanted: &NamespaceManagementCreate) -> Result<LbaFormat, Failu
     if wanted.ncap < wanted.nsze {
         return Err(Status::THIN_PROVISIONING_NOT_SUPPORTED.into());
     }
-    if wanted.anagrpid != 0 {
-        return Err(Status::ANA_GROUP_IDENTIFIER_INVALID.into());
-    }
-    let unsupported = wanted.nmic > 1 || wanted.nvmsetid != 0 || wanted.endgid != 0;
-    if unsupported || wanted.lbstm != 0 || wanted.nphndls != 0 {
+    // ANAGRPID, NVMSETID, ENDGID and NPHNDLS are ignored by a controller without what they belong to.
+    if wanted.nmic > 1 || wanted.lbstm != 0 {
         return Err(Status::INVALID_FIELD.into());
     }
     Ok(format)

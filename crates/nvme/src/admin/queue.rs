@@ -108,6 +108,16 @@ impl AdminQueue {
         Some(command)
     }
 
+    /// How far the command in a slot has come, for a successor.
+    pub(crate) fn set_progress(&self, region: &ControllerRegion, slot: u16, progress: u32) {
+        self.sq.set_progress(region, slot, progress);
+    }
+
+    /// What [`Self::set_progress`] said, perhaps a predecessor's.
+    pub(crate) fn progress(&self, region: &ControllerRegion, slot: u16) -> u32 {
+        self.sq.progress(region, slot)
+    }
+
     /// Answers a command. An answer to a slot that holds none is dropped: its command went with a reset.
     pub(crate) fn answer(&mut self, region: &ControllerRegion, slot: u16, answer: Answer) {
         if let Some(permit) = self.permits.remove(&slot) {

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use memory::{Access, Iova, Window};
 use spec::nvme::feature::{Fid, NumberOfQueues};
-use spec::nvme::queue::{CreateCqCdw11, CreateQueueCdw10, CreateSqCdw11, CreateSqCdw12, DeleteQueueCdw10};
+use spec::nvme::queue::{CreateCqCdw11, CreateQueueCdw10, CreateSqCdw11, DeleteQueueCdw10};
 use spec::nvme::{Command, Status};
 
 use super::{Failure, Outcome, Step, invalid_field, transfer};
@@ -70,9 +70,7 @@ impl Controller {
             return Err(Failure::Status(Status::COMPLETION_QUEUE_INVALID, 46));
         }
         self.check_ring(command, size, self.cc().iosqes() == 6, flags.pc())?;
-        if CreateSqCdw12::from_bits(command.cdw12).nvmsetid() != 0 {
-            return Err(invalid_field(12));
-        }
+        // NVMSETID in dword 12 means nothing without SQ Associations.
         self.check_mapped(command.prp1, size, 64, true)?;
         self.doorbells.store(queue::sq_index(sqid), 0);
         queue::create_sq(&self.region, sqid, command.prp1, size, cqid);

@@ -3,7 +3,7 @@
 //! The command ends when the operation has begun and is on record; a restart goes on where the record says.
 
 use spec::nvme::admin::{SanitizeAction, SanitizeCdw10};
-use spec::nvme::log::{SanitizeOutcome, SanitizeStateInformation, SanitizeStatus, SanitizeStatusLog};
+use spec::nvme::log::{SanitizeOutcome, SanitizeStatus, SanitizeStatusLog};
 use spec::nvme::{Command, Status};
 use state::ssd::SanitizeV1;
 use zerocopy::FromZeros;
@@ -39,6 +39,10 @@ impl Controller {
         if failed && !last.ause() && fields.ause() {
             return Err(Status::SANITIZE_FAILED.into());
         }
+        if self.table.gate() == SubsystemGate::Sanitizing {
+            // A predecessor had begun it, and had not answered (see `check_sanitize`).
+            return Ok(Step::Done(0));
+        }
         if !self.work.is_idle() {
             return Ok(Step::Defer);
         }
@@ -49,16 +53,16 @@ impl Controller {
             pattern: command.cdw11,
             passes_done: 0,
             done_bytes: 0,
-            erased: false,
+            ..SanitizeV1::default()
         };
         self.start_work(Task::Sanitize, Some(slot), 0, host);
         Ok(Step::Later)
     }
 
-    /// The status of the operation stays "failed"; the restrictions end.
+    /// The status of the operation stays "failed"; the restrictions end (Base 2.1, 8.1.24.3.5).
     fn exit_failure_mode(&mut self, host: &mut impl Host) {
         self.table = std::sync::Arc::new(NamespaceTable::clone(&self.table).gated(SubsystemGate::Open));
-        self.sanitize.status = SanitizeOutcome::Never.0;
+        self.sanitize.left = true;
         host.namespaces(&self.table);
         let id = self.next_id(crate::controller::Wait::Work);
         self.waits.remove(&id);
@@ -79,7 +83,7 @@ impl Controller {
 
     /// An overwrite without deallocation was the last to touch free space.
     pub(super) fn free_space_is_patterned(&self) -> bool {
-        let never = self.sanitize.status == SanitizeOutcome::Never.0 && self.sanitize.cdw10 == 0;
+        let never = self.sanitize.status == SanitizeOutcome::Never.0;
         !never && matches!(self.sanitize_erase(), Erase::Pattern { deallocate: false, .. })
     }
 
@@ -87,6 +91,8 @@ impl Controller {
     pub(crate) fn conclude_sanitize(&mut self, failed: bool) {
         self.sanitize.status = if failed { SanitizeOutcome::Failed.0 } else { SanitizeOutcome::Completed.0 };
         self.sanitize.done_bytes = 0;
+        self.sanitize.erased = !failed;
+        self.sanitize.writes_at_end = self.writes_ever();
         if !failed {
             if let Erase::Pattern { passes, .. } = self.sanitize_erase() {
                 self.sanitize.passes_done = passes;
@@ -96,23 +102,32 @@ impl Controller {
         }
     }
 
+    /// Write and Copy commands over all lives.
+    fn writes_ever(&self) -> u64 {
+        let totals = self.totals_now();
+        totals.base.writes.saturating_add(totals.live.writes)
+    }
+
+    /// Nothing was written since the last sanitize that succeeded, or ever.
+    fn is_globally_erased(&self) -> bool {
+        let never = self.sanitize.status == SanitizeOutcome::Never.0;
+        (never || self.sanitize.erased) && self.writes_ever() == self.sanitize.writes_at_end
+    }
+
     pub(super) fn sanitize_log(&self) -> SanitizeStatusLog {
         let fields = SanitizeCdw10::from_bits(self.sanitize.cdw10);
-        let totals = self.totals_now();
-        let written = totals.base.writes.saturating_add(totals.live.writes) != 0;
-        let (sprog, state) = match (self.table.gate(), fields.ause()) {
-            (SubsystemGate::Sanitizing, ause) => {
-                (self.wiper.as_ref().map_or(0, |wiper| wiper.fraction()), if ause { 3 } else { 1 })
-            }
-            (SubsystemGate::SanitizeFailed, ause) => (0xffff, if ause { 4 } else { 2 }),
-            (SubsystemGate::Open, _) => (0xffff, 0),
+        let sprog = match self.table.gate() {
+            SubsystemGate::Sanitizing => self.wiper.as_ref().map_or(0, |wiper| wiper.fraction()),
+            SubsystemGate::SanitizeFailed | SubsystemGate::Open => 0xffff,
         };
-        let fails = if matches!(state, 2 | 4) { state - 1 } else { 0 };
         let passes = SanitizeAction(fields.sanact()) == SanitizeAction::Overwrite;
         let opc = if passes { self.sanitize.passes_done.min(16) } else { 0 };
         SanitizeStatusLog {
             sprog,
-            sstat: SanitizeStatus::new().with_sos(self.sanitize.status & 7).with_opc(opc).with_gde(!written),
+            sstat: SanitizeStatus::new()
+                .with_sos(self.sanitize.status & 7)
+                .with_opc(opc)
+                .with_gde(self.is_globally_erased()),
             scdw10: self.sanitize.cdw10,
             eto: NOT_REPORTED,
             etbe: NOT_REPORTED,
@@ -121,7 +136,7 @@ impl Controller {
             etbenmm: NOT_REPORTED,
             etcenmm: NOT_REPORTED,
             etpvds: NOT_REPORTED,
-            ssi: SanitizeStateInformation::new().with_sans(state).with_fails(fails),
+            // The states in SSI are reported only with the media verification state (SANICAP.VERS).
             ..SanitizeStatusLog::new_zeroed()
         }
     }

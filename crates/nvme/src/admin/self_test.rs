@@ -138,6 +138,7 @@ impl Controller {
         let read = test.reads.get(test.at).copied();
         test.at += 1;
         if outcome != Ended::Done {
+            self.media_error(host);
             self.end_self_test(SelfTestOutcome::FailedSegment.0, read, host);
         }
     }

@@ -70,6 +70,8 @@ impl Controller {
         self.totals.base = record::sum(&self.totals.base, &self.totals.live);
         self.totals.live = state::ssd::CountersV1::default();
         self.totals.power_cycles += 1;
+        // The error count goes on over power cycles (Base 2.1, 5.1.12.1.2).
+        self.region.admin.error_count.store(record.totals.error_log_entries, Ordering::Relaxed);
         if record.laid_out && !record.clean {
             self.totals.unsafe_shutdowns += 1;
         }

@@ -86,6 +86,8 @@ pub struct Controller {
     pub(crate) profile: Profile,
     pub(crate) identity: Identity,
     pub(crate) capacity_bytes: u64,
+    /// Blocks of the drive: no namespace has smaller ones.
+    pub(crate) block_bytes: u32,
     pub(crate) map: Arc<MemoryMap>,
     pub(crate) queue: Option<AdminQueue>,
     life: Life,
@@ -106,6 +108,8 @@ pub struct Controller {
     pub(crate) to_wipe: Vec<block::Range>,
     pub(crate) sanitize: SanitizeV1,
     pub(crate) totals: TotalsV1,
+    /// When the record was last written because of a media error.
+    media_errors_recorded_at: Option<Now>,
     pub(crate) self_tests: Vec<SelfTestV1>,
     pub(crate) created: u64,
     clean: bool,
@@ -135,6 +139,7 @@ impl Controller {
             profile,
             identity,
             capacity_bytes: capacity_bytes.min(limits.capacity_bytes) & !0xfff,
+            block_bytes: limits.block_bytes,
             map: Arc::new(MemoryMap::empty()),
             queue: None,
             life: Life::Disabled,
@@ -153,6 +158,7 @@ impl Controller {
             to_wipe: Vec::new(),
             sanitize: record.sanitize,
             totals: record.totals,
+            media_errors_recorded_at: None,
             self_tests: record.self_tests.clone(),
             created: record.created,
             clean: record.clean,

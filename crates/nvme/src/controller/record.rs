@@ -7,7 +7,7 @@ use state::ssd::{CountersV1, NamespaceV1, RangeV1, SsdV1, TotalsV1};
 
 use super::{Controller, Host};
 use crate::limits::NAMESPACE_ALIGN_BYTES;
-use crate::namespace::{Namespace, NamespaceTable, SubsystemGate};
+use crate::namespace::{LbaFormat, Namespace, NamespaceTable, SubsystemGate};
 use crate::sink::GroupCommand;
 
 /// Who waits for a record to be stable.
@@ -96,6 +96,7 @@ impl Controller {
         TotalsV1 {
             live,
             power_on_seconds: self.totals.power_on_seconds.saturating_add(here_ns / 1_000_000_000),
+            error_log_entries: self.region.admin.error_count.load(Ordering::Acquire),
             ..self.totals
         }
     }
@@ -109,7 +110,15 @@ impl Controller {
             let clear =
                 |ns: &Namespace| namespaces.iter().all(|other| other.nsid != ns.nsid && !overlap(ns, other));
             match found.filter(clear) {
-                Some(namespace) => namespaces.push(namespace),
+                Some(namespace) => {
+                    if namespace.format.block_bytes() < self.block_bytes {
+                        tracing::error!(
+                            nsid = saved.nsid,
+                            "the drive's blocks are larger: much of its I/O will fail"
+                        );
+                    }
+                    namespaces.push(namespace);
+                }
                 None => tracing::error!(
                     nsid = saved.nsid,
                     "a namespace of the record does not fit this ssd: left out"
@@ -134,15 +143,22 @@ impl Controller {
             .collect();
         let gate = match record.sanitize.status {
             2 => SubsystemGate::Sanitizing,
-            3 => SubsystemGate::SanitizeFailed,
+            3 if !record.sanitize.left => SubsystemGate::SanitizeFailed,
             _ => SubsystemGate::Open,
         };
         self.table = Arc::new(NamespaceTable::new(namespaces).gated(gate));
     }
 
+    /// The LBA formats this ssd's drive can serve.
+    pub(crate) fn formats(&self) -> impl Iterator<Item = LbaFormat> {
+        let block_bytes = self.block_bytes;
+        LbaFormat::ALL.into_iter().filter(move |format| format.block_bytes() >= block_bytes)
+    }
+
     fn initial_namespace(&self) -> NamespaceV1 {
         let ids = self.identity.namespace_ids(0);
-        let shift = self.identity.initial_lba_shift;
+        let finest = self.formats().next().unwrap_or(LbaFormat::B4096);
+        let shift = self.identity.initial_lba_shift.max(finest.shift());
         NamespaceV1 {
             nsid: 1,
             start_bytes: 0,

@@ -10,6 +10,8 @@ use crate::sink::GroupEvent;
 
 /// Admin commands taken in one turn.
 const BATCH_MAX: usize = 16;
+/// The count of media errors is recorded no more often.
+const MEDIA_ERRORS_EVERY_NS: u64 = 1_000_000_000;
 
 impl Controller {
     /// Takes admin commands and moves on what has to move. Cheap when there is nothing to do. Returns commands taken.
@@ -92,7 +94,7 @@ impl Controller {
             }
             GroupEvent::Error(e) => {
                 if e.status.sct() == spec::nvme::StatusCodeType::Media.0 {
-                    self.totals.media_errors = self.totals.media_errors.saturating_add(1);
+                    self.media_error(host);
                 }
                 self.note_error(e.sqid, e.cid, e.status, e.lba, e.nsid, e.parameter_location);
             }
@@ -101,6 +103,18 @@ impl Controller {
             GroupEvent::ExclusiveDone { ticket } => self.exclusive_done(ticket, host),
             GroupEvent::WantPersist { ticket } => self.persist(PersistWish::Ticket(ticket), host),
             GroupEvent::NeedsRemote => self.needs_remote = true,
+        }
+    }
+
+    /// The drive failed a request, or a block was unreadable. Recorded at once, but at most every second: a crash loses no more.
+    pub(crate) fn media_error(&mut self, host: &mut impl Host) {
+        self.totals.media_errors = self.totals.media_errors.saturating_add(1);
+        let due = self
+            .media_errors_recorded_at
+            .is_none_or(|at| self.now.0 >= at.0.saturating_add(MEDIA_ERRORS_EVERY_NS));
+        if due {
+            self.media_errors_recorded_at = Some(self.now);
+            self.persist(PersistWish::Nobody, host);
         }
     }
 

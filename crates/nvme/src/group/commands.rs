@@ -171,7 +171,9 @@ impl QueueGroup {
             fault = fault.or(cq.fault().filter(|fault| *fault == memory::Fault::Remote));
             while let Some(written) = cq.next_unwritten() {
                 self.posted = true;
-                if let Some(Some(sq)) = self.sqs.get_mut(usize::from(written.sqid)) {
+                if let Some(Some(sq)) = self.sqs.get_mut(usize::from(written.sqid))
+                    && !written.orphan
+                {
                     sq.queue.release(&self.region, written.slot);
                 }
             }

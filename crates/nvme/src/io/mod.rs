@@ -29,11 +29,17 @@ use parse::{Io, parse};
 /// Steps of a job that may end at once before other commands get their turn.
 const STEPS_A_TURN: u32 = 16;
 
-/// For the counters of log page 02h.
+/// For the counters of log page 02h (Base 2.1, 5.1.12.1.3): NVM 1.1, 1.4.2 says which commands count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Kind {
+    /// Read and Compare: a host read command, and its data units.
     Read,
+    /// Write: a host write command, and its data units.
     Write,
+    /// Verify: data units read, but no host read command.
+    Verify,
+    /// Copy: a host read command and a host write command, and data units written.
+    Copy,
     #[default]
     Other,
 }
@@ -240,7 +246,7 @@ impl Executor {
             }
             Io::Verify { namespace, blocks } => {
                 check_marks(namespace, blocks)?;
-                (Work::Verify, namespace, blocks, Kind::Other)
+                (Work::Verify, namespace, blocks, Kind::Verify)
             }
             Io::WriteZeroes { namespace, blocks, deallocate, fua } => {
                 let op = Op::WriteZeroes { deallocate, fua: fua | self.write_through };
@@ -256,7 +262,7 @@ impl Executor {
                 let (sources, destination) = self.sources(command, namespace, sdlba, ranges)?;
                 let fua = fua | self.write_through;
                 let work = Work::Copy { sources, index: 0, at_bytes: 0, read: 0, fua };
-                (work, namespace, destination, Kind::Write)
+                (work, namespace, destination, Kind::Copy)
             }
             Io::Flush => return Err(Status::INTERNAL_ERROR.into()),
         };

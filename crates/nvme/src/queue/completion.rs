@@ -42,6 +42,8 @@ pub struct Unwritten {
     pub sqid: u16,
     /// The slot.
     pub slot: u16,
+    /// The submission queue went away meanwhile: there is no slot to release.
+    pub orphan: bool,
     position: u32,
     dwords: [u32; 4],
 }
@@ -219,7 +221,7 @@ impl CompletionQueue {
             self.posted = true;
             sq.retire(place, slot);
         } else {
-            self.backlog.push_back(Unwritten { sqid: sq.sqid(), slot, position, dwords });
+            self.backlog.push_back(Unwritten { sqid: sq.sqid(), slot, orphan: false, position, dwords });
         }
     }
 
@@ -234,9 +236,12 @@ impl CompletionQueue {
         self.backlog.pop_front()
     }
 
-    /// The entries of a submission queue that goes away will never be written.
+    /// A submission queue goes away. Its entries keep their places in the queue and are still written when they can be: a
+    /// host that shares the queue would wait at a hole for ever.
     pub fn forget(&mut self, sqid: u16) {
-        self.backlog.retain(|unwritten| unwritten.sqid != sqid);
+        for unwritten in self.backlog.iter_mut().filter(|unwritten| unwritten.sqid == sqid) {
+            unwritten.orphan = true;
+        }
     }
 
     /// Whether entries wait for the ring to be mapped.
@@ -251,7 +256,7 @@ impl CompletionQueue {
             self.posted = true;
             return true;
         }
-        self.backlog.push_back(Unwritten { sqid, slot, position, dwords });
+        self.backlog.push_back(Unwritten { sqid, slot, orphan: false, position, dwords });
         false
     }
 

@@ -230,6 +230,9 @@ impl Controller {
             After::Continue => self.note_sanitize_progress(host),
             After::Ended(ok) => {
                 self.wiper = None;
+                if !ok {
+                    self.media_error(host);
+                }
                 self.work_wiped(ok, host);
             }
         }

@@ -70,8 +70,8 @@ fn every_wrong_queue_creation_has_its_own_status() {
     fails(&mut world, create_sq(0, 1, 16), Status::INVALID_QUEUE_IDENTIFIER);
     fails(&mut world, create_sq(1, 1, 1), Status::INVALID_QUEUE_SIZE);
     fails(&mut world, with(sq, &|c| c.cdw11 &= !1), Status::INVALID_FIELD);
-    fails(&mut world, with(sq, &|c| c.cdw12 = 7), Status::INVALID_FIELD);
-    succeeds(&mut world, sq);
+    // NVMSETID means nothing without SQ Associations.
+    succeeds(&mut world, with(sq, &|c| c.cdw12 = 7));
     fails(&mut world, sq, Status::INVALID_QUEUE_IDENTIFIER);
     succeeds(&mut world, create_sq(2, 1, 4096));
 }

@@ -354,3 +354,27 @@ fn fused_pairs_under_holds_run_one_after_the_other_and_nothing_hangs() {
     }
     assert_eq!((answers, held), (8, None));
 }
+
+#[test]
+fn answers_of_a_deleted_queue_leave_no_hole_in_a_completion_queue_that_was_unmapped() {
+    let mut world = World::new();
+    nvme::queue::create_sq(&world.region, 2, 0x8_0000, ENTRIES, 1);
+    world.tell(GroupCommand::CreateSq { sqid: 2 });
+    put_reads(&mut world, 1, 1);
+    // The completion queue is gone when the answers are due: its own pages cannot be written.
+    let mapped = Arc::clone(&world.map);
+    world.drive.mode = Mode::Later;
+    let other = world.command(NvmOpcode::Read, 1, 0, 1);
+    mapped.write_bytes(Iova(0x8_0000), zerocopy::IntoBytes::as_bytes(&other)).expect("mapped");
+    world.page.store(sq_index(2), 1);
+    world.turn();
+    world.tell(GroupCommand::Memory { map: Arc::new(MemoryMap::empty()) });
+    world.deliver();
+    world.tell(GroupCommand::DeleteSq { sqid: 2 });
+    world.turn();
+    assert!(world.drive.events.contains(&GroupEvent::SqDeleted { sqid: 2 }));
+    assert!(world.reap().is_empty());
+    world.tell(GroupCommand::Memory { map: mapped });
+    world.turn();
+    assert_eq!(world.reap().len(), 2, "both answers, the one of the deleted queue too");
+}

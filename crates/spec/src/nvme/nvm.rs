@@ -331,5 +331,7 @@ const _: () = assert!(offset_of!(LbaStatusDescriptor, stas) == 13);
 
 /// LBA status: the blocks may not be readable (actions 10h and 11h).
 pub const LBA_STATUS_POTENTIALLY_UNRECOVERABLE: u8 = 0b001;
+/// LBA status: the last write of each block was a Write Uncorrectable (actions 10h and 11h).
+pub const LBA_STATUS_WRITTEN_UNCORRECTABLE: u8 = 0b011;
 /// LBA status: the blocks are allocated (action 02h).
 pub const LBA_STATUS_ALLOCATED: u8 = 0b010;

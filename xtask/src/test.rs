@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use vmtest::image::Image;
 
-use crate::run::{build, cargo, run_heard};
+use crate::run::{build, cargo, run_heard, top};
 use crate::{lint, tool};
 
 /// Guests at once. Each has two emulated processors, so more would only slow one another down.
@@ -30,13 +30,22 @@ pub(crate) fn command() -> Result<()> {
     heading("unit and property tests");
     total.add(tests(&["--workspace", "--exclude", "vmtest"], None)?);
     heading("documentation tests");
-    total.add(stage(cargo(&["test", "--workspace", "--doc", "--no-fail-fast"]), Runner::Libtest)?);
+    total.add(stage(cargo(&["test", "--quiet", "--workspace", "--doc", "--no-fail-fast"]), Runner::Libtest)?);
+    heading("every interleaving of a sender and a sleeping reactor");
+    total.add(models()?);
     heading("guest tests");
     total.add(guest_tests()?);
     println!("{} passed, {} failed", total.passed, total.failed);
     ensure!(total.passed > 0, "no test ran");
     ensure!(total.failed == 0, "tests failed");
     Ok(())
+}
+
+/// What the model checker goes through, compiled with its own atomics, so beside the other builds.
+fn models() -> Result<Tally> {
+    let mut command = cargo(&["test", "--quiet", "-p", "engine", "--lib", "bell"]);
+    command.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", top().join("target/loom"));
+    stage(command, Runner::Libtest)
 }
 
 fn guest_tests() -> Result<Tally> {
@@ -52,18 +61,12 @@ fn guest_tests() -> Result<Tally> {
 
 /// Tests by nextest if the machine has it, else by Cargo; guest tests if a daemon is given.
 fn tests(packages: &[&str], godwitd: Option<&std::path::Path>) -> Result<Tally> {
+    // A guest's test takes long enough that one wants to hear of each.
+    let level = if godwitd.is_some() { "--status-level=pass" } else { "--status-level=fail" };
     let (mut command, runner) = if tool::on_path("cargo-nextest").is_some() {
-        (
-            cargo(&[
-                "nextest",
-                "run",
-                "--no-fail-fast",
-                "--no-tests=pass",
-                "--status-level=fail",
-                "--final-status-level=fail",
-            ]),
-            Runner::Nextest,
-        )
+        let common =
+            ["nextest", "run", "--no-fail-fast", "--no-tests=pass", "--final-status-level=fail", level];
+        (cargo(&common), Runner::Nextest)
     } else {
         (cargo(&["test", "--no-fail-fast", "--lib", "--bins", "--tests"]), Runner::Libtest)
     };
@@ -71,7 +74,7 @@ fn tests(packages: &[&str], godwitd: Option<&std::path::Path>) -> Result<Tally> 
     if let Some(godwitd) = godwitd {
         command.env("GODWITD", godwitd);
         match runner {
-            Runner::Nextest => command.args(["--test-threads", GUESTS_AT_ONCE, "--status-level=pass"]),
+            Runner::Nextest => command.args(["--test-threads", GUESTS_AT_ONCE]),
             Runner::Libtest => command.args(["--", "--test-threads", GUESTS_AT_ONCE]),
         };
     }

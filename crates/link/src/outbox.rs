@@ -1,0 +1,110 @@
+//! Messages on their way out of a stream socket, in order, with their descriptors.
+
+use crate::socket::{SCM_FDS_MAX, Wait, send};
+use rustix::io::Errno;
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+/// A message to send: a head, and a body that others may share.
+#[derive(Clone, Debug, Default)]
+pub struct Parcel {
+    /// Goes first.
+    pub head: Vec<u8>,
+    /// Goes after the head.
+    pub body: Arc<Vec<u8>>,
+    /// Go with the first byte; at most 253.
+    pub fds: Vec<Arc<OwnedFd>>,
+}
+
+impl Parcel {
+    /// A message in one piece.
+    #[must_use]
+    pub fn whole(bytes: Vec<u8>, fds: Vec<Arc<OwnedFd>>) -> Self {
+        Self { head: bytes, body: Arc::default(), fds }
+    }
+
+    /// Bytes of head and body.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        self.head.len() + self.body.len()
+    }
+}
+
+/// What waits for room in a socket. Whoever fills it looks at [`Outbox::len_bytes`] first and bounds it.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    parcels: VecDeque<Parcel>,
+    /// Bytes of the first parcel that are sent.
+    sent: usize,
+    len_bytes: usize,
+}
+
+impl Outbox {
+    /// Appends a message. An empty one is nothing.
+    ///
+    /// # Errors
+    /// More descriptors than one message carries.
+    pub fn push(&mut self, parcel: Parcel) -> Result<(), crate::LinkError> {
+        if parcel.fds.len() > SCM_FDS_MAX {
+            return Err(crate::LinkError::TooLarge("more than 253 descriptors in one message"));
+        }
+        if parcel.len_bytes() > 0 {
+            self.len_bytes += parcel.len_bytes();
+            self.parcels.push_back(parcel);
+        }
+        Ok(())
+    }
+
+    /// Bytes not yet sent.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        self.len_bytes
+    }
+
+    /// All is sent.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.parcels.is_empty()
+    }
+
+    /// Messages not yet sent whole.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.parcels.len()
+    }
+
+    /// What waits, and how many bytes of the first message are sent already: for a successor process.
+    pub fn waiting(&self) -> (impl Iterator<Item = &Parcel>, usize) {
+        (self.parcels.iter(), self.sent)
+    }
+
+    /// Sends until all is sent (true) or the socket is full (false; never with [`Wait::Block`]).
+    ///
+    /// # Errors
+    /// The peer is gone, or the socket failed.
+    pub fn flush(&mut self, socket: impl AsFd, wait: Wait) -> Result<bool, Errno> {
+        while let Some(parcel) = self.parcels.front() {
+            let head = parcel.head.get(self.sent..).unwrap_or(&[]);
+            let body = parcel.body.get(self.sent.saturating_sub(parcel.head.len())..).unwrap_or(&[]);
+            let fds: Vec<_> = match self.sent {
+                0 => parcel.fds.iter().map(|fd| fd.as_fd()).collect(),
+                _ => Vec::new(),
+            };
+            match send(&socket, &[IoSlice::new(head), IoSlice::new(body)], &fds, wait) {
+                Ok(count) => {
+                    self.sent += count;
+                    self.len_bytes -= count;
+                }
+                Err(Errno::AGAIN) => return Ok(false),
+                Err(errno) => return Err(errno),
+            }
+            if self.sent >= parcel.len_bytes() {
+                self.parcels.pop_front();
+                self.sent = 0;
+            }
+        }
+        Ok(true)
+    }
+}

@@ -2,8 +2,8 @@
 //! device out.
 //!
 //! - [`vfio_user`]: the server side of the vfio-user protocol for a PCI device.
-//!
-//! Not here yet: vhost-user.
+//! - [`vhost_user`]: the back-end side of the vhost-user protocol for a block device.
 #![forbid(unsafe_code)]
 
 pub mod vfio_user;
+pub mod vhost_user;

@@ -1,4 +1,4 @@
-//! Bytes on the wire: NVMe, PCI configuration space and vfio-user.
+//! Bytes on the wire: NVMe, PCI configuration space, vfio-user and vhost-user.
 //!
 //! Layouts, numbers and names, taken word for word from the specifications; no behaviour. Everything that has a
 //! layout is `repr(C)`, has no padding, and carries compile-time assertions of its size and of the offsets that
@@ -7,6 +7,7 @@
 //! - [`nvme`]: NVM Express Base 2.1, NVM Command Set 1.1, PCIe Transport 1.1.
 //! - [`pci`]: PCI Express Base (type 0 header, power management, MSI-X, PCIe capability).
 //! - [`vfio_user`]: QEMU's `docs/interop/vfio-user.rst` and the structures it borrows from `<linux/vfio.h>`.
+//! - [`vhost_user`]: QEMU's `docs/interop/vhost-user.rst`, for a block device.
 //!
 //! Conventions:
 //! - Fields that hold "number minus one" end in `_z`.
@@ -26,3 +27,4 @@ pub mod nvme;
 
 pub mod pci;
 pub mod vfio_user;
+pub mod vhost_user;

@@ -576,5 +576,5 @@ fn count(region: &ControllerRegion, sqid: u16, kind: Kind, sectors: u32) {
 
 #[inline]
 fn add(counter: &AtomicU64, by: u64) {
-    counter.store(counter.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
+    crate::store::put64(counter, counter.load(Ordering::Relaxed).wrapping_add(by));
 }

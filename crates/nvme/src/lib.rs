@@ -7,6 +7,7 @@
 
 mod admin;
 pub mod controller;
+pub mod crash;
 pub mod data;
 pub mod group;
 pub mod host;
@@ -18,4 +19,5 @@ pub mod pci;
 pub mod profile;
 pub mod queue;
 pub mod sink;
+mod store;
 mod work;

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use state::region::Pci;
 
 use crate::profile::Profile;
+use crate::store::{publish32, put32};
 
 /// Bytes of configuration space.
 pub const CONFIG_BYTES: usize = 4096;
@@ -121,15 +122,15 @@ const _: () = assert!(PCIE_CAP + 0x10 == 0x70 && PCIE_CAP + 0x28 == 0x88 && PCIE
 
 /// Brings configuration space and MSI-X table to their power-on values.
 pub fn reset(pci: &Pci, profile: &Profile) {
-    pci.config.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+    pci.config.iter().for_each(|word| put32(word, 0));
     for (offset, value) in initial(profile) {
         store(&pci.config, offset / 4, value);
     }
     for entry in &pci.msix_table {
-        entry.iter().for_each(|word| word.store(0, Ordering::Relaxed));
-        entry[3].store(1, Ordering::Relaxed);
+        entry.iter().for_each(|word| put32(word, 0));
+        put32(&entry[3], 1);
     }
-    pci.msix_pending.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+    pci.msix_pending.iter().for_each(|word| put32(word, 0));
 }
 
 /// As [`reset`], but keeps what a function level reset does not touch for a function behind a client: the BARs and the interrupt
@@ -224,7 +225,7 @@ pub fn msix_write(pci: &Pci, offset: u64, data: &[u8]) -> bool {
         if let Some(place) = pci.msix_table.get(word / 4) {
             let old = place[word % 4].load(Ordering::Acquire);
             let new = (old & !writable) | (value & writable);
-            place[word % 4].store(new, Ordering::Release);
+            publish32(&place[word % 4], new);
             changed |= old != new && word % 4 == 3;
         }
     }
@@ -262,7 +263,7 @@ fn load(words: &[AtomicU32], index: usize) -> u32 {
 
 fn store(words: &[AtomicU32], index: usize, value: u32) {
     if let Some(word) = words.get(index) {
-        word.store(value, Ordering::Release);
+        publish32(word, value);
     }
 }
 

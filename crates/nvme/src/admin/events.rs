@@ -16,6 +16,7 @@ use crate::controller::{Controller, Host, Wait};
 use crate::limits::{ACL_Z, AERL_Z, ELPE_Z};
 use crate::queue::Answer;
 use crate::sink::{DoorbellError, GroupCommand};
+use crate::store::{change32, change64, publish32, publish64, put32, put64};
 
 impl Controller {
     /// Parks the request; it is answered when something happens.
@@ -34,7 +35,7 @@ impl Controller {
     fn record_parked(&self) {
         let mut cids = self.queue.as_ref().into_iter().flat_map(|q| q.parked_cids());
         for place in &self.region.admin.parked_events {
-            place.store(cids.next().map_or(0, |cid| u32::from(cid) + 1), Ordering::Release);
+            publish32(place, cids.next().map_or(0, |cid| u32::from(cid) + 1));
         }
     }
 
@@ -48,7 +49,7 @@ impl Controller {
             }
             self.record_parked();
             let kind = AsyncEventDw0::from_bits(dw0).event_type();
-            self.region.admin.masked_event_types.fetch_or(1 << kind, Ordering::AcqRel);
+            change32(&self.region.admin.masked_event_types, |masked| masked | 1 << kind);
             self.drop_pending(|event| AsyncEventDw0::from_bits(event).event_type() == kind);
         }
     }
@@ -63,7 +64,7 @@ impl Controller {
         let all: Vec<u32> = places.iter().filter_map(|e| e.load(Ordering::Acquire).checked_sub(1)).collect();
         let mut kept = all.into_iter().filter(|event| !gone(*event));
         for place in places {
-            place.store(kept.next().map_or(0, |event| event + 1), Ordering::Release);
+            publish32(place, kept.next().map_or(0, |event| event + 1));
         }
     }
 
@@ -81,7 +82,7 @@ impl Controller {
         }
         // No place is left only when every kind of event is there already.
         if let Some(free) = places.iter().find(|place| place.load(Ordering::Acquire) == 0) {
-            free.store(event + 1, Ordering::Release);
+            publish32(free, event + 1);
         }
     }
 
@@ -94,7 +95,7 @@ impl Controller {
             Lid::SanitizeStatus => AsyncEventType::IoCommandSpecific,
             _ => return,
         };
-        self.region.admin.masked_event_types.fetch_and(!(1 << kind.0), Ordering::AcqRel);
+        change32(&self.region.admin.masked_event_types, |masked| masked & !(1 << kind.0));
         self.drop_pending(|event| AsyncEventDw0::from_bits(event).lid() == lid.0);
     }
 
@@ -108,7 +109,7 @@ impl Controller {
             return;
         }
         if let Some(bit) = nsid.checked_sub(1).filter(|bit| *bit < 64) {
-            self.region.admin.changed_namespaces.fetch_or(1 << bit, Ordering::AcqRel);
+            change64(&self.region.admin.changed_namespaces, |changed| changed | 1 << bit);
         }
         if self.event_config().nan() {
             let info = event_info::NOTICE_NAMESPACE_ATTRIBUTE_CHANGED;
@@ -153,7 +154,7 @@ impl Controller {
         nsid: u32,
         location: u16,
     ) -> bool {
-        let count = self.region.admin.error_count.fetch_add(1, Ordering::AcqRel).wrapping_add(1);
+        let count = change64(&self.region.admin.error_count, |count| count.wrapping_add(1));
         self.errors.push_front(ErrorInformation {
             error_count: count,
             sqid,
@@ -170,7 +171,7 @@ impl Controller {
 
     /// Keep Alive restarts the timer.
     pub(super) fn keep_alive(&mut self) -> Outcome {
-        self.region.admin.keep_alive_ns.store(self.now.0, Ordering::Release);
+        publish64(&self.region.admin.keep_alive_ns, self.now.0);
         Ok(Step::Done(0))
     }
 
@@ -227,19 +228,19 @@ impl Controller {
     /// Everything that a controller level reset clears beside the registers.
     pub(crate) fn reset_admin_state(&self) {
         let admin = &self.region.admin;
-        admin.features_set.iter().for_each(|w| w.store(0, Ordering::Relaxed));
-        admin.features.iter().for_each(|w| w.store(0, Ordering::Relaxed));
-        admin.vector_coalescing_disabled.iter().for_each(|w| w.store(0, Ordering::Relaxed));
-        admin.host_identifier.iter().for_each(|w| w.store(0, Ordering::Relaxed));
-        admin.timestamp[0].store(0, Ordering::Relaxed);
-        admin.timestamp[1].store(self.now.0, Ordering::Relaxed);
-        admin.parked_events.iter().for_each(|w| w.store(0, Ordering::Relaxed));
-        admin.pending_events.iter().for_each(|w| w.store(0, Ordering::Relaxed));
+        admin.features_set.iter().for_each(|w| put64(w, 0));
+        admin.features.iter().for_each(|w| put32(w, 0));
+        admin.vector_coalescing_disabled.iter().for_each(|w| put64(w, 0));
+        admin.host_identifier.iter().for_each(|w| put64(w, 0));
+        put64(&admin.timestamp[0], 0);
+        put64(&admin.timestamp[1], self.now.0);
+        admin.parked_events.iter().for_each(|w| put32(w, 0));
+        admin.pending_events.iter().for_each(|w| put32(w, 0));
         for word in [&admin.masked_event_types, &admin.host_behavior] {
-            word.store(0, Ordering::Relaxed);
+            put32(word, 0);
         }
         let long =
             [&admin.shadow_doorbells, &admin.event_indices, &admin.changed_namespaces, &admin.keep_alive_ns];
-        long.into_iter().for_each(|w| w.store(0, Ordering::Release));
+        long.into_iter().for_each(|w| publish64(w, 0));
     }
 }

@@ -15,6 +15,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 use super::{Failure, Outcome, Step, invalid_field, transfer};
 use crate::controller::Controller;
 use crate::limits::NAMESPACES_MAX;
+use crate::store::{change64, publish32, publish64};
 
 /// The composite temperature, in kelvins: a virtual drive is always at 30 degrees.
 pub(super) const TEMPERATURE_K: u16 = 303;
@@ -70,8 +71,8 @@ impl Controller {
         if let (Some(word), Some(set)) =
             (admin.features.get(usize::from(fid)), admin.features_set.get(usize::from(fid / 64)))
         {
-            word.store(value, Ordering::Release);
-            set.fetch_or(1 << (fid % 64), Ordering::AcqRel);
+            publish32(word, value);
+            change64(set, |bits| bits | 1 << (fid % 64));
         }
     }
 
@@ -256,11 +257,7 @@ impl Controller {
         }
         if let Some(word) = self.region.admin.vector_coalescing_disabled.get(usize::from(vector / 64)) {
             let bit = 1 << (vector % 64);
-            if fields.cd() {
-                word.fetch_or(bit, Ordering::AcqRel)
-            } else {
-                word.fetch_and(!bit, Ordering::AcqRel)
-            };
+            change64(word, |bits| if fields.cd() { bits | bit } else { bits & !bit });
         }
         Ok(())
     }
@@ -280,8 +277,8 @@ impl Controller {
         let data = transfer::from_host(&self.map, command, size_of::<Timestamp>())?;
         let stamp = Timestamp::read_from_bytes(&data).map_err(|_| Status::INTERNAL_ERROR)?;
         let [set_ms, at_ns] = &self.region.admin.timestamp;
-        at_ns.store(self.now.0, Ordering::Release);
-        set_ms.store(stamp.milliseconds() | 1 << 63, Ordering::Release);
+        publish64(at_ns, self.now.0);
+        publish64(set_ms, stamp.milliseconds() | 1 << 63);
         Ok(())
     }
 
@@ -290,8 +287,8 @@ impl Controller {
         let data = transfer::from_host(&self.map, command, if extended { 16 } else { 8 })?;
         let word =
             |at: usize| data.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes);
-        self.region.admin.host_identifier[0].store(word(0), Ordering::Release);
-        self.region.admin.host_identifier[1].store(word(8), Ordering::Release);
+        publish64(&self.region.admin.host_identifier[0], word(0));
+        publish64(&self.region.admin.host_identifier[1], word(8));
         Ok(())
     }
 
@@ -303,7 +300,7 @@ impl Controller {
         if !plain || behavior.cdfe != 0 {
             return Err(Status::INVALID_FIELD.into());
         }
-        self.region.admin.host_behavior.store(u32::from(behavior.acre), Ordering::Release);
+        publish32(&self.region.admin.host_behavior, u32::from(behavior.acre));
         Ok(())
     }
 
@@ -311,7 +308,7 @@ impl Controller {
     fn set_keep_alive(&mut self, timeout_ms: u32) {
         let granularity = u32::from(crate::limits::KAS) * 100;
         let rounded = timeout_ms.checked_next_multiple_of(granularity).unwrap_or(u32::MAX);
-        self.region.admin.keep_alive_ns.store(self.now.0, Ordering::Release);
+        publish64(&self.region.admin.keep_alive_ns, self.now.0);
         self.store(Fid::KeepAliveTimer.0, rounded);
     }
 }

@@ -82,7 +82,7 @@ impl Controller {
         transfer::to_host(&self.map, command, &data)?;
         if !fields.rae() {
             if lid == Lid::ChangedNamespaceList {
-                self.region.admin.changed_namespaces.store(0, Ordering::Release);
+                crate::store::publish64(&self.region.admin.changed_namespaces, 0);
             }
             self.log_was_read(lid);
         }

@@ -12,6 +12,7 @@ use crate::controller::{Controller, Deleting, Host, Wait};
 use crate::limits::PAGE_BYTES;
 use crate::queue::{self, Answer, CqRecord, SqRecord};
 use crate::sink::GroupCommand;
+use crate::store::{publish64, put_doorbell};
 
 impl Controller {
     pub(super) fn create_cq(&mut self, command: &Command, host: &mut impl Host) -> Outcome {
@@ -38,7 +39,7 @@ impl Controller {
             return Err(Failure::Status(Status::INVALID_INTERRUPT_VECTOR, 46));
         }
         self.check_mapped(command.prp1, size, 16, false)?;
-        self.doorbells.store(queue::cq_index(cqid), 0);
+        put_doorbell(&self.doorbells, queue::cq_index(cqid), 0);
         queue::create_cq(&self.region, cqid, command.prp1, size, flags.ien().then_some(flags.iv()));
         host.to_queue(cqid, GroupCommand::CreateCq { cqid });
         Ok(Step::Done(0))
@@ -72,7 +73,7 @@ impl Controller {
         self.check_ring(command, size, self.cc().iosqes() == 6, flags.pc())?;
         // NVMSETID in dword 12 means nothing without SQ Associations.
         self.check_mapped(command.prp1, size, 64, true)?;
-        self.doorbells.store(queue::sq_index(sqid), 0);
+        put_doorbell(&self.doorbells, queue::sq_index(sqid), 0);
         queue::create_sq(&self.region, sqid, command.prp1, size, cqid);
         host.to_queue(cqid, GroupCommand::CreateSq { sqid });
         Ok(Step::Done(0))
@@ -182,8 +183,8 @@ impl Controller {
                 };
             }
         }
-        self.region.admin.shadow_doorbells.store(command.prp1, Ordering::Release);
-        self.region.admin.event_indices.store(command.prp2, Ordering::Release);
+        publish64(&self.region.admin.shadow_doorbells, command.prp1);
+        publish64(&self.region.admin.event_indices, command.prp2);
         let id = self.next_id(Wait::DoorbellBuffer(slot));
         host.to_all(GroupCommand::ShadowDoorbells { enabled: true, id });
         Ok(Step::Later)

@@ -26,6 +26,7 @@ pub(crate) fn to_host(map: &MemoryMap, command: &Command, data: &[u8]) -> Result
     let mut rest = data;
     for (at, len) in pieces(map, command, data.len())? {
         let (piece, tail) = rest.split_at(len.min(rest.len()));
+        crate::crash::point();
         map.write_bytes(at, piece).map_err(failure)?;
         rest = tail;
     }

@@ -20,6 +20,7 @@ use crate::limits::PAGE_BYTES;
 use crate::pci;
 use crate::queue;
 use crate::sink::{GroupCommand, Scope};
+use crate::store::{change64, publish32, publish64, put_doorbell, put32, put64};
 
 /// How far the controller goes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,14 +65,14 @@ impl Controller {
     pub(super) fn power_on(&mut self, record: &SsdV1) {
         pci::reset(&self.region.pci, &self.profile);
         let header = &self.region.header;
-        header.layout_version.store(LAYOUT_VERSION, Ordering::Relaxed);
-        header.size_bytes.store(size_of::<ControllerRegion>() as u64, Ordering::Relaxed);
-        header.magic.store(MAGIC, Ordering::Release);
+        put32(&header.layout_version, LAYOUT_VERSION);
+        put64(&header.size_bytes, size_of::<ControllerRegion>() as u64);
+        publish64(&header.magic, MAGIC);
         self.totals.base = record::sum(&self.totals.base, &self.totals.live);
         self.totals.live = state::ssd::CountersV1::default();
         self.totals.power_cycles += 1;
         // The error count goes on over power cycles (Base 2.1, 5.1.12.1.2).
-        self.region.admin.error_count.store(record.totals.error_log_entries, Ordering::Relaxed);
+        put64(&self.region.admin.error_count, record.totals.error_log_entries);
         if record.laid_out && !record.clean {
             self.totals.unsafe_shutdowns += 1;
         }
@@ -122,7 +123,7 @@ impl Controller {
             // Only SHN and the entry sizes may change while enabled (Base 2.1, 3.1.4.5).
             new = old.with_shn(new.shn()).with_iosqes(new.iosqes()).with_iocqes(new.iocqes());
         }
-        self.region.registers.cc.store(new.into_bits(), Ordering::Release);
+        publish32(&self.region.registers.cc, new.into_bits());
         match (old.en(), new.en()) {
             (true, false) => self.start_reset(ResetKind::Controller, host),
             (false, true) if self.life == Life::Disabled => self.enable(host),
@@ -183,19 +184,19 @@ impl Controller {
     }
 
     fn zero_doorbells(&self) {
-        (0..1024).for_each(|index| self.doorbells.store(index, 0));
+        (0..1024).for_each(|index| put_doorbell(&self.doorbells, index, 0));
     }
 
     pub(super) fn start_reset(&mut self, kind: ResetKind, host: &mut impl Host) {
         if let Life::Resetting { kind: running, .. } = &mut self.life {
             *running = (*running).max(kind);
         } else {
-            self.region.registers.reset_count.fetch_add(1, Ordering::AcqRel);
+            change64(&self.region.registers.reset_count, |count| count.wrapping_add(1));
             self.begin_reset(kind, host);
         }
         if kind != ResetKind::Controller {
             // These resets end with the controller disabled, whatever the host writes meanwhile is what counts then.
-            self.region.registers.cc.store(0, Ordering::Release);
+            publish32(&self.region.registers.cc, 0);
         }
     }
 
@@ -229,21 +230,21 @@ impl Controller {
             queue::close_sq(&self.region, qid);
             queue::close_cq(&self.region, qid);
         }
-        self.region.registers.interrupt_mask.store(0, Ordering::Release);
+        publish32(&self.region.registers.interrupt_mask, 0);
         self.reset_admin_state();
         self.zero_doorbells();
         let registers = &self.region.registers;
         if kind != ResetKind::Controller {
-            registers.aqa.store(0, Ordering::Relaxed);
-            registers.asq.store(0, Ordering::Relaxed);
-            registers.acq.store(0, Ordering::Relaxed);
+            put32(&registers.aqa, 0);
+            put64(&registers.asq, 0);
+            put64(&registers.acq, 0);
         }
         if kind == ResetKind::Function {
             pci::function_level_reset(&self.region.pci, &self.profile);
         }
         let nssro = self.csts().nssro() || kind == ResetKind::Subsystem;
-        registers.csts.store(Csts::new().with_nssro(nssro).into_bits(), Ordering::Release);
-        registers.reset_count.fetch_add(1, Ordering::AcqRel);
+        publish32(&registers.csts, Csts::new().with_nssro(nssro).into_bits());
+        change64(&self.region.registers.reset_count, |count| count.wrapping_add(1));
         self.life = Life::Disabled;
         host.interrupt(0);
         self.work_after_reset(host);

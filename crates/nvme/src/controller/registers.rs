@@ -9,6 +9,7 @@ use super::life::ResetKind;
 use super::{Bar, Controller, Host};
 use crate::pci;
 use crate::sink::DoorbellError;
+use crate::store::{change32, publish32, publish64, put_doorbell};
 
 /// CAP.TO and CRTO.CRWMT in 500 ms units: 30 seconds, far beyond any reset that waits for the drive's I/O.
 const READY_TIMEOUT: u8 = 60;
@@ -117,11 +118,11 @@ impl Controller {
         let enabled = self.cc().en();
         match offset {
             reg::INTMS if !self.msix_enabled() => {
-                registers.interrupt_mask.fetch_or(value & mask, Ordering::AcqRel);
+                change32(&registers.interrupt_mask, |masked| masked | value & mask);
                 host.interrupt(0);
             }
             reg::INTMC if !self.msix_enabled() => {
-                registers.interrupt_mask.fetch_and(!(value & mask), Ordering::AcqRel);
+                change32(&registers.interrupt_mask, |masked| masked & !(value & mask));
                 host.interrupt(0);
             }
             reg::CC => self.write_cc(Cc::from_bits(merged), host),
@@ -133,7 +134,7 @@ impl Controller {
             }
             reg::NSSR if merged == reg::NSSR_RESET => self.start_reset(ResetKind::Subsystem, host),
             // Written while enabled they have no meaning (Base 2.1, 3.1.4.8 to 3.1.4.10): kept as they are.
-            reg::AQA if !enabled => registers.aqa.store(merged & 0x0fff_0fff, Ordering::Release),
+            reg::AQA if !enabled => publish32(&registers.aqa, merged & 0x0fff_0fff),
             reg::ASQ | 0x2c if !enabled => put_half(&registers.asq, offset - reg::ASQ, merged),
             reg::ACQ | 0x34 if !enabled => put_half(&registers.acq, offset - reg::ACQ, merged),
             reg::DOORBELLS..0x2000 if mask == u32::MAX => self.write_doorbell(offset, value),
@@ -154,7 +155,7 @@ impl Controller {
             self.region.cqs.get(qid).is_some_and(|cq| cq.size.load(Ordering::Acquire) != 0)
         };
         if exists {
-            self.doorbells.store(index, value);
+            put_doorbell(&self.doorbells, index, value);
         } else {
             self.doorbell_error(u16::try_from(qid).unwrap_or(u16::MAX), DoorbellError::Register);
         }
@@ -213,7 +214,7 @@ impl Controller {
     }
 
     pub(crate) fn update_csts(&self, change: impl FnOnce(Csts) -> Csts) {
-        self.region.registers.csts.store(change(self.csts()).into_bits(), Ordering::Release);
+        publish32(&self.region.registers.csts, change(self.csts()).into_bits());
     }
 }
 
@@ -221,5 +222,5 @@ impl Controller {
 fn put_half(register: &std::sync::atomic::AtomicU64, at: u64, value: u32) {
     let old = register.load(Ordering::Acquire);
     let shift = at * 8;
-    register.store((old & !(0xffff_ffff << shift)) | u64::from(value) << shift, Ordering::Release);
+    publish64(register, (old & !(0xffff_ffff << shift)) | u64::from(value) << shift);
 }

@@ -34,6 +34,7 @@ impl Pieces {
     /// [`Fault`].
     pub fn write(&self, map: &MemoryMap, at: usize, data: &[u8]) -> Result<(), Fault> {
         self.each(at, data.len(), |address, range| {
+            crate::crash::point();
             data.get(range).map_or(Err(Fault::Unmapped), |part| map.write_bytes(Iova(address), part))
         })
     }

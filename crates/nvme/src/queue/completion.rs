@@ -8,8 +8,8 @@ use spec::nvme::{Completion, Status};
 use state::region::{ControllerRegion, SLOT_POSTING};
 
 use super::record::CqRecord;
-use super::store::{publish32, publish64, put_completion, put32, put64};
 use super::submission::{Accepted, SubmissionQueue, slot_word};
+use crate::store::{publish32, publish64, put_completion, put32, put64};
 
 /// Bytes in an entry (IOCQES = 4).
 const ENTRY_BYTES: usize = 16;

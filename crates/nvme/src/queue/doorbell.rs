@@ -112,6 +112,7 @@ impl Doorbells {
     #[must_use]
     pub fn announce(&self, page: &DoorbellPage, index: usize, value: u32) -> u32 {
         let Some(shadow) = &self.shadow else { return Self::register(page, index) };
+        crate::crash::point();
         // A page that went away waits for the next memory map; there is nobody to tell.
         let _ = shadow.events.store_u32(index * 4, value);
         fence(Ordering::SeqCst);

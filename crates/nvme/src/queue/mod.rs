@@ -7,8 +7,8 @@
 //! ```
 //!
 //! The store order, and why a successor that finds the region between any two stores does the right thing, is in
-//! `docs/formats/controller-region.md`. Every shared store of this module goes through [`store`], so that tests can end the
-//! world after any one of them.
+//! `docs/formats/controller-region.md`. Every shared store goes through `crate::store`, so that tests can end the world before
+//! any one of them.
 //!
 //! Used for I/O queues by [`group`](crate::group) and for the admin queue by the controller.
 
@@ -16,7 +16,6 @@ mod completion;
 mod doorbell;
 mod record;
 mod recovery;
-mod store;
 mod submission;
 mod watch;
 
@@ -29,6 +28,3 @@ pub use record::{CqRecord, SqRecord, close_cq, close_sq, create_cq, create_sq};
 pub use recovery::{Conclusion, Unanswered, conclude};
 pub use submission::{Accepted, Look, SubmissionQueue};
 pub use watch::Watch;
-
-#[cfg(test)]
-pub(crate) use store::fuel;

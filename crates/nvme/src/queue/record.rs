@@ -4,8 +4,8 @@ use std::sync::atomic::Ordering;
 
 use state::region::{ControllerRegion, SLOT_FREE};
 
-use super::store::{publish32, publish64, put32, put64};
 use super::submission::{head_seq, seq_of};
+use crate::store::{publish32, publish64, put32, put64};
 
 /// What the region says of a submission queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

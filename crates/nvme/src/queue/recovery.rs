@@ -7,8 +7,8 @@ use state::region::{ControllerRegion, SLOT_ACCEPTED, SLOT_POSTING};
 
 use super::completion::{CompletionQueue, WORD_PHASE};
 use super::record::{CqRecord, SqRecord};
-use super::store::publish64;
 use super::submission::{SubmissionQueue, command_in, head_seq, position_of, seq_of, state_of};
+use crate::store::publish64;
 
 /// A command that was accepted and has no answer yet.
 #[derive(Clone, Copy, Debug)]
@@ -89,7 +89,7 @@ impl Conclusion {
         // At most one post can stand between its slot word and the tail: one writer, one post at a time.
         if self.posting.iter().any(|&(_, position, phase, _)| position == cq.tail && phase == cq.phase) {
             let (tail, phase) = if cq.tail + 1 == cq.size { (0, !cq.phase) } else { (cq.tail + 1, cq.phase) };
-            super::store::publish32(&record.tail_phase, tail | u32::from(phase) << 16);
+            crate::store::publish32(&record.tail_phase, tail | u32::from(phase) << 16);
         }
     }
 

@@ -9,7 +9,7 @@ use state::region::{ControllerRegion, SLOT_ACCEPTED, SLOT_FREE, SLOT_POSTING, SL
 
 use super::completion::CompletionQueue;
 use super::record::SqRecord;
-use super::store::{publish64, put64};
+use crate::store::{publish64, put64};
 
 /// Bytes in an entry (IOSQES = 6).
 const ENTRY_BYTES: usize = 64;

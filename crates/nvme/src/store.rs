@@ -1,0 +1,79 @@
+//! Stores into memory that a successor reads: each is a point where a simulated process can end (see [`crash`]).
+//!
+//! Nothing else in this crate stores into the region, the doorbell page or a completion queue.
+//!
+//! [`crash`]: crate::crash
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+use memory::{DoorbellPage, Fault, Window};
+
+use crate::crash;
+
+/// A store that a later [`publish64`] makes visible.
+#[inline(always)]
+pub(crate) fn put64(word: &AtomicU64, value: u64) {
+    crash::point();
+    word.store(value, Ordering::Relaxed);
+}
+
+/// As [`put64`].
+#[inline(always)]
+pub(crate) fn put32(word: &AtomicU32, value: u32) {
+    crash::point();
+    word.store(value, Ordering::Relaxed);
+}
+
+/// A step of the protocol: everything stored before is visible to who sees this value, and nothing stored after is before.
+///
+/// Release alone would let later plain stores move up before it: the next command's completion into a slot that still
+/// says POSTING, say. The fence costs no instruction on x86 and a store barrier elsewhere.
+#[inline(always)]
+pub(crate) fn publish64(word: &AtomicU64, value: u64) {
+    crash::point();
+    word.store(value, Ordering::Release);
+    fence(Ordering::Release);
+}
+
+/// As [`publish64`].
+#[inline(always)]
+pub(crate) fn publish32(word: &AtomicU32, value: u32) {
+    crash::point();
+    word.store(value, Ordering::Release);
+    fence(Ordering::Release);
+}
+
+/// Sets and clears bits of a word that only this reactor writes, in one store.
+pub(crate) fn change32(word: &AtomicU32, change: impl FnOnce(u32) -> u32) {
+    publish32(word, change(word.load(Ordering::Acquire)));
+}
+
+/// As [`change32`]. Returns the new value.
+pub(crate) fn change64(word: &AtomicU64, change: impl FnOnce(u64) -> u64) -> u64 {
+    let value = change(word.load(Ordering::Acquire));
+    publish64(word, value);
+    value
+}
+
+/// A word of the doorbell page.
+pub(crate) fn put_doorbell(page: &DoorbellPage, index: usize, value: u32) {
+    crash::point();
+    page.store(index, value);
+}
+
+/// A completion queue entry: dwords 0 to 2, then dword 3 with the phase tag (Base 2.1, 4.2.1).
+#[cfg(not(any(test, feature = "crash-points")))]
+#[inline(always)]
+pub(crate) fn put_completion(ring: &Window, offset: usize, dwords: [u32; 4]) -> Result<(), Fault> {
+    ring.write_completion(offset, dwords)
+}
+
+/// The same in two steps that an end can come between.
+#[cfg(any(test, feature = "crash-points"))]
+pub(crate) fn put_completion(ring: &Window, offset: usize, dwords: [u32; 4]) -> Result<(), Fault> {
+    let head: [u8; 12] = zerocopy::transmute!([dwords[0], dwords[1], dwords[2]]);
+    crash::point();
+    ring.write(offset, &head)?;
+    crash::point();
+    ring.store_u32(offset + 12, dwords[3])
+}

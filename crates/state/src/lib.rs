@@ -2,6 +2,7 @@
 //!
 //! - [`region`]: the shared-memory region of one controller, which a successor process goes on from.
 //! - [`ssd`]: the record of one ssd that outlives a daemon restart (namespaces, marks, sanitize progress, totals).
+//! - [`vhost_session`]: what is kept of a vhost-user client's session.
 //! - [`envelope`]: magic, version, length and checksum around every record, outside its body.
 //!
 //! Types here are never the runtime's own: they change only by adding.
@@ -10,5 +11,6 @@
 pub mod envelope;
 pub mod region;
 pub mod ssd;
+pub mod vhost_session;
 
 pub use ssd::SsdV1;

@@ -6,6 +6,7 @@
 //!   64 bytes and any doorbell value.
 //! - [`ram::Ram`] is the guest's memory: a memfd, an IOVA base, and an allocator of pages.
 //! - [`load`] is the load generator behind the `bench` binary.
+//! - [`verify`] is the verifying load behind the `soak` binary.
 //!
 //! What it does *not* do: it trusts the test that uses it (an offset out of range panics), it is no model of a real driver's
 //! error recovery, and nothing in the daemon depends on it.
@@ -15,6 +16,7 @@ pub mod load;
 pub mod mapping;
 pub mod nvme;
 pub mod ram;
+pub mod verify;
 pub mod vfio_user;
 
 pub use error::{Error, Result};

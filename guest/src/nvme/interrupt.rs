@@ -42,6 +42,12 @@ impl Driver {
         Ok(())
     }
 
+    /// Takes the eventfds of all vectors out of the driver, for a caller that waits on them itself.
+    #[must_use]
+    pub fn take_vectors(&mut self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.vectors)
+    }
+
     /// Offset of a PCI capability in config space.
     ///
     /// # Errors

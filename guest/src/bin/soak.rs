@@ -1,0 +1,129 @@
+//! `soak`: a verifying load on `godwitd` while its processes die and are replaced. See `guest::verify`.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+use guest::verify::events::Kind;
+use guest::verify::soak::{Settings, run};
+
+/// Runs a load that checks every byte and every completion while things happen to godwitd.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// What happens.
+    what: What,
+    /// How often.
+    #[arg(long)]
+    count: Option<u64>,
+    /// Also append one JSON object to this file.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Replays the operations of an earlier run.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// The daemon to upgrade to and back from; a copy of the same one if not given.
+    #[arg(long)]
+    other: Option<PathBuf>,
+    /// Where the data files are made; it must take O_DIRECT.
+    #[arg(long, default_value = "/var/tmp")]
+    directory: PathBuf,
+    /// Queue pairs of each ssd; the last one is driven by its interrupt.
+    #[arg(long, default_value_t = 3)]
+    lanes: u16,
+    /// Operations at once of each queue pair, at most.
+    #[arg(long, default_value_t = 16)]
+    depth: usize,
+    /// Reactors of the daemon.
+    #[arg(long, default_value_t = 1)]
+    reactors: usize,
+    /// An operation without an answer for so many seconds is lost.
+    #[arg(long, default_value_t = 30)]
+    patience: u64,
+    /// Flip a byte of a data file: the run must find it.
+    #[arg(long)]
+    sabotage: bool,
+    /// Keep the run's folder.
+    #[arg(long)]
+    keep: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum What {
+    /// Nothing: the row must be zero, the gaps are the machine's own.
+    Calm,
+    /// The engine is killed at random moments.
+    Kills,
+    /// The engine is replaced by another binary and back.
+    Upgrades,
+    /// The keeper executes itself anew.
+    Keeper,
+}
+
+fn main() -> Result<ExitCode> {
+    let arguments = Arguments::parse();
+    let kind = match arguments.what {
+        What::Calm => Kind::Calm,
+        What::Kills => Kind::Kills,
+        What::Upgrades => Kind::Upgrades,
+        What::Keeper => Kind::Keeper,
+    };
+    let count = arguments.count.unwrap_or(match kind {
+        Kind::Calm => 20,
+        Kind::Kills => 1000,
+        Kind::Upgrades => 200,
+        Kind::Keeper => 100,
+    });
+    let settings = Settings {
+        kind,
+        count,
+        seed: arguments.seed.unwrap_or_else(any_seed),
+        godwitd: program("GODWITD", "godwitd")?,
+        godwit: program("GODWIT", "godwit").or_else(|error| match kind {
+            Kind::Calm | Kind::Kills => Ok(PathBuf::new()),
+            Kind::Upgrades | Kind::Keeper => Err(error),
+        })?,
+        other: arguments.other,
+        directory: arguments.directory,
+        patience: Duration::from_secs(arguments.patience),
+        lanes: arguments.lanes.clamp(1, 60),
+        depth: arguments.depth.clamp(1, 1000),
+        reactors: arguments.reactors,
+        sabotage: arguments.sabotage,
+        keep: arguments.keep,
+    };
+    let found = run(&settings)?;
+    println!("{}", found.row.line());
+    found.faults.iter().for_each(|fault| println!("  {fault}"));
+    if let Some(folder) = &found.folder {
+        println!("the run's files: {}", folder.display());
+    }
+    if let Some(path) = arguments.json {
+        let file = std::fs::File::options().create(true).append(true).open(&path);
+        writeln!(file.with_context(|| path.display().to_string())?, "{}", found.row.json())?;
+    }
+    if found.row.tally.is_clean() && found.row.events == count {
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("{}", found.log);
+    Ok(ExitCode::FAILURE)
+}
+
+/// Small enough to be read in JSON by anything.
+fn any_seed() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    since.as_secs() << 20 & 0xFFFF_FFFF_FFFF | u64::from(since.subsec_micros())
+}
+
+/// A program by its variable, or the one built beside this one.
+fn program(variable: &str, name: &str) -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os(variable) {
+        return Ok(path.into());
+    }
+    let path = std::env::current_exe()?.with_file_name(name);
+    anyhow::ensure!(path.exists(), "{} is missing: build it, or set {variable}", path.display());
+    Ok(path)
+}

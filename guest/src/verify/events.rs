@@ -1,0 +1,154 @@
+//! What happens to the daemon during a soak.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
+
+use super::daemon::{engines_of, signal};
+use crate::load::workload::Random;
+
+/// Which events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Nothing happens; the windows are counted all the same.
+    Calm,
+    /// The engine is killed at a random moment.
+    Kills,
+    /// The engine is replaced by another binary and back.
+    Upgrades,
+    /// The keeper executes itself anew.
+    Keeper,
+}
+
+impl Kind {
+    /// As it is written.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Calm => "calm",
+            Kind::Kills => "kills",
+            Kind::Upgrades => "upgrades",
+            Kind::Keeper => "keeper",
+        }
+    }
+}
+
+/// Makes events.
+pub struct Events {
+    /// Which.
+    pub kind: Kind,
+    /// The keeper's process.
+    pub keeper: u32,
+    /// The command line `godwit`, for upgrades.
+    pub godwit: PathBuf,
+    /// Binaries of the daemon to go to, one after the other.
+    pub binaries: Vec<PathBuf>,
+    /// Where the keeper listens for the command line.
+    pub control: PathBuf,
+    /// Of the moments.
+    pub random: Random,
+}
+
+/// How the events and the load tell each other where they are.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Events begun: raised the moment before each.
+    pub begun: AtomicU64,
+    /// The load ends.
+    pub stop: AtomicBool,
+}
+
+/// An engine must be back by then.
+const BACK_BY: Duration = Duration::from_secs(30);
+
+impl Events {
+    /// Makes `count` events with random pauses between them.
+    ///
+    /// # Errors
+    /// The daemon does not come back, or refuses.
+    pub fn run(mut self, count: u64, progress: &Progress) -> Result<()> {
+        self.pause(100);
+        for number in 0..count {
+            if progress.stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            self.happen(number, progress).with_context(|| format!("event {}", number + 1))?;
+            self.pause(60);
+        }
+        Ok(())
+    }
+
+    /// From `least` to 200 ms more.
+    fn pause(&mut self, least_ms: u64) {
+        std::thread::sleep(Duration::from_micros(least_ms * 1000 + self.random.below(200_000)));
+    }
+
+    fn happen(&mut self, number: u64, progress: &Progress) -> Result<()> {
+        match self.kind {
+            Kind::Calm => {
+                progress.begun.fetch_add(1, Ordering::Release);
+                Ok(())
+            }
+            Kind::Kills => self.kill(progress),
+            Kind::Upgrades => {
+                let count = self.binaries.len().max(1);
+                let binary = self.binaries.get(usize::try_from(number)? % count).cloned();
+                progress.begun.fetch_add(1, Ordering::Release);
+                self.ask(&["upgrade"], binary)
+            }
+            Kind::Keeper => {
+                progress.begun.fetch_add(1, Ordering::Release);
+                self.ask(&["keeper", "restart"], None)
+            }
+        }
+    }
+
+    fn kill(&mut self, progress: &Progress) -> Result<()> {
+        let engine = self.engine(None)?;
+        let how = match self.random.below(10) {
+            0 => Signal::ABORT,
+            1 => Signal::SEGV,
+            _ => Signal::KILL,
+        };
+        progress.begun.fetch_add(1, Ordering::Release);
+        ensure!(signal(engine, how), "engine {engine} is gone already");
+        let mut next = self.engine(Some(engine))?;
+        while self.random.below(8) == 0 {
+            // Another one while the new engine still finds its feet: part of the same event.
+            std::thread::sleep(Duration::from_micros(self.random.below(15_000)));
+            signal(next, Signal::KILL);
+            next = self.engine(Some(next))?;
+        }
+        Ok(())
+    }
+
+    /// The engine, once there is one other than `old`.
+    fn engine(&self, old: Option<u32>) -> Result<u32> {
+        let deadline = Instant::now() + BACK_BY;
+        loop {
+            if let Some(pid) = engines_of(self.keeper).into_iter().find(|pid| Some(*pid) != old) {
+                return Ok(pid);
+            }
+            if Instant::now() > deadline {
+                bail!("process {} has no engine for {BACK_BY:?}", self.keeper);
+            }
+            std::thread::sleep(Duration::from_micros(500));
+        }
+    }
+
+    fn ask(&self, words: &[&str], binary: Option<PathBuf>) -> Result<()> {
+        let mut command = Command::new(&self.godwit);
+        command.args(words).arg("--control").arg(&self.control).stdin(Stdio::null());
+        if let Some(binary) = binary {
+            command.arg("--binary").arg(binary);
+        }
+        let said = command.output().with_context(|| self.godwit.display().to_string())?;
+        let text = [said.stdout, said.stderr].concat();
+        ensure!(said.status.success(), "godwit {}: {}", words.join(" "), String::from_utf8_lossy(&text));
+        Ok(())
+    }
+}

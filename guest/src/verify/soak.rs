@@ -1,0 +1,280 @@
+//! A run: the daemon, a load on each ssd, a chat with each controller, and the events.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::auditor::Tally;
+use super::chat::{Chat, Heard};
+use super::daemon::{Backing, Daemon, Ssd};
+use super::events::{Events, Kind, Progress};
+use super::load::Load;
+use super::nvme::NvmeDoor;
+use super::report::Row;
+use crate::load::workload::Random;
+use crate::nvme::{Driver, Options};
+
+/// How a run goes.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What happens.
+    pub kind: Kind,
+    /// How often.
+    pub count: u64,
+    /// Of everything.
+    pub seed: u64,
+    /// The daemon.
+    pub godwitd: PathBuf,
+    /// The command line.
+    pub godwit: PathBuf,
+    /// Another daemon to upgrade to; a copy of the same one if there is none.
+    pub other: Option<PathBuf>,
+    /// Where the run's folder is made; it must take O_DIRECT.
+    pub directory: PathBuf,
+    /// An operation without an answer for so long is lost.
+    pub patience: Duration,
+    /// Queue pairs of each ssd.
+    pub lanes: u16,
+    /// Operations of each queue pair.
+    pub depth: usize,
+    /// Reactors of the daemon.
+    pub reactors: usize,
+    /// Flip a byte of a file once, behind the daemon's back: the run must find it.
+    pub sabotage: bool,
+    /// Keep the run's folder.
+    pub keep: bool,
+}
+
+/// What a run found.
+pub struct Found {
+    /// The line.
+    pub row: Row,
+    /// The first faults, in words.
+    pub faults: Vec<String>,
+    /// The daemon's last words.
+    pub log: String,
+    /// Where the run's files are, when kept.
+    pub folder: Option<PathBuf>,
+}
+
+const RAM_BYTES: usize = 96 << 20;
+/// Windows without events, before them.
+const CALM_WINDOWS: u64 = 20;
+const CALM_WINDOW: Duration = Duration::from_millis(100);
+/// After so long without work the load lets others run.
+const SPIN: Duration = Duration::from_micros(20);
+/// The load itself was not run for so long.
+const OWN_PAUSE_NS: u64 = 5_000_000;
+
+fn ssds() -> Vec<Ssd> {
+    let ssd = |name: &str, backing, lba| Ssd { name: name.to_owned(), mebibytes: 64, backing, lba };
+    vec![ssd("ram", Backing::Ram, 512), ssd("file", Backing::Uring, 512), ssd("big", Backing::Uring, 4096)]
+}
+
+/// Runs it all.
+///
+/// # Errors
+/// The run could not be made: no daemon, no connection at the start. What goes wrong later is in what it found.
+pub fn run(settings: &Settings) -> Result<Found> {
+    let folder = tempfile::Builder::new().prefix("godwit-soak").tempdir_in(&settings.directory)?;
+    let ssds = ssds();
+    let mut daemon = Daemon::start(&settings.godwitd, folder.path(), &ssds, settings.reactors)?;
+    let epoch = Instant::now();
+    let now = || u64::try_from(epoch.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    let (mut loads, mut chats) = (Vec::new(), Vec::new());
+    for (number, ssd) in ssds.iter().enumerate() {
+        let seed = settings.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(number as u64 + 1);
+        let options = Options { ram_bytes: RAM_BYTES, ..Options::default() };
+        let mut driver = Driver::connect_with(daemon.socket(&ssd.name), options)
+            .with_context(|| format!("connect to {}", ssd.name))?;
+        let door = NvmeDoor::new(&mut driver, settings.lanes, settings.depth, true)?;
+        loads.push(Load::new(&ssd.name, number as u64 + 1, Box::new(door), seed, now()));
+        chats.push(Chat::new(driver, settings.lanes + 1, seed ^ 0x55, settings.patience)?);
+    }
+    let events = Events {
+        kind: settings.kind,
+        keeper: daemon.pid(),
+        godwit: settings.godwit.clone(),
+        binaries: binaries(settings, &daemon)?,
+        control: folder.path().join("control.sock"),
+        random: Random::new(settings.seed ^ 0xE7E7),
+    };
+    let name = settings.kind.name().to_owned();
+    let mut run = Run {
+        row: Row { name, seed: settings.seed, ..Row::default() },
+        loads,
+        faults: Vec::new(),
+        gone: false,
+        patience: settings.patience,
+        spin: Instant::now(),
+        last_turn_ns: now(),
+    };
+    let sabotage = settings.sabotage.then(|| ssds[1].file(folder.path()));
+    run.go(events, chats, settings.count, sabotage, &now);
+    run.row.seconds = epoch.elapsed().as_secs_f64();
+    run.end(&mut daemon);
+    let log = daemon.log_tail();
+    drop(daemon);
+    let folder = settings.keep.then(|| folder.keep());
+    Ok(Found { row: run.row, faults: run.faults, log, folder })
+}
+
+/// The binaries that upgrades go to: another one and back.
+fn binaries(settings: &Settings, daemon: &Daemon) -> Result<Vec<PathBuf>> {
+    if settings.kind != Kind::Upgrades {
+        return Ok(Vec::new());
+    }
+    let other = match &settings.other {
+        Some(other) => other.clone(),
+        None => {
+            let copy = daemon.folder().join("godwitd-copy");
+            std::fs::copy(daemon.binary(), &copy)?;
+            copy
+        }
+    };
+    Ok(vec![other, daemon.binary().to_owned()])
+}
+
+struct Run {
+    row: Row,
+    loads: Vec<Load>,
+    faults: Vec<String>,
+    /// The device is gone: no use going on.
+    gone: bool,
+    patience: Duration,
+    spin: Instant,
+    last_turn_ns: u64,
+}
+
+impl Run {
+    fn go(
+        &mut self,
+        events: Events,
+        chats: Vec<Chat>,
+        count: u64,
+        sabotage: Option<PathBuf>,
+        now: &dyn Fn() -> u64,
+    ) {
+        let (progress, quiet) = (Progress::default(), AtomicBool::new(false));
+        let heard = std::thread::scope(|scope| {
+            let talks: Vec<_> = chats.into_iter().map(|chat| scope.spawn(|| chat.run(&quiet))).collect();
+            for _ in 0..CALM_WINDOWS {
+                let end = Instant::now() + CALM_WINDOW;
+                self.work(now, || Instant::now() > end);
+                let gap = self.window(now());
+                self.row.calm.record(gap);
+            }
+            let made = scope.spawn(|| events.run(count, &progress));
+            let mut begun = 0;
+            while !made.is_finished() && !self.gone {
+                self.work(now, || progress.begun.load(Ordering::Acquire) != begun || made.is_finished());
+                let gap = self.window(now());
+                // The window of an event reaches to the next one.
+                if begun > 0 {
+                    self.row.blackouts.record(gap);
+                }
+                begun = progress.begun.load(Ordering::Acquire);
+                self.row.events = begun;
+            }
+            progress.stop.store(true, Ordering::Relaxed);
+            match made.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => self.error(&format!("{error:#}")),
+                Err(_) => self.error("the events ended with a panic"),
+            }
+            self.last_window(now);
+            self.finish(sabotage, now);
+            quiet.store(true, Ordering::Relaxed);
+            talks.into_iter().map(|talk| talk.join().unwrap_or_default()).collect::<Vec<Heard>>()
+        });
+        for heard in heard {
+            self.row.messages += heard.exchanges;
+            let longest = u64::try_from(heard.longest.as_nanos()).unwrap_or(u64::MAX);
+            self.row.message_max_ns = self.row.message_max_ns.max(longest);
+            heard.faults.iter().for_each(|fault| self.error(&format!("chat: {fault}")));
+        }
+    }
+
+    /// Runs the loads until `end`, or until they are done.
+    fn work(&mut self, now: &dyn Fn() -> u64, end: impl Fn() -> bool) {
+        while !end() && !self.gone && !self.loads.iter().all(Load::is_done) {
+            let start_ns = now();
+            if start_ns - self.last_turn_ns > OWN_PAUSE_NS {
+                self.row.own_pauses += 1;
+            }
+            let mut answers = 0;
+            for load in &mut self.loads {
+                match load.turn(now) {
+                    Ok(taken) => answers += taken,
+                    Err(error) => {
+                        load.auditor.error(&error.to_string());
+                        self.gone = true;
+                    }
+                }
+                load.give_up(start_ns, self.patience);
+                self.gone |= load.auditor.tally().lost > 0;
+            }
+            self.last_turn_ns = now();
+            if answers > 0 {
+                self.spin = Instant::now();
+            } else if self.spin.elapsed() > SPIN {
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    /// The longest gap of the window that ends, over all ssds.
+    fn window(&mut self, now_ns: u64) -> u64 {
+        self.loads.iter_mut().map(|load| load.gaps.take(now_ns)).max().unwrap_or(0)
+    }
+
+    fn last_window(&mut self, now: &dyn Fn() -> u64) {
+        let end = Instant::now() + CALM_WINDOW;
+        self.work(now, || Instant::now() > end);
+        let _of_the_end = self.window(now());
+    }
+
+    /// Lets everything be answered, then reads every block.
+    fn finish(&mut self, sabotage: Option<PathBuf>, now: &dyn Fn() -> u64) {
+        self.loads.iter_mut().for_each(Load::drain);
+        self.work(now, || false);
+        if let Some(file) = sabotage
+            && let Err(error) = flip_a_byte(&file)
+        {
+            self.error(&format!("sabotage: {error}"));
+        }
+        self.loads.iter_mut().for_each(Load::sweep);
+        self.work(now, || false);
+    }
+
+    fn end(&mut self, daemon: &mut Daemon) {
+        if !daemon.is_alive() {
+            self.error("the daemon is gone");
+        } else if !daemon.stop() {
+            self.error("the daemon did not stop with status 0");
+        }
+        let own = self.row.tally;
+        self.row.tally = self.loads.iter().fold(own, |tally, load| Tally::plus(tally, load.auditor.tally()));
+        for load in &self.loads {
+            self.faults.extend(load.auditor.faults().iter().cloned());
+        }
+    }
+
+    fn error(&mut self, what: &str) {
+        self.row.tally.errors += 1;
+        self.faults.push(what.to_owned());
+    }
+}
+
+/// Changes one byte of the file's middle.
+fn flip_a_byte(file: &std::path::Path) -> std::io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::File::options().read(true).write(true).open(file)?;
+    let (mut byte, at) = ([0], file.metadata()?.len() / 2 + 100);
+    file.read_exact_at(&mut byte, at)?;
+    byte[0] ^= 0x40;
+    file.write_all_at(&byte, at)?;
+    file.sync_all()
+}

@@ -17,6 +17,8 @@ struct Vring {
     said: SavedVring,
     /// The device has it.
     runs: bool,
+    /// It ran, and was stopped for a change that the ring must not see.
+    paused: bool,
 }
 
 /// All rings that the device has, by index.
@@ -169,37 +171,53 @@ impl Rings {
         if vring.runs {
             vring.said.base = blk.stop(queue).map_err(device)?;
             vring.runs = false;
+            vring.paused = true;
         }
         Ok(())
     }
 
-    /// Starts every ring that can run and does not. The first that should and cannot is the error; others run all the same.
+    /// Starts every ring that can run and does not. It is an error when one cannot that ran before, or that the message is
+    /// `about`, or because the device refuses; the others run all the same. Before there is memory, nothing is expected to.
     pub(crate) fn settle(
         &mut self,
-        enabled_by_default: bool,
-        packed: bool,
-        room: (u16, u16),
-        table: &Table,
+        about: Option<u32>,
+        setting: &Setting<'_>,
         blk: &mut dyn Blk,
     ) -> Result<(), Refusal> {
         let mut first = Ok(());
         for (queue, vring) in (0..).zip(&mut self.0) {
-            let wanted = vring.said.started && (vring.said.enabled || enabled_by_default);
+            let paused = std::mem::take(&mut vring.paused);
+            let wanted = vring.said.started && (vring.said.enabled || setting.enabled_by_default);
             if vring.runs || !wanted {
                 continue;
             }
             let Some(addr) = vring.said.addr.filter(|_| vring.said.num > 0) else { continue };
-            let started = ring(&vring.said, &addr, packed, table).and_then(|ring| {
-                if queue >= room.0 || ring.size > room.1 {
-                    return Err(invalid("the in-flight region has no room for the ring"));
+            match setting.ring(queue, &vring.said, &addr) {
+                Ok(ring) => {
+                    let started = blk.start(queue, ring).map_err(device);
+                    vring.runs = started.is_ok();
+                    first = first.and(started);
                 }
-                blk.start(queue, ring).map_err(device)
-            });
-            vring.runs = started.is_ok();
-            first = first.and(started);
+                Err(refusal) => {
+                    let expected = about == Some(u32::from(queue)) && !setting.table.entries().is_empty();
+                    if paused || expected {
+                        first = first.and(Err(refusal));
+                    }
+                }
+            }
         }
         first
     }
+}
+
+/// What of the session decides whether a ring can run.
+pub(crate) struct Setting<'a> {
+    /// Protocol features are not in use.
+    pub(crate) enabled_by_default: bool,
+    pub(crate) packed: bool,
+    /// Rings, and entries of each, that the in-flight region has room for.
+    pub(crate) room: (u16, u16),
+    pub(crate) table: &'a Table,
 }
 
 impl Vring {
@@ -224,33 +242,38 @@ fn check_num(num: u32, queue_size_max: u16, or_unsaid: bool) -> Result<(), Refus
     }
 }
 
-/// The ring in the guest's addresses, with all that [`Blk::start`] promises.
-fn ring(said: &SavedVring, addr: &SavedAddr, packed: bool, table: &Table) -> Result<Ring, Refusal> {
-    let size = u16::try_from(said.num).map_err(|_| invalid("a ring of too many entries"))?;
-    let entries = u64::from(size);
-    if !packed && !size.is_power_of_two() {
-        return Err(invalid("a split ring whose size is no power of two"));
+impl Setting<'_> {
+    /// The ring in the guest's addresses, with all that [`Blk::start`] promises.
+    fn ring(&self, queue: u16, said: &SavedVring, addr: &SavedAddr) -> Result<Ring, Refusal> {
+        let size = u16::try_from(said.num).map_err(|_| invalid("a ring of too many entries"))?;
+        let entries = u64::from(size);
+        if !self.packed && !size.is_power_of_two() {
+            return Err(invalid("a split ring whose size is no power of two"));
+        }
+        if queue >= self.room.0 || size > self.room.1 {
+            return Err(invalid("the in-flight region has no room for the ring"));
+        }
+        // Virtio 1.2, 2.7 and 2.8.10. With the event index a split ring has two bytes more at each end.
+        let (driver_bytes, driver_align, device_bytes) =
+            if self.packed { (4, 4, 4) } else { (6 + 2 * entries, 2, 6 + 8 * entries) };
+        Ok(Ring {
+            size,
+            packed: self.packed,
+            descriptors: self.place(addr.descriptor, 16 * entries, 16)?,
+            driver: self.place(addr.available, driver_bytes, driver_align)?,
+            device: self.place(addr.used, device_bytes, 4)?,
+            base: said.base,
+            log_address: addr.log,
+        })
     }
-    // Virtio 1.2, 2.7 and 2.8.10. With the event index a split ring has two bytes more at each end.
-    let (driver_bytes, driver_align, device_bytes) =
-        if packed { (4, 4, 4) } else { (6 + 2 * entries, 2, 6 + 8 * entries) };
-    let place = |user_address: u64, len: u64, align: u64| {
-        let guest_address = table.guest_address(user_address, len);
-        let guest_address =
-            guest_address.ok_or(Refusal::new(Errno::FAULT, "a ring outside of the memory table"))?;
+
+    fn place(&self, user_address: u64, len: u64, align: u64) -> Result<u64, Refusal> {
+        let outside = Refusal::new(Errno::FAULT, "a ring outside of the memory table");
+        let guest_address = self.table.guest_address(user_address, len).ok_or(outside)?;
         if guest_address.is_multiple_of(align) {
             Ok(guest_address)
         } else {
             Err(invalid("a ring that is not aligned"))
         }
-    };
-    Ok(Ring {
-        size,
-        packed,
-        descriptors: place(addr.descriptor, 16 * entries, 16)?,
-        driver: place(addr.available, driver_bytes, driver_align)?,
-        device: place(addr.used, device_bytes, 4)?,
-        base: said.base,
-        log_address: addr.log,
-    })
+    }
 }

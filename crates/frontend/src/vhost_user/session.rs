@@ -3,7 +3,7 @@
 //!
 //! A ring *runs* when all of this is so: SET_VRING_KICK came (after it GET_VRING_BASE did not), it is enabled (or protocol
 //! features are not in use), its size and addresses are known, and they lie in memory and in the in-flight region. The
-//! messages that make it so may come in any order. What would disturb running rings stops them first ([`Rings::pause`]) and
+//! messages that make it so may come in any order, also before there is memory. What would disturb running rings stops them first ([`Rings::pause`]) and
 //! lets those run again that can ([`Rings::settle`]).
 
 use std::collections::BTreeMap;
@@ -19,7 +19,7 @@ use super::device::{BackendChannel, Blk, F_RING_PACKED, Inflight, Log, Region};
 use super::frame::{
     self, ClientFd, FdId, Header, InflightShape, Message, Refusal, Request, RequestId, VringEvent,
 };
-use super::rings::Rings;
+use super::rings::{Rings, Setting};
 use super::saved::{Saved, SavedInflight, SavedLog};
 use super::table::{Table, TableEntry};
 
@@ -200,7 +200,7 @@ impl Session {
             session.use_inflight(inflight, fd, blk)?;
         }
         session.rings.restore(&saved.vrings, &mut |id| kept.take(id), blk)?;
-        session.settle(blk)?;
+        session.settle(None, blk)?;
         Ok(session)
     }
 
@@ -225,7 +225,7 @@ impl Session {
             Request::ResetOwner => {
                 self.pause_all(blk)?;
                 self.rings.disable();
-                self.settle(blk)
+                self.settle(None, blk)
             }
             Request::ResetDevice => self.reset(blk),
             Request::SetMemTable(regions) => self.set_memory(regions, blk),
@@ -234,20 +234,20 @@ impl Session {
             Request::GetMaxMemSlots => number(MEM_SLOTS_MAX as u64),
             Request::SetVringNum { index, num } => {
                 self.rings.set_num(index, num, blk.info().queue_size_max)?;
-                self.settle(blk)
+                self.settle(Some(index), blk)
             }
             Request::SetVringAddr(addr) => {
                 self.rings.check(addr.index)?;
                 self.pause(addr.index, blk)?;
                 self.rings.set_addr(&addr)?;
-                self.settle(blk)
+                self.settle(Some(addr.index), blk)
             }
             Request::SetVringBase { index, base } => {
                 let queue = self.rings.set_base(index, base)?;
                 if self.inflight.is_some_and(|inflight| inflight.own) {
                     blk.clear_inflight(queue).map_err(device)?;
                 }
-                self.settle(blk)
+                self.settle(Some(index), blk)
             }
             Request::GetVringBase { index } => {
                 self.rings.check(index)?;
@@ -258,7 +258,7 @@ impl Session {
             Request::SetVringFd { event, index, fd } => {
                 let (id, fd) = fd.map(|fd| (fd.id, fd.fd)).unzip();
                 self.rings.set_fd(event, index, id, fd, blk)?;
-                if event == VringEvent::Kick { self.settle(blk) } else { Ok(Answer::Done) }
+                if event == VringEvent::Kick { self.settle(Some(index), blk) } else { Ok(Answer::Done) }
             }
             Request::SetVringEnable { index, on } => {
                 if !on {
@@ -266,7 +266,7 @@ impl Session {
                     self.pause(index, blk)?;
                 }
                 self.rings.enable(index, on)?;
-                self.settle(blk)
+                self.settle(Some(index), blk)
             }
             Request::GetQueueNum => number(u64::from(blk.info().queues_max)),
             Request::GetConfig { offset, size } => get_config(offset, size, blk),
@@ -332,7 +332,7 @@ impl Session {
         if set.is_ok() {
             self.features = features;
         }
-        let settled = self.settle(blk);
+        let settled = self.settle(None, blk);
         set.and(settled)
     }
 
@@ -361,7 +361,7 @@ impl Session {
         if set.is_ok() {
             self.table = table;
         }
-        let settled = self.settle(blk);
+        let settled = self.settle(None, blk);
         set.and(settled)
     }
 
@@ -373,7 +373,7 @@ impl Session {
         if added.is_ok() {
             self.table = table;
         }
-        let settled = self.settle(blk);
+        let settled = self.settle(None, blk);
         added.and(settled)
     }
 
@@ -385,7 +385,7 @@ impl Session {
         if removed.is_ok() {
             self.table.remove(at);
         }
-        let settled = self.settle(blk);
+        let settled = self.settle(None, blk);
         removed.and(settled)
     }
 
@@ -420,7 +420,7 @@ impl Session {
         self.pause_all(blk)?;
         let inflight = SavedInflight { fd: fd.id, offset, size, num_queues, queue_size, own: false };
         let set = self.use_inflight(inflight, Arc::new(fd.fd), blk);
-        let settled = self.settle(blk);
+        let settled = self.settle(None, blk);
         set.and(settled)
     }
 
@@ -436,7 +436,7 @@ impl Session {
         if set.is_ok() {
             self.log = Some(SavedLog { fd: fd.id, offset: log.offset, size: log.size });
         }
-        let settled = self.settle(blk);
+        let settled = self.settle(None, blk);
         set.and(settled)?;
         // QEMU waits for an answer here whether or not it asked for one ("Communication").
         number(0)
@@ -452,11 +452,14 @@ impl Session {
         (0..u32::from(blk.info().queues_max)).try_for_each(|index| self.pause(index, blk))
     }
 
-    fn settle(&mut self, blk: &mut dyn Blk) -> Handled {
-        let enabled_by_default = self.features & F_PROTOCOL_FEATURES == 0;
-        let packed = self.features & F_RING_PACKED != 0;
-        let room = self.inflight.map_or((0, 0), |inflight| (inflight.num_queues, inflight.queue_size));
-        self.rings.settle(enabled_by_default, packed, room, &self.table, blk).map(|()| Answer::Done)
+    fn settle(&mut self, about: Option<u32>, blk: &mut dyn Blk) -> Handled {
+        let setting = Setting {
+            enabled_by_default: self.features & F_PROTOCOL_FEATURES == 0,
+            packed: self.features & F_RING_PACKED != 0,
+            room: self.inflight.map_or((0, 0), |inflight| (inflight.num_queues, inflight.queue_size)),
+            table: &self.table,
+        };
+        self.rings.settle(about, &setting, blk).map(|()| Answer::Done)
     }
 
     /// An explicit "it went so", if the client asked for it and that was agreed on.

@@ -6,6 +6,7 @@ mod demo;
 mod fuzz;
 mod lint;
 mod run;
+mod soak;
 mod test;
 mod tool;
 
@@ -40,6 +41,13 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Kill, upgrade or re-execute the daemon under a load that verifies; every argument goes to the soak itself
+    #[command(disable_help_flag = true)]
+    Soak {
+        /// `calm`, `kills`, `upgrades` or `keeper`, then such as `--count N`, `--json FILE`, `--seed N`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -50,6 +58,7 @@ fn main() -> ExitCode {
         Command::Image => vmtest::image::Image::ensure().map(|image| println!("{}", image.root().display())),
         Command::Fuzz { target, seconds } => fuzz::command(target.as_deref(), seconds),
         Command::Bench { arguments } => bench::command(&arguments),
+        Command::Soak { arguments } => soak::command(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -82,10 +82,6 @@ fn main() -> Result<ExitCode> {
         count,
         seed: arguments.seed.unwrap_or_else(any_seed),
         godwitd: program("GODWITD", "godwitd")?,
-        godwit: program("GODWIT", "godwit").or_else(|error| match kind {
-            Kind::Calm | Kind::Kills => Ok(PathBuf::new()),
-            Kind::Upgrades | Kind::Keeper => Err(error),
-        })?,
         other: arguments.other,
         directory: arguments.directory,
         patience: Duration::from_secs(arguments.patience),

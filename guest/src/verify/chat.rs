@@ -138,10 +138,13 @@ impl Chat {
         self.driver.admin(sqe)?.ok()?;
         self.driver.client().dma_unmap(VISITOR_IOVA, len)?;
         let same = buffer.to_vec() == self.identity;
-        match self.driver.client().dma_unmap(VISITOR_IOVA, len) {
-            Err(Error::Refused { .. }) => {}
-            Err(error) => return Err(error),
-            Ok(()) => return Ok(Some("memory was unmapped twice".into())),
+        // Each refusal is a line in the daemon's log: not every time.
+        if self.random.below(8) == 0 {
+            match self.driver.client().dma_unmap(VISITOR_IOVA, len) {
+                Err(Error::Refused { .. }) => {}
+                Err(error) => return Err(error),
+                Ok(()) => return Ok(Some("memory was unmapped twice".into())),
+            }
         }
         Ok((!same).then(|| "the identity read into new memory differs".into()))
     }

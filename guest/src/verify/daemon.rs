@@ -53,13 +53,20 @@ impl Daemon {
     ///
     /// # Errors
     /// It does not start or does not listen.
-    pub fn start(binary: &Path, folder: &Path, ssds: &[Ssd], reactors: usize) -> Result<Self> {
+    pub fn start(
+        binary: &Path,
+        folder: &Path,
+        ssds: &[Ssd],
+        reactors: usize,
+        control: Option<&Path>,
+    ) -> Result<Self> {
         let config = folder.join("godwit.toml");
-        fs::write(&config, configuration(folder, ssds, reactors))?;
+        let control = control.map_or_else(String::new, |path| format!("control = {path:?}\n"));
+        fs::write(&config, control + &configuration(folder, ssds, reactors))?;
         let log = File::create(folder.join("log"))?;
         let mut command = Command::new(binary);
         command.arg("--config").arg(&config);
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command.env("NO_COLOR", "1").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = command.spawn().with_context(|| format!("cannot start {}", binary.display()))?;
         let mut daemon = Daemon { child, folder: folder.to_owned(), binary: binary.to_owned() };
         let deadline = Instant::now() + PATIENCE;

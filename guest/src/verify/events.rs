@@ -1,12 +1,14 @@
 //! What happens to the daemon during a soak.
 
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
+use serde_json::{Value, json};
 
 use super::daemon::{engines_of, signal};
 use crate::load::workload::Random;
@@ -43,14 +45,14 @@ pub struct Events {
     pub kind: Kind,
     /// The keeper's process.
     pub keeper: u32,
-    /// The command line `godwit`, for upgrades.
-    pub godwit: PathBuf,
     /// Binaries of the daemon to go to, one after the other.
     pub binaries: Vec<PathBuf>,
-    /// Where the keeper listens for the command line.
+    /// Where the keeper listens for requests.
     pub control: PathBuf,
     /// Of the moments.
     pub random: Random,
+    /// When an engine may be made to crash by itself again, so to speak.
+    pub crash_at: Instant,
 }
 
 /// How the events and the load tell each other where they are.
@@ -62,8 +64,10 @@ pub struct Progress {
     pub stop: AtomicBool,
 }
 
-/// An engine must be back by then.
+/// An engine must be back by then, a request be answered.
 const BACK_BY: Duration = Duration::from_secs(30);
+/// Between two ends that look like the engine's own fault: more of them in a minute and an ssd is quarantined, rightly.
+const CRASHES_APART: Duration = Duration::from_secs(15);
 
 impl Events {
     /// Makes `count` events with random pauses between them.
@@ -96,23 +100,24 @@ impl Events {
             Kind::Kills => self.kill(progress),
             Kind::Upgrades => {
                 let count = self.binaries.len().max(1);
-                let binary = self.binaries.get(usize::try_from(number)? % count).cloned();
+                let binary = self.binaries.get(usize::try_from(number)? % count);
                 progress.begun.fetch_add(1, Ordering::Release);
-                self.ask(&["upgrade"], binary)
+                self.ask(&json!({"command": "upgrade", "binary": binary, "no_wait": true}))
             }
             Kind::Keeper => {
                 progress.begun.fetch_add(1, Ordering::Release);
-                self.ask(&["keeper", "restart"], None)
+                self.ask(&json!({"command": "upgrade", "keeper": true, "no_wait": true}))
             }
         }
     }
 
     fn kill(&mut self, progress: &Progress) -> Result<()> {
         let engine = self.engine(None)?;
-        let how = match self.random.below(10) {
-            0 => Signal::ABORT,
-            1 => Signal::SEGV,
-            _ => Signal::KILL,
+        let how = if Instant::now() < self.crash_at {
+            Signal::KILL
+        } else {
+            self.crash_at = Instant::now() + CRASHES_APART;
+            if self.random.below(2) == 0 { Signal::ABORT } else { Signal::SEGV }
         };
         progress.begun.fetch_add(1, Ordering::Release);
         ensure!(signal(engine, how), "engine {engine} is gone already");
@@ -140,15 +145,21 @@ impl Events {
         }
     }
 
-    fn ask(&self, words: &[&str], binary: Option<PathBuf>) -> Result<()> {
-        let mut command = Command::new(&self.godwit);
-        command.args(words).arg("--control").arg(&self.control).stdin(Stdio::null());
-        if let Some(binary) = binary {
-            command.arg("--binary").arg(binary);
+    /// A request on the control socket (`crates/api/src/control.rs`: a line of JSON, answered by lines).
+    fn ask(&self, request: &Value) -> Result<()> {
+        let mut socket =
+            UnixStream::connect(&self.control).with_context(|| self.control.display().to_string())?;
+        socket.set_read_timeout(Some(BACK_BY))?;
+        socket.write_all(format!("{request}\n").as_bytes())?;
+        for line in BufReader::new(socket).lines() {
+            let answer: Value = serde_json::from_str(&line?)?;
+            if let Some(error) = answer.get("error") {
+                bail!("{request} was refused: {error}");
+            }
+            if answer.get("done").is_some() {
+                return Ok(());
+            }
         }
-        let said = command.output().with_context(|| self.godwit.display().to_string())?;
-        let text = [said.stdout, said.stderr].concat();
-        ensure!(said.status.success(), "godwit {}: {}", words.join(" "), String::from_utf8_lossy(&text));
-        Ok(())
+        bail!("{request} had no answer")
     }
 }

@@ -27,8 +27,6 @@ pub struct Settings {
     pub seed: u64,
     /// The daemon.
     pub godwitd: PathBuf,
-    /// The command line.
-    pub godwit: PathBuf,
     /// Another daemon to upgrade to; a copy of the same one if there is none.
     pub other: Option<PathBuf>,
     /// Where the run's folder is made; it must take O_DIRECT.
@@ -80,7 +78,9 @@ fn ssds() -> Vec<Ssd> {
 pub fn run(settings: &Settings) -> Result<Found> {
     let folder = tempfile::Builder::new().prefix("godwit-soak").tempdir_in(&settings.directory)?;
     let ssds = ssds();
-    let mut daemon = Daemon::start(&settings.godwitd, folder.path(), &ssds, settings.reactors)?;
+    let control = folder.path().join("control.sock");
+    let listens = (settings.kind != Kind::Calm).then_some(control.as_path());
+    let mut daemon = Daemon::start(&settings.godwitd, folder.path(), &ssds, settings.reactors, listens)?;
     let epoch = Instant::now();
     let now = || u64::try_from(epoch.elapsed().as_nanos()).unwrap_or(u64::MAX);
     let (mut loads, mut chats) = (Vec::new(), Vec::new());
@@ -96,10 +96,10 @@ pub fn run(settings: &Settings) -> Result<Found> {
     let events = Events {
         kind: settings.kind,
         keeper: daemon.pid(),
-        godwit: settings.godwit.clone(),
         binaries: binaries(settings, &daemon)?,
-        control: folder.path().join("control.sock"),
+        control,
         random: Random::new(settings.seed ^ 0xE7E7),
+        crash_at: Instant::now(),
     };
     let name = settings.kind.name().to_owned();
     let mut run = Run {

@@ -31,7 +31,7 @@ pub struct SubmissionQueue {
 }
 
 impl SubmissionQueue {
-    pub(super) fn new(ram: &Arc<Ram>, id: u16, cqid: u16, depth: u32) -> Result<Self> {
+    pub(crate) fn new(ram: &Arc<Ram>, id: u16, cqid: u16, depth: u32) -> Result<Self> {
         let ring = ram.alloc(depth as usize * SQE_BYTES)?;
         Ok(SubmissionQueue {
             id,
@@ -101,7 +101,7 @@ pub struct CompletionQueue {
 }
 
 impl CompletionQueue {
-    pub(super) fn new(ram: &Arc<Ram>, id: u16, depth: u32) -> Result<Self> {
+    pub(crate) fn new(ram: &Arc<Ram>, id: u16, depth: u32) -> Result<Self> {
         let ring = ram.alloc(depth as usize * CQE_BYTES)?;
         Ok(CompletionQueue { id, depth, head: 0, phase: true, ring })
     }

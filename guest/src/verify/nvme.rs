@@ -102,22 +102,7 @@ impl NvmeDoor {
             let bell = |index: usize| base + index * (4 << driver.doorbell_stride());
             let (tail_bell, head_bell) = (bell(usize::from(qid) * 2), bell(usize::from(qid) * 2 + 1));
             let slots = (0..depth).map(|_| Slot::new(&ram, bytes_max)).collect::<Result<Vec<_>>>()?;
-            pairs.push(Pair {
-                sq,
-                cq,
-                tail: 0,
-                sq_head: 0,
-                cq_head: 0,
-                tail_bell,
-                head_bell,
-                next_cid: 0,
-                free: (0..depth).collect(),
-                slots,
-                flights: HashMap::new(),
-                answered: None,
-                interrupt,
-                awake: false,
-            });
+            pairs.push(Pair::new((sq, cq), (tail_bell, head_bell), slots, interrupt));
         }
         let shape = Shape {
             blocks: namespace.blocks,
@@ -183,6 +168,30 @@ impl Slot {
 }
 
 impl Pair {
+    fn new(
+        (sq, cq): (SubmissionQueue, CompletionQueue),
+        (tail_bell, head_bell): (usize, usize),
+        slots: Vec<Slot>,
+        interrupt: Option<OwnedFd>,
+    ) -> Self {
+        Pair {
+            sq,
+            cq,
+            tail: 0,
+            sq_head: 0,
+            cq_head: 0,
+            tail_bell,
+            head_bell,
+            next_cid: 0,
+            free: (0..slots.len()).collect(),
+            slots,
+            flights: HashMap::new(),
+            answered: None,
+            interrupt,
+            awake: false,
+        }
+    }
+
     fn new_cid(&mut self) -> u16 {
         // FFFFh belongs to no command (Base 2.1, Figure 206).
         while self.next_cid == u16::MAX || self.flights.contains_key(&self.next_cid) {
@@ -339,6 +348,78 @@ fn ranges(op: &Op) -> Vec<(u64, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A door over memory alone, with a queue of four entries: the test is the controller.
+    fn door() -> NvmeDoor {
+        let ram = Ram::new(4 << 20, 0).unwrap();
+        let rings = (SubmissionQueue::new(&ram, 1, 1, 4).unwrap(), CompletionQueue::new(&ram, 1, 5).unwrap());
+        let slots = (0..3).map(|_| Slot::new(&ram, 4096).unwrap()).collect();
+        let bells = Mapping::new(ram.alloc(4096).map(|_| ram.fd()).unwrap(), 0, 4096, true).unwrap();
+        let pairs = vec![Pair::new(rings, (0, 4), slots, None)];
+        let shape = Shape { blocks: 64, block_bytes: 512, transfer_blocks_max: 8, lanes: 1, depth: 3 };
+        NvmeDoor { ram, bells, shape, nsid: 1, pairs, complaints: VecDeque::new() }
+    }
+
+    fn submit(door: &mut NvmeDoor) -> Tag {
+        door.submit(0, &Op { kind: Kind::Flush, start: 0, blocks: 0 }, &[]).unwrap()
+    }
+
+    /// Posts an entry at a place of the first lap.
+    fn post(door: &NvmeDoor, place: usize, cid: Tag, sqid: u64, sqhd: u64) {
+        let high = 1 << 48 | u64::from(cid) << 32 | sqid << 16 | sqhd;
+        door.pairs[0].cq.ring().store_u64(place * 16 + 8, high);
+    }
+
+    #[test]
+    fn a_good_completion_is_an_answer_without_a_complaint() {
+        let mut door = door();
+        let (first, second) = (submit(&mut door), submit(&mut door));
+        post(&door, 0, second, 1, 2);
+        post(&door, 1, first, 1, 2);
+        assert_eq!(door.poll(0).unwrap(), Some(Answer { tag: second, failure: None }));
+        assert_eq!(door.poll(0).unwrap(), Some(Answer { tag: first, failure: None }));
+        assert_eq!((door.poll(0).unwrap(), door.complaint()), (None, None));
+    }
+
+    #[test]
+    fn heads_that_jump_strange_queues_and_commands_not_fetched_are_complaints() {
+        for (sqid, sqhd, word) in [(1, 3, "jumps"), (1, 9, "jumps"), (2, 1, "queue 2"), (1, 0, "fetched")] {
+            let mut door = door();
+            let (first, _) = (submit(&mut door), submit(&mut door));
+            post(&door, 0, first, sqid, sqhd);
+            assert!(door.poll(0).unwrap().is_some());
+            let complaint = door.complaint().unwrap();
+            assert!(complaint.contains(word), "{complaint}");
+        }
+        // Backwards: the first completion has told of head 2.
+        let mut door = door();
+        let (first, second) = (submit(&mut door), submit(&mut door));
+        post(&door, 0, second, 1, 2);
+        post(&door, 1, first, 1, 1);
+        assert!(door.poll(0).unwrap().is_some() && door.complaint().is_none());
+        assert!(door.poll(0).unwrap().is_some() && door.complaint().unwrap().contains("jumps"));
+    }
+
+    #[test]
+    fn an_entry_behind_one_that_is_not_there_is_a_complaint() {
+        let mut door = door();
+        let first = submit(&mut door);
+        post(&door, 1, first, 1, 1);
+        assert_eq!(door.poll(0).unwrap(), None);
+        assert!(door.complaint().unwrap().contains("phase"));
+    }
+
+    #[test]
+    fn a_tag_comes_again_only_after_all_others() {
+        let mut door = door();
+        for number in 0..70_000_usize {
+            let tag = submit(&mut door);
+            assert_eq!(tag, u32::try_from(number % 65_535).unwrap());
+            let pair = &mut door.pairs[0];
+            pair.flights.clear();
+            pair.free = (0..3).collect();
+        }
+    }
 
     #[test]
     fn the_ranges_of_a_deallocation_are_all_its_blocks_once() {

@@ -9,8 +9,8 @@ use std::sync::{Arc, OnceLock};
 use arbitrary::Arbitrary;
 use frontend::vfio_user::frame::{self, DATA_BYTES_MAX, HEADER_BYTES, Header, Request};
 use frontend::vfio_user::{
-    Device, DeviceInfo, DmaMap, DmaUnmap, Errno, IrqAction, IrqData, IrqInfo, Limits, MmapArea, RegionInfo,
-    RegionMmap, Session, SetIrqs,
+    ClientFd, Device, DeviceInfo, DmaMap, DmaUnmap, Errno, IrqAction, IrqData, IrqInfo, Limits, MmapArea,
+    RegionInfo, RegionMmap, Session, SetIrqs,
 };
 use godwit_fuzz::edge::Edge;
 use libfuzzer_sys::fuzz_target;
@@ -273,8 +273,8 @@ fn encode(message: Message) -> ([u8; HEADER_BYTES], Vec<u8>, usize) {
     (header(command, flags, payload.len()), payload, fds)
 }
 
-fn descriptors(count: usize) -> Vec<OwnedFd> {
-    (0..count).map(|_| null().try_clone().expect("dup")).collect()
+fn descriptors(count: usize) -> Vec<ClientFd> {
+    (0..).take(count).map(|id| ClientFd { id, fd: null().try_clone().expect("dup") }).collect()
 }
 
 fn check_request(request: &Request<'_>) {

@@ -3,6 +3,7 @@
 use crate::{faulty, null, ram, uring};
 use block::{Backend, Limits};
 use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -86,6 +87,17 @@ enum Kind {
     Faulty(Box<Drive>, faulty::Plan),
 }
 
+/// Whoever outlives this process and holds a duplicate of each io_uring, so that a successor can wait for what was in flight.
+pub trait Rings: Send + Sync {
+    /// A ring was made. Nothing is submitted to it before this returns.
+    ///
+    /// # Errors
+    /// The ring cannot be held: the door is not opened.
+    fn opened(&self, ring: BorrowedFd<'_>) -> io::Result<()>;
+    /// All that the ring took has ended; it is about to be closed.
+    fn closing(&self, ring: BorrowedFd<'_>);
+}
+
 /// An open drive. Opened once for each ssd; every reactor that serves the ssd opens its own door on its own thread.
 pub struct Drive(Kind);
 
@@ -95,13 +107,22 @@ impl Drive {
     /// # Errors
     /// [`Error`].
     pub fn open(config: &Config) -> Result<Drive, Error> {
+        Drive::take_over(config, None)
+    }
+
+    /// As [`Drive::open`], with the descriptor that a predecessor's [`Drive::descriptor`] was: the memory of a ram drive, or the
+    /// open file with its lock. One that is of another file than the config names is let go.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn take_over(config: &Config, kept: Option<OwnedFd>) -> Result<Drive, Error> {
         Ok(Drive(match config {
             Config::Null { size_bytes } => Kind::Null(null::limits(sized(*size_bytes)?)),
-            Config::Ram { size_bytes } => Kind::Ram(Arc::new(ram::Memory::new(sized(*size_bytes)?)?)),
-            Config::Uring(config) => Kind::Uring(Arc::new(uring::Target::open(config)?)),
+            Config::Ram { size_bytes } => Kind::Ram(Arc::new(ram::Memory::new(sized(*size_bytes)?, kept)?)),
+            Config::Uring(config) => Kind::Uring(Arc::new(uring::Target::take_over(config, kept)?)),
             Config::Faulty { inner, plan } => {
                 plan.check().map_err(Error::Plan)?;
-                Kind::Faulty(Box::new(Drive::open(inner)?), plan.clone())
+                Kind::Faulty(Box::new(Drive::take_over(inner, kept)?), plan.clone())
             }
         }))
     }
@@ -117,16 +138,37 @@ impl Drive {
         }
     }
 
+    /// What a successor process needs to go on with the same memory, or the same open file and its lock.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub fn descriptor(&self) -> io::Result<Option<OwnedFd>> {
+        match &self.0 {
+            Kind::Null(_) => Ok(None),
+            Kind::Ram(memory) => memory.descriptor().map(Some),
+            Kind::Uring(target) => target.file.try_clone().map(|file| Some(file.into())),
+            Kind::Faulty(inner, _) => inner.descriptor(),
+        }
+    }
+
     /// One more door. Call it on the thread that will use the door, which must not leave that thread.
     ///
     /// # Errors
     /// No ring or memory to be had.
     pub fn door(&self) -> io::Result<Box<dyn Backend>> {
+        self.door_kept(None)
+    }
+
+    /// As [`Drive::door`]; `rings` is told of the io_uring behind it, if there is one.
+    ///
+    /// # Errors
+    /// No ring or memory to be had.
+    pub fn door_kept(&self, rings: Option<Arc<dyn Rings>>) -> io::Result<Box<dyn Backend>> {
         Ok(match &self.0 {
             Kind::Null(limits) => Box::new(null::Null::new(*limits)),
             Kind::Ram(memory) => Box::new(ram::Ram::new(Arc::clone(memory))),
-            Kind::Uring(target) => Box::new(uring::Uring::new(Arc::clone(target))?),
-            Kind::Faulty(inner, plan) => Box::new(faulty::Faulty::new(inner.door()?, plan.clone())),
+            Kind::Uring(target) => Box::new(uring::Uring::new(Arc::clone(target), rings)?),
+            Kind::Faulty(inner, plan) => Box::new(faulty::Faulty::new(inner.door_kept(rings)?, plan.clone())),
         })
     }
 

@@ -19,7 +19,7 @@ pub mod null;
 pub mod ram;
 pub mod uring;
 
-pub use drive::{Config, Drive, Error};
+pub use drive::{Config, Drive, Error, Rings};
 
 use block::{Fault, Limits, Op, Outcome, Request};
 

@@ -44,30 +44,54 @@ unsafe impl Send for Memory {}
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    /// Memory that reads as zeros and takes no room until it is written.
-    pub(crate) fn new(size_bytes: u64) -> Result<Memory, Error> {
+    /// A predecessor's memory; without, memory that reads as zeros and takes no room until it is written.
+    pub(crate) fn new(size_bytes: u64, kept: Option<OwnedFd>) -> Result<Memory, Error> {
         let failed = |error| Error::Memory { size_bytes, error };
-        let len = usize::try_from(size_bytes).map_err(io::Error::other).map_err(failed)?;
+        let file = match kept {
+            Some(fd) => Self::checked(File::from(fd), size_bytes),
+            None => Self::fresh(size_bytes),
+        };
+        Self::map(file.map_err(failed)?, size_bytes).map_err(failed)
+    }
+
+    /// A predecessor's memory, if it is what `fresh` makes.
+    fn checked(file: File, size_bytes: u64) -> io::Result<File> {
+        // SAFETY: no memory involved.
+        let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
+        let sealed = seals >= 0 && seals & libc::F_SEAL_SHRINK != 0;
+        if !sealed || file.metadata()?.len() != size_bytes {
+            let what = "what was kept of it is no memory of this size: was its size changed?";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        }
+        Ok(file)
+    }
+
+    fn fresh(size_bytes: u64) -> io::Result<File> {
         // SAFETY: a NUL-terminated name; the result is checked.
         let fd = unsafe {
             libc::memfd_create(c"godwit-ram".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING)
         };
         if fd < 0 {
-            return Err(failed(io::Error::last_os_error()));
+            return Err(io::Error::last_os_error());
         }
         // SAFETY: new and ours alone.
         let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
-        file.set_len(size_bytes).map_err(failed)?;
+        file.set_len(size_bytes)?;
         let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
         // SAFETY: no memory involved.
         if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } != 0 {
-            return Err(failed(io::Error::last_os_error()));
+            return Err(io::Error::last_os_error());
         }
+        Ok(file)
+    }
+
+    fn map(file: File, size_bytes: u64) -> io::Result<Memory> {
+        let len = usize::try_from(size_bytes).map_err(io::Error::other)?;
         let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_NORESERVE);
         // SAFETY: a new mapping at an address of the kernel's choice disturbs nothing.
         let base = unsafe { libc::mmap(ptr::null_mut(), len, prot, flags, file.as_raw_fd(), 0) };
         if base == libc::MAP_FAILED {
-            return Err(failed(io::Error::last_os_error()));
+            return Err(io::Error::last_os_error());
         }
         // SAFETY: our own new mapping. Advice may fail without harm.
         unsafe {
@@ -76,6 +100,11 @@ impl Memory {
             libc::madvise(base, len, libc::MADV_HUGEPAGE);
         }
         Ok(Memory { file, base: base.cast(), len })
+    }
+
+    /// For a successor process.
+    pub(crate) fn descriptor(&self) -> io::Result<OwnedFd> {
+        self.file.try_clone().map(OwnedFd::from)
     }
 
     /// As each door reports them.

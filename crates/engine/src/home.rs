@@ -5,6 +5,7 @@
 //!          <-Answer-                                            <-----News------
 //! ```
 
+mod freezing;
 mod links;
 mod waiting;
 
@@ -13,6 +14,7 @@ use crate::message::{Address, Answer, Call, Client, News, Settlement};
 use crate::records::Records;
 use crate::seat::{Seat, Turn};
 use block::{Now, Request, Submitted};
+use freezing::Freezing;
 use links::Links;
 use memory::MemoryMap;
 use nvme::controller::Controller;
@@ -33,6 +35,7 @@ pub(crate) struct Home {
     waiting: Waiting,
     private: bool,
     client: Option<Arc<dyn Client>>,
+    freezing: Freezing,
 }
 
 /// What becomes of a home after a call.
@@ -78,16 +81,27 @@ impl Host for Errand<'_> {
 impl Home {
     /// Opens the drive on this thread and, for a moved ssd, goes on with the queues that exist.
     pub(crate) fn new(plan: Settlement, reactors: Vec<Address>, records: Records, now: Now) -> Self {
-        let Settlement { ssd, power, controller, memory, interrupts, namespaces, resume, private } = plan;
+        let Settlement { ssd, power, controller, memory, interrupts, namespaces, resume, client, private } =
+            plan;
         let seat = Seat::new(ssd, power, &memory, interrupts, Arc::clone(&namespaces));
         let links = Links::new(reactors, records, memory, namespaces);
-        let mut home = Self { seat, controller, links, waiting: Waiting::Nothing, private, client: None };
+        let mut home = Self {
+            seat,
+            controller,
+            links,
+            waiting: Waiting::Nothing,
+            private,
+            client,
+            freezing: Freezing::default(),
+        };
         if let Some(deletions) = resume {
             let Self { seat, controller, links, .. } = &mut home;
+            // The queues first: what the controller asks of them comes after.
+            let region = Arc::clone(&seat.power.region);
+            links.resume(seat, &region, deletions);
             let memory = Arc::clone(&links.memory);
             controller.memory(memory, now, &mut Errand { seat, links });
-            let region = Arc::clone(&seat.power.region);
-            links.resume(&region, deletions);
+            home.settle(now);
         }
         home
     }
@@ -99,13 +113,15 @@ impl Home {
         let mut own = Vec::new();
         let mut turn = seat.turn(now, |_, completion| own.push(completion));
         for (token, outcome) in own {
-            if token == FLUSH {
+            if self.freezing.is_wanted() {
+                // What it was part of is done again by who comes next.
+            } else if token == FLUSH {
                 waiting.flushed(outcome);
             } else {
                 controller.complete(token, outcome, now, &mut Errand { seat, links });
             }
         }
-        if !links.is_pausing() {
+        if !links.is_pausing() && !self.freezing.is_wanted() {
             turn.work += controller.poll(now, &mut Errand { seat, links });
         }
         if turn.work > 0 || self.has_errands() {
@@ -118,12 +134,16 @@ impl Home {
         self.seat.desk.has_news()
             || !self.links.local.is_empty()
             || self.links.is_moving()
+            || self.freezing.is_wanted()
             || !self.waiting.is_nothing()
     }
 
     /// Carries commands to the local group and its reports to the controller until neither has any, then answers the
     /// session's call if what it waits for has come.
     fn settle(&mut self, now: Now) {
+        if self.freezing.is_wanted() {
+            return self.freeze();
+        }
         loop {
             if let Some(command) = self.links.local.pop_front() {
                 self.seat.command(command);
@@ -167,6 +187,7 @@ impl Home {
     /// News from a branch.
     pub(crate) fn news(&mut self, news: News, now: Now) {
         match news {
+            News::Group(event) if self.freezing.is_wanted() => self.frozen_event(event),
             News::Group(event) => self.group_event(event, now),
             News::InterruptsTaken => self.waiting.interrupts_taken(),
             News::Line => {
@@ -179,6 +200,9 @@ impl Home {
 
     /// The record keeper wrote the ssd's record, or could not.
     pub(crate) fn persisted(&mut self, ok: bool, now: Now) {
+        if self.freezing.is_wanted() {
+            return;
+        }
         let Self { seat, controller, links, .. } = self;
         controller.persisted(ok, now, &mut Errand { seat, links });
         self.settle(now);
@@ -186,6 +210,10 @@ impl Home {
 
     /// Does what the session asks. One call at a time: a session waits for its answer.
     pub(crate) fn call(&mut self, call: Call, reply: SyncSender<Answer>, now: Now) -> Next {
+        if self.freezing.is_wanted() {
+            self.freezing.leave_unanswered(reply);
+            return Next::Stay;
+        }
         let Self { seat, controller, links, .. } = self;
         let mut errand = Errand { seat, links };
         // The session is gone when an answer cannot be sent; nothing is owed to it then.
@@ -228,6 +256,11 @@ impl Home {
             Call::Flush => {
                 self.waiting = Waiting::Flush { submitted: false, reply };
                 return self.end_call(now);
+            }
+            Call::Pause => {
+                self.freezing.want(reply);
+                self.freeze();
+                return Next::Stay;
             }
             Call::PowerOff => {
                 links.cut(seat);
@@ -296,7 +329,10 @@ impl Home {
 
     /// The home is to be given to a private reactor now: every group is paused and drained.
     pub(crate) fn moves(&self) -> bool {
-        self.links.is_paused() && self.waiting.is_nothing() && self.controller.is_quiet()
+        !self.freezing.is_wanted()
+            && self.links.is_paused()
+            && self.waiting.is_nothing()
+            && self.controller.is_quiet()
     }
 
     /// Packs up.
@@ -304,6 +340,7 @@ impl Home {
         self.links.cut(&self.seat);
         let Self { seat, controller, mut links, client, .. } = self;
         let resume = Some(links.take_deletions());
+        let self_client = client.clone();
         let memory = match client {
             Some(client) => Arc::new(links.memory.with_remote(client)),
             None => links.memory,
@@ -316,6 +353,7 @@ impl Home {
             interrupts: seat.desk.interrupts,
             namespaces: links.namespaces,
             resume,
+            client: self_client,
             private: true,
         }
     }

@@ -8,18 +8,25 @@
 //!
 //! Not here yet: the keeper (a crash of this process still costs its guests their device), limits, pools.
 
+mod blame;
+mod channel;
 mod clock;
 mod home;
 mod interrupts;
+mod keeper;
 mod mailbox;
 mod message;
 mod reactor;
 mod records;
+mod run;
 mod seat;
 mod serve;
 mod session;
+mod slot;
 mod ssd;
 pub mod stats;
+
+pub use run::run;
 
 use crate::mailbox::Mailbox;
 use crate::message::{Address, Message};

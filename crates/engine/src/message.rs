@@ -49,6 +49,19 @@ pub(crate) enum Message {
     Stop,
 }
 
+impl Message {
+    /// Whom it concerns.
+    pub(crate) fn ssd(&self) -> Option<SsdId> {
+        match self {
+            Self::Settle(plan) => Some(plan.ssd.id),
+            Self::Branch(plan) => Some(plan.ssd.id),
+            Self::Leave(id) | Self::Call(id, ..) | Self::Group(id, _) | Self::Interrupts(id, _) => Some(*id),
+            Self::News(life, _) | Self::Persisted(life, _) => Some(life.ssd),
+            Self::Stop => None,
+        }
+    }
+}
+
 /// What a branch tells home.
 pub(crate) enum News {
     /// What its group reported.
@@ -79,6 +92,8 @@ pub(crate) enum Call {
     Reset,
     /// Make all that was written durable.
     Flush,
+    /// Begin nothing more and keep everything in the region, for another process; answered when nothing is at the drive.
+    Pause,
     /// Cut the power: give the ssd up and answer with its record. Comes when all is quiet and no memory is mapped.
     PowerOff,
 }
@@ -109,8 +124,11 @@ pub(crate) struct Settlement {
     pub(crate) memory: Arc<MemoryMap>,
     pub(crate) interrupts: Table,
     pub(crate) namespaces: Arc<NamespaceTable>,
-    /// When the ssd moves with a running guest and the queues it has: deletions of some that have not ended.
+    /// When the ssd comes with a running guest and the queues it has (from another reactor, or of a process that was killed):
+    /// deletions of some that have not ended.
     pub(crate) resume: Option<Vec<GroupCommand>>,
+    /// The client, if it is known already.
+    pub(crate) client: Option<Arc<dyn Client>>,
     /// Set on a private reactor: memory without a descriptor may be reached from here.
     pub(crate) private: bool,
 }

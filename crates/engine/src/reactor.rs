@@ -4,6 +4,7 @@
 //! doorbells. Without work it spins for a while, then sleeps for spans that grow with the pause up to the configured one; with no
 //! guest enabled it sleeps until a message comes.
 
+use crate::blame::Line;
 use crate::clock::{Clock, ticks};
 use crate::home::{Home, Next};
 use crate::mailbox::Mailbox;
@@ -82,8 +83,8 @@ struct Setup {
     options: Options,
     records: Records,
     counters: Option<Counters>,
-    /// Ends with its only ssd.
-    private: bool,
+    /// Its index; a private reactor has none, and ends with its only ssd.
+    shared: Option<usize>,
 }
 
 /// Starts a shared reactor. `reactors` begins with its own address.
@@ -94,14 +95,17 @@ pub(crate) fn spawn(
     records: Records,
     counters: Counters,
 ) -> std::io::Result<JoinHandle<()>> {
-    let setup = Setup { reactors, options, records, counters: Some(counters), private: false };
+    let setup = Setup { reactors, options, records, counters: Some(counters), shared: Some(index) };
     setup.spawn(format!("reactor-{index}"))
 }
 
 impl Setup {
     fn spawn(self, name: String) -> std::io::Result<JoinHandle<()>> {
         // Drives are opened on the thread and never leave it, so the reactor is made there.
-        let run = || Reactor { setup: self, places: Vec::new(), stopping: false, complained: None }.run();
+        let run = || {
+            let line = self.shared.map_or_else(Line::of_other, Line::of_reactor);
+            Reactor { setup: self, places: Vec::new(), stopping: false, complained: None, line }.run();
+        };
         std::thread::Builder::new().name(name).spawn(run)
     }
 }
@@ -113,6 +117,8 @@ struct Reactor {
     stopping: bool,
     /// When it last said that a private reactor cannot be started.
     complained: Option<std::time::Instant>,
+    /// Says whose turn it is.
+    line: Line,
 }
 
 impl Reactor {
@@ -124,7 +130,7 @@ impl Reactor {
             options: Options { cpu: None, ..self.setup.options.clone() },
             records: self.setup.records.clone(),
             counters: None,
-            private: true,
+            shared: None,
         };
         setup.spawn(format!("private-{}", id.0))?;
         Ok(mailbox)
@@ -176,6 +182,7 @@ impl Reactor {
             all.work += self.read_mail(now);
         }
         for at in 0..self.places.len() {
+            self.line.turn_to(Some(self.places[at].id().0));
             let turn = self.places[at].turn(now);
             all.work += turn.work;
             all.commands += turn.commands;
@@ -204,6 +211,7 @@ impl Reactor {
     /// Sleeps until a message, a completion of a drive, a timer, or the time to look at the doorbells again. When all that
     /// can come is a doorbell, looks at nothing else and sleeps on.
     fn sleep(&mut self, sleep_ns: u64, now: Now) {
+        self.line.turn_to(None);
         let mut watches = Vec::new();
         let dozes = sleep_ns == self.setup.options.idle_ns
             && self.places.iter_mut().all(|place| match place {
@@ -256,6 +264,7 @@ impl Reactor {
     }
 
     fn read(&mut self, message: Message, now: Now) {
+        self.line.turn_to(message.ssd().map(|ssd| ssd.0));
         match message {
             Message::Settle(plan) => {
                 self.vacate(plan.ssd.id);
@@ -298,7 +307,7 @@ impl Reactor {
             Some(Place::Home(home)) => {
                 if let Next::Gone = home.call(call, reply, now) {
                     self.vacate(id);
-                    self.stopping |= self.setup.private;
+                    self.stopping |= self.setup.shared.is_none();
                 }
             }
             Some(Place::Moved(_, address)) => address.send(Message::Call(id, call, reply)),

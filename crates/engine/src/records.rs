@@ -3,6 +3,7 @@
 
 use crate::message::{Address, Life, Message};
 use crate::ssd::Ssd;
+use link::control::ToKeeper;
 use state::ssd::SsdV1;
 use std::fs::File;
 use std::io::{self, Write};
@@ -17,13 +18,18 @@ pub(crate) struct Records {
     sender: Sender<Job>,
 }
 
-struct Job {
-    ssd: Arc<Ssd>,
-    record: SsdV1,
-    reply_to: ReplyTo,
+enum Job {
+    Write {
+        ssd: Arc<Ssd>,
+        record: Box<SsdV1>,
+        reply_to: ReplyTo,
+    },
+    /// Say when all before this is written.
+    Finish(SyncSender<()>),
 }
 
 enum ReplyTo {
+    Nobody,
     Home(Address, Life),
     Waiter(SyncSender<io::Result<()>>),
 }
@@ -41,6 +47,23 @@ impl Records {
         self.send(ssd, record, ReplyTo::Home(Arc::clone(home), life));
     }
 
+    /// Writes what was asked for so far, for a process that is about to end. Reactors that still run keep the thread alive: what
+    /// they ask for later is lost.
+    pub(crate) fn finish(self, thread: JoinHandle<()>) {
+        let (reply, done) = sync_channel(1);
+        let _ = self.sender.send(Job::Finish(reply));
+        let _ = done.recv();
+        drop(self);
+        if thread.is_finished() {
+            let _ = thread.join();
+        }
+    }
+
+    /// Writes a record whose loss harms nothing.
+    pub(crate) fn note(&self, ssd: &Arc<Ssd>, record: SsdV1) {
+        self.send(ssd, record, ReplyTo::Nobody);
+    }
+
     /// Writes a record and waits for it.
     ///
     /// # Errors
@@ -53,12 +76,19 @@ impl Records {
 
     fn send(&self, ssd: &Arc<Ssd>, record: SsdV1, reply_to: ReplyTo) {
         // The keeper lives as long as a sender; it cannot be gone.
-        let _ = self.sender.send(Job { ssd: Arc::clone(ssd), record, reply_to });
+        let _ = self.sender.send(Job::Write { ssd: Arc::clone(ssd), record: Box::new(record), reply_to });
     }
 }
 
 fn keep(jobs: &Receiver<Job>) {
-    for Job { ssd, record, reply_to } in jobs {
+    for job in jobs {
+        let (ssd, record, reply_to) = match job {
+            Job::Write { ssd, record, reply_to } => (ssd, record, reply_to),
+            Job::Finish(reply) => {
+                let _ = reply.send(());
+                continue;
+            }
+        };
         let result = save(&ssd, &record);
         if let Err(error) = &result {
             let path = ssd.record_path.as_deref().unwrap_or(Path::new("-")).display();
@@ -66,6 +96,7 @@ fn keep(jobs: &Receiver<Job>) {
             tracing::error!(ssd = name, %path, %error, "its state cannot be written; free space or mend the file system");
         }
         match reply_to {
+            ReplyTo::Nobody => {}
             ReplyTo::Home(home, life) => home.send(Message::Persisted(life, result.is_ok())),
             // Whoever waited and left does not need the answer.
             ReplyTo::Waiter(waiter) => _ = waiter.send(result),
@@ -75,7 +106,13 @@ fn keep(jobs: &Receiver<Job>) {
 
 /// Writes a record so that a crash at any point leaves the old one or the new one.
 fn save(ssd: &Ssd, record: &SsdV1) -> io::Result<()> {
-    let Some(path) = &ssd.record_path else { return Ok(()) };
+    let Some(path) = &ssd.record_path else {
+        if let (Some(keeper), Ok(id)) = (&ssd.keeper, u32::try_from(ssd.id.0)) {
+            let record = record.to_bytes().map_err(io::Error::other)?;
+            keeper.tell(&ToKeeper::Record { ssd: id, record });
+        }
+        return Ok(());
+    };
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut temporary = path.clone().into_os_string();
     temporary.push(".new");

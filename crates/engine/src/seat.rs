@@ -101,7 +101,8 @@ impl Seat {
         interrupts: Table,
         namespaces: Arc<NamespaceTable>,
     ) -> Self {
-        let mut backend = ssd.drive.door().unwrap_or_else(|error| {
+        let rings = ssd.keeper.clone().map(|keeper| keeper as Arc<dyn backend::Rings>);
+        let mut backend = ssd.drive.door_kept(rings).unwrap_or_else(|error| {
             tracing::error!(ssd = ssd.name, %error, "the drive cannot be opened on a reactor: I/O on it fails");
             Box::new(ClosedDoor(ssd.limits))
         });

@@ -2,6 +2,7 @@
 
 use crate::clock::{Clock, ticks};
 use crate::interrupts::Table;
+use crate::keeper::Keeper;
 use crate::message::{Address, Call, Message, Settlement, SsdId};
 use crate::records::Records;
 use crate::session::{Wire, call_home, power_off};
@@ -13,6 +14,7 @@ use memory::MemoryMap;
 use nvme::controller::{Controller, ControllerConfig};
 use nvme::profile::{Identity, IdentityConfig, Profile};
 use state::ssd::SsdV1;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -23,9 +25,23 @@ pub(crate) struct Opened {
     listener: Listener,
 }
 
-/// Opens the drive, reads the record, and binds the socket.
-pub(crate) fn open(at: usize, config: &config::Ssd) -> anyhow::Result<Opened> {
-    let drive = backend::Drive::open(&backend_config(config)?)?;
+/// What a predecessor left of an ssd, beside its controller.
+#[derive(Default)]
+pub(crate) struct Kept {
+    /// Of its drive.
+    pub(crate) drive: Option<OwnedFd>,
+    /// Its record, for an ssd without a state file.
+    pub(crate) record: Option<Vec<u8>>,
+}
+
+/// Opens the drive and reads the record.
+pub(crate) fn open_ssd(
+    at: usize,
+    config: &config::Ssd,
+    kept: Kept,
+    keeper: Option<Arc<Keeper>>,
+) -> anyhow::Result<(Arc<Ssd>, SsdV1)> {
+    let drive = backend::Drive::take_over(&backend_config(config)?, kept.drive)?;
     let limits = drive.limits();
     if config.lba_bytes < limits.block_bytes {
         bail!(
@@ -37,7 +53,7 @@ pub(crate) fn open(at: usize, config: &config::Ssd) -> anyhow::Result<Opened> {
     }
     let profile =
         Profile::by_name(&config.profile).with_context(|| format!("no profile \"{}\"", config.profile))?;
-    let record = read_record(config, &profile, limits.capacity_bytes)?;
+    let record = read_record(config, kept.record, &profile, limits.capacity_bytes)?;
     let identity = Identity::new(&IdentityConfig {
         serial: &config.identity.serial,
         nqn: config.identity.nqn.as_deref(),
@@ -53,14 +69,21 @@ pub(crate) fn open(at: usize, config: &config::Ssd) -> anyhow::Result<Opened> {
         profile,
         identity,
         record_path: config.state.clone(),
+        keeper,
     };
+    Ok((Arc::new(ssd), record))
+}
+
+/// Opens an ssd and binds its socket.
+pub(crate) fn open(at: usize, config: &config::Ssd) -> anyhow::Result<Opened> {
+    let (ssd, record) = open_ssd(at, config, Kept::default(), None)?;
     let path = config.socket.display();
     let listener = Listener::bind(&config.socket).with_context(|| {
         format!(
             "cannot listen at {path}: is the directory there and writable, and no other godwitd serving it?"
         )
     })?;
-    Ok(Opened { ssd: Arc::new(ssd), record, listener })
+    Ok(Opened { ssd, record, listener })
 }
 
 fn backend_config(config: &config::Ssd) -> anyhow::Result<backend::Config> {
@@ -80,9 +103,16 @@ fn backend_config(config: &config::Ssd) -> anyhow::Result<backend::Config> {
     })
 }
 
-fn read_record(config: &config::Ssd, profile: &Profile, capacity_bytes: u64) -> anyhow::Result<SsdV1> {
+fn read_record(
+    config: &config::Ssd,
+    kept: Option<Vec<u8>>,
+    profile: &Profile,
+    capacity_bytes: u64,
+) -> anyhow::Result<SsdV1> {
     let fresh = || SsdV1 { capacity_bytes, profile: profile.name.to_owned(), ..SsdV1::default() };
-    let Some(path) = &config.state else { return Ok(fresh()) };
+    let Some(path) = &config.state else {
+        return kept.map_or_else(|| Ok(fresh()), |bytes| SsdV1::from_bytes(&bytes).map_err(Into::into));
+    };
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(fresh()),
@@ -200,9 +230,8 @@ impl Slot {
     }
 }
 
-/// Gives the ssd a fresh controller at its home.
-fn power_on(ssd: &Arc<Ssd>, home: &Address, record: &SsdV1, clock: Clock) -> anyhow::Result<Power> {
-    let power = Power::on(&ssd.name)?;
+/// A controller over the region of this power cycle, used or fresh.
+pub(crate) fn controller(ssd: &Ssd, power: &Power, record: &SsdV1, clock: Clock) -> Controller {
     let config = ControllerConfig {
         region: Arc::clone(&power.region),
         doorbells: Arc::clone(&power.doorbells),
@@ -211,7 +240,13 @@ fn power_on(ssd: &Arc<Ssd>, home: &Address, record: &SsdV1, clock: Clock) -> any
         capacity_bytes: ssd.limits.capacity_bytes,
         limits: ssd.limits,
     };
-    let controller = Controller::new(config, record, clock.at(ticks()));
+    Controller::new(config, record, clock.at(ticks()))
+}
+
+/// Gives the ssd a fresh controller at its home.
+fn power_on(ssd: &Arc<Ssd>, home: &Address, record: &SsdV1, clock: Clock) -> anyhow::Result<Power> {
+    let power = Power::on(&ssd.name)?;
+    let controller = controller(ssd, &power, record, clock);
     let settlement = Settlement {
         ssd: Arc::clone(ssd),
         power: power.clone(),
@@ -220,6 +255,7 @@ fn power_on(ssd: &Arc<Ssd>, home: &Address, record: &SsdV1, clock: Clock) -> any
         memory: Arc::new(MemoryMap::empty()),
         interrupts: Table::default(),
         resume: None,
+        client: None,
         private: false,
     };
     home.send(Message::Settle(Box::new(settlement)));

@@ -3,14 +3,17 @@
 use crate::interrupts::{Eventfd, Table, VECTORS_MAX};
 use crate::message::{Address, Answer, Call, Client, Message};
 use crate::ssd::{Power, Ssd};
+use anyhow::Context;
 use frontend::vfio_user::{
-    Device, DeviceInfo, DmaMap, DmaUnmap, Errno, IrqAction, IrqData, IrqInfo, MmapArea, RegionInfo,
-    RegionMmap, RemoteMemory, SetIrqs, device,
+    ClientFd, Deposit, Device, DeviceInfo, DmaMap, DmaUnmap, Errno, IrqAction, IrqData, IrqInfo, MmapArea,
+    Negotiated, RegionInfo, RegionMmap, RemoteMemory, SetIrqs, device, frame,
 };
 use memory::{Access, Fault, Iova, MapError, Mapping, MappingError, MemoryMap, Remote};
 use nvme::host::Bar;
 use nvme::pci::{BAR0_BYTES, BAR4_BYTES};
+use state::session::{DmaMapV1, NegotiatedV1, VfioUserV1};
 use state::ssd::SsdV1;
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
@@ -30,6 +33,10 @@ pub(crate) struct Wire {
     map: Arc<MemoryMap>,
     table: Table,
     client: Arc<dyn Client>,
+    /// What a successor of this process must know.
+    saved: VfioUserV1,
+    /// It is not deposited yet.
+    changed: bool,
 }
 
 /// The client at the other end of the socket.
@@ -65,7 +72,66 @@ impl Wire {
             map: Arc::new(MemoryMap::empty()),
             table: Table::default(),
             client: Arc::new(OverSocket(remote)),
+            saved: VfioUserV1::default(),
+            changed: false,
         })
+    }
+
+    /// Takes up what a predecessor knew of the client: its memory is mapped again and its interrupts are connected. The ssd's home
+    /// hears nothing of it: it is settled with both.
+    ///
+    /// # Errors
+    /// The client took memory away, or a descriptor is not there.
+    pub(crate) fn restore(
+        &mut self,
+        saved: VfioUserV1,
+        fds: Vec<(u32, OwnedFd)>,
+    ) -> anyhow::Result<(Arc<MemoryMap>, Table)> {
+        let fds: BTreeMap<u32, OwnedFd> = fds.into_iter().collect();
+        let fd = |id: u32| {
+            let fd = fds.get(&id).with_context(|| format!("descriptor {id} of the session was not kept"))?;
+            fd.try_clone().context("no descriptor is left")
+        };
+        let mut map = MemoryMap::empty();
+        for region in &saved.maps {
+            let access = Access { read: region.read, write: region.write };
+            let backing = region
+                .fd
+                .map(|id| anyhow::Ok((Mapping::new(fd(id)?, region.offset, region.size, access)?, 0)))
+                .transpose()?;
+            map = map.with(Iova(region.iova), region.size, access, backing)?;
+        }
+        let eventfd = |id: u32| Eventfd::checked(fd(id)?).context("an interrupt that is no eventfd");
+        let mut table = Table::default();
+        if let Some(id) = saved.intx {
+            table = table.with_intx(Some(eventfd(id)?));
+            table.mask_intx(saved.intx_masked);
+        }
+        if !saved.msix.is_empty() {
+            let vectors = saved.msix.iter().map(|id| id.checked_sub(1).map(eventfd).transpose());
+            table = table.with_msix(0, vectors.collect::<anyhow::Result<_>>()?);
+        }
+        self.map = Arc::new(map);
+        self.table = table.clone();
+        self.saved = saved;
+        Ok((Arc::clone(&self.map), table))
+    }
+
+    /// The client, for the ssd's home.
+    pub(crate) fn client(&self) -> Arc<dyn Client> {
+        Arc::clone(&self.client)
+    }
+
+    /// What was agreed on with the client, and its maps.
+    pub(crate) fn state(&self) -> (Option<Negotiated>, Vec<(u64, u64)>) {
+        let negotiated = self.saved.negotiated.map(|agreed| Negotiated {
+            client_takes_fds: agreed.client_takes_fds,
+            data_bytes_max: usize::try_from(agreed.data_bytes_max)
+                .unwrap_or(frame::DATA_BYTES_MAX)
+                .min(frame::DATA_BYTES_MAX),
+            write_multiple: agreed.write_multiple,
+        });
+        (negotiated, self.saved.maps.iter().map(|map| (map.iova, map.size)).collect())
     }
 
     /// Asks the ssd's home and waits for the answer.
@@ -99,12 +165,17 @@ impl Wire {
             || matches!(&set.data, IrqData::Bool(on) if on.contains(&true));
         match (set.action, set.data) {
             (IrqAction::Trigger, IrqData::Eventfd(fds)) => {
+                let id = fds.last().and_then(Option::as_ref).map(|fd| fd.id);
                 let table = self.table.with_intx(eventfds(fds)?.pop().flatten());
-                self.set_table(table)
+                self.set_table(table)?;
+                (self.saved.intx, self.saved.intx_masked, self.changed) = (id, false, true);
+                Ok(())
             }
             (IrqAction::Trigger, IrqData::None) if set.count == 0 => {
                 let table = self.table.with_intx(None);
-                self.set_table(table)
+                self.set_table(table)?;
+                (self.saved.intx, self.saved.intx_masked, self.changed) = (None, false, true);
+                Ok(())
             }
             (IrqAction::Trigger, _) => {
                 if all {
@@ -114,9 +185,26 @@ impl Wire {
             }
             // An eventfd for unmasking is how kernels resample; a process sends the message itself.
             (_, IrqData::Eventfd(_)) => Err(Errno::INVAL),
-            (action, _) if all => self.call(Call::MaskIntx(action == IrqAction::Mask)).map(|_| ()),
+            (action, _) if all => {
+                let masked = action == IrqAction::Mask;
+                self.call(Call::MaskIntx(masked))?;
+                self.changed |= self.saved.intx_masked != masked;
+                self.saved.intx_masked = masked;
+                Ok(())
+            }
             _ => Ok(()),
         }
+    }
+
+    fn save_msix(&mut self, start: usize, ids: &[u32]) {
+        let end = start.saturating_add(ids.len()).min(VECTORS_MAX);
+        if self.saved.msix.len() < end {
+            self.saved.msix.resize(end, 0);
+        }
+        for (slot, id) in self.saved.msix.iter_mut().skip(start).zip(ids) {
+            *slot = *id;
+        }
+        self.changed = true;
     }
 
     fn set_msix(&mut self, set: SetIrqs) -> Result<(), Errno> {
@@ -128,12 +216,19 @@ impl Wire {
         };
         match (set.action, set.data) {
             (IrqAction::Trigger, IrqData::Eventfd(fds)) => {
+                let ids: Vec<u32> =
+                    fds.iter().map(|fd| fd.as_ref().map_or(0, |fd| fd.id.saturating_add(1))).collect();
                 let table = self.table.with_msix(start, eventfds(fds)?);
-                self.set_table(table)
+                self.set_table(table)?;
+                self.save_msix(start, &ids);
+                Ok(())
             }
             (IrqAction::Trigger, IrqData::None) if set.count == 0 => {
                 let table = self.table.without_msix();
-                self.set_table(table)
+                self.set_table(table)?;
+                self.saved.msix.clear();
+                self.changed = true;
+                Ok(())
             }
             (IrqAction::Trigger, IrqData::None) => {
                 vectors(&|_| true).into_iter().for_each(|vector| _ = self.table.raise(vector));
@@ -181,9 +276,12 @@ impl Device for Wire {
 
     fn dma_map(&mut self, map: DmaMap) -> Result<(), Errno> {
         let access = Access { read: map.access.read, write: map.access.write };
+        let (fd, offset) = map.backing.as_ref().map_or((None, 0), |(fd, offset)| (Some(fd.id), *offset));
+        let saved =
+            DmaMapV1 { iova: map.iova, size: map.size, read: access.read, write: access.write, fd, offset };
         let backing = match map.backing {
             Some((fd, offset)) => {
-                let mapping = Mapping::new(fd, offset, map.size, access).map_err(|error| {
+                let mapping = Mapping::new(fd.fd, offset, map.size, access).map_err(|error| {
                     tracing::warn!(ssd = self.ssd.name, %error, "guest memory refused");
                     mapping_errno(&error)
                 })?;
@@ -193,7 +291,11 @@ impl Device for Wire {
         };
         let next =
             self.map.with(Iova(map.iova), map.size, access, backing).map_err(|error| map_errno(&error))?;
-        self.adopt(next)
+        self.adopt(next)?;
+        let at = self.saved.maps.partition_point(|other| other.iova < saved.iova);
+        self.saved.maps.insert(at, saved);
+        self.changed = true;
+        Ok(())
     }
 
     fn dma_unmap(&mut self, unmap: DmaUnmap) -> Result<(), Errno> {
@@ -203,7 +305,13 @@ impl Device for Wire {
             }
             DmaUnmap::All => self.map.cleared(),
         };
-        self.adopt(next)
+        self.adopt(next)?;
+        match unmap {
+            DmaUnmap::Range { iova, .. } => self.saved.maps.retain(|map| map.iova != iova),
+            DmaUnmap::All => self.saved.maps.clear(),
+        }
+        self.changed = true;
+        Ok(())
     }
 
     fn set_irqs(&mut self, set: SetIrqs) -> Result<(), Errno> {
@@ -218,6 +326,31 @@ impl Device for Wire {
 
     fn reset(&mut self) -> Result<(), Errno> {
         self.call(Call::Reset).map(|_| ())
+    }
+
+    fn last_write_counts(&self, region: u32, offset: u64) -> bool {
+        region == REGISTERS_REGION && offset >= DOORBELLS_OFFSET
+    }
+
+    fn deposit(&mut self, negotiated: Option<&Negotiated>) -> Option<Deposit> {
+        let negotiated = negotiated.map(|agreed| NegotiatedV1 {
+            client_takes_fds: agreed.client_takes_fds,
+            data_bytes_max: agreed.data_bytes_max as u64,
+            write_multiple: agreed.write_multiple,
+        });
+        self.changed |= self.saved.negotiated != negotiated;
+        self.saved.negotiated = negotiated;
+        if !std::mem::take(&mut self.changed) {
+            return None;
+        }
+        match self.saved.to_bytes() {
+            Ok(bytes) => Some(Deposit { bytes, keep: self.saved.descriptors() }),
+            // Longer than any envelope: not with the limits on maps and vectors.
+            Err(error) => {
+                tracing::error!(ssd = self.ssd.name, %error, "a session cannot be saved");
+                None
+            }
+        }
     }
 }
 
@@ -241,8 +374,8 @@ pub(crate) fn power_off(home: &Address, ssd: &Ssd) -> Result<SsdV1, Errno> {
 }
 
 /// All of them, or none if one is something else.
-fn eventfds(fds: Vec<Option<OwnedFd>>) -> Result<Vec<Option<Eventfd>>, Errno> {
-    let check = |fd: OwnedFd| Eventfd::checked(fd).ok_or(Errno::INVAL);
+fn eventfds(fds: Vec<Option<ClientFd>>) -> Result<Vec<Option<Eventfd>>, Errno> {
+    let check = |fd: ClientFd| Eventfd::checked(fd.fd).ok_or(Errno::INVAL);
     fds.into_iter().map(|fd| fd.map(check).transpose()).collect()
 }
 

@@ -1,10 +1,12 @@
 //! What is known of an ssd on every reactor.
 
+use crate::keeper::Keeper;
 use crate::message::SsdId;
 use memory::{DoorbellPage, SharedRegion};
 use nvme::group::GroupConfig;
 use nvme::profile::{Identity, Profile};
 use state::region::ControllerRegion;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,6 +21,13 @@ pub(crate) struct Ssd {
     pub(crate) identity: Identity,
     /// Where the record outlives the daemon.
     pub(crate) record_path: Option<PathBuf>,
+    /// Who outlives this process, if anyone does.
+    pub(crate) keeper: Option<Arc<Keeper>>,
+}
+
+fn next_life() -> u64 {
+    static LIVES: AtomicU64 = AtomicU64::new(0);
+    LIVES.fetch_add(1, Ordering::Relaxed)
 }
 
 /// What lives from power on to power off: the shared state of one controller and its doorbells.
@@ -33,11 +42,19 @@ pub(crate) struct Power {
 impl Power {
     /// Fresh, zeroed memory.
     pub(crate) fn on(name: &str) -> std::io::Result<Self> {
-        static LIVES: AtomicU64 = AtomicU64::new(0);
         Ok(Self {
-            number: LIVES.fetch_add(1, Ordering::Relaxed),
+            number: next_life(),
             region: Arc::new(SharedRegion::memfd(&format!("godwit-{name}-state"))?),
             doorbells: Arc::new(SharedRegion::memfd(&format!("godwit-{name}-doorbells"))?),
+        })
+    }
+
+    /// Memory that a predecessor left.
+    pub(crate) fn found(region: OwnedFd, doorbells: OwnedFd) -> std::io::Result<Self> {
+        Ok(Self {
+            number: next_life(),
+            region: Arc::new(SharedRegion::from_fd(region)?),
+            doorbells: Arc::new(SharedRegion::from_fd(doorbells)?),
         })
     }
 

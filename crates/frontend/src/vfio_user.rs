@@ -15,6 +15,7 @@
 //! migration messages (answered with `ENOTTY` and `EOPNOTSUPP`).
 
 mod capabilities;
+mod channel;
 pub mod device;
 pub mod frame;
 mod listener;
@@ -25,12 +26,14 @@ mod session;
 mod shutdown;
 mod transport;
 
+pub use channel::{Channel, Fault};
 pub use device::{
-    Access, Device, DeviceInfo, DmaMap, DmaUnmap, Errno, IrqAction, IrqData, IrqInfo, MmapArea, RegionInfo,
-    RegionMmap, SetIrqs,
+    Access, ClientFd, Deposit, Device, DeviceInfo, DmaMap, DmaUnmap, Errno, IrqAction, IrqData, IrqInfo,
+    MmapArea, Negotiated, RegionInfo, RegionMmap, SetIrqs,
 };
 pub use listener::Listener;
+pub use queue::Message;
 pub use remote::RemoteMemory;
-pub use serve::{Connection, EndReason, SessionEnd, serve};
+pub use serve::{Connection, EndReason, Pause, SessionEnd, serve};
 pub use session::{Limits, Reply, Session};
 pub use shutdown::Shutdown;

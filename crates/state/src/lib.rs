@@ -2,7 +2,8 @@
 //!
 //! - [`region`]: the shared-memory region of one controller, which a successor process goes on from.
 //! - [`ssd`]: the record of one ssd that outlives a daemon restart (namespaces, marks, sanitize progress, totals).
-//! - [`vhost_session`]: what is kept of a vhost-user client's session.
+//! - [`session`]: what is kept of a client's session.
+//! - [`vhost_session`]: the same of a vhost-user client.
 //! - [`envelope`]: magic, version, length and checksum around every record, outside its body.
 //!
 //! Types here are never the runtime's own: they change only by adding.
@@ -10,6 +11,7 @@
 
 pub mod envelope;
 pub mod region;
+pub mod session;
 pub mod ssd;
 pub mod vhost_session;
 

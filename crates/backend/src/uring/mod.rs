@@ -17,12 +17,13 @@
 
 mod arena;
 mod buffers;
+pub mod fence;
 mod request;
 mod target;
 
 pub use target::{Config, Direct, Target};
 
-use crate::checked;
+use crate::{Rings, checked};
 use arena::{Bounces, Lists};
 use block::{Backend, Completion, Fault, Limits, Op, Outcome, Request, Submitted};
 use buffers::Buffers;
@@ -32,7 +33,7 @@ use io_uring::{EnterFlags, IoUring, opcode, types};
 use memory::{MemoryMap, Segment};
 use request::{InFlight, Next, Stage, ZEROS_BYTES};
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 
 #[repr(C, align(4096))]
@@ -52,6 +53,8 @@ pub struct Uring {
     waiting: u32,
     /// The last enter left entries, or poll made new ones: the next poll has to enter.
     must_enter: bool,
+    /// Who holds a duplicate of the ring.
+    rings: Option<Arc<dyn Rings>>,
 }
 
 /// All but the ring, so that both can be borrowed at once.
@@ -68,8 +71,8 @@ impl Uring {
     /// A ring of this thread's own.
     ///
     /// # Errors
-    /// The kernel has no io_uring, forbids it, or has no memory for a ring.
-    pub fn new(target: Arc<Target>) -> io::Result<Uring> {
+    /// The kernel has no io_uring, forbids it, or has no memory for a ring; `rings` refuses it.
+    pub fn new(target: Arc<Target>, rings: Option<Arc<dyn Rings>>) -> io::Result<Uring> {
         let depth = usize::from(target.config.depth);
         let ring = ring(u32::from(target.config.depth))?;
         ring.submitter().register_files(&[target.file.as_raw_fd()])?;
@@ -85,7 +88,11 @@ impl Uring {
             buffers,
             target,
         };
-        Ok(Uring { ring, work, waiting: 0, must_enter: false })
+        let door = Uring { ring, work, waiting: 0, must_enter: false, rings };
+        if let Some(rings) = &door.rings {
+            rings.opened(door.as_fd())?;
+        }
+        Ok(door)
     }
 
     /// Gives the kernel what waits, and lets it finish what it has deferred to us.
@@ -179,6 +186,13 @@ impl Backend for Uring {
     }
 }
 
+impl AsFd for Uring {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is the ring's, which lives as long as the borrow of `self`.
+        unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) }
+    }
+}
+
 impl Drop for Uring {
     /// Waits for the kernel: it must not write to memory that its owner takes back after this.
     fn drop(&mut self) {
@@ -196,6 +210,9 @@ impl Drop for Uring {
                 tracing::error!(%error, held, "cannot wait for I/O under way");
                 break;
             }
+        }
+        if let Some(rings) = self.rings.take().filter(|_| held == 0) {
+            rings.closing(self.as_fd());
         }
         // The kernel takes a ring apart later; the file, and with it its lock, shall be free now.
         let _ = self.ring.submitter().unregister_files();

@@ -7,7 +7,7 @@ use block::Limits;
 use core::mem::MaybeUninit;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -74,13 +74,28 @@ impl Target {
     /// # Errors
     /// [`Error`].
     pub fn open(config: &Config) -> Result<Target, Error> {
+        Target::take_over(config, None)
+    }
+
+    /// As [`Target::open`], with the open file of a predecessor, whose lock comes with it: it never lapsed. A descriptor of another
+    /// file than the path's is let go.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn take_over(config: &Config, kept: Option<OwnedFd>) -> Result<Target, Error> {
         let path = &config.path;
         if config.depth == 0 || config.depth > 4096 {
             return Err(unfit(path, format!("depth = {}", config.depth), "give 1 to 4096"));
         }
         let is_block_device = is_block_device(path)?;
-        let (file, is_direct) = open_file(config, is_block_device)?;
-        lock(path, &file)?;
+        let (file, is_direct) = match kept.and_then(|fd| same_file(path, File::from(fd))) {
+            Some(file) => file,
+            None => {
+                let opened = open_file(config, is_block_device)?;
+                lock(path, &opened.0)?;
+                opened
+            }
+        };
         let (addr_align, len_align) = alignment(&file, is_block_device, is_direct);
         let block_bytes = match u32::try_from(len_align) {
             Ok(size @ (512 | 4096)) => size,
@@ -170,6 +185,19 @@ fn open_file(config: &Config, is_block_device: bool) -> Result<(File, bool), Err
             Ok((file, direct))
         }
     }
+}
+
+/// The kept file and whether it passes the page cache by, if it is the one at the path.
+fn same_file(path: &Path, file: File) -> Option<(File, bool)> {
+    let (there, kept) = (std::fs::metadata(path).ok()?, file.metadata().ok()?);
+    if (there.dev(), there.ino()) != (kept.dev(), kept.ino()) {
+        return None;
+    }
+    // SAFETY: no memory involved.
+    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+    let is_block_device = kept.file_type().is_block_device();
+    let is_direct = flags >= 0 && flags & libc::O_DIRECT != 0 && (is_block_device || !is_tmpfs(&file));
+    Some((file, is_direct))
 }
 
 /// Two daemons on one file would destroy it. A daemon just killed holds its lock for a moment longer, until the kernel

@@ -7,6 +7,7 @@ use crate::records::Records;
 use crate::seat::Seat;
 use memory::MemoryMap;
 use nvme::namespace::NamespaceTable;
+use nvme::queue::SqRecord;
 use nvme::sink::{GroupCommand, GroupEvent};
 use state::region::{ControllerRegion, QUEUES_MAX};
 use std::collections::VecDeque;
@@ -79,20 +80,26 @@ impl Links {
         }
     }
 
-    /// The groups there were are gone, paused: the queues they left in the region, and what was asked of them, go on in the
-    /// group of this seat.
-    pub(super) fn resume(&mut self, region: &ControllerRegion, deletions: Vec<GroupCommand>) {
+    /// The groups there were are gone, paused or killed: the queues they left in the region go on in groups here. Deletions of queues
+    /// are only handed on by a seat that was moved, which has one group.
+    pub(super) fn resume(&mut self, seat: &Seat, region: &ControllerRegion, deletions: Vec<GroupCommand>) {
         let exists = |size: &AtomicU32| size.load(Ordering::Acquire) != 0;
         let queues = || (1u16..).zip(1..QUEUES_MAX);
-        if region.admin.shadow_doorbells.load(Ordering::Acquire) != 0 {
-            self.local.push_back(GroupCommand::ShadowDoorbells { enabled: true, id: RESUME });
+        for (cqid, _) in queues().filter(|(_, at)| exists(&region.cqs[*at].size)) {
+            self.send_to_queue(seat, cqid, GroupCommand::CreateCq { cqid });
         }
-        for (cqid, at) in queues().filter(|(_, at)| exists(&region.cqs[*at].size)) {
-            self.places[at] = Some(0);
-            self.local.push_back(GroupCommand::CreateCq { cqid });
+        if region.admin.shadow_doorbells.load(Ordering::Acquire) != 0 {
+            let shadow = GroupCommand::ShadowDoorbells { enabled: true, id: RESUME };
+            (0..self.reactors.len())
+                .filter(|place| self.branched[*place])
+                .collect::<Vec<_>>()
+                .into_iter()
+                .for_each(|place| self.send(seat, place, shadow.clone()));
         }
         for (sqid, _) in queues().filter(|(_, at)| exists(&region.sqs[*at].size)) {
-            self.local.push_back(GroupCommand::CreateSq { sqid });
+            if let Some(record) = SqRecord::load(region, sqid) {
+                self.send_to_queue(seat, record.cqid, GroupCommand::CreateSq { sqid });
+            }
         }
         self.local.extend(deletions.iter().cloned());
         self.deletions = deletions;
@@ -230,6 +237,19 @@ impl Links {
             let left = self.broadcast(seat, &GroupCommand::Pause { id: PAUSE });
             self.moving = Moving::Pausing { left };
         }
+    }
+
+    /// Every group ends what it began, whatever else is under way.
+    pub(super) fn freeze(&mut self, seat: &Seat) {
+        if !self.is_pausing() {
+            let left = self.broadcast(seat, &GroupCommand::Pause { id: PAUSE });
+            self.moving = Moving::Pausing { left };
+        }
+    }
+
+    /// Every group has.
+    pub(super) fn is_frozen(&self) -> bool {
+        self.moving == Moving::Paused
     }
 
     /// The groups are pausing or paused: nothing new may be asked of them that a successor would not hear of.

@@ -12,13 +12,13 @@ const PAGE_SIZES: u64 = !0xFFF;
 
 /// What both sides agreed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Negotiated {
+pub struct Negotiated {
     /// The client takes a descriptor with a reply.
-    pub(crate) client_takes_fds: bool,
+    pub client_takes_fds: bool,
     /// The most data of one DMA_READ or DMA_WRITE.
-    pub(crate) data_bytes_max: usize,
+    pub data_bytes_max: usize,
     /// REGION_WRITE_MULTI may come.
-    pub(crate) write_multiple: bool,
+    pub write_multiple: bool,
 }
 
 #[derive(Serialize, Deserialize, Default)]

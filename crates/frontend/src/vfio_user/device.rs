@@ -3,6 +3,8 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+pub use super::capabilities::Negotiated;
+
 pub use rustix::io::Errno;
 
 use spec::vfio_user::{IrqIndex, RegionIndex};
@@ -43,6 +45,34 @@ pub trait Device {
     fn set_irqs(&mut self, set: SetIrqs) -> Result<(), Errno>;
     /// Resets the device, as a function-level reset does.
     fn reset(&mut self) -> Result<(), Errno>;
+    /// Of several writes to this place in one message only the last one counts (a doorbell): the others are left out, so
+    /// that a message that is delivered a second time never takes the place back to an older value.
+    fn last_write_counts(&self, _region: u32, _offset: u64) -> bool {
+        false
+    }
+    /// After each command: what a successor of this process must know of the session, if that has changed. It takes effect
+    /// together with the command's answer.
+    fn deposit(&mut self, _negotiated: Option<&Negotiated>) -> Option<Deposit> {
+        None
+    }
+}
+
+/// What a successor of this process must know of a session.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Deposit {
+    /// Opaque to whoever keeps it.
+    pub bytes: Vec<u8>,
+    /// The descriptors it refers to.
+    pub keep: Vec<u32>,
+}
+
+/// A descriptor that came from the client.
+#[derive(Debug)]
+pub struct ClientFd {
+    /// Its name in the session.
+    pub id: u32,
+    /// The descriptor.
+    pub fd: OwnedFd,
 }
 
 /// What DEVICE_GET_INFO, GET_REGION_INFO and GET_IRQ_INFO tell.
@@ -124,7 +154,7 @@ pub struct DmaMap {
     pub access: Access,
     /// The file and the offset of the first byte in it; `offset + size` does not wrap, but the file may be shorter, may
     /// shrink later, or be no file at all. `None`: reachable only through [`super::RemoteMemory`].
-    pub backing: Option<(OwnedFd, u64)>,
+    pub backing: Option<(ClientFd, u64)>,
 }
 
 /// Client memory that goes.
@@ -175,5 +205,5 @@ pub enum IrqData {
     /// One for each: whether the action is for it.
     Bool(Vec<bool>),
     /// One for each: the eventfd to use, or none from now on.
-    Eventfd(Vec<Option<OwnedFd>>),
+    Eventfd(Vec<Option<ClientFd>>),
 }

@@ -6,14 +6,12 @@
 //! Size rules, as libvfio-user keeps them: a request with an `argsz` field may be longer than its structure (SPDK pads
 //! GET_REGION_INFO to 4080 bytes), the others are exact.
 
-use std::os::fd::OwnedFd;
-
 use rustix::io::Errno;
 use spec::vfio_user as wire;
 use spec::vfio_user::{HeaderFlags, IrqSetFlags, MessageType};
 use zerocopy::{FromBytes, Immutable, KnownLayout, transmute};
 
-use super::device::{Access, DmaMap, DmaUnmap, IrqAction};
+use super::device::{Access, ClientFd, DmaMap, DmaUnmap, IrqAction};
 
 pub use spec::vfio_user::{CommandId, HEADER_BYTES};
 
@@ -230,11 +228,11 @@ pub enum SetIrqsData<'a> {
     /// `count` booleans.
     Bool(&'a [u8]),
     /// `count` eventfds, or none at all to take away those in use.
-    Eventfd(Vec<OwnedFd>),
+    Eventfd(Vec<ClientFd>),
 }
 
 /// Turns a command message into a request; an error is what the reply says. `fds` not needed are closed.
-pub fn parse<'a>(header: &Header, payload: &'a [u8], fds: Vec<OwnedFd>) -> Result<Request<'a>, Errno> {
+pub fn parse<'a>(header: &Header, payload: &'a [u8], fds: Vec<ClientFd>) -> Result<Request<'a>, Errno> {
     if !HeaderFlags::NO_REPLY.contains(header.flags) || payload.len() != header.payload_bytes {
         return Err(Errno::INVAL);
     }
@@ -324,7 +322,7 @@ fn version(payload: &[u8]) -> Result<Request<'_>, Errno> {
     Ok(Request::Version { major, minor, data })
 }
 
-fn dma_map(payload: &[u8], fds: Vec<OwnedFd>) -> Result<Request<'_>, Errno> {
+fn dma_map(payload: &[u8], fds: Vec<ClientFd>) -> Result<Request<'_>, Errno> {
     let (wire::DmaMap { argsz, flags, offset, address: iova, size }, _) = take(payload)?;
     room::<wire::DmaMap>(argsz)?;
     let known = wire::DmaMapFlags::READ | wire::DmaMapFlags::WRITE;
@@ -360,7 +358,7 @@ fn dma_unmap(payload: &[u8]) -> Result<Request<'_>, Errno> {
     Ok(Request::DmaUnmap { unmap, entry })
 }
 
-fn set_irqs(payload: &[u8], fds: Vec<OwnedFd>) -> Result<Request<'_>, Errno> {
+fn set_irqs(payload: &[u8], fds: Vec<ClientFd>) -> Result<Request<'_>, Errno> {
     let (wire::IrqSet { argsz, flags, index, start, count }, bools) = take(payload)?;
     room::<wire::IrqSet>(argsz)?;
     let kind = flags.intersection(IrqSetFlags::DATA_MASK);

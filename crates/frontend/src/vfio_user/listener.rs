@@ -13,10 +13,10 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with,
 };
 
+use super::channel::Channel;
 use super::serve::{Connection, STACK_BYTES};
 use super::session::Limits;
 use super::shutdown::Shutdown;
-use super::transport::Transport;
 
 /// Clients that may wait for their `accept`.
 const BACKLOG: i32 = 16;
@@ -89,7 +89,7 @@ impl Listener {
         client: &mut (dyn FnMut(Connection) + Send),
     ) -> io::Result<()> {
         let ended = eventfd(0, EventfdFlags::CLOEXEC)?;
-        let transport = connection.transport();
+        let channel = connection.channel();
         thread::scope(|scope| {
             let ended = &ended;
             let worker = thread::Builder::new().name("vfu-worker".into()).stack_size(STACK_BYTES);
@@ -97,7 +97,7 @@ impl Listener {
                 let _tell = TellOnDrop(ended);
                 client(connection);
             })?;
-            let turned_away = self.turn_away_others(ended, &transport, shutdown);
+            let turned_away = self.turn_away_others(ended, &*channel, shutdown);
             if worker.join().is_err() {
                 tracing::error!(path = %self.path.display(), "a vfio-user session panicked");
             }
@@ -106,7 +106,12 @@ impl Listener {
     }
 
     /// Returns when the present session has ended, or nobody needs to be turned away any more.
-    fn turn_away_others(&self, ended: &OwnedFd, present: &Transport, shutdown: &Shutdown) -> io::Result<()> {
+    fn turn_away_others(
+        &self,
+        ended: &OwnedFd,
+        present: &dyn Channel,
+        shutdown: &Shutdown,
+    ) -> io::Result<()> {
         let mut count = 0u64;
         loop {
             match wait(&[self.socket.as_fd(), ended.as_fd()])? {

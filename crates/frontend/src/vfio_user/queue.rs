@@ -1,10 +1,10 @@
 //! The bounded queue from the reader to the worker.
 
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use super::device::ClientFd;
 use super::frame::Header;
 
 /// The most commands that wait for the worker.
@@ -18,27 +18,36 @@ const WAIT_MAX: Duration = Duration::from_millis(100);
 
 /// A message off the socket: its header is sound, the rest is not yet looked at.
 #[derive(Debug)]
-pub(crate) struct Message {
-    pub(crate) header: Header,
-    pub(crate) payload: Vec<u8>,
-    pub(crate) fds: Vec<OwnedFd>,
+pub struct Message {
+    /// Names it in its answer.
+    pub seq: u64,
+    /// Its header.
+    pub header: Header,
+    /// What follows the header.
+    pub payload: Vec<u8>,
+    /// The descriptors that came with it.
+    pub fds: Vec<ClientFd>,
     /// More descriptors came than a message may carry; the surplus is closed.
-    pub(crate) surplus_fds: bool,
+    pub surplus_fds: bool,
 }
 
 /// Commands in their order. A client that sends faster than the device answers is made to wait in its own socket.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Queue {
     state: Mutex<State>,
     changed: Condvar,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct State {
     messages: VecDeque<Message>,
     bytes: usize,
     fds: usize,
     closed: bool,
+    /// Nothing is handed out any more, for good.
+    paused: bool,
+    /// The worker is at a command.
+    at_work: bool,
 }
 
 impl Queue {
@@ -75,9 +84,13 @@ impl Queue {
     /// Waits for the next command; `None` when the queue is closed and, unless it was cleared, empty.
     pub(crate) fn pop(&self) -> Option<Message> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let nothing = |state: &mut State| state.messages.is_empty() && !state.closed;
+        let mut state = state;
+        state.at_work = false;
+        self.changed.notify_all();
+        let nothing = |state: &mut State| state.paused || state.messages.is_empty() && !state.closed;
         let mut state = self.changed.wait_while(state, nothing).unwrap_or_else(PoisonError::into_inner);
         let message = state.messages.pop_front()?;
+        state.at_work = true;
         state.bytes -= message.payload.len();
         state.fds -= message.fds.len();
         self.changed.notify_all();
@@ -90,10 +103,20 @@ impl Queue {
         self.changed.notify_all();
     }
 
+    /// Hands nothing out any more, and waits at most so long until the command at hand is answered; false: it is not.
+    pub(crate) fn pause(&self, patience: Duration) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.paused = true;
+        let at_work = |state: &mut State| state.at_work && !state.closed;
+        let waited = self.changed.wait_timeout_while(state, patience, at_work);
+        !waited.unwrap_or_else(PoisonError::into_inner).0.at_work
+    }
+
     /// Takes no more and drops what waits.
     pub(crate) fn close_and_clear(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        *state = State { closed: true, ..State::default() };
+        let (paused, at_work) = (state.paused, state.at_work);
+        *state = State { closed: true, paused, at_work, ..State::default() };
         drop(state);
         self.changed.notify_all();
     }

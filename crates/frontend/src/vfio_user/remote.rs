@@ -9,8 +9,8 @@ use rustix::io::Errno;
 use spec::vfio_user::{CommandId, DmaAccess};
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::channel::{Channel, Fault};
 use super::frame::{HEADER_BYTES, Header, Outgoing, OutgoingHeader};
-use super::transport::{Fault, Transport};
 
 /// The most commands of ours under way at a time.
 const OUTSTANDING_MAX: usize = 64;
@@ -26,7 +26,7 @@ const OUTSTANDING_MAX: usize = 64;
 pub struct RemoteMemory(Arc<Remote>);
 
 struct Remote {
-    transport: Arc<Transport>,
+    channel: Arc<dyn Channel>,
     state: Mutex<State>,
     changed: Condvar,
     time_limit: Duration,
@@ -57,9 +57,9 @@ impl std::fmt::Debug for RemoteMemory {
 }
 
 impl RemoteMemory {
-    pub(crate) fn new(transport: Arc<Transport>, time_limit: Duration) -> Self {
+    pub(crate) fn new(channel: Arc<dyn Channel>, time_limit: Duration) -> Self {
         let (state, changed, unread) = (Mutex::default(), Condvar::new(), AtomicBool::new(false));
-        Self(Arc::new(Remote { transport, state, changed, time_limit, unread }))
+        Self(Arc::new(Remote { channel, state, changed, time_limit, unread }))
     }
 
     /// Reads client memory. `ENOTCONN` once the session is over, `ETIMEDOUT` when the client does not answer, `EPROTO`
@@ -93,7 +93,7 @@ impl RemoteMemory {
     /// Ends the session from the device's side: the client's memory proved not to be what it was said to be.
     pub fn hang_up(&self) {
         self.close();
-        self.0.transport.hang_up();
+        self.0.channel.hang_up();
     }
 
     /// The session is over: everyone who waits is told, and later calls fail at once.
@@ -155,11 +155,11 @@ impl RemoteMemory {
                 tail.rotate_left(4);
             }
         }
-        if let Err(fault) = self.0.transport.send(&message, None) {
+        if let Err(fault) = self.0.channel.request(&message) {
             // Part of a message may be out: nothing after it could be understood.
             self.0.unread.store(fault == Fault::Slow, Ordering::Release);
             self.close();
-            self.0.transport.hang_up();
+            self.0.channel.hang_up();
             return Err(Errno::NOTCONN);
         }
         let answer = place.wait(deadline)?;

@@ -1,20 +1,21 @@
 //! One connection, two threads: a reader that sorts messages, a worker that carries commands out.
 
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
+use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::device::Device;
+use super::channel::{Channel, Fault};
+use super::device::{Device, Negotiated};
 use super::frame::BrokenStream;
 use super::queue::Queue;
 use super::remote::RemoteMemory;
 use super::session::{Limits, Session};
 use super::shutdown::Shutdown;
-use super::transport::{Fault, Transport};
+use super::transport::Transport;
 
 /// Stack of a session's threads: nothing recurses, buffers are on the heap.
 pub(crate) const STACK_BYTES: usize = 128 << 10;
@@ -64,18 +65,40 @@ pub struct SessionEnd {
 /// A connected client, not yet served.
 #[derive(Debug)]
 pub struct Connection {
-    transport: Arc<Transport>,
+    channel: Arc<dyn Channel>,
     remote: RemoteMemory,
+    queue: Arc<Queue>,
     limits: Limits,
+}
+
+/// Stops a session's worker between two commands.
+#[derive(Debug, Clone)]
+pub struct Pause(Arc<Queue>);
+
+impl Pause {
+    /// From now on no command is begun, for good. Waits at most so long until the command at hand is answered; false: it is
+    /// not, and may still take effect.
+    pub fn pause(&self, patience: Duration) -> bool {
+        self.0.pause(patience)
+    }
 }
 
 impl Connection {
     /// Takes a connected socket. It is served until the client leaves or `shutdown` is triggered.
     pub fn new(stream: UnixStream, limits: Limits, shutdown: &Shutdown) -> Self {
-        let transport =
-            Arc::new(Transport::new(stream, shutdown.clone(), limits.frame_time, limits.send_time));
-        let remote = RemoteMemory::new(Arc::clone(&transport), limits.remote_time);
-        Self { transport, remote, limits }
+        let transport = Transport::new(stream, shutdown.clone(), limits.frame_time, limits.send_time);
+        Self::over(Arc::new(transport), limits)
+    }
+
+    /// Takes any channel to a client.
+    pub fn over(channel: Arc<dyn Channel>, limits: Limits) -> Self {
+        let remote = RemoteMemory::new(Arc::clone(&channel), limits.remote_time);
+        Self { channel, remote, queue: Arc::default(), limits }
+    }
+
+    /// Stops the session's worker, from another thread.
+    pub fn pauser(&self) -> Pause {
+        Pause(Arc::clone(&self.queue))
     }
 
     /// Reaches this client's memory by messages, once it is being served.
@@ -83,8 +106,8 @@ impl Connection {
         self.remote.clone()
     }
 
-    pub(crate) fn transport(&self) -> Arc<Transport> {
-        Arc::clone(&self.transport)
+    pub(crate) fn channel(&self) -> Arc<dyn Channel> {
+        Arc::clone(&self.channel)
     }
 
     /// Serves the client. The calling thread becomes the worker; the reader is a thread of its own.
@@ -93,10 +116,22 @@ impl Connection {
     /// the client is left in the session. What the device was given is the device's: the caller unmaps and drops
     /// interrupts (vfio-user.rst, "Client Disconnection").
     pub fn serve(self, device: &mut dyn Device) -> SessionEnd {
+        self.resume(None, [], device)
+    }
+
+    /// As [`Connection::serve`], for a client that a predecessor of this process served before: what was agreed on, and the DMA
+    /// maps (address, length) there are.
+    pub fn resume(
+        self,
+        negotiated: Option<Negotiated>,
+        maps: impl IntoIterator<Item = (u64, u64)>,
+        device: &mut dyn Device,
+    ) -> SessionEnd {
+        let mut session = Session::resumed(&self.limits, negotiated, maps);
         let shared = Shared {
-            transport: self.transport,
+            channel: self.channel,
             remote: self.remote,
-            queue: Queue::default(),
+            queue: self.queue,
             reason: OnceLock::new(),
             log: LogBudget { left: AtomicU32::new(self.limits.log_lines_max) },
             unasked_replies: AtomicU64::new(0),
@@ -112,7 +147,7 @@ impl Connection {
                 shared.end(EndReason::Failed(errno));
                 return;
             }
-            work(&shared, &self.limits, device, &mut end);
+            work(&shared, &mut session, device, &mut end);
         });
         end.reason = shared.reason.get().copied().unwrap_or(EndReason::Disconnected);
         end.unasked_replies = shared.unasked_replies.load(Ordering::Relaxed);
@@ -130,9 +165,9 @@ pub fn serve(stream: UnixStream, device: &mut dyn Device, shutdown: &Shutdown) -
 }
 
 struct Shared {
-    transport: Arc<Transport>,
+    channel: Arc<dyn Channel>,
     remote: RemoteMemory,
-    queue: Queue,
+    queue: Arc<Queue>,
     /// The first reason counts.
     reason: OnceLock<EndReason>,
     log: LogBudget,
@@ -147,11 +182,11 @@ impl Shared {
     /// For a reader that waits for room in the queue. A device call that waits for client memory, and with it the queue, ends
     /// when nobody will answer any more.
     fn end_if_over(&self) {
-        if self.transport.is_shut_down() {
+        if self.channel.is_shut_down() {
             self.end(EndReason::Shutdown);
             self.remote.close();
             self.queue.close_and_clear();
-        } else if self.transport.peer_hung_up() {
+        } else if self.channel.peer_hung_up() {
             self.remote.close();
         }
     }
@@ -163,7 +198,7 @@ impl Drop for CloseOnDrop<'_> {
     fn drop(&mut self) {
         self.0.remote.close();
         self.0.queue.close_and_clear();
-        self.0.transport.hang_up();
+        self.0.channel.hang_up();
     }
 }
 
@@ -181,7 +216,7 @@ impl LogBudget {
 
 fn read(shared: &Shared) {
     let fault = loop {
-        match shared.transport.receive() {
+        match shared.channel.receive() {
             Ok(message) if message.header.is_reply() => {
                 if !shared.remote.answer(message.header, message.payload) {
                     shared.unasked_replies.fetch_add(1, Ordering::Relaxed);
@@ -217,8 +252,10 @@ fn read(shared: &Shared) {
     }
 }
 
-fn work(shared: &Shared, limits: &Limits, device: &mut dyn Device, end: &mut SessionEnd) {
-    let mut session = Session::new(limits);
+fn work(shared: &Shared, session: &mut Session, device: &mut dyn Device, end: &mut SessionEnd) {
+    if let Some(data_bytes_max) = session.dma_data_bytes_max() {
+        shared.remote.open(data_bytes_max);
+    }
     while let Some(message) = shared.queue.pop() {
         end.commands += 1;
         let header = message.header;
@@ -236,16 +273,14 @@ fn work(shared: &Shared, limits: &Limits, device: &mut dyn Device, end: &mut Ses
         if let Some(data_bytes_max) = session.dma_data_bytes_max() {
             shared.remote.open(data_bytes_max);
         }
-        if let Some(reply) = outcome.reply {
-            let sent = shared.transport.send(&reply.bytes, reply.fd.as_ref().map(|fd| fd.as_fd()));
-            match sent {
-                Ok(()) => {}
-                // The reader knows better why.
-                Err(Fault::Closed) => {}
-                Err(Fault::Shutdown) => return shared.end(EndReason::Shutdown),
-                Err(Fault::Io(errno)) => return shared.end(EndReason::Failed(errno)),
-                Err(_) => return shared.end(EndReason::Unread),
-            }
+        let deposit = device.deposit(session.negotiated());
+        match shared.channel.answer(message.seq, outcome.reply.as_ref(), deposit) {
+            Ok(()) => {}
+            // The reader knows better why.
+            Err(Fault::Closed) => {}
+            Err(Fault::Shutdown) => return shared.end(EndReason::Shutdown),
+            Err(Fault::Io(errno)) => return shared.end(EndReason::Failed(errno)),
+            Err(_) => return shared.end(EndReason::Unread),
         }
         if outcome.close {
             return shared.end(EndReason::Version);

@@ -12,7 +12,7 @@ use spec::vfio_user::{IrqInfoFlags, RegionFlags};
 use zerocopy::IntoBytes;
 
 use super::capabilities::{self, Negotiated};
-use super::device::{Device, DmaMap, DmaUnmap, IrqAction, IrqData, MmapArea, RegionInfo, SetIrqs};
+use super::device::{ClientFd, Device, DmaMap, DmaUnmap, IrqAction, IrqData, MmapArea, RegionInfo, SetIrqs};
 use super::frame::{
     self, HEADER_BYTES, Header, Outgoing, OutgoingHeader, RegionRange, Request, SetIrqsData, SetIrqsRequest,
     SmallWrite,
@@ -100,6 +100,23 @@ impl Session {
         Self { dma_maps_max: limits.dma_maps_max, negotiated: None, maps: BTreeMap::new() }
     }
 
+    /// A conversation that a predecessor of this process began: what was agreed on, and the DMA maps (address, length) there
+    /// are.
+    pub fn resumed(
+        limits: &Limits,
+        negotiated: Option<Negotiated>,
+        maps: impl IntoIterator<Item = (u64, u64)>,
+    ) -> Self {
+        let last = |(first, size): (u64, u64)| Some((first, first.checked_add(size.checked_sub(1)?)?));
+        let maps = maps.into_iter().filter_map(last).collect();
+        Self { dma_maps_max: limits.dma_maps_max, negotiated, maps }
+    }
+
+    /// What was agreed on; `None` before the client's first message.
+    pub fn negotiated(&self) -> Option<&Negotiated> {
+        self.negotiated.as_ref()
+    }
+
     /// The most data of one DMA_READ or DMA_WRITE; `None` before the version is agreed on.
     pub fn dma_data_bytes_max(&self) -> Option<usize> {
         self.negotiated.map(|negotiated| negotiated.data_bytes_max)
@@ -110,7 +127,7 @@ impl Session {
         &mut self,
         header: &Header,
         payload: &[u8],
-        fds: Vec<OwnedFd>,
+        fds: Vec<ClientFd>,
         device: &mut dyn Device,
     ) -> Outcome {
         let result =
@@ -360,8 +377,13 @@ fn region_write_multi(
     for small in writes {
         check_access(device, &small.range, false)?;
     }
-    for small in writes {
-        write(device, &small.range, small.bytes())?;
+    for (at, small) in writes.iter().enumerate() {
+        let again = |later: &SmallWrite| later.range == small.range;
+        let superseded = device.last_write_counts(small.range.region, small.range.offset)
+            && writes.iter().skip(at + 1).any(again);
+        if !superseded {
+            write(device, &small.range, small.bytes())?;
+        }
     }
     Ok(Reply::new(header, wire::RegionWriteMulti { wr_cnt: writes.len() as u64 }.as_bytes()))
 }

@@ -4,6 +4,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,26 +15,12 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-use super::frame::{BrokenStream, FDS_MAX, HEADER_BYTES, Header};
+use super::channel::{Channel, Fault};
+use super::device::{ClientFd, Deposit};
+use super::frame::{FDS_MAX, HEADER_BYTES, Header};
 use super::queue::Message;
+use super::session::Reply;
 use super::shutdown::Shutdown;
-
-/// Why no message came, or none could be sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fault {
-    /// The peer closed between two messages.
-    Closed,
-    /// The peer closed inside a message.
-    Truncated,
-    /// The message's size makes no sense.
-    Broken(BrokenStream),
-    /// The peer took too long over a message.
-    Slow,
-    /// We were told to stop.
-    Shutdown,
-    /// The socket failed.
-    Io(Errno),
-}
 
 /// The connected socket. One thread receives, any thread sends.
 #[derive(Debug)]
@@ -44,6 +31,7 @@ pub(crate) struct Transport {
     shutdown: Shutdown,
     frame_time: Duration,
     send_time: Duration,
+    next_fd: AtomicU32,
 }
 
 impl Transport {
@@ -53,42 +41,11 @@ impl Transport {
         frame_time: Duration,
         send_time: Duration,
     ) -> Self {
-        Self { socket, sending: Mutex::new(()), shutdown, frame_time, send_time }
-    }
-
-    /// Both directions end at once; a blocked receiver wakes.
-    pub(crate) fn hang_up(&self) {
-        let _ = self.socket.shutdown(std::net::Shutdown::Both);
-    }
-
-    /// We were told to stop.
-    pub(crate) fn is_shut_down(&self) -> bool {
-        self.shutdown.is_triggered()
-    }
-
-    /// The peer is gone, whether or not what it sent has been read.
-    pub(crate) fn peer_hung_up(&self) -> bool {
-        let mut fds = [PollFd::new(&self.socket, PollFlags::RDHUP)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        match poll(&mut fds, Some(&now)) {
-            Ok(_) => fds[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR),
-            Err(_) => false,
-        }
-    }
-
-    /// Waits for the next message, however long; once begun it must be complete in the frame time.
-    pub(crate) fn receive(&self) -> Result<Message, Fault> {
-        let mut intake = Intake { transport: self, deadline: None, fds: Vec::new(), surplus_fds: false };
-        let mut header = [0; HEADER_BYTES];
-        intake.fill(&mut header)?;
-        let header = Header::parse(&header).map_err(Fault::Broken)?;
-        let mut payload = vec![0; header.payload_bytes];
-        intake.fill(&mut payload)?;
-        Ok(Message { header, payload, fds: intake.fds, surplus_fds: intake.surplus_fds })
+        Self { socket, sending: Mutex::new(()), shutdown, frame_time, send_time, next_fd: AtomicU32::new(0) }
     }
 
     /// Sends a whole message, in one `sendmsg` if the socket has room, with its descriptor on the first byte.
-    pub(crate) fn send(&self, message: &[u8], fd: Option<BorrowedFd<'_>>) -> Result<(), Fault> {
+    fn send(&self, message: &[u8], fd: Option<BorrowedFd<'_>>) -> Result<(), Fault> {
         let _sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
         let deadline = Instant::now() + self.send_time;
         let (mut rest, mut fd) = (message, fd);
@@ -135,6 +92,47 @@ impl Transport {
                 Ok(_) => return Ok(()),
                 Err(errno) => return Err(Fault::Io(errno)),
             }
+        }
+    }
+}
+
+impl Channel for Transport {
+    /// Waits for the next message, however long; once begun it must be complete in the frame time.
+    fn receive(&self) -> Result<Message, Fault> {
+        let mut intake = Intake { transport: self, deadline: None, fds: Vec::new(), surplus_fds: false };
+        let mut header = [0; HEADER_BYTES];
+        intake.fill(&mut header)?;
+        let header = Header::parse(&header).map_err(Fault::Broken)?;
+        let mut payload = vec![0; header.payload_bytes];
+        intake.fill(&mut payload)?;
+        let number = |fd| ClientFd { id: self.next_fd.fetch_add(1, Ordering::Relaxed), fd };
+        let fds = intake.fds.into_iter().map(number).collect();
+        Ok(Message { seq: 0, header, payload, fds, surplus_fds: intake.surplus_fds })
+    }
+
+    /// Nobody outlives a process that is its client's own peer: there is nothing to deposit.
+    fn answer(&self, _seq: u64, reply: Option<&Reply>, _deposit: Option<Deposit>) -> Result<(), Fault> {
+        reply.map_or(Ok(()), |reply| self.send(&reply.bytes, reply.fd.as_ref().map(|fd| fd.as_fd())))
+    }
+
+    fn request(&self, frame: &[u8]) -> Result<(), Fault> {
+        self.send(frame, None)
+    }
+
+    fn hang_up(&self) {
+        let _ = self.socket.shutdown(std::net::Shutdown::Both);
+    }
+
+    fn is_shut_down(&self) -> bool {
+        self.shutdown.is_triggered()
+    }
+
+    fn peer_hung_up(&self) -> bool {
+        let mut fds = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        match poll(&mut fds, Some(&now)) {
+            Ok(_) => fds[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR),
+            Err(_) => false,
         }
     }
 }

@@ -146,7 +146,7 @@ impl Device for Fake {
             format!("{}{}", if map.access.read { "r" } else { "" }, if map.access.write { "w" } else { "" });
         let backing = map.backing.as_ref().map(|(_, offset)| *offset);
         self.note(format!("map {:#x}+{:#x} {access} {backing:x?}", map.iova, map.size));
-        self.kept.extend(map.backing.map(|(fd, _)| fd));
+        self.kept.extend(map.backing.map(|(fd, _)| fd.fd));
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::harness::*;
+use frontend::vfio_user::ClientFd;
 use frontend::vfio_user::frame::{self, HEADER_BYTES, Header, MESSAGE_BYTES_MAX, Request};
 use proptest::prelude::*;
 
@@ -38,7 +39,7 @@ proptest! {
     fn what_the_parser_lets_through_is_bounded((command, flags, payload, fds) in plausible()) {
         let bytes = message(1, command, flags, &payload);
         let header = Header::parse(bytes[..HEADER_BYTES].try_into().expect("16 bytes")).expect("a sound size");
-        let fds = (0..fds).map(|_| event()).collect();
+        let fds = (0..).take(fds).map(|id| ClientFd { id, fd: event() }).collect();
         match frame::parse(&header, &payload, fds) {
             Ok(Request::RegionRead(range)) => prop_assert!(range.count <= 1 << 20),
             Ok(Request::RegionWrite { range, data }) => {

@@ -14,6 +14,7 @@
 
 mod completion;
 mod doorbell;
+mod inspect;
 mod record;
 mod recovery;
 mod submission;
@@ -24,6 +25,7 @@ mod tests;
 
 pub use completion::{Answer, CompletionQueue, Unwritten};
 pub use doorbell::{Doorbells, cq_index, sq_index};
+pub use inspect::{Left, Unsound, inspect, inspect_header, settle_region};
 pub use record::{CqRecord, SqRecord, close_cq, close_sq, create_cq, create_sq};
 pub use recovery::{Conclusion, Unanswered, conclude};
 pub use submission::{Accepted, Look, SubmissionQueue};

@@ -1,0 +1,446 @@
+//! The engine process: told by the keeper what there is, it serves it, until it is killed, replaced or stopped.
+//!
+//! One thread reads the control link. Whatever may wait (for rings to be idle, drives to open, guests' memory to be mapped) is done
+//! on others, because what they wait for may come over that link.
+
+use crate::blame;
+use crate::clock::Clock;
+use crate::keeper::Keeper;
+use crate::mailbox::Mailbox;
+use crate::message::{Address, Message};
+use crate::reactor::{self, Options};
+use crate::records::Records;
+use crate::serve::{Kept, open_ssd};
+use crate::slot::{Plan, Plug, Slot};
+use crate::ssd::Power;
+use crate::stats;
+use anyhow::{Context, bail};
+use api::config::Config;
+use backend::uring::fence::OldRing;
+use link::control::{
+    Deposit, Door, Format, Hello, Link, Ready, Received, Refused, Role, Saved, Session, ToEngine, ToKeeper,
+    Welcome,
+};
+use link::frame::Wait;
+use memory::SharedRegion;
+use nvme::queue::{self, Left};
+use state::region::ControllerRegion;
+use state::session::VfioUserV1;
+use state::ssd::SsdV1;
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// How long the drive may take over what a dead engine left at it. Beyond, its ssds could only corrupt themselves.
+const FENCE_PATIENCE: Duration = Duration::from_secs(120);
+
+/// Runs an engine process over the keeper's link. Returns when it is told to stop or has handed over; when the keeper is gone
+/// the process exits at once and as it is.
+///
+/// # Errors
+/// What the keeper was told, too: the engine cannot serve.
+pub fn run(link: OwnedFd) -> anyhow::Result<()> {
+    blame::abort_on_panic();
+    let keeper = Arc::new(Keeper::new(Link::new(link)));
+    let (welcome, page) = match receive(&keeper)? {
+        (ToEngine::Welcome(welcome), fds) => (welcome, fds.into_iter().next()),
+        _ => bail!("the keeper does not begin with a welcome"),
+    };
+    let newest = |name: &str, newest| Format { name: name.to_owned(), newest };
+    keeper.tell(&ToKeeper::Hello(Hello {
+        version: link::VERSION,
+        release: env!("CARGO_PKG_VERSION").to_owned(),
+        formats: vec![
+            newest("controller-region", state::region::LAYOUT_VERSION),
+            newest("ssd-record", state::ssd::VERSION),
+            newest("vfio-user-session", state::session::VERSION),
+        ],
+    }));
+    if let Some(page) = page {
+        blame::open(SharedRegion::from_fd(page).context("the page of blame")?);
+    }
+    let result = Process { keeper: Arc::clone(&keeper), welcome, told: Told::default() }.run();
+    if let Err(error) = &result {
+        keeper.tell(&ToKeeper::Refused(Refused { reason: format!("{error:#}"), ssd: None }));
+    }
+    result
+}
+
+/// The next message. Does not return when the keeper is gone.
+fn receive(keeper: &Keeper) -> anyhow::Result<(ToEngine, Vec<OwnedFd>)> {
+    match keeper.link().receive(Wait::Block)? {
+        Received::Message(message, fds) => Ok((message, fds)),
+        Received::Later => bail!("the control link does not wait"),
+        Received::Closed => {
+            tracing::warn!("the keeper is gone; so am I");
+            std::process::exit(0);
+        }
+    }
+}
+
+/// What the keeper said so far.
+#[derive(Default)]
+struct Told {
+    saved: BTreeMap<usize, (Saved, Vec<OwnedFd>)>,
+    sessions: Vec<(Session, OwnedFd)>,
+    deposits: Vec<Deposit>,
+    rings: Vec<OwnedFd>,
+}
+
+struct Process {
+    keeper: Arc<Keeper>,
+    welcome: Welcome,
+    told: Told,
+}
+
+impl Process {
+    fn run(mut self) -> anyhow::Result<()> {
+        loop {
+            match receive(&self.keeper)? {
+                (ToEngine::Saved(saved), fds) => {
+                    _ = self.told.saved.insert(index(saved.ssd), (saved, fds));
+                }
+                (ToEngine::Rings, fds) => self.told.rings.extend(fds),
+                (ToEngine::Session(session), fds) => {
+                    self.told.sessions.extend(fds.into_iter().next().map(|link| (session, link)));
+                }
+                (ToEngine::Deposit(deposit), _) => self.told.deposits.push(deposit),
+                (ToEngine::Check, _) => {
+                    self.check()?;
+                    self.told = Told::default();
+                    self.keeper.tell(&ToKeeper::Ready(Ready::default()));
+                }
+                (ToEngine::Start, _) => return self.serve(),
+                (ToEngine::Stop | ToEngine::Pause, _) => return Ok(()),
+                (ToEngine::RingKept { .. }, _) => {}
+                (ToEngine::Welcome(_), _) => bail!("a second welcome"),
+            }
+        }
+    }
+
+    fn config(&self) -> anyhow::Result<Config> {
+        let config = Config::parse(Path::new(&self.welcome.config_path), &self.welcome.config)?;
+        let same = config.ssds.len() == self.welcome.ssds.len()
+            && config.ssds.iter().zip(&self.welcome.ssds).all(|(ssd, slot)| ssd.name == slot.name);
+        if !same {
+            bail!("the keeper's ssds are not those of the configuration");
+        }
+        Ok(config)
+    }
+
+    /// Reads all that is saved, and changes nothing.
+    fn check(&mut self) -> anyhow::Result<()> {
+        self.config()?;
+        for (ssd, (saved, fds)) in std::mem::take(&mut self.told.saved) {
+            let name = self.name(ssd);
+            let check = || {
+                let region = Parts::new(&saved, fds).region()?;
+                queue::inspect_header(&region)?;
+                saved.record.as_deref().map(SsdV1::from_bytes).transpose()?;
+                anyhow::Ok(())
+            };
+            check().with_context(|| format!("ssd \"{name}\""))?;
+        }
+        for deposit in &self.told.deposits {
+            let name = self.name(index(deposit.ssd));
+            if deposit.door != Door::VFIO_USER {
+                bail!("ssd \"{name}\" has a client of a kind that this engine does not serve");
+            }
+            VfioUserV1::from_bytes(&deposit.bytes).with_context(|| format!("ssd \"{name}\""))?;
+        }
+        Ok(())
+    }
+
+    fn name(&self, ssd: usize) -> &str {
+        self.welcome.ssds.get(ssd).map_or("?", |slot| &slot.name)
+    }
+
+    fn serve(mut self) -> anyhow::Result<()> {
+        let config = self.config()?;
+        let clock = Clock::calibrate();
+        let told = std::mem::take(&mut self.told);
+        let stats = self.welcome.stats.as_ref().map(PathBuf::from);
+        let house = Arc::new(House::start(&config, stats, clock, Arc::clone(&self.keeper))?);
+        let start = {
+            let (house, welcome) = (Arc::clone(&house), self.welcome.clone());
+            move || {
+                let keeper = Arc::clone(&house.keeper);
+                match house.open_all(&config, &welcome, told) {
+                    Ok(ready) => keeper.tell(&ToKeeper::Ready(ready)),
+                    Err(error) => {
+                        let reason = format!("{error:#}");
+                        tracing::error!(reason, "the engine cannot serve");
+                        keeper.tell(&ToKeeper::Refused(Refused { reason, ssd: None }));
+                        std::process::exit(1);
+                    }
+                }
+            }
+        };
+        let mut starter = Some(std::thread::Builder::new().name("starter".to_owned()).spawn(start)?);
+        loop {
+            match receive(&self.keeper)? {
+                (ToEngine::RingKept { number, kept }, _) => self.keeper.ring_kept(number, kept),
+                (ToEngine::Session(session), fds) => {
+                    if let Some(link) = fds.into_iter().next() {
+                        house.plug(&session, link);
+                    }
+                }
+                (ToEngine::Pause, _) => {
+                    let (house, starter) = (Arc::clone(&house), starter.take());
+                    std::thread::Builder::new().name("pause".to_owned()).spawn(move || {
+                        starter.map(JoinHandle::join);
+                        house.pause();
+                    })?;
+                }
+                (ToEngine::Stop, _) => {
+                    let (house, starter) = (Arc::clone(&house), starter.take());
+                    std::thread::Builder::new().name("stop".to_owned()).spawn(move || {
+                        starter.map(JoinHandle::join);
+                        house.stop();
+                    })?;
+                }
+                _ => bail!("the keeper sends what an engine at work does not expect"),
+            }
+        }
+    }
+}
+
+fn index(ssd: u32) -> usize {
+    usize::try_from(ssd).unwrap_or(usize::MAX)
+}
+
+/// The descriptors of an ssd, by their roles.
+struct Parts(BTreeMap<Role, OwnedFd>);
+
+impl Parts {
+    fn new(saved: &Saved, fds: Vec<OwnedFd>) -> Self {
+        Self(saved.roles.iter().copied().zip(fds).collect())
+    }
+
+    fn region(&mut self) -> anyhow::Result<SharedRegion<ControllerRegion>> {
+        let fd = self.0.remove(&Role::REGION).context("its controller's shared state is missing")?;
+        SharedRegion::from_fd(fd).context("its controller's shared state cannot be mapped")
+    }
+}
+
+/// Everything that serves.
+struct House {
+    keeper: Arc<Keeper>,
+    clock: Clock,
+    addresses: Vec<Address>,
+    reactors: Mutex<Vec<JoinHandle<()>>>,
+    records: Mutex<Option<(Records, JoinHandle<()>)>>,
+    slots: Mutex<Slots>,
+    stats_path: Option<PathBuf>,
+}
+
+#[derive(Default)]
+struct Slots {
+    /// By position in the configuration.
+    open: BTreeMap<usize, Slot>,
+    /// Clients that came before their ssd was open.
+    early: Vec<(usize, Plug)>,
+    started: bool,
+}
+
+impl House {
+    fn start(
+        config: &Config,
+        stats_path: Option<PathBuf>,
+        clock: Clock,
+        keeper: Arc<Keeper>,
+    ) -> anyhow::Result<Self> {
+        let count = config.engine.reactors;
+        let counters =
+            stats::open(stats_path.as_deref(), count).context("cannot make the statistics page")?;
+        let (records, record_thread) = Records::start()?;
+        let addresses: Vec<Address> =
+            (0..count).map(|_| Mailbox::new().map(Arc::new)).collect::<Result<_, _>>()?;
+        let mut reactors = Vec::new();
+        for (at, counters) in counters.into_iter().enumerate() {
+            let options = Options {
+                cpu: config.engine.cpus.get(at).copied(),
+                spin_ns: u64::from(config.engine.spin_us) * 1000,
+                idle_ns: u64::from(config.engine.idle_us) * 1000,
+                clock,
+            };
+            let mut all = addresses.clone();
+            all.rotate_left(at);
+            reactors.push(reactor::spawn(at, all, options, records.clone(), counters)?);
+        }
+        Ok(Self {
+            keeper,
+            clock,
+            addresses,
+            reactors: Mutex::new(reactors),
+            records: Mutex::new(Some((records, record_thread))),
+            slots: Mutex::default(),
+            stats_path,
+        })
+    }
+
+    /// Waits for what a dead engine had at the drives, then takes over or powers on every ssd.
+    fn open_all(&self, config: &Config, welcome: &Welcome, told: Told) -> anyhow::Result<Ready> {
+        let fenced = fence(told.rings)?;
+        let Told { mut saved, sessions, .. } = told;
+        let mut links: BTreeMap<usize, (Session, OwnedFd)> =
+            sessions.into_iter().map(|(session, link)| (index(session.ssd), (session, link))).collect();
+        let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+        let records = records.as_ref().map(|(records, _)| records.clone()).context("stopped already")?;
+        let (ready, readies) = channel();
+        let mut open = BTreeMap::new();
+        for (at, (config, slot)) in config.ssds.iter().zip(&welcome.ssds).enumerate() {
+            if slot.parked {
+                continue;
+            }
+            let client = links.remove(&at).and_then(|(session, link)| self.plug_of(&session, link));
+            let found = saved.remove(&at);
+            if slot.saved && found.is_none() {
+                self.keeper.fault(Some(at), "what was saved of it did not come: it is not served".to_owned());
+                continue;
+            }
+            let was_found = found.is_some();
+            let plan = self.plan(at, config, found, client, records.clone());
+            let started = plan.and_then(|plan| Ok(Slot::start(plan, ready.clone())?));
+            match started.with_context(|| format!("ssd \"{}\"", slot.name)) {
+                Ok(slot) => _ = open.insert(at, slot),
+                // Nothing was lost yet where nothing was there: as a whole, like a configuration that is wrong.
+                Err(error) if !was_found => return Err(error),
+                Err(error) => self.keeper.fault(Some(at), format!("it cannot be taken over: {error:#}")),
+            }
+        }
+        drop(ready);
+        let mut answer = Ready { fenced, ..Ready::default() };
+        for result in readies {
+            match result {
+                Ok(Left { unanswered, posting }) => {
+                    answer.replayed += unanswered;
+                    answer.reposted += posting;
+                }
+                Err(error) => self.keeper.fault(None, format!("{error:#}")),
+            }
+        }
+        tracing::info!(
+            generation = welcome.generation,
+            ssds = open.len(),
+            reactors = self.addresses.len(),
+            replayed = answer.replayed,
+            reposted = answer.reposted,
+            fenced,
+            "serving"
+        );
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.open = open;
+        slots.started = true;
+        for (at, plug) in std::mem::take(&mut slots.early) {
+            if let Some(slot) = slots.open.get(&at) {
+                slot.plug(plug);
+            }
+        }
+        Ok(answer)
+    }
+
+    fn plan(
+        &self,
+        at: usize,
+        config: &api::config::Ssd,
+        found: Option<(Saved, Vec<OwnedFd>)>,
+        client: Option<Plug>,
+        records: Records,
+    ) -> anyhow::Result<Plan> {
+        let (found, kept) = match found {
+            None => (None, Kept::default()),
+            Some((saved, fds)) => {
+                let Parts(mut parts) = Parts::new(&saved, fds);
+                let mut part = |role| parts.remove(&role);
+                let drive = part(Role::DRIVE);
+                let (Some(region), Some(doorbells)) = (part(Role::REGION), part(Role::DOORBELLS)) else {
+                    bail!("its controller's shared state is missing");
+                };
+                let power = Power::found(region, doorbells).context("its shared state cannot be mapped")?;
+                queue::inspect(&power.region)?;
+                (Some(power), Kept { drive, record: saved.record })
+            }
+        };
+        let (ssd, record) = open_ssd(at, config, kept, Some(Arc::clone(&self.keeper)))?;
+        let home = Arc::clone(&self.addresses[at % self.addresses.len()]);
+        let (keeper, clock) = (Arc::clone(&self.keeper), self.clock);
+        Ok(Plan { ssd, record, keeper, found, client, home, records, clock })
+    }
+
+    fn plug_of(&self, session: &Session, link: OwnedFd) -> Option<Plug> {
+        if session.door == Door::VFIO_USER {
+            return Some(Plug { session: session.session, link });
+        }
+        self.keeper
+            .fault(Some(index(session.ssd)), "its client speaks what this engine does not serve".to_owned());
+        None
+    }
+
+    fn plug(&self, session: &Session, link: OwnedFd) {
+        let Some(plug) = self.plug_of(session, link) else { return };
+        let at = index(session.ssd);
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        match slots.open.get(&at) {
+            Some(slot) => slot.plug(plug),
+            None if !slots.started => slots.early.push((at, plug)),
+            None => tracing::warn!(ssd = at, "a client of an ssd that is not served"),
+        }
+    }
+
+    /// Everything comes to rest; then this process ends.
+    fn pause(&self) {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        std::thread::scope(|scope| {
+            for slot in slots.open.values() {
+                scope.spawn(|| slot.pause());
+            }
+        });
+        if let Some((records, thread)) = self.records.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            records.finish(thread);
+        }
+        self.keeper.tell(&ToKeeper::Paused);
+        tracing::info!("paused; another engine goes on");
+        std::process::exit(0);
+    }
+
+    /// All sessions end, all becomes durable; then this process ends.
+    fn stop(&self) {
+        let open = std::mem::take(&mut self.slots.lock().unwrap_or_else(PoisonError::into_inner).open);
+        open.values().for_each(Slot::stop);
+        let results: Vec<_> = open.into_values().map(Slot::join).collect();
+        for address in &self.addresses {
+            address.send(Message::Stop);
+        }
+        for thread in self.reactors.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            let _ = thread.join();
+        }
+        if let Some((records, thread)) = self.records.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            records.finish(thread);
+        }
+        if let Some(path) = &self.stats_path {
+            let _ = std::fs::remove_file(path);
+        }
+        let mut code = 0;
+        for error in results.into_iter().filter_map(Result::err) {
+            self.keeper.fault(None, format!("{error:#}"));
+            code = 1;
+        }
+        std::process::exit(code);
+    }
+}
+
+/// Waits until nothing of a dead engine is at the drives; returns how many requests were.
+fn fence(rings: Vec<OwnedFd>) -> anyhow::Result<u64> {
+    let mut fenced = 0;
+    for fd in rings {
+        let ring = OldRing::new(fd).context("a ring of the last engine cannot be looked at")?;
+        let ended = ring.wait(FENCE_PATIENCE).context("the last engine's I/O does not end")?;
+        fenced += u64::from(ended);
+    }
+    Ok(fenced)
+}

@@ -22,6 +22,8 @@ pub struct Config {
     pub engine: Engine,
     /// What it serves; names, sockets and state files are distinct.
     pub ssds: Vec<Ssd>,
+    /// Where the daemon listens for `godwit`. `None`: at [`crate::control::DEFAULT_SOCKET`], if it can.
+    pub control: Option<PathBuf>,
 }
 
 /// How the engine runs.
@@ -166,6 +168,7 @@ struct RawConfig {
     engine: RawEngine,
     #[serde(default)]
     ssd: Vec<Spanned<RawSsd>>,
+    control: Option<Spanned<PathBuf>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -220,7 +223,22 @@ fn check(raw: RawConfig) -> Result<Config, Wrong> {
     }
     let ssds = raw.ssd.iter().map(|ssd| check_ssd(ssd.get_ref())).collect::<Result<Vec<_>, _>>()?;
     check_distinct(&raw.ssd, &ssds)?;
-    Ok(Config { engine, ssds })
+    let control = raw.control.as_ref().map(|path| check_control(path, &ssds)).transpose()?;
+    Ok(Config { engine, ssds, control })
+}
+
+fn check_control(raw: &Spanned<PathBuf>, ssds: &[Ssd]) -> Result<PathBuf, Wrong> {
+    let path = raw.get_ref();
+    if path.as_os_str().is_empty() || path.as_os_str().len() > 107 {
+        return Err(wrong(raw, "a unix socket's path has 1 to 107 bytes; use a shorter directory"));
+    }
+    if let Some(ssd) = ssds.iter().find(|ssd| ssd.socket == *path) {
+        return Err(wrong(
+            raw,
+            format!("this is the socket of ssd \"{}\"; give the daemon its own", ssd.name),
+        ));
+    }
+    Ok(path.clone())
 }
 
 fn check_engine(raw: &RawEngine) -> Result<Engine, Wrong> {

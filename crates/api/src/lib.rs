@@ -1,9 +1,10 @@
-//! The one contract between the programs of Godwit: configuration and, later, desired state and control messages.
+//! The one contract between the programs of Godwit: configuration, and what is said on the control socket.
 //!
 //! Everything a person writes is checked here, in one place, and an error names the file, the line, the reason and what
 //! to write instead.
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod control;
 pub mod identity;
 pub mod size;

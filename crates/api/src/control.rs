@@ -1,0 +1,134 @@
+//! What `godwit` and `godwitd` say to one another on the control socket: one JSON object a line.
+//!
+//! The client sends one [`Request`]; the daemon answers with any number of [`Response::Progress`] lines and then one
+//! [`Response::Status`], [`Response::Done`] or [`Response::Error`]. Fields are added, never renamed; a reader ignores those it
+//! does not know.
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Where the daemon listens if its configuration does not say.
+pub const DEFAULT_SOCKET: &str = "/run/godwit/godwitd.sock";
+/// The longest line of a request.
+pub const LINE_BYTES_MAX: usize = 64 << 10;
+
+/// What a client asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case")]
+pub enum Request {
+    /// How things are.
+    Status,
+    /// Replaces the running engine, with I/O in flight.
+    Upgrade {
+        /// The new program. `None`: the file that the running one was started from, as it is now.
+        #[serde(default)]
+        binary: Option<PathBuf>,
+        /// Replaces the keeper instead of the engine.
+        #[serde(default)]
+        keeper: bool,
+        /// Answer when the new engine serves, not when its probation is over.
+        #[serde(default)]
+        no_wait: bool,
+    },
+    /// Takes an ssd out of quarantine.
+    Resume {
+        /// Its name.
+        ssd: String,
+    },
+}
+
+/// What the daemon answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Response {
+    /// More is to come.
+    Progress(String),
+    /// The answer to [`Request::Status`].
+    Status(Box<Status>),
+    /// It is done.
+    Done(String),
+    /// It is not done: what happened, to what, and what to do.
+    Error(String),
+}
+
+/// How things are.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// Release of the keeper.
+    pub release: String,
+    /// The keeper's process.
+    pub pid: u32,
+    /// How often the keeper was replaced.
+    pub keeper_generation: u64,
+    /// The engine.
+    pub engine: EngineStatus,
+    /// The ssds, in the configuration's order.
+    pub ssds: Vec<SsdStatus>,
+    /// The last engines' ends, newest last.
+    pub restarts: Vec<Restart>,
+}
+
+/// The engine.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EngineStatus {
+    /// Counts the engines, from 1.
+    pub generation: u64,
+    /// `serving`, `starting`, `pausing`, `stopping` or `down`.
+    pub state: String,
+    /// Its process, if there is one.
+    pub pid: Option<u32>,
+    /// Its release, as it says.
+    pub release: String,
+    /// Its program.
+    pub binary: PathBuf,
+    /// How long it has served, ms.
+    pub serving_ms: u64,
+    /// Engines that crashed or were killed, in all.
+    pub crashes: u64,
+    /// Upgrades and planned handovers, in all.
+    pub handovers: u64,
+    /// An upgrade's probation is running.
+    pub on_probation: bool,
+}
+
+/// An ssd.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SsdStatus {
+    /// Its name.
+    pub name: String,
+    /// `serving`, `parked` (no engine serves it now) or `quarantined`.
+    pub state: String,
+    /// Why it is quarantined, or what is wrong with it.
+    pub reason: Option<String>,
+    /// A client is connected.
+    pub client: bool,
+    /// Its commands that nobody has answered yet.
+    pub unanswered: u64,
+    /// Crashes of engines, lately, with it in hand.
+    pub crashes: u64,
+}
+
+/// An engine's end and what followed.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Restart {
+    /// The engine that ended.
+    pub generation: u64,
+    /// When, seconds since 1970.
+    pub unix_s: u64,
+    /// Why.
+    pub reason: String,
+    /// It handed over as planned.
+    pub planned: bool,
+    /// From its end until the next one served, µs. `None`: not yet.
+    pub blackout_us: Option<u64>,
+    /// Commands executed again.
+    pub replayed: u64,
+    /// Completions written again.
+    pub reposted: u64,
+    /// Requests at the drives that were waited for.
+    pub fenced: u64,
+}

@@ -1,0 +1,231 @@
+//! The keeper's state, and its loop.
+
+use crate::console::Console;
+use crate::crash::{Backoff, Blame};
+use crate::history::History;
+use crate::limits::Limits;
+use crate::listener::Listener;
+use crate::poller::{Poller, Token};
+use crate::process::{Binary, Engine, EngineCommand};
+use crate::ssd::Ssd;
+use crate::upgrade::{Probation, Upgrade};
+use anyhow::Context;
+use api::config::Config;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What a keeper needs to know.
+#[derive(Debug)]
+pub struct Options {
+    /// Where the configuration is.
+    pub config_path: PathBuf,
+    /// Its text.
+    pub config_text: String,
+    /// How engines are started.
+    pub engine: EngineCommand,
+    /// Where the engine's counters are to be found.
+    pub stats: Option<PathBuf>,
+    /// How patient the keeper is.
+    pub limits: Limits,
+}
+
+/// See the crate.
+#[derive(Debug)]
+pub struct Keeper {
+    pub(crate) options: Options,
+    pub(crate) poller: Poller,
+    pub(crate) console: Console,
+    pub(crate) ssds: Vec<Ssd>,
+    pub(crate) next_session: u64,
+    /// By generation: the one that serves, and perhaps its successor.
+    pub(crate) engines: BTreeMap<u32, Engine>,
+    pub(crate) active: Option<u32>,
+    pub(crate) last_generation: u32,
+    /// The program of the next engine.
+    pub(crate) binary: Arc<Binary>,
+    /// io_urings of dead engines that no successor has waited for yet.
+    pub(crate) old_rings: Vec<Arc<OwnedFd>>,
+    /// How the last engine ended, for its successor.
+    pub(crate) last_end: Option<(String, Instant, bool)>,
+    pub(crate) backoff: Backoff,
+    pub(crate) blame: Blame,
+    pub(crate) history: History,
+    /// When the next engine starts.
+    pub(crate) start_at: Option<Instant>,
+    /// When to look at the listening sockets again: there was no descriptor left.
+    pub(crate) listen_at: Option<Instant>,
+    pub(crate) upgrade: Option<Upgrade>,
+    pub(crate) probation: Option<Probation>,
+    /// Some engine of ours has served.
+    pub(crate) has_served: bool,
+    pub(crate) stopping: bool,
+    pub(crate) outcome: Option<anyhow::Result<()>>,
+}
+
+impl Keeper {
+    /// Binds all sockets.
+    ///
+    /// # Errors
+    /// The configuration is wrong, or a socket cannot be had: what to do about it.
+    pub fn new(options: Options) -> anyhow::Result<Self> {
+        let config = Config::parse(&options.config_path, &options.config_text)?;
+        raise_descriptor_limit();
+        let mut ssds = Vec::with_capacity(config.ssds.len());
+        for ssd in &config.ssds {
+            let listener = Listener::bind(&ssd.socket).with_context(|| {
+                let path = ssd.socket.display();
+                format!(
+                    "ssd \"{}\": cannot listen at {path}: is the directory there and writable, and no other godwitd serving it?",
+                    ssd.name
+                )
+            })?;
+            ssds.push(Ssd::new(ssd.name.clone(), listener));
+        }
+        let console = Console::bind(config.control.as_deref())?;
+        Self::assemble(options, ssds, console)
+    }
+
+    pub(crate) fn assemble(options: Options, ssds: Vec<Ssd>, console: Console) -> anyhow::Result<Self> {
+        Ok(Self {
+            poller: Poller::new().context("cannot watch sockets")?,
+            console,
+            ssds,
+            next_session: 1,
+            engines: BTreeMap::new(),
+            active: None,
+            last_generation: 0,
+            binary: Arc::clone(&options.engine.binary),
+            old_rings: Vec::new(),
+            last_end: None,
+            backoff: Backoff::default(),
+            blame: Blame::default(),
+            history: History::default(),
+            start_at: Some(Instant::now()),
+            listen_at: None,
+            upgrade: None,
+            probation: None,
+            has_served: false,
+            stopping: false,
+            outcome: None,
+            options,
+        })
+    }
+
+    /// Serves until somebody writes to `stop` (a second time: at once), then makes all durable.
+    ///
+    /// # Errors
+    /// The first engine refused to serve; data could not be made durable; the keeper itself cannot go on.
+    pub fn run(mut self, stop: impl AsFd) -> anyhow::Result<()> {
+        self.poller.set(Token::Stop, &stop, (true, false));
+        self.console.watch(&mut self.poller);
+        self.sync_all();
+        loop {
+            let now = Instant::now();
+            self.tick(now);
+            if let Some(outcome) = self.outcome.take() {
+                return outcome;
+            }
+            let wait = self.next_deadline().map(|at| at.saturating_duration_since(Instant::now()));
+            // Rounded up: a deadline looked at too early is looked at twice.
+            let tokens = self.poller.wait(wait.map(|wait| wait + Duration::from_micros(100)))?;
+            let now = Instant::now();
+            for token in tokens {
+                self.dispatch(token, now, &stop);
+            }
+        }
+    }
+
+    fn dispatch(&mut self, token: Token, now: Instant, stop: &impl AsFd) {
+        match token {
+            Token::Stop => {
+                let mut bytes = [0; 64];
+                let _ = rustix::io::read(stop, &mut bytes);
+                self.stop(now);
+            }
+            Token::Console => self.console.accept(&mut self.poller, now),
+            Token::Guest(number) => self.guest_ready(number, now),
+            Token::Listener(ssd) => self.client_waits(ssd, now),
+            Token::Client(ssd) => self.client_ready(ssd, now),
+            Token::Link(ssd) => self.link_ready(ssd, now),
+            Token::Control(generation) => self.engine_speaks(generation, now),
+            Token::Process(generation) => self.engine_ended(generation, now),
+        }
+    }
+
+    /// What is due.
+    fn tick(&mut self, now: Instant) {
+        if self.listen_at.is_some_and(|at| at <= now) {
+            self.listen_at = None;
+            self.sync_all();
+        }
+        for ssd in 0..self.ssd_count() {
+            let late = self.session(ssd).and_then(|session| session.deadline()).is_some_and(|at| at <= now);
+            if late {
+                if let Some(session) = self.session_mut(ssd) {
+                    session.look_at_clock(now);
+                }
+                self.pump(ssd, now);
+            }
+        }
+        self.engines_late(now);
+        self.probation_over(now);
+        if self.start_at.is_some_and(|at| at <= now) {
+            self.start_at = None;
+            self.start_next(now);
+        }
+        self.console.look_at_clock(&mut self.poller, now);
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let sessions = self.ssds.iter().filter_map(|ssd| ssd.session.as_ref()?.deadline());
+        let engines = self.engines.values().filter_map(|engine| engine.deadline);
+        let probation = self.probation.as_ref().map(|probation| probation.until);
+        let once = [self.start_at, self.listen_at, probation, self.console.deadline()];
+        sessions.chain(engines).chain(once.into_iter().flatten()).min()
+    }
+
+    /// The path of the configuration.
+    pub(crate) fn config_path(&self) -> &Path {
+        &self.options.config_path
+    }
+
+    pub(crate) fn ssd_count(&self) -> u32 {
+        // A configuration has at most 1024 (api::config::SSDS_MAX).
+        u32::try_from(self.ssds.len()).unwrap_or(u32::MAX)
+    }
+
+    pub(crate) fn ssd_mut(&mut self, ssd: u32) -> Option<&mut Ssd> {
+        self.ssds.get_mut(usize::try_from(ssd).ok()?)
+    }
+
+    pub(crate) fn ssd(&self, ssd: u32) -> Option<&Ssd> {
+        self.ssds.get(usize::try_from(ssd).ok()?)
+    }
+
+    pub(crate) fn session(&self, ssd: u32) -> Option<&crate::session::Session> {
+        self.ssd(ssd)?.session.as_ref()
+    }
+
+    pub(crate) fn session_mut(&mut self, ssd: u32) -> Option<&mut crate::session::Session> {
+        self.ssd_mut(ssd)?.session.as_mut()
+    }
+
+    pub(crate) fn active(&self) -> Option<&Engine> {
+        self.engines.get(&self.active?)
+    }
+
+    pub(crate) fn active_mut(&mut self) -> Option<&mut Engine> {
+        self.engines.get_mut(&self.active?)
+    }
+}
+
+/// Descriptors are what a keeper consists of.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = setrlimit(Resource::Nofile, limit);
+}

@@ -1,0 +1,36 @@
+//! The keeper: the process that outlives the engine.
+//!
+//! ```text
+//!  clients --sockets--> Session (bounded queue, deposit, kept descriptors) --session link--> engine
+//!                          ^ one for each ssd's client                                        |
+//!  godwit  --socket---> console                     Keeper <--------- control link -----------+
+//!                                                     | starts, watches, replaces
+//! ```
+//!
+//! One thread, one epoll instance, no waiting anywhere else. Of a client's bytes it looks at the frame's header alone
+//! (`protocol`). Doorbells, guest memory and interrupts do not pass through it. Everything that can pile up is bounded, and a
+//! client that keeps it waiting loses its own session (`session`).
+//!
+//! What each side of the links owes the other is in crate `link`; why it is so, in `docs/decisions/0007-keeper-and-link.md`.
+#![forbid(unsafe_code)]
+
+mod console;
+mod crash;
+mod engines;
+mod history;
+mod keeper;
+mod limits;
+mod listener;
+mod messages;
+mod poller;
+mod process;
+mod protocol;
+mod relay;
+mod requests;
+mod session;
+mod ssd;
+mod upgrade;
+
+pub use keeper::{Keeper, Options};
+pub use limits::Limits;
+pub use process::{Binary, EngineCommand};

@@ -1,0 +1,146 @@
+//! Which sockets have something to say.
+
+use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+/// Whose event it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Token {
+    /// Somebody asks us to stop.
+    Stop,
+    /// The control socket.
+    Console,
+    /// A client of the control socket.
+    Guest(u32),
+    /// An ssd's listening socket.
+    Listener(u32),
+    /// An ssd's client.
+    Client(u32),
+    /// An ssd's link to the engine.
+    Link(u32),
+    /// An engine's control link.
+    Control(u32),
+    /// An engine's process.
+    Process(u32),
+}
+
+impl Token {
+    fn encode(self) -> u64 {
+        let (kind, number) = match self {
+            Self::Stop => (0, 0),
+            Self::Console => (1, 0),
+            Self::Guest(number) => (2, number),
+            Self::Listener(number) => (3, number),
+            Self::Client(number) => (4, number),
+            Self::Link(number) => (5, number),
+            Self::Control(number) => (6, number),
+            Self::Process(number) => (7, number),
+        };
+        kind << 32 | u64::from(number)
+    }
+
+    fn decode(word: u64) -> Option<Self> {
+        let number = u32::try_from(word & u64::from(u32::MAX)).ok()?;
+        Some(match word >> 32 {
+            0 => Self::Stop,
+            1 => Self::Console,
+            2 => Self::Guest(number),
+            3 => Self::Listener(number),
+            4 => Self::Client(number),
+            5 => Self::Link(number),
+            6 => Self::Control(number),
+            7 => Self::Process(number),
+            _ => return None,
+        })
+    }
+}
+
+/// An epoll instance that knows what it was told.
+#[derive(Debug)]
+pub(crate) struct Poller {
+    epoll: OwnedFd,
+    /// Input, output.
+    known: HashMap<Token, (bool, bool)>,
+}
+
+impl Poller {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?, known: HashMap::new() })
+    }
+
+    /// Looks for input and for room at `fd` from now on. With neither, not even its end is reported: a socket that cannot be
+    /// read now must not wake us.
+    pub(crate) fn set(&mut self, token: Token, fd: impl AsFd, (input, output): (bool, bool)) {
+        let known = self.known.get(&token).copied();
+        if known == Some((input, output)) || (known.is_none() && !input && !output) {
+            return;
+        }
+        let mut flags = epoll::EventFlags::empty();
+        flags.set(epoll::EventFlags::IN, input);
+        flags.set(epoll::EventFlags::OUT, output);
+        let data = epoll::EventData::new_u64(token.encode());
+        let result = match (known, input || output) {
+            (Some(_), true) => epoll::modify(&self.epoll, &fd, data, flags),
+            (Some(_), false) => epoll::delete(&self.epoll, &fd),
+            (None, _) => epoll::add(&self.epoll, &fd, data, flags),
+        };
+        if let Err(error) = result {
+            tracing::error!(?token, %error, "a socket cannot be watched");
+        }
+        if input || output {
+            self.known.insert(token, (input, output));
+        } else {
+            self.known.remove(&token);
+        }
+    }
+
+    /// The descriptor behind `token` is closed, or about to be; another may take its place.
+    pub(crate) fn closed(&mut self, token: Token) {
+        self.known.remove(&token);
+    }
+
+    /// Waits for events, at most so long.
+    pub(crate) fn wait(&mut self, most: Option<Duration>) -> io::Result<Vec<Token>> {
+        let timeout = most.and_then(|most| Timespec::try_from(most).ok());
+        let mut events = Vec::with_capacity(64);
+        match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
+            Ok(_) => {}
+            Err(Errno::INTR) => events.clear(),
+            Err(errno) => return Err(errno.into()),
+        }
+        Ok(events.iter().filter_map(|event| Token::decode(event.data.u64())).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_comes_back_as_it_went() {
+        let numbered =
+            [Token::Guest, Token::Listener, Token::Client, Token::Link, Token::Control, Token::Process];
+        let all = numbered.iter().flat_map(|token| [0, 1, u32::MAX].map(token));
+        for token in all.chain([Token::Stop, Token::Console]) {
+            assert_eq!(Token::decode(token.encode()), Some(token));
+        }
+        assert_eq!(Token::decode(u64::MAX), None);
+    }
+
+    #[test]
+    fn a_socket_of_no_interest_is_silent_even_when_its_peer_leaves() {
+        let mut poller = Poller::new().expect("epoll");
+        let (one, other) = std::os::unix::net::UnixStream::pair().expect("pair");
+        poller.set(Token::Client(1), &one, (true, false));
+        drop(other);
+        assert_eq!(poller.wait(Some(Duration::ZERO)).expect("waited"), [Token::Client(1)]);
+        poller.set(Token::Client(1), &one, (false, false));
+        assert_eq!(poller.wait(Some(Duration::ZERO)).expect("waited"), []);
+        poller.set(Token::Client(1), &one, (true, false));
+        assert_eq!(poller.wait(Some(Duration::ZERO)).expect("waited"), [Token::Client(1)]);
+    }
+}

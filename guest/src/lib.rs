@@ -1,9 +1,11 @@
-//! A guest in user space: a vfio-user client and a polled NVMe driver, for tests and benches.
+//! A guest in user space: a vfio-user client and a polled NVMe driver, a vhost-user client and a polled virtio-blk driver, for
+//! tests and benches.
 //!
 //! - [`vfio_user::Client`] speaks the protocol: correctly through its methods, and anything at all through
 //!   [`send_bytes`](vfio_user::Client::send_bytes) and [`send_frame`](vfio_user::Client::send_frame).
 //! - [`nvme::Driver`] drives one controller over it: queues, commands, PRPs and SGLs, shadow doorbells, interrupts, or any
 //!   64 bytes and any doorbell value.
+//! - [`vhost_user::Driver`] is a vhost-user front-end with a polled virtio-blk driver.
 //! - [`ram::Ram`] is the guest's memory: a memfd, an IOVA base, and an allocator of pages.
 //! - [`load`] is the load generator behind the `bench` binary.
 //! - [`verify`] is the verifying load behind the `soak` binary.
@@ -18,5 +20,6 @@ pub mod nvme;
 pub mod ram;
 pub mod verify;
 pub mod vfio_user;
+pub mod vhost_user;
 
 pub use error::{Error, Result};

@@ -7,7 +7,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::ptr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -56,6 +56,12 @@ impl Mapping {
     }
 
     #[inline]
+    fn word16(&self, offset: usize) -> &AtomicU16 {
+        // SAFETY: in bounds and aligned (checked by `at`; the base is page aligned), mapped as long as `self`.
+        unsafe { AtomicU16::from_ptr(self.at(offset, 2, 2).cast()) }
+    }
+
+    #[inline]
     fn word32(&self, offset: usize) -> &AtomicU32 {
         // SAFETY: in bounds and aligned (checked by `at`; the base is page aligned), mapped as long as `self`.
         unsafe { AtomicU32::from_ptr(self.at(offset, 4, 4).cast()) }
@@ -65,6 +71,19 @@ impl Mapping {
     fn word64(&self, offset: usize) -> &AtomicU64 {
         // SAFETY: in bounds and aligned (checked by `at`; the base is page aligned), mapped as long as `self`.
         unsafe { AtomicU64::from_ptr(self.at(offset, 8, 8).cast()) }
+    }
+
+    /// Acquire load.
+    #[inline]
+    #[must_use]
+    pub fn load_u16(&self, offset: usize) -> u16 {
+        u16::from_le(self.word16(offset).load(Ordering::Acquire))
+    }
+
+    /// Release store.
+    #[inline]
+    pub fn store_u16(&self, offset: usize, value: u16) {
+        self.word16(offset).store(value.to_le(), Ordering::Release);
     }
 
     /// Acquire load.

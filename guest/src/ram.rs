@@ -181,6 +181,17 @@ impl Buffer {
         self.ram.mapping.fill(self.offset, self.len, byte);
     }
 
+    /// Acquire load of a word.
+    #[must_use]
+    pub fn load_u16(&self, offset: usize) -> u16 {
+        self.ram.mapping.load_u16(self.check(offset, 2))
+    }
+
+    /// Release store of a word.
+    pub fn store_u16(&self, offset: usize, value: u16) {
+        self.ram.mapping.store_u16(self.check(offset, 2), value);
+    }
+
     /// Acquire load of a dword.
     #[must_use]
     pub fn load_u32(&self, offset: usize) -> u32 {

@@ -57,13 +57,13 @@ pub struct Plan {
 }
 
 impl Plan {
-    fn batch(&self) -> usize {
+    pub(crate) fn batch(&self) -> usize {
         let chosen = if self.batch == 0 { self.workload.depth / 8 } else { self.batch };
         chosen.clamp(1, self.workload.depth)
     }
 
     /// Latency is taken of every command below depth 32, of every eighth from there on.
-    fn sample_mask(&self) -> u64 {
+    pub(crate) fn sample_mask(&self) -> u64 {
         if self.workload.depth < 32 { 0 } else { 7 }
     }
 }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![expect(unreachable_pub, reason = "the modules of one test program share their harness")]
 
+mod guest;
 mod harness;
 mod hostile;
 mod messages;

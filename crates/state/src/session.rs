@@ -1,0 +1,129 @@
+//! What is kept of a client's session: all that a successor process needs to go on with it where its predecessor was killed.
+//!
+//! Deposited with the keeper together with each answer that changed it (`docs/formats/link.md`). Descriptors stand here by
+//! their ids in the session; the keeper has the descriptors themselves. Fields are tagged: added, never renumbered or reused; one
+//! that is added later has `#[cbor(default)]`.
+
+use minicbor::{CborLen, Decode, Encode};
+use thiserror::Error;
+
+use crate::envelope::{self, EnvelopeError};
+
+/// First eight bytes of a vfio-user session's deposit.
+pub const MAGIC: [u8; 8] = *b"GODWTVFU";
+/// Version this build writes, and the newest it reads.
+pub const VERSION: u32 = 1;
+/// More maps than any client may have.
+const MAPS_MAX: usize = 65_536;
+/// More vectors than any device has.
+const VECTORS_MAX: usize = 2048;
+
+/// A vfio-user session.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode, CborLen)]
+#[cbor(map)]
+pub struct VfioUserV1 {
+    /// What was agreed on; `None`: nothing yet.
+    #[n(0)]
+    pub negotiated: Option<NegotiatedV1>,
+    /// The memory the client mapped, by ascending address.
+    #[n(1)]
+    #[cbor(default)]
+    pub maps: Vec<DmaMapV1>,
+    /// Id of the eventfd of INTx.
+    #[n(2)]
+    pub intx: Option<u32>,
+    /// The client masked INTx.
+    #[n(3)]
+    #[cbor(default)]
+    pub intx_masked: bool,
+    /// MSI-X by vector: id of the eventfd + 1, or 0. Empty: MSI-X is off.
+    #[n(4)]
+    #[cbor(default)]
+    pub msix: Vec<u32>,
+}
+
+/// What the version exchange came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, CborLen)]
+#[cbor(map)]
+pub struct NegotiatedV1 {
+    /// The client takes a descriptor with a reply.
+    #[n(0)]
+    pub client_takes_fds: bool,
+    /// The most data of one DMA_READ or DMA_WRITE.
+    #[n(1)]
+    pub data_bytes_max: u64,
+    /// REGION_WRITE_MULTI may come.
+    #[n(2)]
+    pub write_multiple: bool,
+}
+
+/// Memory that the client mapped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, CborLen)]
+#[cbor(map)]
+pub struct DmaMapV1 {
+    /// First address, as the device names it.
+    #[n(0)]
+    pub iova: u64,
+    /// Bytes.
+    #[n(1)]
+    pub size: u64,
+    /// The device may read it.
+    #[n(2)]
+    pub read: bool,
+    /// The device may write it.
+    #[n(3)]
+    pub write: bool,
+    /// Id of the file; `None`: reachable by messages only.
+    #[n(4)]
+    pub fd: Option<u32>,
+    /// Where in the file.
+    #[n(5)]
+    #[cbor(default)]
+    pub offset: u64,
+}
+
+/// Why bytes are no session.
+#[derive(Debug, Error)]
+pub enum SessionError {
+    /// The envelope says so.
+    #[error("deposit of a session: {0}")]
+    Envelope(#[from] EnvelopeError),
+    /// The body, though undamaged, has another shape.
+    #[error("deposit of a session: its fields cannot be read: {0}")]
+    Body(String),
+}
+
+impl VfioUserV1 {
+    /// The bytes of a deposit.
+    ///
+    /// # Errors
+    /// [`SessionError`] when it is longer than an envelope may be.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, SessionError> {
+        let body = minicbor::to_vec(self).map_err(|error| SessionError::Body(error.to_string()))?;
+        Ok(envelope::seal(MAGIC, VERSION, &body)?)
+    }
+
+    /// The session in the bytes of a deposit.
+    ///
+    /// # Errors
+    /// [`SessionError`] names what is wrong: cut short, damaged, foreign, or written by a newer build.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, SessionError> {
+        let (_version, body) = envelope::open(MAGIC, VERSION, bytes)?;
+        let session: Self = minicbor::decode(body).map_err(|error| SessionError::Body(error.to_string()))?;
+        if session.maps.len() > MAPS_MAX || session.msix.len() > VECTORS_MAX {
+            return Err(SessionError::Body("more maps or vectors than any session has".to_owned()));
+        }
+        Ok(session)
+    }
+
+    /// Ids of all descriptors it refers to, each once.
+    #[must_use]
+    pub fn descriptors(&self) -> Vec<u32> {
+        let files = self.maps.iter().filter_map(|map| map.fd);
+        let vectors = self.msix.iter().filter_map(|id| id.checked_sub(1));
+        let mut ids: Vec<u32> = files.chain(self.intx).chain(vectors).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+}

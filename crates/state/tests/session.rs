@@ -1,0 +1,69 @@
+//! The deposit of a session: every released version is read for ever, anything else is refused by name.
+
+use state::envelope::EnvelopeError;
+use state::session::{DmaMapV1, MAGIC, NegotiatedV1, SessionError, VERSION, VfioUserV1};
+
+/// A session with every field set.
+fn full() -> VfioUserV1 {
+    VfioUserV1 {
+        negotiated: Some(NegotiatedV1 {
+            client_takes_fds: true,
+            data_bytes_max: 1 << 20,
+            write_multiple: true,
+        }),
+        maps: vec![
+            DmaMapV1 { iova: 0, size: 1 << 30, read: true, write: true, fd: Some(3), offset: 1 << 40 },
+            DmaMapV1 { iova: 1 << 32, size: 4096, read: true, write: false, fd: None, offset: 0 },
+        ],
+        intx: Some(7),
+        intx_masked: true,
+        msix: vec![9, 0, 10, 9],
+    }
+}
+
+#[test]
+fn the_golden_session_of_version_1_is_read_for_ever() {
+    let golden = include_bytes!("golden/session-v1.bin");
+    assert_eq!(VfioUserV1::from_bytes(golden).expect("readable"), full());
+}
+
+#[test]
+fn what_is_written_now_is_the_golden_session() {
+    let bytes = full().to_bytes().expect("short");
+    if std::env::var_os("GODWIT_WRITE_GOLDEN").is_some() {
+        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/session-v1.bin"), &bytes)
+            .expect("written");
+    }
+    assert_eq!(bytes, include_bytes!("golden/session-v1.bin"));
+}
+
+#[test]
+fn every_descriptor_is_named_once() {
+    assert_eq!(full().descriptors(), [3, 7, 8, 9]);
+}
+
+#[test]
+fn fields_that_are_missing_have_defaults_and_later_ones_are_skipped() {
+    // {} and {99: [1, 2]}.
+    for body in [&[0xa0][..], &[0xa1, 0x18, 99, 0x82, 1, 2]] {
+        let bytes = state::envelope::seal(MAGIC, 1, body).expect("short");
+        assert_eq!(VfioUserV1::from_bytes(&bytes).expect("readable"), VfioUserV1::default());
+    }
+}
+
+#[test]
+fn damaged_truncated_newer_and_foreign_sessions_are_refused_by_name() {
+    let good = full().to_bytes().expect("short");
+    for len in 0..good.len() {
+        let found = VfioUserV1::from_bytes(&good[..len]);
+        assert!(matches!(found, Err(SessionError::Envelope(EnvelopeError::Truncated { .. }))), "{len}");
+    }
+    for at in 0..good.len() {
+        let mut bad = good.clone();
+        bad[at] ^= 0x10;
+        assert!(VfioUserV1::from_bytes(&bad).is_err(), "byte {at}");
+    }
+    let newer = state::envelope::seal(MAGIC, VERSION + 1, b"?").expect("short");
+    let text = VfioUserV1::from_bytes(&newer).expect_err("refused").to_string();
+    assert!(text.contains("use a newer build"), "{text}");
+}

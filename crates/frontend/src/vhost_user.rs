@@ -28,7 +28,9 @@ mod table;
 pub use device::{
     BackendChannel, Blk, BlkInfo, Errno, F_RING_PACKED, Inflight, Log, NewInflight, Region, Ring,
 };
-pub use frame::{BrokenStream, ClientFd, FDS_MAX, FdId, HEADER_BYTES, Header, Message, PAYLOAD_BYTES_MAX, Refusal};
+pub use frame::{
+    BrokenStream, ClientFd, FDS_MAX, FdId, HEADER_BYTES, Header, Message, PAYLOAD_BYTES_MAX, Refusal,
+};
 pub use saved::{Saved, SavedAddr, SavedInflight, SavedLog, SavedVring};
 pub use serve::{EndReason, Limits, SessionEnd, serve};
 pub use session::{DEVICE_FDS, MEM_SLOTS_MAX, Outcome, Reply, Session};

@@ -14,7 +14,7 @@ use zerocopy::FromZeros;
 use super::{Outcome, Step, invalid_field};
 use crate::controller::{Controller, Host, Wait};
 use crate::limits::{ACL_Z, AERL_Z, ELPE_Z};
-use crate::queue::Answer;
+use crate::queue::{Answer, Unanswered};
 use crate::sink::{DoorbellError, GroupCommand};
 use crate::store::{change32, change64, publish32, publish64, put32, put64};
 
@@ -39,18 +39,40 @@ impl Controller {
         }
     }
 
-    /// Answers parked requests with pending events, oldest with oldest.
+    /// Answers parked requests with pending events, oldest with oldest. The order of the stores tells a successor how far
+    /// this came: mask, answer, drop the event, drop the request (see [`Controller::settle_events`]).
     pub(crate) fn deliver_events(&mut self) {
         while let Some(dw0) = self.first_pending() {
-            let Some(queue) = &mut self.queue else { return };
+            let Some(queue) = self.queue.as_mut().filter(|queue| queue.parked() > 0) else { return };
+            let kind = AsyncEventDw0::from_bits(dw0).event_type();
+            let masked = &self.region.admin.masked_event_types;
+            change32(masked, |masked| masked | 1 << kind);
             let answer = Answer { dw0, dw1: 0, status: Status::SUCCESS };
             if !queue.unpark(&self.region, &self.doorbells, None, answer) {
-                return;
+                return change32(masked, |masked| masked & !(1 << kind));
             }
-            self.record_parked();
-            let kind = AsyncEventDw0::from_bits(dw0).event_type();
-            change32(&self.region.admin.masked_event_types, |masked| masked | 1 << kind);
             self.drop_pending(|event| AsyncEventDw0::from_bits(event).event_type() == kind);
+            self.record_parked();
+        }
+    }
+
+    /// A predecessor ended while it reported an event: a pending event of a masked type says so. If a request that was parked
+    /// has its answer, the event was told; else it is to be told still.
+    pub(crate) fn settle_events(&self, unanswered: &[Unanswered]) {
+        let admin = &self.region.admin;
+        let waits = |cid: u32| unanswered.iter().any(|found| u32::from(found.command.cid()) == cid);
+        let mut parked = admin.parked_events.iter().filter_map(|e| e.load(Ordering::Acquire).checked_sub(1));
+        let told = parked.any(|cid| !waits(cid));
+        let kind = |event: u32| AsyncEventDw0::from_bits(event).event_type();
+        let masked = admin.masked_event_types.load(Ordering::Acquire);
+        let is_masked = |event: u32| masked >> kind(event) & 1 == 1;
+        if told {
+            return self.drop_pending(is_masked);
+        }
+        let pending = admin.pending_events.iter().filter_map(|e| e.load(Ordering::Acquire).checked_sub(1));
+        let untold = pending.filter(|event| is_masked(*event)).fold(0, |bits, event| bits | 1 << kind(event));
+        if untold != 0 {
+            change32(&admin.masked_event_types, |masked| masked & !untold);
         }
     }
 

@@ -102,6 +102,7 @@ impl Controller {
         let single = (1..=NAMESPACES_MAX).contains(&command.nsid);
         if self.replaying && single && self.table.get(command.nsid).is_none() {
             // A predecessor deleted it, or it never was: gone it is.
+            self.namespace_changed(command.nsid);
             return Ok(Step::Done(0));
         }
         if !self.work.is_idle() {
@@ -141,7 +142,8 @@ impl Controller {
         }
         let attaches = select == NamespaceAttachmentSelect::Attach;
         if self.replaying && self.allocated(nsid)?.attached == attaches {
-            // As it should be: perhaps a predecessor did it, and had not answered.
+            // As it should be: perhaps a predecessor did it, and had neither answered nor told.
+            self.namespace_changed(nsid);
             return Ok(Step::Done(0));
         }
         if !self.work.is_idle() {

@@ -120,14 +120,14 @@ impl Controller {
             SubsystemGate::Sanitizing => self.wiper.as_ref().map_or(0, |wiper| wiper.fraction()),
             SubsystemGate::SanitizeFailed | SubsystemGate::Open => 0xffff,
         };
+        // It has ended for the host when it is on record and the groups serve I/O again, not before.
+        let sos =
+            if self.work.is_sanitizing() { SanitizeOutcome::InProgress.0 } else { self.sanitize.status };
         let passes = SanitizeAction(fields.sanact()) == SanitizeAction::Overwrite;
         let opc = if passes { self.sanitize.passes_done.min(16) } else { 0 };
         SanitizeStatusLog {
             sprog,
-            sstat: SanitizeStatus::new()
-                .with_sos(self.sanitize.status & 7)
-                .with_opc(opc)
-                .with_gde(self.is_globally_erased()),
+            sstat: SanitizeStatus::new().with_sos(sos & 7).with_opc(opc).with_gde(self.is_globally_erased()),
             scdw10: self.sanitize.cdw10,
             eto: NOT_REPORTED,
             etbe: NOT_REPORTED,

@@ -55,6 +55,11 @@ pub(super) enum Shutdown {
     Complete,
 }
 
+/// The host asks for a shutdown.
+fn asks(cc: Cc) -> bool {
+    cc.shn() == ShutdownNotification::Normal.0 || cc.shn() == ShutdownNotification::Abrupt.0
+}
+
 /// Whether nobody ever used the region.
 pub(super) fn is_fresh(region: &ControllerRegion) -> bool {
     region.header.magic.load(Ordering::Acquire) != MAGIC
@@ -96,11 +101,16 @@ impl Controller {
             self.begin_reset(ResetKind::Controller, host);
             return;
         }
+        if self.life == Life::Ready && !self.cc().en() {
+            // CC says "disable", and the reset had not begun: the write that says so again would change nothing.
+            return self.start_reset(ResetKind::Controller, host);
+        }
         if self.life == Life::Ready {
             match AdminQueue::take_over(&self.region, &self.map) {
                 Some((queue, unanswered)) => {
                     self.queue = Some(queue);
                     self.note_remote();
+                    self.settle_events(&unanswered);
                     self.replay(unanswered, host);
                 }
                 None => self.fatal(),
@@ -108,10 +118,17 @@ impl Controller {
         } else if self.cc().en() && !self.csts().cfs() {
             self.enable(host);
         }
-        if self.csts().shst() == ShutdownStatus::Occurring.0 {
-            self.begin_shutdown(host);
-        } else if self.csts().shst() == ShutdownStatus::Complete.0 {
+        if self.csts().shst() == ShutdownStatus::Complete.0 {
             self.shutdown = Some(Shutdown::Complete);
+            // What was held then is held still.
+            let id = self.next_id(Wait::Shutdown);
+            self.shutdown_hold = Some(id);
+            host.to_all(GroupCommand::Hold { scope: Scope::All, except: None, id });
+        } else if self.shutdown.is_none()
+            && (self.csts().shst() == ShutdownStatus::Occurring.0 || asks(self.cc()))
+        {
+            // Begun, or asked for by a write of CC whose effects ended with the store.
+            self.begin_shutdown(host);
         }
     }
 
@@ -129,8 +146,7 @@ impl Controller {
             (false, true) if self.life == Life::Disabled => self.enable(host),
             _ => {}
         }
-        let asks = |shn: u8| shn == ShutdownNotification::Normal.0 || shn == ShutdownNotification::Abrupt.0;
-        if asks(new.shn()) && !asks(old.shn()) && self.shutdown.is_none() {
+        if asks(new) && !asks(old) && self.shutdown.is_none() {
             self.begin_shutdown(host);
         }
     }

@@ -9,7 +9,7 @@ use super::live::{Live, Slots, State};
 use super::{QueueGroup, Sq, command_of_ticket, ticket_of};
 use crate::io::Kind;
 use crate::io::fault::Refusal;
-use crate::queue::{Accepted, CompletionQueue, SubmissionQueue, conclude};
+use crate::queue::{Accepted, CompletionQueue, SqRecord, SubmissionQueue, conclude, free_slot};
 use crate::sink::{GroupCommand, GroupEvent, Sink};
 
 impl QueueGroup {
@@ -60,8 +60,17 @@ impl QueueGroup {
 
     fn create_cq(&mut self, cqid: u16, sink: &mut impl Sink) {
         let Some(place) = self.cqs.get_mut(usize::from(cqid)).filter(|place| place.is_none()) else { return };
-        let Some(cq) = CompletionQueue::open(&self.region, cqid, &self.io.map) else { return };
+        let Some(mut cq) = CompletionQueue::open(&self.region, cqid, &self.io.map) else { return };
         let fault = cq.fault();
+        // What a predecessor had begun to post comes first, of every submission queue.
+        for sqid in (0..).zip(&self.region.sqs).skip(1).map(|(sqid, _)| sqid) {
+            let posts_here = |record: SqRecord| record.cqid == cqid;
+            if SqRecord::load(&self.region, sqid).is_some_and(posts_here)
+                && let Some(found) = conclude(&self.region, sqid)
+            {
+                found.write_posts(&self.region, sqid, &mut cq);
+            }
+        }
         *place = Some(Box::new(cq));
         self.active_cqs.push(cqid);
         // Entries of a predecessor that the host was perhaps not told of.
@@ -78,8 +87,6 @@ impl QueueGroup {
         let conclusion = conclude(&self.region, sqid);
         let mut fused = Vec::new();
         if let (Some(found), Some(Some(cq))) = (conclusion, self.cqs.get_mut(usize::from(sq.queue.cqid()))) {
-            found.finish_posts(&self.region, &mut sq.queue, cq);
-            self.posted = true;
             for unanswered in &found.unanswered {
                 let Some((command, accepted)) = sq.queue.resume(&self.region, cq, unanswered.slot) else {
                     continue;
@@ -128,6 +135,9 @@ impl QueueGroup {
                         job: None,
                     });
                 }
+                None if Fuse(first.cdw0.fuse()) == Fuse::First => {
+                    self.answer_refused(compare, first.nsid, Status::ABORTED_MISSING_FUSED, sink);
+                }
                 None => self.answer_refused(compare, first.nsid, Status::ABORTED_FAILED_FUSED, sink),
             }
         }
@@ -171,10 +181,11 @@ impl QueueGroup {
             fault = fault.or(cq.fault().filter(|fault| *fault == memory::Fault::Remote));
             while let Some(written) = cq.next_unwritten() {
                 self.posted = true;
-                if let Some(Some(sq)) = self.sqs.get_mut(usize::from(written.sqid))
-                    && !written.orphan
-                {
-                    sq.queue.release(&self.region, written.slot);
+                match self.sqs.get_mut(usize::from(written.sqid)) {
+                    _ if written.orphan => {}
+                    Some(Some(sq)) => sq.queue.release(&self.region, written.slot),
+                    // Not opened yet.
+                    _ => free_slot(&self.region, written.sqid, written.slot),
                 }
             }
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use memory::MemoryMap;
 
-use super::live::State;
+use super::live::{Live, State};
 use super::{QueueGroup, Sq};
 use crate::queue::{close_cq, close_sq};
 use crate::sink::{GroupEvent, Scope, Sink};
@@ -118,9 +118,12 @@ impl QueueGroup {
 
     fn check_holds(&mut self, sink: &mut impl Sink) {
         let Self { drains, sqs, .. } = self;
+        let pausing = matches!(drains.stop, Some((Stop::Pause, ..)));
         for hold in drains.holds.iter_mut().filter(|hold| !hold.acknowledged) {
-            let runs =
-                |sq: &Sq| sq.live.iter().any(|live| live.state.is_running() && hold.scope.covers(live.nsid));
+            // While the group pauses nothing goes on by itself: what would is the next group's.
+            let is_running =
+                |live: &Live| live.state.is_running() && !(pausing && live.state == State::Retry);
+            let runs = |sq: &Sq| sq.live.iter().any(|live| is_running(live) && hold.scope.covers(live.nsid));
             if !sqs.iter().flatten().any(|sq| runs(sq)) {
                 hold.acknowledged = true;
                 sink.report(GroupEvent::Acknowledged { id: hold.id });

@@ -41,13 +41,15 @@ impl QueueGroup {
         let Some(second) = second.filter(|second| Fuse(second.cdw0.fuse()) == Fuse::Second) else {
             return self.refuse(sqid, command, Status::ABORTED_MISSING_FUSED, sink);
         };
-        if sq.queue.free_slots() < 2 || cq.room() < 2 || self.drains.holds(second.nsid) {
+        if cq.capacity() < 2 {
+            // A pair needs two entries for its answers: with this queue it would wait for ever.
+            return self.refuse(sqid, command, Status::ABORTED_FAILED_FUSED, sink);
+        }
+        if self.drains.holds(second.nsid) {
             return false;
         }
-        let Some(compare) = sq.queue.accept(&self.region, cq, command) else { return false };
-        let Some(write) = sq.queue.accept(&self.region, cq, &second) else {
-            self.answer_refused(compare, command.nsid, Status::INTERNAL_ERROR, sink);
-            return true;
+        let Some([compare, write]) = sq.queue.accept_pair(&self.region, cq, [command, &second]) else {
+            return false;
         };
         self.pair(compare, command, write, &second, sink);
         true

@@ -172,16 +172,19 @@ impl Job {
         }
     }
 
-    /// Every block was written that was to be: its marks go.
+    /// Every block was written that was to be, and is on stable media: its marks go. What was begun without marks in its way is
+    /// not durable for their sake: marks found now were set meanwhile, and count as set after it.
     fn end(&self, result: Result<(), Refusal>) -> Next {
         if result.is_err() || self.namespace.marks.is_empty() {
             return Next::End(result);
         }
         let marks = &self.namespace.marks;
         let cleared = match &self.work {
-            Work::Write { .. } | Work::Copy { .. } => marks.clear(self.blocks),
-            Work::Each { runs, .. } => runs.iter().try_fold(false, |any, &run| Ok(marks.clear(run)? | any)),
-            Work::Read { .. } | Work::Compare { .. } | Work::Verify | Work::Mark => Ok(false),
+            Work::Write { fua: true, .. } | Work::Copy { fua: true, .. } => marks.clear(self.blocks),
+            Work::Each { runs, op: Op::WriteZeroes { fua: true, .. }, .. } => {
+                runs.iter().try_fold(false, |any, &run| Ok(marks.clear(run)? | any))
+            }
+            _ => Ok(false),
         };
         match cleared {
             Ok(true) => Next::Persist,

@@ -237,7 +237,8 @@ impl Executor {
             }
             Io::Write { namespace, blocks, fua } => {
                 let pieces = self.pieces_of(command, namespace, blocks, Direction::FromHost)?;
-                (Work::Write { pieces, fua: fua | self.write_through }, namespace, blocks, Kind::Write)
+                let fua = fua | self.write_through | outlives_marks(namespace, blocks);
+                (Work::Write { pieces, fua }, namespace, blocks, Kind::Write)
             }
             Io::Compare { namespace, blocks } => {
                 check_marks(namespace, blocks)?;
@@ -249,18 +250,20 @@ impl Executor {
                 (Work::Verify, namespace, blocks, Kind::Verify)
             }
             Io::WriteZeroes { namespace, blocks, deallocate, fua } => {
-                let op = Op::WriteZeroes { deallocate, fua: fua | self.write_through };
+                let fua = fua | self.write_through | outlives_marks(namespace, blocks);
+                let op = Op::WriteZeroes { deallocate, fua };
                 (Work::Each { runs: vec![blocks], index: 0, op }, namespace, blocks, Kind::Other)
             }
             Io::WriteUncorrectable { namespace, blocks } => (Work::Mark, namespace, blocks, Kind::Other),
             Io::Deallocate { namespace, ranges, deallocate } => {
                 let (runs, first) = self.dataset(command, namespace, ranges, deallocate)?;
-                let op = self.deallocate_op();
+                let marked = runs.iter().any(|run| outlives_marks(namespace, *run));
+                let op = self.deallocate_op(marked);
                 (Work::Each { runs, index: 0, op }, namespace, first, Kind::Other)
             }
             Io::Copy { namespace, sdlba, ranges, fua } => {
                 let (sources, destination) = self.sources(command, namespace, sdlba, ranges)?;
-                let fua = fua | self.write_through;
+                let fua = fua | self.write_through | outlives_marks(namespace, destination);
                 let work = Work::Copy { sources, index: 0, at_bytes: 0, read: 0, fua };
                 (work, namespace, destination, Kind::Copy)
             }
@@ -320,11 +323,11 @@ impl Executor {
     }
 
     /// Deallocated blocks read as zeros (DLFEAT 001b): where the backend cannot discard, they are written so.
-    fn deallocate_op(&self) -> Op {
-        if self.limits.discard {
+    fn deallocate_op(&self, marked: bool) -> Op {
+        if self.limits.discard && !marked {
             Op::Discard
         } else {
-            Op::WriteZeroes { deallocate: true, fua: self.write_through }
+            Op::WriteZeroes { deallocate: true, fua: self.write_through | marked }
         }
     }
 
@@ -427,6 +430,12 @@ fn check_marks(namespace: &Namespace, blocks: BlockRange) -> Result<(), Refused>
         None => Ok(()),
         Some(_) => Err(Status::UNRECOVERED_READ_ERROR.into()),
     }
+}
+
+/// The marks of what is changed go from the record, which is stable: then the new data must be, too. Else a power cut would
+/// bring back the data from before the mark.
+fn outlives_marks(namespace: &Namespace, blocks: BlockRange) -> bool {
+    namespace.marks.first_in(blocks).is_some()
 }
 
 #[inline]

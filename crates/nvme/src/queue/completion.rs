@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use memory::{Access, Fault, Iova, MemoryMap, Window};
 use spec::nvme::{Completion, Status};
-use state::region::{ControllerRegion, SLOT_POSTING};
+use state::region::{ControllerRegion, SLOT_ACCEPTED, SLOT_POSTING};
 
-use super::record::CqRecord;
-use super::submission::{Accepted, SubmissionQueue, slot_word};
+use super::record::{CqRecord, SqRecord};
+use super::submission::{Accepted, SubmissionQueue, slot_word, state_of};
 use crate::store::{publish32, publish64, put_completion, put32, put64};
 
 /// Bytes in an entry (IOCQES = 4).
@@ -57,6 +57,8 @@ pub struct CompletionQueue {
     phase: bool,
     /// Entries neither posted-and-unread nor reserved.
     room: u32,
+    /// Entries that are set aside and are not there yet.
+    debt: u32,
     head: u32,
     rejected: u32,
     posted: bool,
@@ -78,6 +80,7 @@ impl CompletionQueue {
             tail: record.tail,
             phase: record.phase,
             room: record.size - 1,
+            debt: 0,
             head: record.head,
             rejected: u32::MAX,
             posted: false,
@@ -87,7 +90,8 @@ impl CompletionQueue {
             base: record.base,
             backlog: VecDeque::new(),
         };
-        queue.room -= queue.unread();
+        // Entries that a predecessor set aside stay set aside, whichever of the submission queues is opened first.
+        queue.room = queue.room.saturating_sub(queue.unread()).saturating_sub(set_aside(region, cqid));
         // Perhaps nobody told the host of these: one interrupt too many is harmless, one too few is a hang.
         queue.posted = queue.unread() > 0;
         queue.adopt(map);
@@ -128,6 +132,12 @@ impl CompletionQueue {
         self.room
     }
 
+    /// Entries that can be outstanding at once.
+    #[must_use]
+    pub fn capacity(&self) -> u32 {
+        self.size - 1
+    }
+
     /// Whether entries were posted since the last call: the interrupt is due.
     #[inline]
     pub fn take_posted(&mut self) -> bool {
@@ -150,7 +160,9 @@ impl CompletionQueue {
             return core::mem::replace(&mut self.rejected, head) == head;
         }
         self.head = head;
-        self.room += taken;
+        let paid = self.debt.min(taken);
+        self.debt -= paid;
+        self.room += taken - paid;
         if let Some(record) = region.cqs.get(usize::from(self.cqid)) {
             put32(&record.head, head);
         }
@@ -169,8 +181,20 @@ impl CompletionQueue {
         }
     }
 
+    /// Sets one entry aside for a command that a predecessor accepted, now or as soon as there is room: it had one, or
+    /// gives it back at once as a parked event request does.
+    pub(super) fn owe(&mut self) {
+        if !self.reserve() {
+            self.debt += 1;
+        }
+    }
+
     /// Gives back the entry of a command that was abandoned.
     pub fn unreserve(&mut self) {
+        if self.debt > 0 {
+            self.debt -= 1;
+            return;
+        }
         self.room = (self.room + 1).min(self.size - 1 - self.unread());
     }
 
@@ -279,6 +303,21 @@ impl CompletionQueue {
     fn distance(&self, from: u32, to: u32) -> u32 {
         if to >= from { to - from } else { to + self.size - from }
     }
+}
+
+/// Commands of a predecessor whose answers go to an I/O completion queue. The admin queue has one submission queue, which
+/// takes its commands up before it takes new ones.
+fn set_aside(region: &ControllerRegion, cqid: u16) -> u32 {
+    if cqid == 0 {
+        return 0;
+    }
+    let mut count = 0;
+    for (sqid, slots) in (0..).zip(&region.slots) {
+        if SqRecord::load(region, sqid).is_some_and(|record| record.cqid == cqid) {
+            count += slots.iter().map(|slot| u32::from(state_of(slot) == SLOT_ACCEPTED)).sum::<u32>();
+        }
+    }
+    count
 }
 
 #[inline]

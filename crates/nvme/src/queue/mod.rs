@@ -27,6 +27,6 @@ pub use completion::{Answer, CompletionQueue, Unwritten};
 pub use doorbell::{Doorbells, cq_index, sq_index};
 pub use inspect::{Left, Unsound, inspect, inspect_header, settle_region};
 pub use record::{CqRecord, SqRecord, close_cq, close_sq, create_cq, create_sq};
-pub use recovery::{Conclusion, Unanswered, conclude};
+pub use recovery::{Conclusion, Unanswered, conclude, free_slot};
 pub use submission::{Accepted, Look, SubmissionQueue};
 pub use watch::Watch;

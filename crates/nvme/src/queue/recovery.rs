@@ -2,8 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
-use spec::nvme::Command;
-use state::region::{ControllerRegion, SLOT_ACCEPTED, SLOT_POSTING};
+use spec::nvme::{Command, Fuse};
+use state::region::{ControllerRegion, SLOT_ACCEPTED, SLOT_FREE, SLOT_POSTING};
 
 use super::completion::{CompletionQueue, WORD_PHASE};
 use super::record::{CqRecord, SqRecord};
@@ -32,27 +32,38 @@ pub struct Conclusion {
     pub unanswered: Vec<Unanswered>,
     /// Slots whose completion was being posted: slot, position, phase, dwords without phase tag.
     posting: Vec<(u16, u32, bool, [u32; 4])>,
+    /// The first half of a fused pair whose second half was not accepted: the head is before it, so neither was.
+    half: Option<u16>,
 }
 
 /// Reads a submission queue's record and slots. `None`: the queue does not exist or the record is unsound.
 ///
 /// The last accept may have reached its slot and not the head: a slot ACCEPTED with the head's own sequence number and
-/// position says so, and the head is one further.
+/// position says so, and the head is one further. A fused pair is accepted whole or not at all: its halves are two slots.
 #[must_use]
 pub fn conclude(region: &ControllerRegion, sqid: u16) -> Option<Conclusion> {
     let record = SqRecord::load(region, sqid)?;
-    let mut found =
-        Conclusion { head: record.head, seq: record.seq, unanswered: Vec::new(), posting: Vec::new() };
+    let mut found = Conclusion {
+        head: record.head,
+        seq: record.seq,
+        unanswered: Vec::new(),
+        posting: Vec::new(),
+        half: None,
+    };
+    let next_of = |position: u32| if position + 1 == record.size { 0 } else { position + 1 };
+    // The newest accepts, in slots and not yet under the head.
+    let (mut newest, mut second) = (None, false);
     for (slot, place) in (0..).zip(region.slots.get(usize::from(sqid))?) {
         let word = place.word.load(Ordering::Acquire);
         match state_of(place) {
             SLOT_ACCEPTED => {
                 let seq = seq_of(word);
+                let command = command_in(place);
                 if seq == record.seq && position_of(word) == record.head {
-                    found.head = if record.head + 1 == record.size { 0 } else { record.head + 1 };
-                    found.seq = seq.wrapping_add(1);
+                    newest = Some((slot, Fuse(command.cdw0.fuse())));
                 }
-                found.unanswered.push(Unanswered { slot, seq, command: command_in(place) });
+                second |= seq == record.seq.wrapping_add(1) && position_of(word) == next_of(record.head);
+                found.unanswered.push(Unanswered { slot, seq, command });
             }
             SLOT_POSTING => {
                 let entry = [
@@ -69,10 +80,33 @@ pub fn conclude(region: &ControllerRegion, sqid: u16) -> Option<Conclusion> {
             _ => {}
         }
     }
+    match newest {
+        Some((slot, Fuse::First)) if !second => {
+            found.half = Some(slot);
+            found.unanswered.retain(|unanswered| unanswered.slot != slot);
+        }
+        Some((_, fuse)) => {
+            found.head = next_of(found.head);
+            found.seq = found.seq.wrapping_add(1);
+            if fuse == Fuse::First {
+                found.head = next_of(found.head);
+                found.seq = found.seq.wrapping_add(1);
+            }
+        }
+        None => {}
+    }
     let next = found.seq;
     // The oldest is furthest behind the next number, whatever wrapped.
     found.unanswered.sort_by_key(|command| core::cmp::Reverse(next.wrapping_sub(command.seq)));
     Some(found)
+}
+
+/// RETIRE of the protocol, for a slot whose queue is not open here.
+pub fn free_slot(region: &ControllerRegion, sqid: u16, slot: u16) {
+    let slots = region.slots.get(usize::from(sqid));
+    if let Some(place) = slots.and_then(|slots| slots.get(usize::from(slot))) {
+        publish64(&place.word, SLOT_FREE);
+    }
 }
 
 impl Conclusion {
@@ -80,6 +114,9 @@ impl Conclusion {
     /// the head past the last accept, the tail past the last post that had begun.
     pub fn settle(&self, region: &ControllerRegion, sqid: u16) {
         let Some(record) = region.sqs.get(usize::from(sqid)) else { return };
+        if let Some(slot) = self.half {
+            free_slot(region, sqid, slot);
+        }
         publish64(&record.head_seq, head_seq(self.head, self.seq));
         let [cqid, _]: [u16; 2] = zerocopy::transmute!(record.cqid.load(Ordering::Relaxed));
         let (Some(cq), Some(record)) = (CqRecord::load(region, cqid), region.cqs.get(usize::from(cqid)))
@@ -93,8 +130,19 @@ impl Conclusion {
         }
     }
 
+    /// As [`Conclusion::finish_posts`], when the completion queue is opened and the submission queue is not yet: before anything
+    /// new is posted, because the place of an entry the host has taken is soon another's.
+    pub fn write_posts(&self, region: &ControllerRegion, sqid: u16, cq: &mut CompletionQueue) {
+        for &(slot, position, phase, mut dwords) in &self.posting {
+            dwords[3] |= u32::from(phase) << 16;
+            if cq.rewrite(sqid, slot, position, dwords) {
+                free_slot(region, sqid, slot);
+            }
+        }
+    }
+
     /// Writes the completions that had begun to be posted, again. The host sees the same bytes at the same place. All
-    /// queues of the completion queue are settled and opened before the first call.
+    /// queues of the completion queue are settled before the first call, and nothing was posted since.
     pub fn finish_posts(
         &self,
         region: &ControllerRegion,

@@ -230,10 +230,51 @@ impl SubmissionQueue {
         cq: &mut CompletionQueue,
         command: &Command,
     ) -> Option<Accepted> {
+        let accepted = self.take_slot(region, cq, command)?;
+        self.publish_head(region);
+        Some(accepted)
+    }
+
+    /// Accepts the two entries of a fused pair as one: the head passes both in one store, so that a successor finds both or
+    /// neither.
+    pub fn accept_pair(
+        &mut self,
+        region: &ControllerRegion,
+        cq: &mut CompletionQueue,
+        [first, second]: [&Command; 2],
+    ) -> Option<[Accepted; 2]> {
+        if self.free_count < 2 || cq.room() < 2 {
+            return None;
+        }
+        let first = self.take_slot(region, cq, first)?;
+        let Some(second) = self.take_slot(region, cq, second) else {
+            // There was room for two.
+            self.abandon(region, first);
+            return None;
+        };
+        self.publish_head(region);
+        Some([first, second])
+    }
+
+    #[inline(always)]
+    fn publish_head(&self, region: &ControllerRegion) {
+        if let Some(record) = region.sqs.get(usize::from(self.sqid)) {
+            publish64(&record.head_seq, head_seq(self.head, self.seq));
+        }
+    }
+
+    /// The first two steps of ACCEPT: copy and slot word.
+    #[inline(always)]
+    fn take_slot(
+        &mut self,
+        region: &ControllerRegion,
+        cq: &mut CompletionQueue,
+        command: &Command,
+    ) -> Option<Accepted> {
         let queue = usize::from(self.sqid);
         let count = self.free_count.checked_sub(1)?;
         let slot = u16::from(*self.free.get(count as usize)?);
-        let (record, place) = (region.sqs.get(queue)?, region.slots.get(queue)?.get(usize::from(slot))?);
+        let place = region.slots.get(queue)?.get(usize::from(slot))?;
         if !cq.reserve() {
             return None;
         }
@@ -246,7 +287,6 @@ impl SubmissionQueue {
         publish64(&place.word, slot_word(seq, self.head, SLOT_ACCEPTED));
         self.head = self.position(1);
         self.seq = seq.wrapping_add(1);
-        publish64(&record.head_seq, head_seq(self.head, self.seq));
         Some(Accepted { sqid: self.sqid, slot, cid: command.cid(), seq })
     }
 
@@ -280,7 +320,7 @@ impl SubmissionQueue {
     }
 
     /// Takes up a command that a predecessor accepted ([`conclude`](super::conclude) found it). Its completion queue entry is
-    /// reserved again. `None`: not an accepted command, or no entry.
+    /// reserved again (for I/O queues since the completion queue was opened). `None`: not an accepted command.
     pub fn resume(
         &mut self,
         region: &ControllerRegion,
@@ -288,8 +328,11 @@ impl SubmissionQueue {
         slot: u16,
     ) -> Option<(Command, Accepted)> {
         let place = region.slots.get(usize::from(self.sqid))?.get(usize::from(slot))?;
-        if state_of(place) != SLOT_ACCEPTED || !cq.reserve() {
+        if state_of(place) != SLOT_ACCEPTED {
             return None;
+        }
+        if self.sqid == 0 {
+            cq.owe();
         }
         let command = command_in(place);
         let seq = seq_of(place.word.load(Ordering::Acquire));

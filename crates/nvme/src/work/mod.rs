@@ -133,6 +133,11 @@ impl Work {
         self.job.is_none()
     }
 
+    /// A sanitize operation is not over.
+    pub(crate) fn is_sanitizing(&self) -> bool {
+        matches!(self.job, Some(Job { task: Task::Sanitize, .. }))
+    }
+
     /// A command waits until the job ends.
     pub(crate) fn defer(&mut self, slot: u16, command: Command) {
         self.deferred.push_back((slot, command));

@@ -3,11 +3,13 @@
 
 use anyhow::Context;
 use api::config::Config;
+use api::control::Request;
 use api::size::Size;
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+mod daemon;
 mod qemu;
 
 /// Virtual NVMe SSDs for virtual machines.
@@ -34,6 +36,37 @@ enum Command {
         #[arg(long)]
         device_only: bool,
     },
+    /// Show how the daemon, its engine and its ssds are.
+    Status {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Replace the running engine with another program, with I/O in flight. If the new one fails within its probation,
+    /// the old one runs again.
+    Upgrade {
+        /// The new program. Without it: the file the running one was started from, as it is now.
+        #[arg(long, value_name = "PATH")]
+        binary: Option<PathBuf>,
+        /// Replace the keeper, which outlives engines, instead of the engine.
+        #[arg(long)]
+        keeper: bool,
+        /// Return when the new one serves, not when its probation is over.
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Act on one ssd.
+    #[command(subcommand)]
+    Ssd(SsdCommand),
+}
+
+#[derive(Subcommand)]
+enum SsdCommand {
+    /// Take an ssd out of quarantine: an engine serves it again.
+    Resume {
+        /// The ssd.
+        name: String,
+    },
 }
 
 fn main() -> ExitCode {
@@ -56,6 +89,15 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
             })?;
             let socket = std::path::absolute(&ssd.socket)?;
             println!("{}", qemu::arguments(&socket, (!device_only).then_some(*memory)));
+        }
+        Command::Status { json } => print!("{}", daemon::status(&config, *json)?),
+        Command::Upgrade { binary, keeper, no_wait } => {
+            let binary = binary.as_deref().map(std::path::absolute).transpose()?;
+            let request = Request::Upgrade { binary, keeper: *keeper, no_wait: *no_wait };
+            println!("{}", daemon::ask(&config, &request)?);
+        }
+        Command::Ssd(SsdCommand::Resume { name }) => {
+            println!("{}", daemon::ask(&config, &Request::Resume { ssd: name.clone() })?);
         }
     }
     Ok(())

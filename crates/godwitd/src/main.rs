@@ -1,10 +1,15 @@
-//! The daemon: reads the configuration, serves the ssds until SIGINT or SIGTERM, then makes all durable and stops.
+//! The daemon: the keeper, and in processes of its own the engine. It serves the ssds of a configuration until SIGINT or SIGTERM,
+//! then makes all durable and stops.
 #![forbid(unsafe_code)]
 
 use anyhow::Context;
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
+use keeper::{Binary, EngineCommand, Keeper, Limits, Options};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 /// Serves virtual NVMe SSDs to virtual machines over vfio-user.
 #[derive(Parser)]
@@ -17,11 +22,30 @@ struct Arguments {
     #[arg(long)]
     check: bool,
     /// How log lines look. What is logged is set by the variable GODWIT_LOG, such as "debug" or "engine=trace".
-    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, global = true)]
     log_format: LogFormat,
     /// Make PATH a link to a page of live counters of the reactors.
     #[arg(long, value_name = "PATH")]
     stats: Option<PathBuf>,
+    /// Serve in this process alone: a crash of it costs the guests their devices.
+    #[arg(long, hide = true)]
+    alone: bool,
+    /// Serve with a keeper and an engine.
+    #[arg(long, hide = true)]
+    keeper: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serves for a keeper, which starts it. Not for people.
+    #[command(hide = true)]
+    Engine {
+        /// The descriptor of the link to the keeper: 0, its standard input.
+        #[arg(long, value_name = "FD", value_parser = clap::value_parser!(i32).range(0..=0))]
+        link: i32,
+    },
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -33,13 +57,61 @@ enum LogFormat {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     start_log(arguments.log_format);
-    match run(arguments) {
+    let (name, result) = match arguments.command {
+        Some(Command::Engine { link: _ }) => ("godwitd engine", run_engine()),
+        None if arguments.keeper && !arguments.alone => ("godwitd", run_keeper(arguments)),
+        None => ("godwitd", run(arguments)),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("godwitd: {error:#}");
+            eprintln!("{name}: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// The link is the standard input, which no other child of the keeper can inherit by mistake.
+fn run_engine() -> anyhow::Result<()> {
+    let link = std::io::stdin().as_fd().try_clone_to_owned().context("there is no link on the standard input")?;
+    engine::run(link)
+}
+
+fn run_keeper(arguments: Arguments) -> anyhow::Result<()> {
+    let config_text = std::fs::read_to_string(&arguments.config)
+        .with_context(|| format!("{}: cannot be read", arguments.config.display()))?;
+    if arguments.check {
+        let config = api::config::Config::parse(&arguments.config, &config_text)?;
+        println!("{}: good, {} ssds", arguments.config.display(), config.ssds.len());
+        return Ok(());
+    }
+    let stop = stop_signals()?;
+    let own = std::env::current_exe().context("cannot tell which program this is")?;
+    let format = match arguments.log_format {
+        LogFormat::Text => "text",
+        LogFormat::Json => "json",
+    };
+    let keeper = Keeper::new(Options {
+        config_path: arguments.config,
+        config_text,
+        engine: EngineCommand {
+            binary: Arc::new(Binary::open(&own)?),
+            arguments: ["engine", "--link", "0", "--log-format", format].map(str::to_owned).to_vec(),
+            environment: Vec::new(),
+        },
+        stats: arguments.stats.map(std::path::absolute).transpose()?,
+        limits: Limits::default(),
+    })?;
+    keeper.run(stop)
+}
+
+/// Becomes readable with each SIGINT and SIGTERM.
+fn stop_signals() -> anyhow::Result<OwnedFd> {
+    let (read, write) = UnixStream::pair().context("cannot wait for signals")?;
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::low_level::pipe::register(signal, write.try_clone()?).context("cannot wait for signals")?;
+    }
+    Ok(read.into())
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<()> {

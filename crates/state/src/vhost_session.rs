@@ -56,6 +56,10 @@ pub struct VhostUserV1 {
     /// Id of the socket for our own requests.
     #[n(9)]
     pub backend_channel: Option<u32>,
+    /// The device was reset, and our own in-flight region has yet to forget all rings.
+    #[n(10)]
+    #[cbor(default)]
+    pub forget: bool,
 }
 
 /// A memory region.

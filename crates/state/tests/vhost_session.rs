@@ -46,6 +46,7 @@ fn full() -> VhostUserV1 {
         log: Some(AreaV1 { fd: 7, offset: 4096, size: 32768 }),
         log_event: Some(8),
         backend_channel: Some(9),
+        forget: true,
     }
 }
 

@@ -87,6 +87,8 @@ pub struct Session {
     log: Option<SavedLog>,
     log_event: Option<FdId>,
     backend_channel: Option<FdId>,
+    /// The device was reset: our in-flight region must forget all rings before the next message is carried out.
+    forget: bool,
     /// Made while the present message is handled.
     made: Vec<(FdId, Arc<OwnedFd>)>,
     /// The device did not do what it must: nothing is sure any more.
@@ -107,6 +109,7 @@ impl Session {
             log: None,
             log_event: None,
             backend_channel: None,
+            forget: false,
             made: Vec::new(),
             broken: false,
         }
@@ -144,6 +147,7 @@ impl Session {
             log: self.log,
             log_event: self.log_event,
             backend_channel: self.backend_channel,
+            forget: self.forget,
         }
     }
 
@@ -160,6 +164,7 @@ impl Session {
         session.features = saved.features;
         session.protocol_features = ProtocolFeatures::from_bits_retain(saved.protocol_features);
         session.status = saved.status;
+        session.forget = saved.forget;
         // A session in which nothing is agreed on has nothing to tell; a reset device is as it was at first.
         if saved.features != 0 {
             blk.set_features(saved.features & !F_PROTOCOL_FEATURES).map_err(device)?;
@@ -296,6 +301,9 @@ impl Session {
     /// Rings need a region for requests in flight from their first request on, whether or not the client brings one. Ours is
     /// made, and kept, before any ring can run.
     fn own_inflight(&mut self, blk: &mut dyn Blk) -> Result<(), Refusal> {
+        if std::mem::take(&mut self.forget) {
+            self.forget_all(blk)?;
+        }
         if self.inflight.is_some() {
             return Ok(());
         }
@@ -306,6 +314,17 @@ impl Session {
         self.use_inflight(inflight, Arc::clone(&new.fd), blk)?;
         self.made.push((DEVICE_FDS, new.fd));
         Ok(())
+    }
+
+    /// Not part of the reset itself: until its answer is in, a successor would start the rings as they were, and must find
+    /// what was in flight. The next message alone cannot start a ring, so this can be done twice.
+    fn forget_all(&mut self, blk: &mut dyn Blk) -> Result<(), Refusal> {
+        let own = self.inflight.is_some_and(|inflight| inflight.own);
+        let queues = if own { blk.info().queues_max } else { 0 };
+        (0..queues).try_for_each(|queue| blk.clear_inflight(queue)).map_err(|errno| {
+            self.forget = true;
+            device(errno)
+        })
     }
 
     fn use_inflight(
@@ -339,12 +358,8 @@ impl Session {
     fn reset(&mut self, blk: &mut dyn Blk) -> Handled {
         self.pause_all(blk)?;
         self.rings.reset(blk)?;
-        if self.inflight.is_some_and(|inflight| inflight.own) {
-            for queue in 0..blk.info().queues_max {
-                blk.clear_inflight(queue).map_err(device)?;
-            }
-        }
         blk.reset().map_err(device)?;
+        self.forget = true;
         self.features = 0;
         self.status = 0;
         self.writeback = None;
@@ -417,11 +432,13 @@ impl Session {
         if size == 0 || offset.checked_add(size).is_none() {
             return Err(invalid("an in-flight region that is empty or wraps"));
         }
-        self.pause_all(blk)?;
+        // What is in flight is written down in one region, from the first request of a ring to its last.
+        if !self.rings.running().is_empty() {
+            return Err(Refusal::new(Errno::BUSY, "an in-flight region under rings that run"));
+        }
         let inflight = SavedInflight { fd: fd.id, offset, size, num_queues, queue_size, own: false };
-        let set = self.use_inflight(inflight, Arc::new(fd.fd), blk);
-        let settled = self.settle(None, blk);
-        set.and(settled)
+        self.use_inflight(inflight, Arc::new(fd.fd), blk)?;
+        self.settle(None, blk)
     }
 
     fn set_log(&mut self, log: &wire::Log, fd: ClientFd, blk: &mut dyn Blk) -> Handled {

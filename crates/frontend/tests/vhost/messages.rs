@@ -321,3 +321,29 @@ fn a_device_that_cannot_stop_a_ring_ends_the_session() {
     client.blk.fail = Some(Errno::NODEV);
     assert!(client.send(SET_MEM_TABLE, true, &table(&[]), vec![]).close, "even if it could be told");
 }
+
+#[test]
+fn after_a_reset_our_region_forgets_the_rings_only_when_the_reset_was_answered() {
+    let mut client = Client::running();
+    client.calls();
+    client.tell(RESET_DEVICE, &[], vec![]);
+    // Killed before the answer, a successor would start the ring as it was, and must find what was in flight.
+    assert!(!client.calls().iter().any(|call| call.starts_with("clear")));
+    let mut successor = client.successor().expect("restored");
+    for client in [&mut client, &mut successor] {
+        client.calls();
+        client.ask(GET_STATUS, &[]);
+        assert_eq!(client.calls(), ["clear 0", "clear 1", "clear 2", "clear 3"]);
+        assert!(!client.session.saved().forget);
+        client.ask(GET_STATUS, &[]);
+        assert!(client.calls().is_empty());
+    }
+}
+
+#[test]
+fn an_in_flight_region_is_not_changed_under_a_running_ring() {
+    let mut client = Client::running();
+    let shape = [u64s(&[1 << 20, 0]), vec![4, 0, 64, 0], u32s(&[0])].concat();
+    assert_eq!(client.refused(SET_INFLIGHT_FD, &shape, vec![memfd(1 << 20)]), EBUSY);
+    assert!(client.blk.running.contains_key(&0));
+}

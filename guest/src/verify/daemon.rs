@@ -58,14 +58,16 @@ impl Daemon {
         folder: &Path,
         ssds: &[Ssd],
         reactors: usize,
-        control: Option<&Path>,
+        control: &Path,
     ) -> Result<Self> {
         let config = folder.join("godwit.toml");
-        let control = control.map_or_else(String::new, |path| format!("control = {path:?}\n"));
+        let control = format!("control = {control:?}\n");
         fs::write(&config, control + &configuration(folder, ssds, reactors))?;
         let log = File::create(folder.join("log"))?;
         let mut command = Command::new(binary);
-        command.arg("--config").arg(&config);
+        // While a keeper is an option of the daemon and not its nature.
+        let probe = Command::new(binary).args(["--keeper", "--version"]).output()?;
+        command.args(probe.status.success().then_some("--keeper")).arg("--config").arg(&config);
         command.env("NO_COLOR", "1").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = command.spawn().with_context(|| format!("cannot start {}", binary.display()))?;
         let mut daemon = Daemon { child, folder: folder.to_owned(), binary: binary.to_owned() };

@@ -79,8 +79,7 @@ pub fn run(settings: &Settings) -> Result<Found> {
     let folder = tempfile::Builder::new().prefix("godwit-soak").tempdir_in(&settings.directory)?;
     let ssds = ssds();
     let control = folder.path().join("control.sock");
-    let listens = (settings.kind != Kind::Calm).then_some(control.as_path());
-    let mut daemon = Daemon::start(&settings.godwitd, folder.path(), &ssds, settings.reactors, listens)?;
+    let mut daemon = Daemon::start(&settings.godwitd, folder.path(), &ssds, settings.reactors, &control)?;
     let epoch = Instant::now();
     let now = || u64::try_from(epoch.elapsed().as_nanos()).unwrap_or(u64::MAX);
     let (mut loads, mut chats) = (Vec::new(), Vec::new());
@@ -88,7 +87,7 @@ pub fn run(settings: &Settings) -> Result<Found> {
         let seed = settings.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(number as u64 + 1);
         let options = Options { ram_bytes: RAM_BYTES, ..Options::default() };
         let mut driver = Driver::connect_with(daemon.socket(&ssd.name), options)
-            .with_context(|| format!("connect to {}", ssd.name))?;
+            .with_context(|| format!("connect to {}\n{}", ssd.name, daemon.log_tail()))?;
         let door = NvmeDoor::new(&mut driver, settings.lanes, settings.depth, true)?;
         loads.push(Load::new(&ssd.name, number as u64 + 1, Box::new(door), seed, now()));
         chats.push(Chat::new(driver, settings.lanes + 1, seed ^ 0x55, settings.patience)?);

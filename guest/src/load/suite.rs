@@ -56,6 +56,11 @@ impl Settings {
         Plan { workload, warm_up: self.warm_up, measured: self.measured, batch: self.batch, seed }
     }
 
+    /// As [`Self::plan`]; fio, beside which a drive is measured, replaces each command when it ends.
+    fn plan_beside_fio(&self, workload: Workload, run: usize) -> Plan {
+        Plan { batch: self.batch.max(1), ..self.plan(workload, run) }
+    }
+
     fn wanted(&self, backing: &str, loads: impl Iterator<Item = Workload>) -> Vec<(String, Workload)> {
         loads
             .map(|load| (format!("vfio-user/{backing}/{load}"), load))
@@ -99,7 +104,7 @@ fn null(settings: &Settings, report: &mut Report) -> Result<()> {
     let (engine, mut driver) = serve(settings, Backing::Null)?;
     for (name, load) in loads {
         let outcomes = (0..settings.runs)
-            .map(|run| one(settings, &engine, &mut driver, load, run))
+            .map(|run| one(settings, &engine, &mut driver, &settings.plan(load, run)))
             .collect::<Result<Vec<_>>>()?;
         summarise(settings, report, &name, &outcomes);
     }
@@ -120,8 +125,9 @@ fn ram(settings: &Settings, report: &mut Report) -> Result<()> {
         let mut copier = Copier::new(disk_bytes, load.depth)?;
         let (mut outcomes, mut copies, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         for run in 0..settings.runs {
-            let outcome = one(settings, &engine, &mut driver, load, run)?;
-            let null = one(settings, &null_engine, &mut null_driver, load, run)?;
+            let plan = settings.plan(load, run);
+            let outcome = one(settings, &engine, &mut driver, &plan)?;
+            let null = one(settings, &null_engine, &mut null_driver, &plan)?;
             let copy = copier.ns_per_copy(load.direction, settings.measured / 2);
             ratios.push(busy(&outcome) / (copy + busy(&null)));
             copies.push(copy);
@@ -148,7 +154,7 @@ fn uring(settings: &Settings, report: &mut Report) -> Result<()> {
     for (name, load) in loads {
         let (mut outcomes, mut raws) = (Vec::new(), Vec::new());
         for run in 0..settings.runs {
-            outcomes.push(one(settings, &engine, &mut driver, load, run)?);
+            outcomes.push(one(settings, &engine, &mut driver, &settings.plan_beside_fio(load, run))?);
             let size_bytes = settings.disk_mebibytes << 20;
             let (warm_up, time) = (settings.warm_up, settings.measured);
             raws.push(fio::run(&file, size_bytes, &load, settings.engine_cpu, warm_up, time)?);
@@ -193,15 +199,9 @@ fn serve(settings: &Settings, backing: Backing) -> Result<(Engine, Driver)> {
     Ok((engine, driver))
 }
 
-fn one(
-    settings: &Settings,
-    engine: &Engine,
-    driver: &mut Driver,
-    load: Workload,
-    run: usize,
-) -> Result<Outcome> {
-    let mut lane = Lane::new(driver, 1, &load)?;
-    let outcome = lane.run(driver, &settings.clock, &settings.plan(load, run), || engine.spent());
+fn one(settings: &Settings, engine: &Engine, driver: &mut Driver, plan: &Plan) -> Result<Outcome> {
+    let mut lane = Lane::new(driver, 1, &plan.workload)?;
+    let outcome = lane.run(driver, &settings.clock, plan, || engine.spent());
     lane.close(driver)?;
     Ok(outcome?)
 }

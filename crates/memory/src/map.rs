@@ -512,6 +512,22 @@ impl MemoryMap {
         }
     }
 
+    /// Stores one byte, with release ordering.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    #[inline]
+    pub fn store_u8(&self, hint: &mut Hint, iova: Iova, value: u8) -> Result<(), Fault> {
+        match self.segment(hint, iova, 1, Access::WRITE) {
+            Ok(segment) => {
+                // SAFETY: a writable byte of this map, alive with &self.
+                unsafe { segment::store_u8(segment.addr(), value) };
+                Ok(())
+            }
+            Err(_) => self.write_bytes(iova, &[value]),
+        }
+    }
+
     /// Asks the processor to bring a segment's first line near.
     #[inline]
     pub fn prefetch(&self, segment: Segment) {

@@ -4,7 +4,7 @@
 // accesses, or the C library's copy as foreign code, on raw pointers; no reference to such bytes exists. A torn value is possible
 // and is the guest's business; every bit pattern of a byte is a byte.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use core::{ffi::c_void, mem::MaybeUninit, ptr};
 use zerocopy::FromBytes;
 
@@ -292,6 +292,71 @@ pub(crate) unsafe fn store_u32(at: *mut u8, value: u32) {
         // SAFETY: mapped and writable.
         unsafe { copy_in(value.to_le_bytes().as_ptr(), at, 4) }
     }
+}
+
+/// As [`load_u32`], of two bytes.
+///
+/// # Safety
+/// Two bytes at `at` are mapped.
+#[inline]
+pub(crate) unsafe fn load_u16(at: *mut u8) -> u16 {
+    if at.addr().is_multiple_of(2) {
+        // SAFETY: mapped and aligned; all accesses of ours to such words are atomic or volatile.
+        u16::from_le(unsafe { AtomicU16::from_ptr(at.cast()) }.load(Ordering::Acquire))
+    } else {
+        // SAFETY: mapped.
+        u16::from_le_bytes(unsafe { read(at) })
+    }
+}
+
+/// As [`store_u32`], of two bytes.
+///
+/// # Safety
+/// Two bytes at `at` are mapped and writable.
+#[inline]
+pub(crate) unsafe fn store_u16(at: *mut u8, value: u16) {
+    if at.addr().is_multiple_of(2) {
+        // SAFETY: mapped, writable and aligned.
+        unsafe { AtomicU16::from_ptr(at.cast()) }.store(value.to_le(), Ordering::Release);
+    } else {
+        // SAFETY: mapped and writable.
+        unsafe { copy_in(value.to_le_bytes().as_ptr(), at, 2) }
+    }
+}
+
+/// As [`store_u32`], of eight bytes.
+///
+/// # Safety
+/// Eight bytes at `at` are mapped and writable.
+#[inline]
+pub(crate) unsafe fn store_u64(at: *mut u8, value: u64) {
+    if at.addr().is_multiple_of(8) {
+        // SAFETY: mapped, writable and aligned.
+        unsafe { AtomicU64::from_ptr(at.cast()) }.store(value.to_le(), Ordering::Release);
+    } else {
+        // SAFETY: mapped and writable.
+        unsafe { copy_in(value.to_le_bytes().as_ptr(), at, 8) }
+    }
+}
+
+/// One byte, with release ordering.
+///
+/// # Safety
+/// The byte at `at` is mapped and writable.
+#[inline]
+pub(crate) unsafe fn store_u8(at: *mut u8, value: u8) {
+    // SAFETY: mapped and writable; a byte is always aligned.
+    unsafe { AtomicU8::from_ptr(at) }.store(value, Ordering::Release);
+}
+
+/// Sets bits of a byte that others set bits of too.
+///
+/// # Safety
+/// The byte at `at` is mapped and writable.
+#[inline]
+pub(crate) unsafe fn or_u8(at: *mut u8, bits: u8) {
+    // SAFETY: mapped and writable; a byte is always aligned.
+    unsafe { AtomicU8::from_ptr(at) }.fetch_or(bits, Ordering::SeqCst);
 }
 
 /// A 16-byte completion entry: dword 3, which holds the phase, is never visible before the rest.

@@ -187,6 +187,66 @@ impl Window {
         }
     }
 
+    /// The little-endian half word at `offset`, with acquire ordering.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    #[inline]
+    pub fn load_u16(&self, offset: usize) -> Result<u16, Fault> {
+        match self.at(offset, 2, self.access.read) {
+            // SAFETY: two mapped bytes (see the module).
+            Some(at) => Ok(unsafe { segment::load_u16(at) }),
+            None => self.map.read(self.iova_at(offset, 2, self.access.read)?).map(u16::from_le_bytes),
+        }
+    }
+
+    /// Stores a little-endian half word at `offset`, with release ordering.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    #[inline]
+    pub fn store_u16(&self, offset: usize, value: u16) -> Result<(), Fault> {
+        match self.at(offset, 2, self.access.write) {
+            Some(at) => {
+                // SAFETY: two mapped, writable bytes (see the module).
+                unsafe { segment::store_u16(at, value) };
+                Ok(())
+            }
+            None => self.map.write_bytes(self.iova_at(offset, 2, self.access.write)?, &value.to_le_bytes()),
+        }
+    }
+
+    /// Stores a little-endian double word at `offset`, with release ordering.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    #[inline]
+    pub fn store_u64(&self, offset: usize, value: u64) -> Result<(), Fault> {
+        match self.at(offset, 8, self.access.write) {
+            Some(at) => {
+                // SAFETY: eight mapped, writable bytes (see the module).
+                unsafe { segment::store_u64(at, value) };
+                Ok(())
+            }
+            None => self.map.write_bytes(self.iova_at(offset, 8, self.access.write)?, &value.to_le_bytes()),
+        }
+    }
+
+    /// Sets bits of the byte at `offset`, atomically: others set bits of it too. Direct windows only.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    #[inline]
+    pub fn or_u8(&self, offset: usize, bits: u8) -> Result<(), Fault> {
+        let Some(at) = self.at(offset, 1, self.access.write) else {
+            self.iova_at(offset, 1, self.access.write)?;
+            return Err(Fault::Remote);
+        };
+        // SAFETY: one mapped, writable byte (see the module).
+        unsafe { segment::or_u8(at, bits) };
+        Ok(())
+    }
+
     /// Asks the processor to bring the line at `offset` near. Out of range: nothing.
     #[inline]
     pub fn prefetch(&self, offset: usize) {

@@ -7,6 +7,7 @@
 //! - [`nvme`]: NVM Express Base 2.1, NVM Command Set 1.1, PCIe Transport 1.1.
 //! - [`pci`]: PCI Express Base (type 0 header, power management, MSI-X, PCIe capability).
 //! - [`vfio_user`]: QEMU's `docs/interop/vfio-user.rst` and the structures it borrows from `<linux/vfio.h>`.
+//! - [`virtio_blk`]: virtio 1.2, the block device and both kinds of rings; [`vhost_inflight`]: its requests in flight.
 //! - [`vhost_user`]: QEMU's `docs/interop/vhost-user.rst`, for a block device.
 //!
 //! Conventions:
@@ -27,4 +28,6 @@ pub mod nvme;
 
 pub mod pci;
 pub mod vfio_user;
+pub mod vhost_inflight;
 pub mod vhost_user;
+pub mod virtio_blk;

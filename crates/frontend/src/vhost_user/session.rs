@@ -123,8 +123,10 @@ impl Session {
             let request = frame::parse(message)?;
             self.carry_out(request, blk)
         });
-        let changed = self.saved() != before;
-        let made = std::mem::take(&mut self.made);
+        let after = self.saved();
+        let (changed, named) = (after != before, after.fd_ids());
+        // What this very message replaced is not kept.
+        let made = std::mem::take(&mut self.made).into_iter().filter(|(id, _)| named.contains(id)).collect();
         let (reply, refused) = match handled {
             Ok(Answer::Payload(payload, fd)) => (Some(reply(&header, &payload, fd)), None),
             Ok(Answer::Done) => (self.acknowledge(&header, 0), None),

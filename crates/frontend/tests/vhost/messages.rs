@@ -347,3 +347,12 @@ fn an_in_flight_region_is_not_changed_under_a_running_ring() {
     assert_eq!(client.refused(SET_INFLIGHT_FD, &shape, vec![memfd(1 << 20)]), EBUSY);
     assert!(client.blk.running.contains_key(&0));
 }
+
+#[test]
+fn memory_for_requests_in_flight_that_the_first_message_replaces_is_not_kept() {
+    let mut client = Client::new();
+    let shape = [u64s(&[1 << 16, 0]), vec![1, 0, 8, 0], u32s(&[0])].concat();
+    client.send(SET_INFLIGHT_FD, false, &shape, vec![memfd(1 << 16)]);
+    let named = client.session.saved().fd_ids();
+    assert!(!named.is_empty() && client.held.keys().all(|id| named.contains(id)), "{named:?}");
+}

@@ -6,6 +6,7 @@ mod demo;
 mod fuzz;
 mod lint;
 mod run;
+mod sim;
 mod soak;
 mod test;
 mod tool;
@@ -34,6 +35,13 @@ enum Command {
         #[arg(default_value_t = 60)]
         seconds: u32,
     },
+    /// Run the seeded world: `--seed N` replays one run, `--for 10m` searches
+    #[command(disable_help_flag = true)]
+    Sim {
+        /// Such as `--seed 7`, `--for 10m`, `--all`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Measure; every argument goes to the bench itself (try --help)
     #[command(disable_help_flag = true)]
     Bench {
@@ -57,6 +65,7 @@ fn main() -> ExitCode {
         Command::Demo => demo::command(),
         Command::Image => vmtest::image::Image::ensure().map(|image| println!("{}", image.root().display())),
         Command::Fuzz { target, seconds } => fuzz::command(target.as_deref(), seconds),
+        Command::Sim { arguments } => sim::command(&arguments),
         Command::Bench { arguments } => bench::command(&arguments),
         Command::Soak { arguments } => soak::command(&arguments),
     };

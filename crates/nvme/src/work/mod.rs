@@ -242,6 +242,10 @@ impl Controller {
 
     pub(crate) fn work_acknowledged(&mut self, id: u32, host: &mut impl Host) {
         if let Some(exclusive) = self.work.exclusive.as_ref().filter(|e| e.hold == id) {
+            if !self.takes_commands() {
+                // A shutdown has drained without this pair: what it wrote would not be flushed.
+                return;
+            }
             let cqid = self
                 .region
                 .sqs
@@ -449,7 +453,7 @@ impl Controller {
     fn next_exclusive(&mut self, host: &mut impl Host) {
         let held = self.work.job.as_ref().is_some_and(|job| job.hold.is_some())
             || self.work.step() == Some(Step::Hold);
-        if held || self.work.exclusive.is_some() {
+        if held || self.work.exclusive.is_some() || !self.takes_commands() {
             return;
         }
         if let Some((ticket, nsid, sqid)) = self.work.exclusives.pop_front() {

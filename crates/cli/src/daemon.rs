@@ -27,8 +27,12 @@ pub(crate) fn status(config: &Config, json: bool) -> anyhow::Result<String> {
 
 fn exchange(config: &Config, request: &Request) -> anyhow::Result<Response> {
     let path = config.control.as_deref().unwrap_or(Path::new(DEFAULT_SOCKET));
-    let mut socket = UnixStream::connect(path)
-        .with_context(|| format!("no daemon answers at {}: is godwitd running, as this user, with this configuration?", path.display()))?;
+    let mut socket = UnixStream::connect(path).with_context(|| {
+        format!(
+            "no daemon answers at {}: is godwitd running, as this user, with this configuration?",
+            path.display()
+        )
+    })?;
     socket.write_all(format!("{}\n", serde_json::to_string(request)?).as_bytes())?;
     for line in BufReader::new(socket).lines() {
         match serde_json::from_str(&line?).context("the daemon speaks another release's language")? {
@@ -45,7 +49,11 @@ fn in_words(status: &Status) -> String {
     let engine = &status.engine;
     let pid = engine.pid.map_or(String::new(), |pid| format!(", process {pid}"));
     let probation = if engine.on_probation { ", on probation" } else { "" };
-    let _infallible = writeln!(text, "keeper  {} process {}, generation {}", status.release, status.pid, status.keeper_generation);
+    let _infallible = writeln!(
+        text,
+        "keeper  {} process {}, generation {}",
+        status.release, status.pid, status.keeper_generation
+    );
     let _infallible = writeln!(
         text,
         "engine  {} {}{pid}, generation {}{probation}, {} crashes, {} handovers",
@@ -92,12 +100,20 @@ mod tests {
             unanswered: 2,
             crashes: 3,
         };
-        let engine = EngineStatus { state: "serving".to_owned(), generation: 2, pid: Some(7), ..EngineStatus::default() };
+        let engine = EngineStatus {
+            state: "serving".to_owned(),
+            generation: 2,
+            pid: Some(7),
+            ..EngineStatus::default()
+        };
         let status = Status { engine, ssds: vec![ssd], restarts: vec![restart], ..Status::default() };
         let text = in_words(&status);
-        for part in
-            ["serving, process 7, generation 2", "a  quarantined, client connected, 2 waiting: 3 engines", "12.345 ms", "9 commands replayed"]
-        {
+        for part in [
+            "serving, process 7, generation 2",
+            "a  quarantined, client connected, 2 waiting: 3 engines",
+            "12.345 ms",
+            "9 commands replayed",
+        ] {
             assert!(text.contains(part), "{part} in {text}");
         }
     }

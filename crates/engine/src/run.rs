@@ -88,7 +88,8 @@ struct Told {
     saved: BTreeMap<usize, (Saved, Vec<OwnedFd>)>,
     sessions: Vec<(Session, OwnedFd)>,
     deposits: Vec<Deposit>,
-    rings: Vec<OwnedFd>,
+    /// Descriptor numbers of the keeper's.
+    rings: Vec<u32>,
 }
 
 struct Process {
@@ -104,7 +105,7 @@ impl Process {
                 (ToEngine::Saved(saved), fds) => {
                     _ = self.told.saved.insert(index(saved.ssd), (saved, fds));
                 }
-                (ToEngine::Rings, fds) => self.told.rings.extend(fds),
+                (ToEngine::Rings { numbers }, _) => self.told.rings.extend(numbers),
                 (ToEngine::Session(session), fds) => {
                     self.told.sessions.extend(fds.into_iter().next().map(|link| (session, link)));
                 }
@@ -435,10 +436,12 @@ impl House {
 }
 
 /// Waits until nothing of a dead engine is at the drives; returns how many requests were.
-fn fence(rings: Vec<OwnedFd>) -> anyhow::Result<u64> {
+fn fence(rings: Vec<u32>) -> anyhow::Result<u64> {
+    let keeper = rustix::process::getppid().context("the keeper is gone")?.as_raw_nonzero().get();
     let mut fenced = 0;
-    for fd in rings {
-        let ring = OldRing::new(fd).context("a ring of the last engine cannot be looked at")?;
+    for number in rings {
+        let ring = OldRing::new(u32::try_from(keeper)?, i32::try_from(number)?)
+            .context("a ring of the last engine cannot be looked at in the keeper")?;
         let ended = ring.wait(FENCE_PATIENCE).context("the last engine's I/O does not end")?;
         fenced += u64::from(ended);
     }

@@ -91,7 +91,7 @@ impl Slot {
         let thread = std::thread::Builder::new()
             .name(name)
             .stack_size(256 << 10)
-            .spawn(move || Keeping::run(plan, &inbox, shared, &ready))?;
+            .spawn(move || Keeping::run(plan, &inbox, shared, ready))?;
         Ok(Self { ssd, home, jobs, current, thread })
     }
 
@@ -154,7 +154,7 @@ impl Keeping {
         plan: Plan,
         inbox: &Receiver<Job>,
         current: Arc<Mutex<Current>>,
-        ready: &Sender<anyhow::Result<Left>>,
+        ready: Sender<anyhow::Result<Left>>,
     ) -> anyhow::Result<()> {
         let line = Line::of_other();
         line.turn_to(Some(plan.ssd.id.0));
@@ -171,6 +171,8 @@ impl Keeping {
                 return Ok(());
             }
         };
+        // Whoever counts the ssds waits until the last of these is gone.
+        drop(ready);
         loop {
             if let Some(session) = session.take() {
                 keeping.serve(session)?;

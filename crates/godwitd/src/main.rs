@@ -4,7 +4,7 @@
 
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
-use keeper::{Binary, EngineCommand, Keeper, Limits, Options};
+use keeper::{Binary, EngineCommand, Keeper, Limits, Notify, Options};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -73,7 +73,8 @@ fn main() -> ExitCode {
 
 /// The link is the standard input, which no other child of the keeper can inherit by mistake.
 fn run_engine() -> anyhow::Result<()> {
-    let link = std::io::stdin().as_fd().try_clone_to_owned().context("there is no link on the standard input")?;
+    let link =
+        std::io::stdin().as_fd().try_clone_to_owned().context("there is no link on the standard input")?;
     engine::run(link)
 }
 
@@ -101,6 +102,7 @@ fn run_keeper(arguments: Arguments) -> anyhow::Result<()> {
         },
         stats: arguments.stats.map(std::path::absolute).transpose()?,
         limits: Limits::default(),
+        notify: Notify::from_environment(),
     })?;
     keeper.run(stop)
 }
@@ -109,7 +111,8 @@ fn run_keeper(arguments: Arguments) -> anyhow::Result<()> {
 fn stop_signals() -> anyhow::Result<OwnedFd> {
     let (read, write) = UnixStream::pair().context("cannot wait for signals")?;
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::low_level::pipe::register(signal, write.try_clone()?).context("cannot wait for signals")?;
+        signal_hook::low_level::pipe::register(signal, write.try_clone()?)
+            .context("cannot wait for signals")?;
     }
     Ok(read.into())
 }

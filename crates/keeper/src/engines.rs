@@ -79,6 +79,9 @@ impl Keeper {
 
     /// The active engine serves all.
     pub(crate) fn serving(&mut self, ready: &Ready, now: Instant) {
+        if !self.has_served {
+            self.options.notify.say("READY=1");
+        }
         self.has_served = true;
         self.old_rings.clear();
         let blackout = self.history.serving(now, ready);
@@ -239,6 +242,7 @@ impl Keeper {
             return;
         }
         tracing::info!("stopping");
+        self.options.notify.say("STOPPING=1");
         self.stopping = true;
         self.start_at = None;
         self.sync_all();

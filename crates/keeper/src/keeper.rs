@@ -5,6 +5,7 @@ use crate::crash::{Backoff, Blame};
 use crate::history::History;
 use crate::limits::Limits;
 use crate::listener::Listener;
+use crate::notify::Notify;
 use crate::poller::{Poller, Token};
 use crate::process::{Binary, Engine, EngineCommand};
 use crate::ssd::Ssd;
@@ -30,6 +31,8 @@ pub struct Options {
     pub stats: Option<PathBuf>,
     /// How patient the keeper is.
     pub limits: Limits,
+    /// Who started us.
+    pub notify: Notify,
 }
 
 /// See the crate.
@@ -177,13 +180,15 @@ impl Keeper {
             self.start_next(now);
         }
         self.console.look_at_clock(&mut self.poller, now);
+        self.options.notify.look_at_clock(now);
     }
 
     fn next_deadline(&self) -> Option<Instant> {
         let sessions = self.ssds.iter().filter_map(|ssd| ssd.session.as_ref()?.deadline());
         let engines = self.engines.values().filter_map(|engine| engine.deadline);
         let probation = self.probation.as_ref().map(|probation| probation.until);
-        let once = [self.start_at, self.listen_at, probation, self.console.deadline()];
+        let notify = self.options.notify.deadline();
+        let once = [self.start_at, self.listen_at, probation, self.console.deadline(), notify];
         sessions.chain(engines).chain(once.into_iter().flatten()).min()
     }
 

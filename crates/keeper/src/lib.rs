@@ -22,6 +22,7 @@ mod keeper;
 mod limits;
 mod listener;
 mod messages;
+mod notify;
 mod poller;
 mod process;
 mod protocol;
@@ -33,4 +34,5 @@ mod upgrade;
 
 pub use keeper::{Keeper, Options};
 pub use limits::Limits;
+pub use notify::Notify;
 pub use process::{Binary, EngineCommand};

@@ -5,7 +5,7 @@ use crate::process::{Engine, Stage};
 use link::LinkError;
 use link::control::{Deposit, Packet, PowerOn, Predecessor, Ready, Role, ToEngine, ToKeeper, Welcome};
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -52,8 +52,11 @@ impl Keeper {
 
     /// The dead engines' io_urings.
     pub(crate) fn rings(&self) -> Vec<Result<Packet, LinkError>> {
-        let chunks = self.old_rings.chunks(link::control::FDS_MAX - 1);
-        chunks.map(|rings| Packet::new(&ToEngine::Rings, rings.to_vec())).collect()
+        if self.old_rings.is_empty() {
+            return Vec::new();
+        }
+        let numbers = self.old_rings.iter().filter_map(|ring| u32::try_from(ring.as_raw_fd()).ok()).collect();
+        vec![Packet::new(&ToEngine::Rings { numbers }, Vec::new())]
     }
 
     /// An engine's control link has something.

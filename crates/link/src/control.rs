@@ -56,10 +56,15 @@ pub enum ToEngine {
     /// What is kept of an ssd. Beside it: one descriptor for each of its roles.
     #[n(1)]
     Saved(#[n(0)] Saved),
-    /// The dead engine's io_uring descriptors are beside it. Nothing may be executed again, and no new I/O be submitted,
-    /// before every request they took has ended.
+    /// The dead engine's io_urings, which the keeper holds until `Ready`. Nothing may be executed again, and no new I/O be
+    /// submitted, before every request they took has ended.
     #[n(2)]
-    Rings,
+    Rings {
+        /// The keeper's descriptor numbers: rings cannot be sent over sockets (EINVAL since Linux 6.7), but whoever holds one
+        /// shows its counts in its `fdinfo`, and the keeper is the engine's parent.
+        #[n(0)]
+        numbers: Vec<u32>,
+    },
     /// A client's session; its link is beside it.
     #[n(3)]
     Session(#[n(0)] Session),

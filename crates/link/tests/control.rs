@@ -42,7 +42,7 @@ fn every_message_arrives_as_it_was_sent() {
             record: Some(vec![1]),
             crashes: 2,
         }),
-        ToEngine::Rings,
+        ToEngine::Rings { numbers: vec![7, 300] },
         ToEngine::Session(Session { ssd: 1, session: 8, door: Door::VHOST_USER }),
         ToEngine::Deposit(Deposit { ssd: 1, door: Door::VFIO_USER, bytes: vec![0; 9] }),
         ToEngine::Check,

@@ -49,6 +49,7 @@ impl Running {
             engine: command(habits),
             stats: None,
             limits,
+            notify: keeper::Notify::default(),
         })
         .expect("a keeper");
         let (stop, stopped) = UnixStream::pair().expect("pair");

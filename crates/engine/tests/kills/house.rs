@@ -1,0 +1,120 @@
+//! A keeper on a thread of this process, with engines in processes of their own.
+
+use guest::nvme::{Driver, Options};
+use keeper::{Binary, EngineCommand, Keeper, Limits};
+use rustix::process::{Pid, Signal, kill_process};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// What a test of a busy debug build allows for half of all pauses.
+pub(crate) const KILLED_NS: u64 = 500_000_000;
+const PID_FILE: &str = "GODWIT_TEST_ENGINE_PID";
+
+/// What the test `engine_process` does when it is started as one.
+pub(crate) fn be_an_engine() {
+    let Some(path) = std::env::var_os(PID_FILE) else { return };
+    log();
+    let temporary = Path::new(&path).with_extension("new");
+    std::fs::write(&temporary, std::process::id().to_string()).unwrap();
+    std::fs::rename(&temporary, &path).unwrap();
+    let link = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
+    engine::run(link).unwrap();
+    std::process::exit(0);
+}
+
+/// To the standard error output, by the variable GODWIT_LOG.
+fn log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("GODWIT_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}
+
+/// See the module.
+pub(crate) struct House {
+    keeper: Option<JoinHandle<anyhow::Result<()>>>,
+    stop: OwnedFd,
+    directory: TempDir,
+}
+
+impl House {
+    /// `ssds`: names and backends, where `DIR` stands for the directory.
+    pub(crate) fn start(ssds: &[(&str, &str)], reactors: usize) -> Self {
+        log();
+        let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let dir = directory.path().display().to_string();
+        let mut text = format!("[engine]\nreactors = {reactors}\n");
+        for (name, backend) in ssds {
+            text.push_str(&format!(
+                "[[ssd]]\nname = \"{name}\"\nsize = \"64MiB\"\nsocket = \"{dir}/{name}.sock\"\n\
+                 state = \"{dir}/{name}.state\"\nbackend = {}\n",
+                backend.replace("DIR", &dir)
+            ));
+        }
+        let (stopped, stop) = rustix::pipe::pipe().unwrap();
+        let pid_file = directory.path().join("pid").display().to_string();
+        let options = keeper::Options {
+            config_path: PathBuf::from("test.toml"),
+            config_text: text,
+            engine: EngineCommand {
+                binary: Arc::new(Binary::open(&std::env::current_exe().unwrap()).unwrap()),
+                arguments: ["--exact", "engine_process", "--ignored", "--nocapture"].map(String::from).into(),
+                environment: vec![(PID_FILE.to_owned(), pid_file)],
+            },
+            stats: None,
+            limits: Limits { blame_crashes: usize::MAX, short_life: Duration::ZERO, ..Limits::default() },
+            notify: keeper::Notify::default(),
+        };
+        let keeper = Keeper::new(options).unwrap();
+        let keeper = std::thread::spawn(move || keeper.run(stopped));
+        Self { keeper: Some(keeper), stop, directory }
+    }
+
+    pub(crate) fn connect(&self, name: &str) -> Driver {
+        self.connect_with(name, Options { timeout: Duration::from_secs(20), ..Options::default() })
+    }
+
+    /// The one before may still be leaving: a client that comes too early is turned away and tries again.
+    pub(crate) fn connect_with(&self, name: &str, options: Options) -> Driver {
+        let socket = self.directory.path().join(format!("{name}.sock"));
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            match Driver::connect_with(&socket, options) {
+                Ok(driver) => return driver,
+                Err(error) => assert!(Instant::now() < deadline, "{error}"),
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn pid(&self) -> Option<Pid> {
+        let text = std::fs::read_to_string(self.directory.path().join("pid")).ok()?;
+        Pid::from_raw(text.trim().parse().ok()?)
+    }
+
+    /// SIGKILL to the engine there is. One that was killed already and is not replaced yet is left alone.
+    pub(crate) fn kill(&self) {
+        if let Some(pid) = self.pid() {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+
+    pub(crate) fn stop(mut self) {
+        rustix::io::write(&self.stop, &[1]).unwrap();
+        self.keeper.take().unwrap().join().unwrap().unwrap();
+    }
+}
+
+/// Of a test that failed: no engine stays behind.
+impl Drop for House {
+    fn drop(&mut self) {
+        if self.keeper.is_some() {
+            let _ = rustix::io::write(&self.stop, &[1, 1]);
+            std::thread::sleep(Duration::from_millis(50));
+            self.kill();
+        }
+    }
+}

@@ -6,7 +6,8 @@
 //!  guest --doorbells, guest RAM (shared memory)------------> every reactor: nvme::QueueGroup --> block::Backend
 //! ```
 //!
-//! Not here yet: the keeper (a crash of this process still costs its guests their device), limits, pools.
+//! [`Engine`] serves alone: its end costs its guests their device. [`run()`] serves for a keeper, which starts it again. Not here
+//! yet: vhost-user, limits, pools.
 
 mod blame;
 mod channel;
@@ -54,6 +55,7 @@ impl Engine {
     /// # Errors
     /// Says which ssd, what failed and what to do.
     pub fn start(config: &Config, stats_path: Option<PathBuf>) -> anyhow::Result<Self> {
+        raise_descriptor_limit();
         let clock = clock::Clock::calibrate();
         let count = config.engine.reactors;
         let counters =
@@ -110,4 +112,12 @@ impl Engine {
         }
         results.into_iter().collect()
     }
+}
+
+/// A client passes a descriptor for each interrupt and each piece of memory; no client may want for them because of another.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = setrlimit(Resource::Nofile, limit);
 }

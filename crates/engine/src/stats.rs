@@ -58,13 +58,13 @@ pub(crate) fn add(counter: &AtomicU64, value: u64) {
     counter.store(counter.load(Relaxed).wrapping_add(value), Relaxed);
 }
 
-/// Opens the page for `reactors` reactors at `path`, or unnamed.
+/// Opens the page for `reactors` reactors and makes `path` a link to it. Only a link that is there is replaced: anything else may
+/// be somebody's file.
 pub(crate) fn open(path: Option<&Path>, reactors: usize) -> std::io::Result<Vec<Counters>> {
     let page = SharedRegion::<StatsPage>::memfd("godwit-stats")?;
     if let (Some(path), Some(fd)) = (path, page.fd()) {
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+        if std::fs::symlink_metadata(path).is_ok_and(|there| there.is_symlink()) {
+            std::fs::remove_file(path)?;
         }
         std::os::unix::fs::symlink(format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd()), path)?;
     }

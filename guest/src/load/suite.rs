@@ -111,7 +111,7 @@ fn null(settings: &Settings, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// A RAM disk, with the null engine and the bare copy in turn, for the ratio of issue 2.
+/// A RAM disk, with the null engine and the bare copy in turn, for the ratio to that.
 fn ram(settings: &Settings, report: &mut Report) -> Result<()> {
     let loads = settings.wanted("ram", random_loads());
     if loads.is_empty() {

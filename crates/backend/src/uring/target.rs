@@ -102,7 +102,7 @@ impl Target {
             Ok(..512) => 512,
             _ => {
                 let what = format!("its direct I/O works in units of {len_align} bytes");
-                return Err(unfit(path, what, "set direct = \"never\", or use another file system"));
+                return Err(unfit(path, what, "set direct = false, or use another file system"));
             }
         };
         let capacity_bytes = capacity(config, &file, is_block_device)?;
@@ -172,7 +172,7 @@ fn open_file(config: &Config, is_block_device: bool) -> Result<(File, bool), Err
             if config.direct == Direct::Auto {
                 tracing::warn!(path = %path.display(), "no O_DIRECT here: I/O goes through the page cache");
             } else if !is_tmpfs(&file) {
-                let advice = "move it to a file system that has O_DIRECT, or set direct = \"auto\"";
+                let advice = "move it to a file system that has O_DIRECT, or leave direct out";
                 return Err(failed(path, "cannot pass the page cache by", error, advice));
             }
             Ok((file, false))

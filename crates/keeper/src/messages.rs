@@ -154,7 +154,9 @@ impl Keeper {
                 engine.deadline = None;
                 self.checked(now);
             }
-            _ => engine.expel("it is ready, but was not asked".to_owned()),
+            // It was asked to end while it began: the two crossed.
+            Stage::Pausing | Stage::Stopping => {}
+            Stage::Checked | Stage::Serving => engine.expel("it is ready, but was not asked".to_owned()),
         }
     }
 }

@@ -34,8 +34,8 @@ pub const MSRC_Z: u8 = 127;
 pub const MSSRL: u16 = 2048;
 /// Copy: blocks in a command (MCL).
 pub const MCL: u32 = 16384;
-/// Dataset Management: ranges in a command (DMRL).
-pub const DMRL: u8 = 255;
+/// Dataset Management: ranges in a command (DMRL). No limit is reported: all 256 that the command can name are taken.
+pub const DMRL: u8 = 0;
 /// Runs of blocks one namespace can have marked uncorrectable: bounds the record and the search.
 pub const MARKS_MAX: usize = 1024;
 /// Copy descriptor formats, one bit each (CDFS): format 0 alone.

@@ -11,7 +11,7 @@ use spec::nvme::nvm::{
 use spec::nvme::{Command, NSID_BROADCAST, NvmOpcode, Status};
 
 use super::fault::Refusal;
-use crate::limits::{DMRL, MSRC_Z};
+use crate::limits::MSRC_Z;
 use crate::namespace::{BlockRange, Namespace, NamespaceTable};
 
 /// A checked command. Blocks lie in the namespace.
@@ -88,9 +88,6 @@ fn parse_rare<'a>(command: &Command, table: &'a NamespaceTable, mdts_bytes: u32)
         NvmOpcode::DatasetManagement => {
             let namespace = table.for_io(command.nsid).map_err(refused_nsid)?;
             let ranges = usize::from(DsmCdw10::from_bits(command.cdw10).nr_z()) + 1;
-            if ranges > usize::from(DMRL) {
-                return Err(Refusal::field(Status::COMMAND_SIZE_LIMIT_EXCEEDED, BYTE_CDW10));
-            }
             Ok(Io::Deallocate { namespace, ranges, deallocate: DsmCdw11::from_bits(command.cdw11).ad() })
         }
         NvmOpcode::Copy => copy(command, table),

@@ -277,7 +277,7 @@ impl Controller {
         }
         if self.work.step() == Some(Step::Commit) {
             let pending = self.work.pending.take();
-            let table = if ok { pending } else { Some(self.ungated_table()) };
+            let table = if ok { pending } else { Some(self.table_without_record()) };
             if let Some(table) = table {
                 self.table = Arc::new(table);
             }
@@ -311,6 +311,17 @@ impl Controller {
             _ => {}
         }
         Some(table)
+    }
+
+    /// The table when the work is done and cannot be recorded. A sanitize whose end is not on record has failed: a restart
+    /// would do it again, and until then the host may.
+    fn table_without_record(&mut self) -> NamespaceTable {
+        let table = self.ungated_table();
+        if !self.work.job.as_ref().is_some_and(|job| matches!(job.task, Task::Sanitize)) {
+            return table;
+        }
+        self.conclude_sanitize(true);
+        table.gated(SubsystemGate::SanitizeFailed)
     }
 
     /// The table with every gate of a format opened again.

@@ -304,6 +304,21 @@ fn a_failed_sanitize_stays_restricted_until_it_may_be_left() {
 }
 
 #[test]
+fn a_sanitize_whose_end_cannot_be_recorded_has_failed_and_can_be_asked_for_again() {
+    let mut world = World::ready();
+    world.host.full = true;
+    assert_eq!(status(&mut world, command(0x84, 0, [2, 0])), Status::SUCCESS);
+    (world.host.full, world.host.persist_ok) = (false, false);
+    world.pump();
+    world.host.persist_ok = true;
+    assert_eq!(sanitize_log(&mut world).sstat.sos(), 3);
+    assert_eq!(status(&mut world, command(0x84, 0, [2, 0])), Status::SUCCESS);
+    world.pump();
+    assert_eq!(sanitize_log(&mut world).sstat.sos(), 1);
+    assert!(world.host.table.clone().expect("published").for_io(1).is_ok());
+}
+
+#[test]
 fn namespaces_come_back_from_the_record_and_keep_their_identity() {
     let mut world = World::ready();
     assert_eq!(status(&mut world, delete(1)), Status::SUCCESS);

@@ -100,6 +100,8 @@ fn admin_commands_registers_and_queues_go_on_over_kills() {
         killer.join().unwrap();
         println!("{round} rounds");
     });
+    // A stop that meets an engine just killed says, rightly, that it could not make all durable.
+    assert_eq!(driver.identify(0, 1).unwrap(), before);
     house.stop();
 }
 

@@ -131,6 +131,12 @@ fn read_record(
             record.capacity_bytes
         );
     }
+    nvme::controller::check_record(&record, capacity_bytes & !0xfff).with_context(|| {
+        format!(
+            "its state {} cannot be served: use the Godwit that wrote it, or restore a backup",
+            path.display()
+        )
+    })?;
     if record.profile != profile.name {
         bail!("its state says profile \"{}\", the configuration \"{}\"", record.profile, profile.name);
     }

@@ -84,3 +84,32 @@ fn statistics_never_take_the_place_of_a_file() {
     assert!(!output.status.success());
     assert_eq!(std::fs::read_to_string(&precious).unwrap(), "mine");
 }
+
+#[test]
+fn a_state_that_this_build_cannot_serve_whole_is_refused_and_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = configuration(folder.path(), "64MiB");
+    let path = folder.path().join("a.state");
+    let namespace = state::ssd::NamespaceV1 {
+        nsid: 7,
+        reserved_bytes: 1 << 20,
+        blocks: 128,
+        lba_shift: 13,
+        ..state::ssd::NamespaceV1::default()
+    };
+    let record = state::ssd::SsdV1 {
+        capacity_bytes: 64 << 20,
+        profile: "godwit-1".to_owned(),
+        laid_out: true,
+        namespaces: vec![namespace],
+        ..state::ssd::SsdV1::default()
+    };
+    let bytes = record.to_bytes().unwrap();
+    std::fs::write(&path, &bytes).unwrap();
+    let line = format!("state = \"{}\"\n", path.display());
+    std::fs::write(&config, std::fs::read_to_string(&config).unwrap() + &line).unwrap();
+    let output = godwitd(&["--config", &config]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && text.contains("namespace 7"), "{text}");
+    assert_eq!(std::fs::read(&path).unwrap(), bytes);
+}

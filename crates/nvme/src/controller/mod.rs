@@ -34,6 +34,7 @@ use crate::profile::{Identity, Profile};
 use crate::work::{Work, wipe::Wiper};
 use life::{Life, Shutdown};
 pub(crate) use record::PersistWish;
+pub use record::{Unfit, check_record};
 
 pub use crate::host::{Bar, Host};
 

@@ -30,6 +30,32 @@ pub(super) struct Persist {
     next: Vec<PersistWish>,
 }
 
+/// A namespace of a record that this build cannot serve as it stands: a block size it does not know, or a place outside the ssd
+/// or inside another namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "namespace {nsid} does not fit: it has an unknown block size, or lies outside the ssd or in another namespace"
+)]
+pub struct Unfit {
+    /// The namespace.
+    pub nsid: u32,
+}
+
+/// Whether every namespace of a record can be served on an ssd of this capacity. To be asked before [`Controller::new`], which
+/// leaves out those that cannot, and writes the record without them.
+///
+/// # Errors
+/// The first namespace that does not fit.
+pub fn check_record(record: &SsdV1, capacity_bytes: u64) -> Result<(), Unfit> {
+    let mut fitting: Vec<Namespace> = Vec::new();
+    for saved in &record.namespaces {
+        let clear = |ns: &Namespace| fitting.iter().all(|other| other.nsid != ns.nsid && !overlap(ns, other));
+        let found = Namespace::from_record(saved, capacity_bytes).filter(clear);
+        fitting.push(found.ok_or(Unfit { nsid: saved.nsid })?);
+    }
+    Ok(())
+}
+
 impl Controller {
     pub(crate) fn persist(&mut self, wish: PersistWish, host: &mut impl Host) {
         self.persist.next.push(wish);

@@ -4,6 +4,7 @@ mod deny;
 mod islands;
 mod length;
 mod policy;
+mod sections;
 mod source;
 
 use std::fs;
@@ -15,11 +16,12 @@ use crate::run::{Metadata, cargo, metadata, run};
 
 type Check = (&'static str, fn() -> Result<()>);
 
-const CHECKS: [Check; 6] = [
+const CHECKS: [Check; 7] = [
     ("format", || run(&mut cargo(&["fmt", "--all", "--check"])).context("run `cargo fmt`")),
     ("policy", || verdict(policy::findings(&metadata()?)?)),
     ("unsafe islands", || verdict(islands::findings(&metadata()?)?)),
     ("file length", || verdict(length::findings(&metadata()?)?)),
+    ("sections of conformance tests", || verdict(sections::findings()?)),
     ("clippy", || {
         run(&mut cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))
     }),

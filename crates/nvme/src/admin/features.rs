@@ -2,11 +2,10 @@
 
 use std::sync::atomic::Ordering;
 
-use spec::nvme::admin::UuidIndexCdw14;
 use spec::nvme::feature::{
-    Arbitration, ErrorRecovery, FeatureCapabilities, Fid, GetFeaturesCdw10, HostBehaviorSupport,
-    HostIdentifierCdw11, InterruptVectorConfig, NumberOfQueues, PowerManagement, Select, SetFeaturesCdw10,
-    TemperatureThreshold, Timestamp, TimestampAttributes,
+    Arbitration, AsyncEventConfig, ErrorRecovery, FeatureCapabilities, Fid, GetFeaturesCdw10,
+    HostBehaviorSupport, HostIdentifierCdw11, InterruptVectorConfig, NumberOfQueues, PowerManagement, Select,
+    SetFeaturesCdw10, TemperatureThreshold, Timestamp, TimestampAttributes,
 };
 use spec::nvme::log::CriticalWarning;
 use spec::nvme::{Command, NSID_BROADCAST, Status};
@@ -22,6 +21,10 @@ pub(super) const TEMPERATURE_K: u16 = 303;
 /// Warning and critical composite temperature thresholds.
 pub(super) const WARNING_K: u16 = 343;
 pub(super) const CRITICAL_K: u16 = 358;
+/// The workload hints with a meaning end here (Base 2.1, 8.1.17.3).
+const WORKLOAD_HINT_MAX: u8 = 2;
+/// Bits of Arbitration that mean nothing, and are not remembered.
+const ARBITRATION_RESERVED: u32 = 0xf8;
 /// Where the under temperature threshold is kept: a feature identifier of the vendor's, which none can set.
 const UNDER_THRESHOLD: u8 = 0xc0;
 
@@ -91,7 +94,7 @@ impl Controller {
 
     pub(super) fn get_features(&mut self, command: &Command) -> Outcome {
         let fields = GetFeaturesCdw10::from_bits(command.cdw10);
-        let fid = checked(Fid(fields.fid()), command)?;
+        let fid = checked(Fid(fields.fid()))?;
         let select = Select(fields.sel());
         if select == Select::SupportedCapabilities {
             let capabilities = FeatureCapabilities::new()
@@ -139,7 +142,7 @@ impl Controller {
 
     pub(super) fn set_features(&mut self, command: &Command) -> Outcome {
         let fields = SetFeaturesCdw10::from_bits(command.cdw10);
-        let fid = checked(Fid(fields.fid()), command)?;
+        let fid = checked(Fid(fields.fid()))?;
         if fields.sv() {
             return Err(Failure::Status(Status::FEATURE_NOT_SAVEABLE, 43));
         }
@@ -161,20 +164,29 @@ impl Controller {
                 return Err(Failure::Status(Status::IO_COMMAND_SET_COMBINATION_REJECTED, 44));
             }
             Fid::KeepAliveTimer => self.set_keep_alive(command.cdw11),
-            Fid::PowerManagement if PowerManagement::from_bits(command.cdw11).ps() != 0 => {
+            // Power states above NPSS, and workload hints that are reserved (Base 2.1, 8.1.17.3).
+            Fid::PowerManagement
+                if PowerManagement::from_bits(command.cdw11).ps() != 0
+                    || PowerManagement::from_bits(command.cdw11).wh() > WORKLOAD_HINT_MAX =>
+            {
                 return Err(invalid_field(11));
             }
             Fid::ErrorRecovery if ErrorRecovery::from_bits(command.cdw11).dulbe() => {
                 return Err(invalid_field(11));
             }
             Fid::VolatileWriteCache | Fid::WriteAtomicityNormal => self.store(fid.0, command.cdw11 & 1),
-            // The notices that OAES offers, and the SMART warnings.
+            // "If Endurance Groups are not supported and this bit is set to '1', then the Set Features command shall be aborted".
+            Fid::AsyncEventConfiguration if AsyncEventConfig::from_bits(command.cdw11).egealcn() => {
+                return Err(invalid_field(11));
+            }
+            // The notices that OAES offers, and the SMART warnings. Others may be asked for, and never come (5.1.25.1.5).
             Fid::AsyncEventConfiguration => {
                 self.store(fid.0, command.cdw11 & 0x1ff);
                 self.warn(self.critical_warning());
             }
             Fid::InterruptCoalescing => self.store(fid.0, command.cdw11 & 0xffff),
             Fid::PowerManagement => self.store(fid.0, command.cdw11 & 0xff),
+            Fid::Arbitration => self.store(fid.0, command.cdw11 & !ARBITRATION_RESERVED),
             Fid::ErrorRecovery => self.store(fid.0, command.cdw11 & 0xffff),
             _ => self.store(fid.0, command.cdw11),
         }
@@ -188,7 +200,7 @@ impl Controller {
         self.table.attached(nsid).map(drop).map_err(|status| Failure::Status(status, 4))
     }
 
-    /// Base 2.1, 5.2.26.2.1: at any time before the first I/O queue.
+    /// Base 2.1, 5.1.25.2.1: at any time before the first I/O queue.
     fn set_number_of_queues(&mut self, cdw11: u32) -> Outcome {
         let asked = NumberOfQueues::from_bits(cdw11);
         if asked.nsq_z() == 0xffff || asked.ncq_z() == 0xffff {
@@ -313,12 +325,10 @@ impl Controller {
     }
 }
 
-fn checked(fid: Fid, command: &Command) -> Result<Fid, Failure> {
+/// Without a UUID List (CTRATT) dword 14 specifies no UUID index: it is reserved.
+fn checked(fid: Fid) -> Result<Fid, Failure> {
     if !SUPPORTED.contains(&fid) {
         return Err(invalid_field(10));
-    }
-    if UuidIndexCdw14::from_bits(command.cdw14).uidx() != 0 {
-        return Err(invalid_field(14));
     }
     Ok(fid)
 }

@@ -1,7 +1,7 @@
 //! Identify (Base 2.1, 5.1.13; NVM 1.1, 4.1.5). Every capability said here is one that is implemented, and every one that
 //! is implemented is said here.
 
-use spec::nvme::admin::{IdentifyCdw10, IdentifyCdw11, UuidIndexCdw14};
+use spec::nvme::admin::{IdentifyCdw10, IdentifyCdw11};
 use spec::nvme::identify::capabilities::{Ctratt, Frmw, Lpa, Oacs, Oaes, Oncs, Sanicap, Sgls, Vwc};
 use spec::nvme::identify::{
     Cns, ControllerList, Csi, Dlfeat, Flbas, Fpi, IDENTIFY_BYTES, IdentifyController, IdentifyControllerNvm,
@@ -23,9 +23,6 @@ pub(super) const CNTLID: u16 = 0;
 
 impl Controller {
     pub(super) fn identify(&mut self, command: &Command) -> Outcome {
-        if UuidIndexCdw14::from_bits(command.cdw14).uidx() != 0 {
-            return Err(invalid_field(14));
-        }
         let page = self.identify_page(command)?;
         debug_assert_eq!(page.len(), IDENTIFY_BYTES);
         transfer::to_host(&self.map, command, &page)?;

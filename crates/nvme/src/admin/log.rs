@@ -62,7 +62,7 @@ impl Controller {
             lid,
             Lid::SupportedLogPages | Lid::CommandsSupportedAndEffects | Lid::FeatureIdentifiersEffects
         ) && CommandSetSelected(self.cc().css()) == CommandSetSelected::All;
-        if last.uidx() != 0 || last.ot() || (uses_csi && last.csi() != Csi::Nvm.0) {
+        if last.ot() || (uses_csi && last.csi() != Csi::Nvm.0) {
             return Err(invalid_field(14));
         }
         let numd = u64::from(numd_z(fields, GetLogPageCdw11::from_bits(command.cdw11))) + 1;

@@ -25,6 +25,11 @@ const ACTION_TRACKED: u32 = 0x11;
 const LBA_STATUS_HEADER: usize = 8;
 const LBA_STATUS_DESCRIPTOR: usize = 16;
 
+/// NMIC: a dispersed namespace, which there is none of here. The bits above are reserved.
+const NMIC_DISPERSED: u8 = 1 << 1;
+/// DPS: type and place of protection information. The bits above are reserved.
+const DPS_DEFINED: u8 = 0xf;
+
 impl Controller {
     pub(super) fn namespace_management(
         &mut self,
@@ -212,7 +217,7 @@ impl Controller {
 fn checked_format(wanted: &NamespaceManagementCreate, block_bytes: u32) -> Result<LbaFormat, Failure> {
     let flbas = Flbas::from_bits(wanted.flbas);
     let format = LbaFormat::from_index(flbas.fidxl() | flbas.fidxu() << 4)
-        .filter(|format| wanted.dps == 0 && format.block_bytes() >= block_bytes);
+        .filter(|format| wanted.dps & DPS_DEFINED == 0 && format.block_bytes() >= block_bytes);
     let format = format.ok_or(Status::INVALID_FORMAT)?;
     if wanted.nsze == 0 || wanted.ncap > wanted.nsze {
         return Err(Status::INVALID_FIELD.into());
@@ -221,7 +226,7 @@ fn checked_format(wanted: &NamespaceManagementCreate, block_bytes: u32) -> Resul
         return Err(Status::THIN_PROVISIONING_NOT_SUPPORTED.into());
     }
     // ANAGRPID, NVMSETID, ENDGID and NPHNDLS are ignored by a controller without what they belong to.
-    if wanted.nmic > 1 || wanted.lbstm != 0 {
+    if wanted.nmic & NMIC_DISPERSED != 0 || wanted.lbstm != 0 {
         return Err(Status::INVALID_FIELD.into());
     }
     Ok(format)

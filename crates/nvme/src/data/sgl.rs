@@ -103,12 +103,12 @@ fn data(
 ) -> Result<(), Refused> {
     let len = descriptor.length as usize;
     let is_bucket = descriptor.descriptor_type() == SglType::BitBucket;
+    if descriptor.sub_type() != SglSubType::Address {
+        return Err(Status::SGL_DESCRIPTOR_TYPE_INVALID.into());
+    }
     if is_bucket && direction == Direction::FromHost {
         // "If the SGL describes a source data buffer, the length of the bit bucket is treated as 0" (Base 2.1, 4.3.2).
         return Ok(());
-    }
-    if descriptor.sub_type() != SglSubType::Address {
-        return Err(Status::SGL_DESCRIPTOR_TYPE_INVALID.into());
     }
     *rest = rest.checked_sub(len).ok_or(Status::DATA_SGL_LENGTH_INVALID)?;
     match (len, is_bucket) {

@@ -1,14 +1,14 @@
 //! From a private copy of a submission queue entry to a checked command: all doubt about its fields ends here.
 //!
-//! Reserved bits are not looked at (Base 2.1, 1.8.1: "a receiver is not required to check reserved fields"); reserved and
-//! unsupported *values* of defined fields are refused. Fields of protection information and directives that could only
-//! matter with features this controller does not have are refused when they ask for them.
+//! Reserved bits are not looked at; reserved and unsupported *values* of defined fields are refused (Base 2.1, 1.4.1.6;
+//! `docs/decisions/0012-reserved.md`). PRINFO and STC are ignored: no namespace has protection information or storage tags
+//! (NVM 1.1, "Protection Information Field Definition": "this bit shall be ignored").
 
 use spec::nvme::nvm::{
-    CopyCdw12, CopyDescriptorFormat, DsmCdw10, DsmCdw11, ReadWriteCdw12, WriteUncorrectableCdw12,
-    WriteZeroesCdw12,
+    ACCESS_FREQUENCY_MAX, CopyCdw12, CopyDescriptorFormat, DsmCdw10, DsmCdw11, ReadWriteCdw12,
+    ReadWriteCdw13, WriteUncorrectableCdw12, WriteZeroesCdw12,
 };
-use spec::nvme::{Command, NSID_BROADCAST, NvmOpcode, Status};
+use spec::nvme::{Command, NSID_BROADCAST, NvmOpcode, Psdt, Status};
 
 use super::fault::Refusal;
 use crate::limits::MSRC_Z;
@@ -33,6 +33,9 @@ const BYTE_OPCODE: u8 = 0;
 const BYTE_NSID: u8 = 4;
 const BYTE_CDW10: u8 = 40;
 const BYTE_CDW12: u8 = 48;
+const BYTE_CDW13: u8 = 52;
+/// Where PSDT is.
+const BYTE_PSDT: u8 = 1;
 
 #[inline]
 pub(crate) fn parse<'a>(
@@ -43,6 +46,7 @@ pub(crate) fn parse<'a>(
     match command.nvm_opcode() {
         NvmOpcode::Read => {
             let (namespace, blocks) = transfer(command, table, mdts_bytes)?;
+            check_hint(command)?;
             Ok(Io::Read { namespace, blocks })
         }
         NvmOpcode::Write => {
@@ -51,6 +55,7 @@ pub(crate) fn parse<'a>(
                 return Err(Refusal::field(Status::INVALID_FIELD, BYTE_CDW12 + 2));
             }
             let (namespace, blocks) = transfer(command, table, mdts_bytes)?;
+            check_hint(command)?;
             Ok(Io::Write { namespace, blocks, fua: cdw12.fua() })
         }
         _ => parse_rare(command, table, mdts_bytes),
@@ -59,7 +64,7 @@ pub(crate) fn parse<'a>(
 
 #[inline(never)]
 fn parse_rare<'a>(command: &Command, table: &'a NamespaceTable, mdts_bytes: u32) -> Result<Io<'a>, Refusal> {
-    match command.nvm_opcode() {
+    let io = match command.nvm_opcode() {
         NvmOpcode::Flush => {
             // Base 2.1, 7.2: FFFFFFFFh flushes every attached namespace (VWC bits 2:1 = 11b).
             if command.nsid != NSID_BROADCAST {
@@ -92,6 +97,11 @@ fn parse_rare<'a>(command: &Command, table: &'a NamespaceTable, mdts_bytes: u32)
         }
         NvmOpcode::Copy => copy(command, table),
         _ => Err(Refusal::field(Status::INVALID_OPCODE, BYTE_OPCODE)),
+    }?;
+    // Also of commands that move no data, whose data pointer nobody walks.
+    match Psdt(command.cdw0.psdt()) {
+        Psdt::Prp | Psdt::SglMptrContiguous => Ok(io),
+        _ => Err(Refusal::field(Status::INVALID_FIELD, BYTE_PSDT)),
     }
 }
 
@@ -104,9 +114,6 @@ fn transfer<'a>(
 ) -> Result<(&'a Namespace, BlockRange), Refusal> {
     let namespace = table.for_io(command.nsid).map_err(refused_nsid)?;
     let cdw12 = ReadWriteCdw12::from_bits(command.cdw12);
-    if cdw12.prinfo() != 0 || cdw12.stc() {
-        return Err(refused_protection());
-    }
     if cdw12.cetype() != 0 {
         return Err(Refusal::field(Status::INVALID_FIELD, BYTE_CDW12 + 2));
     }
@@ -120,9 +127,6 @@ fn transfer<'a>(
 fn write_zeroes<'a>(command: &Command, table: &'a NamespaceTable) -> Result<Io<'a>, Refusal> {
     let namespace = table.for_io(command.nsid).map_err(refused_nsid)?;
     let cdw12 = WriteZeroesCdw12::from_bits(command.cdw12);
-    if cdw12.prinfo() != 0 || cdw12.stc() {
-        return Err(refused_protection());
-    }
     // NSZ needs ONCS support for it, which Identify does not report.
     if cdw12.cetype() != 0 || cdw12.nsz() {
         return Err(Refusal::field(Status::INVALID_FIELD, BYTE_CDW12 + 2));
@@ -142,14 +146,20 @@ fn copy<'a>(command: &Command, table: &'a NamespaceTable) -> Result<Io<'a>, Refu
     {
         return Err(Refusal::field(Status::INVALID_FIELD, BYTE_CDW12 + 1));
     }
-    if cdw12.prinfor() != 0 || cdw12.prinfow() != 0 || cdw12.stcr() || cdw12.stcw() {
-        return Err(refused_protection());
-    }
     if cdw12.nr_z() > MSRC_Z {
         return Err(Refusal::field(Status::COMMAND_SIZE_LIMIT_EXCEEDED, BYTE_CDW12));
     }
     let ranges = usize::from(cdw12.nr_z()) + 1;
     Ok(Io::Copy { namespace, sdlba: command.slba(), ranges, fua: cdw12.fua() })
+}
+
+/// The access frequency is a hint, but a reserved one is an error all the same.
+#[inline]
+fn check_hint(command: &Command) -> Result<(), Refusal> {
+    if ReadWriteCdw13::from_bits(command.cdw13).access_frequency() > ACCESS_FREQUENCY_MAX {
+        return Err(Refusal::field(Status::INVALID_FIELD, BYTE_CDW13));
+    }
+    Ok(())
 }
 
 #[inline]
@@ -167,10 +177,4 @@ fn refused_nsid(status: Status) -> Refusal {
         return Refusal::transient(status);
     }
     Refusal::field(status, BYTE_NSID)
-}
-
-/// No namespace has protection information or storage tags.
-#[cold]
-fn refused_protection() -> Refusal {
-    Refusal::field(Status::INVALID_PROTECTION_INFORMATION, BYTE_CDW12 + 3)
 }

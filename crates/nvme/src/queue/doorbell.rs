@@ -1,5 +1,5 @@
 //! Where doorbell values come from: the doorbell page, or the host's shadow page once Doorbell Buffer Config named one
-//! (Base 2.1, 5.3.5 and annex B.5).
+//! (Base 2.1, 5.2.5 and annex B.5).
 
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};

@@ -5,6 +5,7 @@ use spec::nvme::registers as reg;
 
 use crate::world::{ACQ, ASQ, World, command};
 
+/// Base 2.1, 3.1.4.1 and 3.1.4.2.
 #[test]
 fn cap_and_vs_say_what_the_profile_is() {
     let mut world = World::new();
@@ -18,6 +19,7 @@ fn cap_and_vs_say_what_the_profile_is() {
     }
 }
 
+/// Base 2.1, 3.1.4.8 to 3.1.4.10.
 #[test]
 fn admin_queue_registers_are_readable_while_enabled() {
     let mut world = World::ready();
@@ -29,6 +31,7 @@ fn admin_queue_registers_are_readable_while_enabled() {
     assert_eq!(world.read(reg::ASQ + 1, 3), ASQ.to_le_bytes()[1..4]);
 }
 
+/// Base 2.1, 3.1.4.5 and 3.5.1; hostile inputs, row 14.
 #[test]
 fn enabling_with_a_field_out_of_its_range_is_fatal_and_a_reset_mends_it() {
     let wrong = [
@@ -52,6 +55,7 @@ fn enabling_with_a_field_out_of_its_range_is_fatal_and_a_reset_mends_it() {
     }
 }
 
+/// Base 2.1, 3.1.4.8 to 3.1.4.10 and 3.5.1; hostile inputs, row 2.
 #[test]
 fn an_admin_queue_of_one_entry_unaligned_or_unmapped_is_fatal() {
     let cases = [(0, ASQ, ACQ), (0x1f_0000, ASQ, ACQ), (0x1f_001f, ASQ + 8, ACQ), (0x1f_001f, 1 << 40, ACQ)];
@@ -65,6 +69,7 @@ fn an_admin_queue_of_one_entry_unaligned_or_unmapped_is_fatal() {
     }
 }
 
+/// Base 2.1, 3.7.2: RDY says when the reset is over.
 #[test]
 fn a_reset_ends_when_the_groups_have_ended_and_zeroes_the_doorbells() {
     let mut world = World::ready();
@@ -84,6 +89,7 @@ fn a_reset_ends_when_the_groups_have_ended_and_zeroes_the_doorbells() {
     assert!(world.admin(command(0x18, 0, [0, 0])).status.is_success());
 }
 
+/// Ours: Base 2.1, 3.5.1 forbids the host to do this, and it must not hang for it.
 #[test]
 fn enabling_again_before_the_reset_has_ended_is_not_lost() {
     let mut world = World::ready();
@@ -97,6 +103,7 @@ fn enabling_again_before_the_reset_has_ended_is_not_lost() {
     assert!(world.admin(command(0x18, 0, [0, 0])).status.is_success());
 }
 
+/// Base 2.1, 3.6 and 3.1.4.6 (SHST).
 #[test]
 fn a_shutdown_drains_flushes_records_and_then_reports() {
     for shn in [1 << 14, 2 << 14] {
@@ -122,6 +129,7 @@ fn a_shutdown_drains_flushes_records_and_then_reports() {
     }
 }
 
+/// Base 2.1, 3.7.1, 3.1.4.7 and 3.1.4.6 (NSSRO).
 #[test]
 fn a_subsystem_reset_clears_every_property_and_says_so() {
     let mut world = World::ready();
@@ -135,6 +143,7 @@ fn a_subsystem_reset_clears_every_property_and_says_so() {
     assert_eq!(world.csts(), 0);
 }
 
+/// Base 2.1, 3.7.2: a function level reset is a Controller Level Reset.
 #[test]
 fn a_function_level_reset_disables_the_controller_and_resets_configuration_space() {
     let mut world = World::ready();
@@ -150,6 +159,7 @@ fn a_function_level_reset_disables_the_controller_and_resets_configuration_space
     assert_eq!(world.csts() & 3, 1);
 }
 
+/// PCIe 1.1, 3.1: an access of another size or alignment has undefined results, and does no harm; hostile inputs, row 14.
 #[test]
 fn registers_survive_every_size_and_alignment_of_access() {
     let mut world = World::ready();
@@ -174,6 +184,7 @@ fn registers_survive_every_size_and_alignment_of_access() {
     assert_eq!(world.csts() & 3, 1);
 }
 
+/// PCIe 1.1, 3.5; Base 2.1, 3.1.4.3 and 3.1.4.4.
 #[test]
 fn the_interrupt_line_follows_the_completion_queue_and_the_mask() {
     let mut world = World::ready();
@@ -191,6 +202,7 @@ fn the_interrupt_line_follows_the_completion_queue_and_the_mask() {
     assert!(!world.controller.intx_pending());
 }
 
+/// Ours: docs/formats/controller-region.md.
 #[test]
 fn a_successor_goes_on_with_the_region_it_finds() {
     let mut world = World::ready();
@@ -207,6 +219,7 @@ fn a_successor_goes_on_with_the_region_it_finds() {
     assert_eq!((event.cid, event.dw0), (aer, 0x0001_0000));
 }
 
+/// Base 2.1, 3.9 and 5.1.14.
 #[test]
 fn an_expired_keep_alive_timer_is_fatal() {
     let mut world = World::ready();
@@ -222,6 +235,7 @@ fn an_expired_keep_alive_timer_is_fatal() {
     assert_eq!(world.csts() & 2, 2);
 }
 
+/// Base 2.1, 3.1.4.8 (two entries are a queue) and 5.1.2 (a request has no timeout).
 #[test]
 fn a_parked_event_request_leaves_room_in_the_smallest_queue() {
     let mut world = World::new();

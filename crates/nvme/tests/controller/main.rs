@@ -5,4 +5,5 @@ mod commands;
 mod life;
 mod namespaces;
 mod random;
+mod reserved;
 mod world;

@@ -46,6 +46,7 @@ fn sanitize_log(world: &mut World) -> SanitizeStatusLog {
     SanitizeStatusLog::read_from_bytes(&world.data(512)).expect("a page")
 }
 
+/// Base 2.1, 5.1.21 and 8.1.15; that others never read it is ours.
 #[test]
 fn deleted_space_reads_as_zeros_before_anybody_has_it_again() {
     let mut world = World::ready();
@@ -61,6 +62,7 @@ fn deleted_space_reads_as_zeros_before_anybody_has_it_again() {
     assert_eq!(status(&mut world, delete(0xffff_ffff)), Status::SUCCESS);
 }
 
+/// Base 2.1, 5.1.20, 5.1.21, 8.1.15; the notice: 5.1.2 and 5.1.12.1.5.
 #[test]
 fn namespaces_are_created_attached_detached_and_counted() {
     let mut world = World::ready();
@@ -102,6 +104,7 @@ fn namespaces_are_created_attached_detached_and_counted() {
     assert_eq!(nsze(&mut world, 5), 0);
 }
 
+/// Base 2.1, 5.1.21; NVM 1.1, 4.1.6.
 #[test]
 fn a_namespace_that_cannot_be_is_refused_with_its_status() {
     let mut world = World::ready();
@@ -125,6 +128,7 @@ fn a_namespace_that_cannot_be_is_refused_with_its_status() {
     assert_eq!(status(&mut world, command(0x0d, 0, [0, 2 << 24])), Status::IO_COMMAND_SET_NOT_SUPPORTED);
 }
 
+/// Base 2.1, 5.1.10 (FNA = 0); NVM 1.1, 4.1.2.
 #[test]
 fn a_format_touches_its_namespace_and_no_other() {
     let mut world = World::ready();
@@ -157,6 +161,7 @@ fn a_format_touches_its_namespace_and_no_other() {
     assert_eq!(nsze(&mut world, 2), 8192);
 }
 
+/// Base 2.1, 5.1.10: Format in Progress.
 #[test]
 fn while_a_format_goes_on_its_namespace_says_so() {
     let mut world = World::ready();
@@ -173,6 +178,7 @@ fn while_a_format_goes_on_its_namespace_says_so() {
     assert!(world.host.table.clone().expect("published").for_io(1).is_ok());
 }
 
+/// Base 2.1, 3.7.2 and 5.1.10.
 #[test]
 fn a_reset_takes_away_the_reply_and_not_the_format() {
     let mut world = World::ready();
@@ -188,6 +194,7 @@ fn a_reset_takes_away_the_reply_and_not_the_format() {
     assert!(world.host.drive.iter().all(|page| *page == 0));
 }
 
+/// Base 2.1, 3.7.2 and 5.1.10.
 #[test]
 fn a_reset_while_a_namespace_is_being_held_does_not_stop_the_work() {
     let mut world = World::ready();
@@ -204,6 +211,7 @@ fn a_reset_while_a_namespace_is_being_held_does_not_stop_the_work() {
     assert!(world.host.table.clone().expect("published").for_io(1).is_ok());
 }
 
+/// Base 2.1, 3.4.2: no other command in between.
 #[test]
 fn a_fused_pair_gets_its_namespace_for_itself_and_a_format_waits_for_it() {
     use nvme::sink::{GroupCommand, GroupEvent};
@@ -230,6 +238,7 @@ fn a_fused_pair_gets_its_namespace_for_itself_and_a_format_waits_for_it() {
     assert_eq!(holds, releases);
 }
 
+/// Base 2.1, 5.1.22, 8.1.24 and 5.1.12.1.33.
 #[test]
 fn a_block_erase_goes_on_in_the_background_and_ends_with_an_event() {
     let mut world = World::ready();
@@ -254,6 +263,7 @@ fn a_block_erase_goes_on_in_the_background_and_ends_with_an_event() {
     assert!(world.host.table.clone().expect("published").for_io(1).is_ok());
 }
 
+/// Base 2.1, 8.1.24: neither reset nor power cycle ends it.
 #[test]
 fn an_interrupted_sanitize_goes_on_after_a_restart() {
     let mut world = World::ready();
@@ -269,6 +279,7 @@ fn an_interrupted_sanitize_goes_on_after_a_restart() {
     assert_eq!(restarted.host.records.last().expect("on record").sanitize.status, 1);
 }
 
+/// Base 2.1, 8.1.24, and ours: a new namespace reads as zeros.
 #[test]
 fn a_namespace_created_where_a_sanitize_left_its_pattern_reads_as_zeros() {
     let mut world = World::ready();
@@ -280,6 +291,7 @@ fn a_namespace_created_where_a_sanitize_left_its_pattern_reads_as_zeros() {
     assert!(world.host.drive[MIB_PAGES..].iter().all(|page| *page == 2));
 }
 
+/// Base 2.1, 5.1.22 and 8.1.24 (AUSE).
 #[test]
 fn a_failed_sanitize_stays_restricted_until_it_may_be_left() {
     for (ause, left) in [(0, Status::SANITIZE_FAILED), (1 << 3, Status::SUCCESS)] {
@@ -303,6 +315,7 @@ fn a_failed_sanitize_stays_restricted_until_it_may_be_left() {
     }
 }
 
+/// Base 2.1, 8.1.24; that a record was lost is ours.
 #[test]
 fn a_sanitize_whose_end_cannot_be_recorded_has_failed_and_can_be_asked_for_again() {
     let mut world = World::ready();
@@ -318,6 +331,7 @@ fn a_sanitize_whose_end_cannot_be_recorded_has_failed_and_can_be_asked_for_again
     assert!(world.host.table.clone().expect("published").for_io(1).is_ok());
 }
 
+/// Base 2.1, 8.1.15: they persist; identifiers are unique (5.1.13.2.3).
 #[test]
 fn namespaces_come_back_from_the_record_and_keep_their_identity() {
     let mut world = World::ready();
@@ -334,6 +348,7 @@ fn namespaces_come_back_from_the_record_and_keep_their_identity() {
     assert_ne!(before, World::new().controller.namespaces().get(1).expect("there").uuid, "never used twice");
 }
 
+/// NVM 1.1, 4.2.1.
 #[test]
 fn marked_blocks_are_what_get_lba_status_returns() {
     let mut world = World::ready();
@@ -352,6 +367,7 @@ fn marked_blocks_are_what_get_lba_status_returns() {
     assert_eq!(status(&mut world, get), Status::LBA_OUT_OF_RANGE);
 }
 
+/// Ours: docs/formats/ssd-record.md.
 #[test]
 fn nothing_of_a_record_is_wiped_under_a_namespace_that_is_there() {
     let record = World::ready().controller.record();

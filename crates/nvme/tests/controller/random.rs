@@ -89,6 +89,7 @@ fn scatter(world: &World, dice: &mut Dice) {
     world.map.write_bytes(memory::Iova(DATA + dice.below(64) * 4096), &page).expect("mapped");
 }
 
+/// Base 2.1, 3.4: one completion a command; hostile inputs, rows 2 to 7 and 11 to 13.
 #[test]
 fn random_admin_commands_are_each_answered_exactly_once() {
     for seed in 0..seeds() {
@@ -118,6 +119,7 @@ fn random_admin_commands_are_each_answered_exactly_once() {
     }
 }
 
+/// Base 2.1, 3.7.2: a reset mends everything; hostile inputs, rows 11 and 14.
 #[test]
 fn random_events_resets_and_register_writes_leave_a_controller_that_can_be_enabled() {
     for seed in 0..seeds() {

@@ -18,6 +18,7 @@ fn put_reads(world: &mut World, count: u32, nsid: u32) {
     world.ring();
 }
 
+/// Ours: docs/decisions/0001.
 #[test]
 fn a_hold_waits_for_what_runs_and_keeps_the_rest_in_the_ring() {
     let mut world = World::new();
@@ -35,6 +36,7 @@ fn a_hold_waits_for_what_runs_and_keeps_the_rest_in_the_ring() {
     assert_eq!(world.turn(), 1);
 }
 
+/// Ours: docs/decisions/0001.
 #[test]
 fn a_hold_of_one_namespace_leaves_the_others_alone() {
     let mut world = World::new();
@@ -44,6 +46,7 @@ fn a_hold_of_one_namespace_leaves_the_others_alone() {
     assert_eq!(world.drive.events, [GroupEvent::Acknowledged { id: 7 }]);
 }
 
+/// Ours: an unmap is answered when nothing uses the memory any more.
 #[test]
 fn new_memory_is_adopted_when_the_io_of_the_old_has_ended() {
     let mut world = World::new();
@@ -64,6 +67,7 @@ fn new_memory_is_adopted_when_the_io_of_the_old_has_ended() {
     assert_eq!(world.reap().len(), 2);
 }
 
+/// Ours: docs/formats/controller-region.md.
 #[test]
 fn queues_without_memory_wait_and_lose_nothing() {
     let mut world = World::new();
@@ -82,6 +86,7 @@ fn queues_without_memory_wait_and_lose_nothing() {
     assert_eq!(world.reap().len(), 3);
 }
 
+/// Ours: docs/decisions/0003.
 #[test]
 fn data_in_a_region_without_an_fd_asks_for_a_private_reactor_once() {
     let mut world = World::new();
@@ -166,6 +171,7 @@ fn a_reset_answers_nothing_more_and_waits_for_the_drive() {
     assert_eq!(world.group.in_flight(), 0);
 }
 
+/// Ours: docs/formats/controller-region.md.
 #[test]
 fn another_group_goes_on_where_a_paused_one_stopped() {
     let mut world = World::new();
@@ -199,7 +205,7 @@ fn a_command_that_has_not_begun_can_be_aborted() {
     assert_eq!(world.reap()[0].status.bare(), Status::ABORT_REQUESTED);
 }
 
-/// Hostile-inputs rows 4 and 5; Base 2.1, 5.1.2.1.
+/// Base 2.1, 5.1.2.1; hostile inputs, rows 4 and 5.
 #[test]
 fn an_invalid_doorbell_value_is_told_once_and_ignored() {
     let mut world = World::new();
@@ -213,7 +219,7 @@ fn an_invalid_doorbell_value_is_told_once_and_ignored() {
     assert_eq!(world.turn(), 1);
 }
 
-/// Hostile-inputs row 5.
+/// Base 2.1, 3.3: a full queue takes no entry; hostile inputs, row 5.
 #[test]
 fn a_full_completion_queue_stops_fetching_until_the_host_takes_entries() {
     let mut world = World::new();
@@ -232,7 +238,7 @@ fn a_full_completion_queue_stops_fetching_until_the_host_takes_entries() {
     assert_eq!(taken, 19);
 }
 
-/// Base 2.1, annex B.5 and 5.3.5.
+/// Base 2.1, 5.2.5 and annex B.5.
 #[test]
 fn shadow_doorbells_replace_the_registers_and_event_indices_are_published_when_idle() {
     let mut world = World::new();
@@ -251,7 +257,7 @@ fn shadow_doorbells_replace_the_registers_and_event_indices_are_published_when_i
     assert_eq!(world.memory(0x3_1000, 4), [0; 4], "the admin queue is not shadowed");
 }
 
-/// Hostile-inputs row 10.
+/// Ours: hostile inputs, row 10.
 #[test]
 fn no_more_commands_are_accepted_than_there_are_slots_and_all_end() {
     let mut world = World::new();
@@ -266,7 +272,7 @@ fn no_more_commands_are_accepted_than_there_are_slots_and_all_end() {
     assert_eq!(world.memory(DATA, 512), world.drive.disk[14 * 512..15 * 512]);
 }
 
-/// Hostile-inputs row 4: what is told of wrong doorbells is bounded, whatever the host makes up.
+/// Ours: hostile inputs, row 4: what is told of wrong doorbells is bounded, whatever the host makes up.
 #[test]
 fn a_host_that_rings_nonsense_for_ever_is_told_of_at_a_bounded_rate() {
     let mut world = World::new();
@@ -277,7 +283,7 @@ fn a_host_that_rings_nonsense_for_ever_is_told_of_at_a_bounded_rate() {
     assert!(world.drive.events.len() <= 64);
 }
 
-/// A reset in the middle of commands that hold buffers gives the buffers back.
+/// Ours: a reset in the middle of commands that hold buffers gives the buffers back.
 #[test]
 fn buffers_survive_any_number_of_resets() {
     let mut world = World::new();
@@ -298,7 +304,7 @@ fn buffers_survive_any_number_of_resets() {
     assert_eq!(world.run(&verify), Status::SUCCESS);
 }
 
-/// A long command takes turns with others on the same reactor.
+/// Ours: a long command takes turns with others on the same reactor.
 #[test]
 fn a_command_of_many_steps_does_not_keep_others_from_starting() {
     let mut world = World::new();
@@ -355,6 +361,7 @@ fn fused_pairs_under_holds_run_one_after_the_other_and_nothing_hangs() {
     assert_eq!((answers, held), (8, None));
 }
 
+/// Base 2.1, 3.3: entries come in the order of positions; docs/formats/controller-region.md.
 #[test]
 fn answers_of_a_deleted_queue_leave_no_hole_in_a_completion_queue_that_was_unmapped() {
     let mut world = World::new();

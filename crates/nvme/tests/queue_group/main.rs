@@ -4,4 +4,5 @@
 mod commands;
 mod control;
 mod random;
+mod reserved;
 mod world;

@@ -81,6 +81,7 @@ fn scribble(world: &World, random: &mut Random) {
     }
 }
 
+/// Base 2.1, 3.4: one completion a command; hostile inputs, rows 1, 6, 8, 10 and 13.
 #[test]
 fn every_random_command_is_answered_exactly_once_and_reaches_nothing_outside() {
     for seed in 0..12 {

@@ -1,4 +1,4 @@
-//! Features (Base 2.1, 5.1.25 and 5.2.26; NVM 1.1, 4.1.3).
+//! Features (Base 2.1, 5.1.25; NVM 1.1, 4.1.3).
 
 use bitfield_struct::bitfield;
 use open_enum::open_enum;
@@ -219,7 +219,7 @@ pub struct VolatileWriteCache {
     __: u32,
 }
 
-/// Feature 07h, Number of Queues (Base 2.1, 5.2.26.2.1): requested in command dword 11, allocated in completion
+/// Feature 07h, Number of Queues (Base 2.1, 5.1.25.2.1): requested in command dword 11, allocated in completion
 /// dword 0.
 #[bitfield(u32)]
 #[derive(PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -230,7 +230,7 @@ pub struct NumberOfQueues {
     pub ncq_z: u16,
 }
 
-/// Feature 08h, Interrupt Coalescing (Base 2.1, 5.2.26.2.2).
+/// Feature 08h, Interrupt Coalescing (Base 2.1, 5.1.25.2.2).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct InterruptCoalescing {
@@ -241,7 +241,7 @@ pub struct InterruptCoalescing {
     __: u16,
 }
 
-/// Feature 09h, Interrupt Vector Configuration (Base 2.1, 5.2.26.2.3).
+/// Feature 09h, Interrupt Vector Configuration (Base 2.1, 5.1.25.2.3).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct InterruptVectorConfig {

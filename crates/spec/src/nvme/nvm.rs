@@ -61,6 +61,9 @@ pub struct ReadWriteCdw13 {
     pub dspec: u16,
 }
 
+/// The greatest access frequency that has a meaning (1000b: overwritten soon); the values above are reserved (NVM 1.1, 3.3.6).
+pub const ACCESS_FREQUENCY_MAX: u8 = 8;
+
 /// Write Zeroes, command dword 12 (NVM 1.1, 3.3.8).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]

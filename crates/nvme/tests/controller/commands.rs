@@ -437,3 +437,107 @@ fn doorbell_values_out_of_range_are_told_and_do_no_harm() {
     world.write64(0x1ff8, u64::MAX);
     succeeds(&mut world, command(0x18, 0, [0, 0]));
 }
+
+/// Base 2.1, 5.1.12.1.4: one slot, read only, with the revision that Identify Controller shows (5.1.13.2.1).
+#[test]
+fn the_firmware_slot_log_has_the_revision_that_identify_shows() {
+    let mut world = World::ready();
+    succeeds(&mut world, command(0x06, 0, [1, 0]));
+    let page = IdentifyController::read_from_bytes(&world.data(4096)).expect("a page");
+    assert_eq!((page.frmw.nofs(), page.frmw.ffsro()), (1, true));
+    succeeds(&mut world, log(3, 512));
+    let slots = world.data(512);
+    assert_eq!((slots[0], &slots[8..16]), (1, &page.fr[..]));
+    assert_eq!(slots[16..64], [0; 48], "no other slot");
+}
+
+/// Base 2.1, 5.1.12.1.1 and 5.1.12.1.18: the lists are what can be read, no more and no less.
+#[test]
+fn supported_log_pages_and_features_are_exactly_those_that_are_not_refused() {
+    let mut world = World::ready();
+    succeeds(&mut world, log(0, 1024));
+    let pages = world.data(1024);
+    for lid in 0..=255 {
+        let status = world.admin(log(lid, 64)).status.bare();
+        let listed = pages[lid as usize * 4] & 1 == 1;
+        assert_eq!(status, if listed { Status::SUCCESS } else { Status::INVALID_LOG_PAGE }, "{lid:#x}");
+    }
+    succeeds(&mut world, log(0x12, 1024));
+    let features = world.data(1024);
+    for fid in 0..=255 {
+        let listed = features[fid as usize * 4] & 1 == 1;
+        let status = world.admin(command(0x0a, 1, [fid | 3 << 8, 0])).status.bare();
+        assert_eq!(status, if listed { Status::SUCCESS } else { Status::INVALID_FIELD }, "{fid:#x}");
+    }
+    // 5.1.12.1.6: the I/O commands, which the queue groups refuse by (see the other half of these tests).
+    succeeds(&mut world, log(5, 4096));
+    let effects = CommandsSupportedAndEffects::read_from_bytes(&world.data(4096)).expect("a page");
+    let listed = (0..=255_u8).filter(|opcode| effects.iocs[usize::from(*opcode)].csupp());
+    assert!(listed.eq([0x00, 0x01, 0x02, 0x04, 0x05, 0x08, 0x09, 0x0c, 0x19]));
+}
+
+/// Base 2.1, 5.1.12.1.3; NVM 1.1, 1.4.2: data units are thousands of 512 bytes, rounded up; counters never go back.
+#[test]
+fn smart_counts_what_every_queue_did_and_keeps_it_over_deletion_and_reset() {
+    use std::sync::atomic::Ordering::Relaxed;
+    let mut world = World::ready();
+    let smart = |world: &mut World| {
+        succeeds(world, log(2, 512));
+        SmartHealth::read_from_bytes(&world.data(512)).expect("a page")
+    };
+    for (qid, reads) in [(1, 7), (2, 5)] {
+        succeeds(&mut world, create_cq(qid, 16));
+        succeeds(&mut world, create_sq(qid, qid, 16));
+        let counters = &world.region.sqs[usize::from(qid)];
+        (counters.reads.store(reads, Relaxed), counters.read_sectors.store(1000 * reads + 1, Relaxed));
+        (counters.writes.store(1, Relaxed), counters.write_sectors.store(1, Relaxed));
+    }
+    let counted = |page: &SmartHealth| {
+        let units = (u128::from(page.data_units_read), u128::from(page.data_units_written));
+        (units, u128::from(page.host_read_commands), u128::from(page.host_write_commands))
+    };
+    assert_eq!(counted(&smart(&mut world)), ((13, 1), 12, 2));
+    succeeds(&mut world, delete(0x00, 1));
+    assert_eq!(counted(&smart(&mut world)), ((13, 1), 12, 2));
+    world.disable();
+    world.enable();
+    let page = smart(&mut world);
+    assert_eq!(counted(&page), ((13, 1), 12, 2));
+    assert_eq!((page.available_spare, page.percentage_used), (100, 0));
+    fails(&mut world, command(0x06, 0, [0xff, 0]), Status::INVALID_FIELD);
+    assert_eq!(u128::from(smart(&mut world).error_log_entries), 1);
+}
+
+/// Base 2.1, 5.1.25.2.2 and 5.1.25.2.3.
+#[test]
+fn each_interrupt_vector_has_its_own_coalescing_setting() {
+    let mut world = World::ready();
+    succeeds(&mut world, command(0x09, 0, [8, 0x0a_07]));
+    assert_eq!(succeeds(&mut world, command(0x0a, 0, [8, 0])), 0x0a_07);
+    succeeds(&mut world, command(0x09, 0, [9, 1 << 16 | 128]));
+    assert_eq!(succeeds(&mut world, command(0x0a, 0, [9, 128])), 1 << 16 | 128);
+    assert_eq!(succeeds(&mut world, command(0x0a, 0, [9, 127])), 127);
+    assert_eq!(succeeds(&mut world, command(0x0a, 0, [9 | 1 << 8, 128])), 128, "the default");
+    fails(&mut world, command(0x0a, 0, [9, 129]), Status::INVALID_FIELD);
+}
+
+/// Base 2.1, 5.1.25.1.14, 5.1.25.1.17 and 5.1.25.1.4: what the host said of itself, the command sets, the write cache.
+#[test]
+fn host_behavior_command_set_profile_and_write_cache_are_kept_until_a_reset() {
+    let mut world = World::ready();
+    let mut behavior = [0; 512];
+    behavior[0] = 1;
+    world.set_data(&behavior);
+    succeeds(&mut world, command(0x09, 0, [0x16, 0]));
+    succeeds(&mut world, command(0x09, 0, [0x19, 0]));
+    assert_eq!(succeeds(&mut world, command(0x0a, 0, [0x19 | 3 << 8, 0])), 0, "not changeable");
+    succeeds(&mut world, command(0x09, 0, [6, 0]));
+    world.set_data(&[0xaa; 512]);
+    succeeds(&mut world, command(0x0a, 0, [0x16, 0]));
+    assert_eq!(world.data(512), behavior);
+    world.disable();
+    world.enable();
+    succeeds(&mut world, command(0x0a, 0, [0x16, 0]));
+    assert_eq!(world.data(512), [0; 512]);
+    assert_eq!(succeeds(&mut world, command(0x0a, 0, [6, 0])), 1);
+}

@@ -489,8 +489,10 @@ fn smart_counts_what_every_queue_did_and_keeps_it_over_deletion_and_reset() {
         succeeds(&mut world, create_cq(qid, 16));
         succeeds(&mut world, create_sq(qid, qid, 16));
         let counters = &world.region.sqs[usize::from(qid)];
-        (counters.reads.store(reads, Relaxed), counters.read_sectors.store(1000 * reads + 1, Relaxed));
-        (counters.writes.store(1, Relaxed), counters.write_sectors.store(1, Relaxed));
+        counters.reads.store(reads, Relaxed);
+        counters.read_sectors.store(1000 * reads + 1, Relaxed);
+        counters.writes.store(1, Relaxed);
+        counters.write_sectors.store(1, Relaxed);
     }
     let counted = |page: &SmartHealth| {
         let units = (u128::from(page.data_units_read), u128::from(page.data_units_written));

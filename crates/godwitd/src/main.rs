@@ -4,7 +4,8 @@
 
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
-use keeper::{Binary, EngineCommand, Keeper, Limits, Notify, Options};
+use keeper::{Again, Binary, EngineCommand, Keeper, Limits, Notify, Options};
+use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -33,6 +34,9 @@ struct Arguments {
     /// Serve with a keeper and an engine.
     #[arg(long, hide = true)]
     keeper: bool,
+    /// Go on from the keeper that executed this program: its state is on the standard input. Not for people.
+    #[arg(long, hide = true)]
+    resume: bool,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -46,6 +50,9 @@ enum Command {
         #[arg(long, value_name = "FD", value_parser = clap::value_parser!(i32).range(0..=0))]
         link: i32,
     },
+    /// Says whether this program could go on from a keeper's state, which is on the standard input. Not for people.
+    #[command(hide = true)]
+    KeeperCheck,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -59,7 +66,10 @@ fn main() -> ExitCode {
     start_log(arguments.log_format);
     let (name, result) = match arguments.command {
         Some(Command::Engine { link: _ }) => ("godwitd engine", run_engine()),
-        None if arguments.keeper && !arguments.alone => ("godwitd", run_keeper(arguments)),
+        Some(Command::KeeperCheck) => ("godwitd keeper-check", keeper::check()),
+        None if arguments.resume || (arguments.keeper && !arguments.alone) => {
+            ("godwitd", run_keeper(arguments))
+        }
         None => ("godwitd", run(arguments)),
     };
     match result {
@@ -79,8 +89,12 @@ fn run_engine() -> anyhow::Result<()> {
 }
 
 fn run_keeper(arguments: Arguments) -> anyhow::Result<()> {
-    let config_text = std::fs::read_to_string(&arguments.config)
-        .with_context(|| format!("{}: cannot be read", arguments.config.display()))?;
+    // A keeper that goes on has the text with its state: the sockets and the engine are of that one.
+    let config_text = match arguments.resume {
+        true => String::new(),
+        false => std::fs::read_to_string(&arguments.config)
+            .with_context(|| format!("{}: cannot be read", arguments.config.display()))?,
+    };
     if arguments.check {
         let config = api::config::Config::parse(&arguments.config, &config_text)?;
         println!("{}: good, {} ssds", arguments.config.display(), config.ssds.len());
@@ -92,7 +106,8 @@ fn run_keeper(arguments: Arguments) -> anyhow::Result<()> {
         LogFormat::Text => "text",
         LogFormat::Json => "json",
     };
-    let keeper = Keeper::new(Options {
+    let resume: Vec<OsString> = ["--resume", "--log-format", format].map(Into::into).into();
+    let options = Options {
         config_path: arguments.config,
         config_text,
         engine: EngineCommand {
@@ -103,7 +118,9 @@ fn run_keeper(arguments: Arguments) -> anyhow::Result<()> {
         stats: arguments.stats.map(std::path::absolute).transpose()?,
         limits: Limits::default(),
         notify: Notify::from_environment(),
-    })?;
+        again: Some(Again { program: own, resume, check: vec!["keeper-check".into()] }),
+    };
+    let keeper = if arguments.resume { Keeper::resume(options)? } else { Keeper::new(options)? };
     keeper.run(stop)
 }
 

@@ -8,7 +8,7 @@ use anyhow::Context;
 use api::control::{DEFAULT_SOCKET, EngineStatus, LINE_BYTES_MAX, Request, Response, SsdStatus, Status};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -52,7 +52,40 @@ impl Console {
                 .inspect_err(|error| tracing::warn!(%error, "no control socket at {DEFAULT_SOCKET}: `control = PATH` in the configuration puts it elsewhere"))
                 .ok(),
         };
-        Ok(Self { listener, guests: BTreeMap::new(), next: 0 })
+        Ok(Self::new(listener))
+    }
+
+    pub(crate) fn new(listener: Option<Listener>) -> Self {
+        Self { listener, guests: BTreeMap::new(), next: 0 }
+    }
+
+    pub(crate) fn listener(&self) -> Option<&Listener> {
+        self.listener.as_ref()
+    }
+
+    /// Somebody besides these asks.
+    pub(crate) fn others(&self, known: [Option<u32>; 2]) -> bool {
+        self.guests.keys().any(|guest| !known.contains(&Some(*guest)))
+    }
+
+    pub(crate) fn socket(&self, guest: u32) -> Option<BorrowedFd<'_>> {
+        self.guests.get(&guest).map(|guest| guest.socket.as_fd())
+    }
+
+    pub(crate) fn each_descriptor<'a>(&'a self, tell: &mut dyn FnMut(BorrowedFd<'a>)) {
+        self.listener.iter().for_each(|listener| tell(listener.as_fd()));
+        self.guests.values().for_each(|guest| tell(guest.socket.as_fd()));
+    }
+
+    /// Somebody who asked an earlier keeper, and waits for the answer.
+    pub(crate) fn adopt(&mut self, poller: &mut Poller, socket: OwnedFd) -> u32 {
+        let number = self.next;
+        self.next = self.next.wrapping_add(1);
+        poller.set(Token::Guest(number), &socket, (true, false));
+        let guest =
+            Guest { socket, question: Vec::new(), asked: true, answer: Vec::new(), done: false, by: None };
+        self.guests.insert(number, guest);
+        number
     }
 
     pub(crate) fn watch(&self, poller: &mut Poller) {
@@ -184,17 +217,14 @@ impl Keeper {
                 let status = Box::new(self.status(now));
                 return self.answer(Some(guest), Response::Status(status));
             }
-            Request::Upgrade { keeper: true, .. } => {
-                Err("this release cannot replace its keeper while it runs; restart the service instead"
-                    .to_owned())
-            }
+            Request::Upgrade { binary, keeper: true, .. } => self.begin_succession(binary, Some(guest), now),
             Request::Upgrade { binary, keeper: false, no_wait } => {
                 let path = binary.unwrap_or_else(|| self.binary.path.clone());
                 let opened = Binary::open(&path).map_err(|error| format!("{error:#}; nothing has changed"));
                 opened
                     .and_then(|binary| self.begin_upgrade(Arc::new(binary), Some(guest), no_wait, None, now))
             }
-            Request::Resume { ssd } => self.resume(&ssd, guest, now),
+            Request::Resume { ssd } => self.release(&ssd, guest, now),
         };
         if let Err(text) = result {
             self.answer(Some(guest), Response::Error(text));
@@ -202,7 +232,7 @@ impl Keeper {
     }
 
     /// Takes an ssd out of quarantine, by a handover to a fresh engine that has it.
-    fn resume(&mut self, name: &str, guest: u32, now: Instant) -> Result<(), String> {
+    fn release(&mut self, name: &str, guest: u32, now: Instant) -> Result<(), String> {
         let found = (0_u32..).zip(&mut self.ssds).find(|(_, ssd)| ssd.name == name);
         let Some((number, ssd)) = found else {
             let names: Vec<&str> = self.ssds.iter().map(|ssd| ssd.name.as_str()).collect();
@@ -254,7 +284,7 @@ impl Keeper {
         Status {
             release: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
-            keeper_generation: 1,
+            keeper_generation: self.generation,
             engine: self.engine_status(now),
             ssds: (0_u32..).zip(&self.ssds).map(ssd_status).collect(),
             restarts: self.history.restarts(),

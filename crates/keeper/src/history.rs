@@ -18,6 +18,13 @@ pub(crate) struct History {
 }
 
 impl History {
+    /// Goes on from what an earlier keeper remembered.
+    pub(crate) fn resume(restarts: impl Iterator<Item = Restart>, crashes: u64, handovers: u64) -> Self {
+        let mut restarts: VecDeque<Restart> = restarts.collect();
+        restarts.drain(..restarts.len().saturating_sub(RESTARTS_MAX));
+        Self { restarts, dark_since: None, crashes, handovers }
+    }
+
     /// An engine that served, or was to, has ended.
     pub(crate) fn ended(&mut self, now: Instant, generation: u32, reason: String, planned: bool) {
         if planned {

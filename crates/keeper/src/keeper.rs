@@ -8,6 +8,7 @@ use crate::listener::Listener;
 use crate::notify::Notify;
 use crate::poller::{Poller, Token};
 use crate::process::{Binary, Engine, EngineCommand};
+use crate::reexec::{Again, Succession};
 use crate::ssd::Ssd;
 use crate::upgrade::{Probation, Upgrade};
 use anyhow::Context;
@@ -33,6 +34,8 @@ pub struct Options {
     pub limits: Limits,
     /// Who started us.
     pub notify: Notify,
+    /// How this program is executed anew; `None`: the keeper cannot replace itself.
+    pub again: Option<Again>,
 }
 
 /// See the crate.
@@ -62,6 +65,10 @@ pub struct Keeper {
     pub(crate) listen_at: Option<Instant>,
     pub(crate) upgrade: Option<Upgrade>,
     pub(crate) probation: Option<Probation>,
+    /// Counts the keepers of these sessions, from 1.
+    pub(crate) generation: u64,
+    /// A keeper to come.
+    pub(crate) succession: Option<Succession>,
     /// Some engine of ours has served.
     pub(crate) has_served: bool,
     pub(crate) stopping: bool,
@@ -75,7 +82,6 @@ impl Keeper {
     /// The configuration is wrong, or a socket cannot be had: what to do about it.
     pub fn new(options: Options) -> anyhow::Result<Self> {
         let config = Config::parse(&options.config_path, &options.config_text)?;
-        raise_descriptor_limit();
         let mut ssds = Vec::with_capacity(config.ssds.len());
         for ssd in &config.ssds {
             let listener = Listener::bind(&ssd.socket).with_context(|| {
@@ -92,6 +98,7 @@ impl Keeper {
     }
 
     pub(crate) fn assemble(options: Options, ssds: Vec<Ssd>, console: Console) -> anyhow::Result<Self> {
+        raise_descriptor_limit();
         Ok(Self {
             poller: Poller::new().context("cannot watch sockets")?,
             console,
@@ -110,6 +117,8 @@ impl Keeper {
             listen_at: None,
             upgrade: None,
             probation: None,
+            generation: 1,
+            succession: None,
             has_served: false,
             stopping: false,
             outcome: None,
@@ -125,9 +134,13 @@ impl Keeper {
         self.poller.set(Token::Stop, &stop, (true, false));
         self.console.watch(&mut self.poller);
         self.sync_all();
+        self.sync_engine();
+        // A keeper before this one may have held them back until now.
+        crate::island::hold_stop_signals(false);
         loop {
             let now = Instant::now();
             self.tick(now);
+            self.succeed_keeper(now, &stop);
             if let Some(outcome) = self.outcome.take() {
                 return outcome;
             }
@@ -155,6 +168,7 @@ impl Keeper {
             Token::Link(ssd) => self.link_ready(ssd, now),
             Token::Control(generation) => self.engine_speaks(generation, now),
             Token::Process(generation) => self.engine_ended(generation, now),
+            Token::Checker => self.checker_ended(now),
         }
     }
 
@@ -188,7 +202,8 @@ impl Keeper {
         let engines = self.engines.values().filter_map(|engine| engine.deadline);
         let probation = self.probation.as_ref().map(|probation| probation.until);
         let notify = self.options.notify.deadline();
-        let once = [self.start_at, self.listen_at, probation, self.console.deadline(), notify];
+        let succession = self.succession_deadline(Instant::now());
+        let once = [self.start_at, self.listen_at, probation, self.console.deadline(), notify, succession];
         sessions.chain(engines).chain(once.into_iter().flatten()).min()
     }
 

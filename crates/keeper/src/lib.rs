@@ -12,12 +12,12 @@
 //! client that keeps it waiting loses its own session (`session`).
 //!
 //! What each side of the links owes the other is in crate `link`; why it is so, in `docs/decisions/0007-keeper-and-link.md`.
-#![forbid(unsafe_code)]
-
+mod carry;
 mod console;
 mod crash;
 mod engines;
 mod history;
+mod island;
 mod keeper;
 mod limits;
 mod listener;
@@ -26,13 +26,16 @@ mod notify;
 mod poller;
 mod process;
 mod protocol;
+mod reexec;
 mod relay;
 mod requests;
 mod session;
 mod ssd;
 mod upgrade;
+mod vault;
 
 pub use keeper::{Keeper, Options};
 pub use limits::Limits;
 pub use notify::Notify;
 pub use process::{Binary, EngineCommand};
+pub use reexec::{Again, check};

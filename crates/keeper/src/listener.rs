@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Clients that may wait for their `accept`.
 const BACKLOG: i32 = 16;
@@ -17,10 +18,12 @@ const BACKLOG: i32 = 16;
 /// A listening socket; its file is removed when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Listener {
-    socket: OwnedFd,
-    path: PathBuf,
+    pub(crate) socket: Arc<OwnedFd>,
+    pub(crate) path: PathBuf,
     /// Device and inode of the file, so that only our own is ever removed.
     identity: (u64, u64),
+    /// Another keeper goes on with it: the file stays.
+    pub(crate) stays: bool,
 }
 
 /// What came of an `accept`.
@@ -43,13 +46,14 @@ impl Listener {
         // Before `listen` nobody can connect, so the file is never open to others.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
         listen(&socket, BACKLOG)?;
-        Self::adopt(socket, path)
+        Self::adopt(Arc::new(socket), path)
     }
 
     /// A socket that listens at `path` already.
-    pub(crate) fn adopt(socket: OwnedFd, path: PathBuf) -> io::Result<Self> {
+    pub(crate) fn adopt(socket: Arc<OwnedFd>, path: PathBuf) -> io::Result<Self> {
         let metadata = fs::symlink_metadata(&path)?;
-        Ok(Self { socket, path, identity: (metadata.dev(), metadata.ino()) })
+        let identity = (metadata.dev(), metadata.ino());
+        Ok(Self { socket, path, identity, stays: false })
     }
 
     pub(crate) fn accept(&self) -> Accepted {
@@ -69,6 +73,9 @@ impl AsFd for Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
+        if self.stays {
+            return;
+        }
         let ours = fs::symlink_metadata(&self.path)
             .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.identity);
         if ours {

@@ -26,6 +26,8 @@ pub(crate) enum Token {
     Control(u32),
     /// An engine's process.
     Process(u32),
+    /// The process that looks whether it could be the next keeper.
+    Checker,
 }
 
 impl Token {
@@ -39,6 +41,7 @@ impl Token {
             Self::Link(number) => (5, number),
             Self::Control(number) => (6, number),
             Self::Process(number) => (7, number),
+            Self::Checker => (8, 0),
         };
         kind << 32 | u64::from(number)
     }
@@ -54,6 +57,7 @@ impl Token {
             5 => Self::Link(number),
             6 => Self::Control(number),
             7 => Self::Process(number),
+            8 => Self::Checker,
             _ => return None,
         })
     }
@@ -125,7 +129,7 @@ mod tests {
         let numbered =
             [Token::Guest, Token::Listener, Token::Client, Token::Link, Token::Control, Token::Process];
         let all = numbered.iter().flat_map(|token| [0, 1, u32::MAX].map(token));
-        for token in all.chain([Token::Stop, Token::Console]) {
+        for token in all.chain([Token::Stop, Token::Console, Token::Checker]) {
             assert_eq!(Token::decode(token.encode()), Some(token));
         }
         assert_eq!(Token::decode(u64::MAX), None);

@@ -20,7 +20,7 @@ use std::time::Instant;
 /// A program, held open: it can be started again when its file was replaced or removed.
 #[derive(Debug)]
 pub struct Binary {
-    pub(crate) file: OwnedFd,
+    pub(crate) file: Arc<OwnedFd>,
     /// Where it was found, for people and for `godwit upgrade` without `--binary`.
     pub path: PathBuf,
 }
@@ -35,7 +35,7 @@ impl Binary {
         let metadata = file.metadata().with_context(|| format!("cannot look at {}", path.display()))?;
         let executable = std::os::unix::fs::MetadataExt::mode(&metadata) & 0o111 != 0;
         anyhow::ensure!(metadata.is_file() && executable, "{} is no program that can be run", path.display());
-        Ok(Self { file: file.into(), path: path.to_owned() })
+        Ok(Self { file: Arc::new(file.into()), path: path.to_owned() })
     }
 }
 
@@ -71,7 +71,7 @@ pub(crate) enum Stage {
 pub(crate) struct Engine {
     pub(crate) generation: u32,
     pub(crate) pid: i32,
-    pub(crate) pidfd: OwnedFd,
+    pub(crate) pidfd: Arc<OwnedFd>,
     pub(crate) link: Link,
     pub(crate) outbox: VecDeque<Packet>,
     /// Its io_urings by its own descriptor numbers.
@@ -113,15 +113,29 @@ impl Engine {
         let pid = Pid::from_child(&child);
         let pidfd =
             rustix::process::pidfd_open(pid, PidfdFlags::empty()).context("cannot watch the engine")?;
-        Ok(Self {
+        let blame = Arc::new(blame_page()?);
+        let pid = pid.as_raw_nonzero().get();
+        Ok(Self::with(generation, stage, (pid, Arc::new(pidfd)), ours, blame, Arc::clone(binary)))
+    }
+
+    /// One that has said nothing, and was told nothing.
+    pub(crate) fn with(
+        generation: u32,
+        stage: Stage,
+        (pid, pidfd): (i32, Arc<OwnedFd>),
+        link: Link,
+        blame: Arc<OwnedFd>,
+        binary: Arc<Binary>,
+    ) -> Self {
+        Self {
             generation,
-            pid: pid.as_raw_nonzero().get(),
+            pid,
             pidfd,
-            link: ours,
+            link,
             outbox: VecDeque::new(),
             rings: BTreeMap::new(),
-            blame: Arc::new(blame_page()?),
-            binary: Arc::clone(binary),
+            blame,
+            binary,
             hello: None,
             stage,
             deadline: None,
@@ -130,7 +144,7 @@ impl Engine {
             refused: None,
             paused: false,
             lost_session: None,
-        })
+        }
     }
 
     /// Queues a message.

@@ -4,7 +4,7 @@ use crate::keeper::Keeper;
 use crate::listener::Accepted;
 use crate::poller::Token;
 use crate::process::Stage;
-use crate::session::{EndReason, Linked, Session};
+use crate::session::{Client, EndReason, Linked, Session};
 use link::control::{Packet, Session as SessionMessage, ToEngine};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,7 +33,9 @@ impl Keeper {
             Accepted::Client(socket) if busy.is_none() && ssd.is_given() => {
                 tracing::info!(ssd = ssd.name, session = session_id, "client connected");
                 self.next_session += 1;
-                ssd.session = Some(Session::new(session_id, ssd.protocol, socket));
+                let mut session = Session::new(session_id, ssd.protocol);
+                session.client = Some(Client::new(Arc::new(socket), ssd.protocol));
+                ssd.session = Some(session);
                 if self.active().is_some_and(|engine| engine.stage == Stage::Serving) {
                     self.attach(number);
                 }

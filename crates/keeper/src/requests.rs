@@ -10,13 +10,18 @@ const WAITING_MAX: usize = 8192;
 #[derive(Debug, Default)]
 pub(crate) struct Requests {
     /// By the id the client sees: the engine's own id, or `None` if that engine is dead.
-    waiting: HashMap<u16, Option<u16>>,
-    next: u16,
+    pub(crate) waiting: HashMap<u16, Option<u16>>,
+    pub(crate) next: u16,
     /// Replies that nobody had asked for, or nobody waits for any more.
     pub(crate) unasked: u64,
 }
 
 impl Requests {
+    /// Goes on where an earlier keeper stopped.
+    pub(crate) fn resume(waiting: impl Iterator<Item = (u16, Option<u16>)>, next: u16) -> Self {
+        Self { waiting: waiting.collect(), next, unasked: 0 }
+    }
+
     /// Gives the engine's request an id of its own. `None`: too many wait.
     pub(crate) fn asked(&mut self, mut frame: Vec<u8>, wants_reply: bool) -> Option<Vec<u8>> {
         if self.waiting.len() >= WAITING_MAX {

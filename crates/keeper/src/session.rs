@@ -81,13 +81,13 @@ pub(crate) struct Session {
 /// The client's socket.
 #[derive(Debug)]
 pub(crate) struct Client {
-    pub(crate) socket: OwnedFd,
+    pub(crate) socket: Arc<OwnedFd>,
     pub(crate) intake: Intake,
     pub(crate) outbox: Outbox,
     /// By when the frame that has begun must be complete.
-    frame_by: Option<Instant>,
+    pub(crate) frame_by: Option<Instant>,
     /// By when the message that is being sent must be read.
-    read_by: Option<Instant>,
+    pub(crate) read_by: Option<Instant>,
     /// Nothing more is read from it; it goes when all is sent.
     pub(crate) ending: Option<EndReason>,
 }
@@ -113,7 +113,7 @@ pub(crate) struct Pending {
 }
 
 impl Client {
-    pub(crate) fn new(socket: OwnedFd, protocol: &'static Protocol) -> Self {
+    pub(crate) fn new(socket: Arc<OwnedFd>, protocol: &'static Protocol) -> Self {
         let intake = Intake::new(&protocol.shape);
         Self { socket, intake, outbox: Outbox::default(), frame_by: None, read_by: None, ending: None }
     }
@@ -129,11 +129,12 @@ impl Client {
 }
 
 impl Session {
-    pub(crate) fn new(id: u64, protocol: &'static Protocol, socket: OwnedFd) -> Self {
+    /// With nobody at its end yet.
+    pub(crate) fn new(id: u64, protocol: &'static Protocol) -> Self {
         Self {
             id,
             protocol,
-            client: Some(Client::new(socket, protocol)),
+            client: None,
             link: None,
             unanswered: VecDeque::new(),
             next_seq: 0,

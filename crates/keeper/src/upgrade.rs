@@ -53,7 +53,7 @@ impl Keeper {
         if self.stopping {
             return Err("the daemon is stopping".to_owned());
         }
-        if self.upgrade.is_some() {
+        if self.upgrade.is_some() || self.succession.is_some() {
             return Err("another upgrade is under way; wait for it (`godwit status` shows it)".to_owned());
         }
         if self.active().is_none_or(|engine| engine.stage != Stage::Serving) {

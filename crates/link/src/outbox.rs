@@ -42,6 +42,23 @@ pub struct Outbox {
 }
 
 impl Outbox {
+    /// Goes on where another outbox stopped: what waits, and how many bytes of the first message are sent.
+    ///
+    /// # Errors
+    /// Of the first message less waits than was sent, or one has more descriptors than a message carries.
+    pub fn resume(parcels: Vec<Parcel>, sent: usize) -> Result<Self, crate::LinkError> {
+        let mut outbox = Self::default();
+        for parcel in parcels {
+            outbox.push(parcel)?;
+        }
+        if outbox.parcels.front().map_or(sent > 0, |parcel| sent >= parcel.len_bytes()) {
+            return Err(crate::LinkError::Nonsense("more bytes sent than there were"));
+        }
+        outbox.sent = sent;
+        outbox.len_bytes -= sent;
+        Ok(outbox)
+    }
+
     /// Appends a message. An empty one is nothing.
     ///
     /// # Errors
@@ -106,5 +123,25 @@ impl Outbox {
             }
         }
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outbox_goes_on_in_the_middle_of_a_message_and_never_beyond_its_end() {
+        let parcels =
+            || vec![Parcel::whole(b"hello ".to_vec(), vec![]), Parcel::whole(b"world".to_vec(), vec![])];
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().expect("pair");
+        let mut outbox = Outbox::resume(parcels(), 4).expect("resumed");
+        assert_eq!((outbox.len_bytes(), outbox.len()), (7, 2));
+        assert_eq!(outbox.flush(&ours, Wait::Never), Ok(true));
+        drop(ours);
+        assert_eq!(std::io::read_to_string(theirs).expect("read"), "o world");
+        assert!(Outbox::resume(parcels(), 6).is_err());
+        assert!(Outbox::resume(Vec::new(), 1).is_err());
+        assert!(Outbox::resume(Vec::new(), 0).expect("empty").is_empty());
     }
 }

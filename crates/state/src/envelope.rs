@@ -85,6 +85,20 @@ pub fn seal(magic: [u8; 8], version: u32, body: &[u8]) -> Result<Vec<u8>, Envelo
     Ok(record)
 }
 
+/// How long the record is that `bytes` begin with, as its header says: where several follow one another.
+///
+/// # Errors
+/// There is no whole header, or it names a length that was never written.
+pub fn record_bytes(bytes: &[u8]) -> Result<usize, EnvelopeError> {
+    let truncated = EnvelopeError::Truncated { have_bytes: bytes.len(), need_bytes: HEADER_BYTES };
+    let header = bytes.get(..HEADER_BYTES).ok_or(truncated)?;
+    let len = u32::from_le_bytes([header[12], header[13], header[14], header[15]]) as usize;
+    match len {
+        0..=BODY_BYTES_MAX => Ok(HEADER_BYTES + len),
+        len_bytes => Err(EnvelopeError::TooLong { len_bytes }),
+    }
+}
+
 /// The version and body of a record, after every check the header allows.
 ///
 /// # Errors

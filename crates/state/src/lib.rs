@@ -4,12 +4,14 @@
 //! - [`ssd`]: the record of one ssd that outlives a daemon restart (namespaces, marks, sanitize progress, totals).
 //! - [`session`]: what is kept of a client's session.
 //! - [`vhost_session`]: the same of a vhost-user client.
+//! - [`keeper`]: all that a keeper holds, for the keeper after it.
 //! - [`envelope`]: magic, version, length and checksum around every record, outside its body.
 //!
 //! Types here are never the runtime's own: they change only by adding.
 #![forbid(unsafe_code)]
 
 pub mod envelope;
+pub mod keeper;
 pub mod region;
 pub mod session;
 pub mod ssd;

@@ -67,6 +67,7 @@ impl House {
             stats: None,
             limits: Limits { blame_crashes: usize::MAX, short_life: Duration::ZERO, ..Limits::default() },
             notify: keeper::Notify::default(),
+            again: None,
         };
         let keeper = Keeper::new(options).unwrap();
         let keeper = std::thread::spawn(move || keeper.run(stopped));

@@ -5,6 +5,7 @@ use crate::double::{ENGINE, HABITS};
 use api::control::{Request, Response, Status};
 use keeper::{Binary, EngineCommand, Keeper, Limits, Options};
 use std::io::{BufRead, BufReader, Write};
+use std::ops::Deref;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 static ALONE: Mutex<()> = Mutex::new(());
 
 pub struct Running {
-    pub directory: tempfile::TempDir,
+    pub house: House,
     stop: UnixStream,
     thread: Option<JoinHandle<anyhow::Result<()>>>,
     _alone: MutexGuard<'static, ()>,
@@ -34,35 +35,11 @@ impl Running {
 
     pub fn start_with(habits: &str, limits: Limits) -> Self {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let directory = tempfile::tempdir().expect("directory");
-        let at = |name: &str| directory.path().join(name).display().to_string();
-        let mut config_text = format!("control = \"{}\"\n", at("control"));
-        for name in ["a", "b"] {
-            config_text += &format!(
-                "[[ssd]]\nname = \"{name}\"\nsize = \"1MiB\"\nsocket = \"{}\"\nbackend = {{ type = \"null\" }}\n",
-                at(name)
-            );
-        }
-        let keeper = Keeper::new(Options {
-            config_path: "test.toml".into(),
-            config_text,
-            engine: command(habits),
-            stats: None,
-            limits,
-            notify: keeper::Notify::default(),
-        })
-        .expect("a keeper");
+        let house = House { directory: tempfile::tempdir().expect("directory") };
+        let keeper = Keeper::new(options(&house.config_text(), habits, limits)).expect("a keeper");
         let (stop, stopped) = UnixStream::pair().expect("pair");
         let thread = std::thread::spawn(move || keeper.run(&stopped));
-        Self { directory, stop, thread: Some(thread), _alone: alone }
-    }
-
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    pub fn client(&self, ssd: &str) -> Client {
-        Client::connect(&self.path(ssd))
+        Self { house, stop, thread: Some(thread), _alone: alone }
     }
 
     /// Asks for an orderly stop and waits for it.
@@ -78,6 +55,53 @@ impl Running {
     /// Waits for the keeper's end.
     pub fn end(&mut self) -> anyhow::Result<()> {
         self.thread.take().expect("once").join().expect("no panic")
+    }
+
+    /// Kills the engine that serves, as the kernel does when memory is short.
+    pub fn kill(&self) -> u64 {
+        let status = self.serving();
+        let pid = i32::try_from(status.engine.pid.expect("a process")).expect("a pid");
+        let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
+        self.wait("succeeded", |now| {
+            now.engine.state == "serving" && now.engine.generation > status.engine.generation
+        });
+        status.engine.generation
+    }
+}
+
+impl Deref for Running {
+    type Target = House;
+    fn deref(&self) -> &House {
+        &self.house
+    }
+}
+
+/// Where a keeper's sockets are.
+pub struct House {
+    pub directory: tempfile::TempDir,
+}
+
+impl House {
+    /// Two ssds.
+    pub fn config_text(&self) -> String {
+        let at = |name: &str| self.path(name).display().to_string();
+        let mut text = format!("control = \"{}\"\n", at("control"));
+        for name in ["a", "b"] {
+            text += &format!(
+                "[[ssd]]\nname = \"{name}\"\nsize = \"1MiB\"\nsocket = \"{}\"\nbackend = {{ type = \"null\" }}\n",
+                at(name)
+            );
+        }
+        text
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub fn client(&self, ssd: &str) -> Client {
+        Client::connect(&self.path(ssd))
     }
 
     pub fn ask(&self, request: &Request) -> Response {
@@ -124,17 +148,17 @@ impl Running {
     pub fn serving(&self) -> Status {
         self.wait("serving", |status| status.engine.state == "serving")
     }
+}
 
-    /// Kills the engine that serves, as the kernel does when memory is short.
-    pub fn kill(&self) -> u64 {
-        let status = self.serving();
-        let pid = i32::try_from(status.engine.pid.expect("a process")).expect("a pid");
-        let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
-        self.wait("succeeded", |now| {
-            now.engine.state == "serving" && now.engine.generation > status.engine.generation
-        });
-        status.engine.generation
+pub fn options(config_text: &str, habits: &str, limits: Limits) -> Options {
+    Options {
+        config_path: "test.toml".into(),
+        config_text: config_text.to_owned(),
+        engine: command(habits),
+        stats: None,
+        limits,
+        notify: keeper::Notify::default(),
+        again: None,
     }
 }
 

@@ -6,4 +6,5 @@ mod clients;
 mod crashes;
 mod double;
 mod harness;
+mod successions;
 mod upgrades;

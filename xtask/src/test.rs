@@ -31,7 +31,7 @@ pub(crate) fn command() -> Result<()> {
     total.add(tests(&["--workspace", "--exclude", "vmtest"], None)?);
     heading("documentation tests");
     total.add(stage(cargo(&["test", "--quiet", "--workspace", "--doc", "--no-fail-fast"]), Runner::Libtest)?);
-    heading("every interleaving of a sender and a sleeping reactor");
+    heading("every interleaving where fences are argued");
     total.add(models()?);
     heading("guest tests");
     total.add(guest_tests()?);
@@ -43,9 +43,13 @@ pub(crate) fn command() -> Result<()> {
 
 /// What the model checker goes through, compiled with its own atomics, so beside the other builds.
 fn models() -> Result<Tally> {
-    let mut command = cargo(&["test", "--quiet", "-p", "engine", "--lib", "bell"]);
-    command.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", top().join("target/loom"));
-    stage(command, Runner::Libtest)
+    let mut total = Tally::default();
+    for (package, module) in [("engine", "bell"), ("nvme", "models"), ("virtio", "models")] {
+        let mut command = cargo(&["test", "--quiet", "-p", package, "--lib", module]);
+        command.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", top().join("target/loom"));
+        total.add(stage(command, Runner::Libtest)?);
+    }
+    Ok(total)
 }
 
 fn guest_tests() -> Result<Tally> {

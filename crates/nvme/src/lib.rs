@@ -15,6 +15,7 @@ mod io;
 pub mod limits;
 pub mod marks;
 pub mod namespace;
+mod order;
 pub mod pci;
 pub mod profile;
 pub mod queue;

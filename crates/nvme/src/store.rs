@@ -4,11 +4,12 @@
 //!
 //! [`crash`]: crate::crash
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use memory::{DoorbellPage, Fault, Window};
 
 use crate::crash;
+use crate::order::publish;
 
 /// A store that a later [`publish64`] makes visible.
 #[inline(always)]
@@ -24,23 +25,18 @@ pub(crate) fn put32(word: &AtomicU32, value: u32) {
     word.store(value, Ordering::Relaxed);
 }
 
-/// A step of the protocol: everything stored before is visible to who sees this value, and nothing stored after is before.
-///
-/// Release alone would let later plain stores move up before it: the next command's completion into a slot that still
-/// says POSTING, say. The fence costs no instruction on x86 and a store barrier elsewhere.
+/// A step of the protocol: see [`publish`].
 #[inline(always)]
 pub(crate) fn publish64(word: &AtomicU64, value: u64) {
     crash::point();
-    word.store(value, Ordering::Release);
-    fence(Ordering::Release);
+    publish(word, value);
 }
 
 /// As [`publish64`].
 #[inline(always)]
 pub(crate) fn publish32(word: &AtomicU32, value: u32) {
     crash::point();
-    word.store(value, Ordering::Release);
-    fence(Ordering::Release);
+    publish(word, value);
 }
 
 /// Sets and clears bits of a word that only this reactor writes, in one store.

@@ -6,7 +6,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 
 use block::{Fault, Op, Outcome, Request, Submitted, Token};
 use memory::{Hint, Iova, MemoryMap, Segment};
@@ -16,6 +15,7 @@ use crate::chain::{Chain, Piece};
 use crate::config::Device;
 use crate::crash;
 use crate::dirty::DirtyLog;
+use crate::order::meet;
 use crate::request::{Parsed, envelope, parse, write_id};
 use crate::ring::{Ring, RingConfig, Slot};
 use crate::sink::{Broken, Event, Sink};
@@ -211,7 +211,7 @@ impl VirtQueueGroup {
             }
         }
         // The driver makes a buffer available, fences, and looks whether a kick is wanted: one of the two sees the other.
-        fence(Ordering::SeqCst);
+        meet();
         for &queue in &self.active {
             let Some(Some(q)) = self.queues.get_mut(usize::from(queue)) else { continue };
             if !q.broken {
@@ -349,7 +349,7 @@ impl VirtQueueGroup {
 
     fn call(&mut self, sink: &mut impl Sink) {
         // The driver enables calls, fences, and looks at the used ring: one of the two sees the other. One fence a batch.
-        fence(Ordering::SeqCst);
+        meet();
         for &queue in &self.active {
             let Some(Some(q)) = self.queues.get_mut(usize::from(queue)) else { continue };
             if q.broken {

@@ -22,6 +22,7 @@ pub mod crash;
 pub mod dirty;
 pub mod group;
 pub mod inflight;
+mod order;
 mod packed;
 mod request;
 pub mod ring;

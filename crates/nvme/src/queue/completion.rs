@@ -8,8 +8,9 @@ use spec::nvme::{Completion, Status};
 use state::region::{ControllerRegion, SLOT_ACCEPTED, SLOT_POSTING};
 
 use super::record::{CqRecord, SqRecord};
+use super::steps;
 use super::submission::{Accepted, SubmissionQueue, slot_word, state_of};
-use crate::store::{publish32, publish64, put_completion, put32, put64};
+use crate::store::{put_completion, put32};
 
 /// Bytes in an entry (IOCQES = 4).
 const ENTRY_BYTES: usize = 16;
@@ -225,10 +226,9 @@ impl CompletionQueue {
             status: answer.status.with_phase(false),
         };
         let words: [u64; 2] = zerocopy::transmute!(entry);
-        put64(&place.completion[0], words[0]);
-        put64(&place.completion[1], words[1]);
         let phase = if self.phase { WORD_PHASE } else { 0 };
-        publish64(&place.word, slot_word(accepted.seq, self.tail, SLOT_POSTING) | phase);
+        let says = slot_word(accepted.seq, self.tail, SLOT_POSTING) | phase;
+        steps::copy_then(place.completion.iter().zip(words), &place.word, says);
         accepted.spend();
 
         let mut dwords = entry.dwords();
@@ -240,7 +240,7 @@ impl CompletionQueue {
             self.tail = 0;
             self.phase = !self.phase;
         }
-        publish32(&record.tail_phase, self.tail | u32::from(self.phase) << 16);
+        steps::advance(&record.tail_phase, self.tail | u32::from(self.phase) << 16);
         if written {
             self.posted = true;
             sq.retire(place, slot);

@@ -2,12 +2,13 @@
 //! (Base 2.1, 5.2.5 and annex B.5).
 
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 
 use memory::{Access, DoorbellPage, Fault, Iova, MemoryMap, SharedRegion, Window};
 use state::region::ControllerRegion;
 
 use super::watch::Watch;
+use crate::order::meet;
 
 /// Bytes of the shadow and of the EventIdx page (CC.MPS = 4 KiB).
 const PAGE_BYTES: usize = 4096;
@@ -114,8 +115,9 @@ impl Doorbells {
         let Some(shadow) = &self.shadow else { return Self::register(page, index) };
         crate::crash::point();
         // A page that went away waits for the next memory map; there is nobody to tell.
-        let _ = shadow.events.store_u32(index * 4, value);
-        fence(Ordering::SeqCst);
-        self.value(page, index)
+        let tell = || {
+            let _ = shadow.events.store_u32(index * 4, value);
+        };
+        meet(tell, || self.value(page, index))
     }
 }

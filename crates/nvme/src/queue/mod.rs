@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The store order, and why a successor that finds the region between any two stores does the right thing, is in
-//! `docs/formats/controller-region.md`. Every shared store goes through `crate::store`, so that tests can end the world before
+//! `docs/formats/controller-region.md`. Every shared store goes through `crate::store` or `steps`, so that tests can end the world before
 //! any one of them.
 //!
 //! Used for I/O queues by [`group`](crate::group) and for the admin queue by the controller.
@@ -17,6 +17,7 @@ mod doorbell;
 mod inspect;
 mod record;
 mod recovery;
+pub(crate) mod steps;
 mod submission;
 mod watch;
 

@@ -9,7 +9,8 @@ use state::region::{ControllerRegion, SLOT_ACCEPTED, SLOT_FREE, SLOT_POSTING, SL
 
 use super::completion::CompletionQueue;
 use super::record::SqRecord;
-use crate::store::{publish64, put64};
+use super::steps;
+use crate::store::publish64;
 
 /// Bytes in an entry (IOSQES = 6).
 const ENTRY_BYTES: usize = 64;
@@ -259,7 +260,7 @@ impl SubmissionQueue {
     #[inline(always)]
     fn publish_head(&self, region: &ControllerRegion) {
         if let Some(record) = region.sqs.get(usize::from(self.sqid)) {
-            publish64(&record.head_seq, head_seq(self.head, self.seq));
+            steps::advance(&record.head_seq, head_seq(self.head, self.seq));
         }
     }
 
@@ -280,11 +281,9 @@ impl SubmissionQueue {
         }
         self.free_count = count;
         let words: [u64; 8] = zerocopy::transmute!(*command);
-        for (at, word) in place.command.iter().zip(words) {
-            put64(at, word);
-        }
         let seq = self.seq;
-        publish64(&place.word, slot_word(seq, self.head, SLOT_ACCEPTED));
+        let says = slot_word(seq, self.head, SLOT_ACCEPTED);
+        steps::copy_then(place.command.iter().zip(words), &place.word, says);
         self.head = self.position(1);
         self.seq = seq.wrapping_add(1);
         Some(Accepted { sqid: self.sqid, slot, cid: command.cid(), seq })
@@ -348,7 +347,7 @@ impl SubmissionQueue {
     /// RETIRE of the protocol: the slot is free.
     #[inline]
     pub(super) fn retire(&mut self, place: &Slot, slot: u16) {
-        publish64(&place.word, SLOT_FREE);
+        steps::retire(&place.word, SLOT_FREE);
         self.give_back(slot);
     }
 

@@ -5,6 +5,10 @@
 //! [`ControllerRegion`](state::region::ControllerRegion).
 #![forbid(unsafe_code)]
 
+// The unit tests share their world with the integration tests, which see this crate from outside.
+#[cfg(test)]
+extern crate self as nvme;
+
 mod admin;
 pub mod controller;
 pub mod crash;

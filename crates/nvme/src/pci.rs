@@ -122,25 +122,32 @@ const _: () = assert!(PCIE_CAP + 0x10 == 0x70 && PCIE_CAP + 0x28 == 0x88 && PCIE
 
 /// Brings configuration space and MSI-X table to their power-on values.
 pub fn reset(pci: &Pci, profile: &Profile) {
-    pci.config.iter().for_each(|word| put32(word, 0));
-    for (offset, value) in initial(profile) {
-        store(&pci.config, offset / 4, value);
-    }
-    for entry in &pci.msix_table {
-        entry.iter().for_each(|word| put32(word, 0));
-        put32(&entry[3], 1);
-    }
-    pci.msix_pending.iter().for_each(|word| put32(word, 0));
+    set(pci, profile, &[]);
 }
 
 /// As [`reset`], but keeps what a function level reset does not touch for a function behind a client: the BARs and the interrupt
 /// line are the client's to restore, as after any reset; link control is the port's (6.6.2).
 pub fn function_level_reset(pci: &Pci, profile: &Profile) {
-    let link = [0x70, 0x90].map(|offset| (offset, load(&pci.config, offset / 4)));
-    reset(pci, profile);
-    for (offset, value) in link {
-        store(&pci.config, offset / 4, value);
+    set(pci, profile, &[0x70, 0x90]);
+}
+
+/// Every word gets its value in one store, and the words at `kept` none: a successor that finds the half of it does it again.
+fn set(pci: &Pci, profile: &Profile, kept: &[usize]) {
+    let mut words = [0; CONFIG_BYTES / 4];
+    for (offset, value) in initial(profile) {
+        if let Some(word) = words.get_mut(offset / 4) {
+            *word = value;
+        }
     }
+    for (at, (word, value)) in pci.config.iter().zip(words).enumerate() {
+        if !kept.contains(&(at * 4)) {
+            put32(word, value);
+        }
+    }
+    for entry in &pci.msix_table {
+        entry.iter().zip([0, 0, 0, 1]).for_each(|(word, value)| put32(word, value));
+    }
+    pci.msix_pending.iter().for_each(|word| put32(word, 0));
 }
 
 /// Reads any run of bytes. Beyond the space everything reads as ones.

@@ -79,6 +79,8 @@ pub struct Registers {
     pub acq: AtomicU64,
     /// Counts controller level resets; odd while one is under way.
     pub reset_count: AtomicU64,
+    /// How far the reset under way goes: 0 controller, 1 subsystem, 2 function. 0 while none is.
+    pub reset_kind: AtomicU64,
 }
 
 /// PCI configuration space and MSI-X table, as 32-bit little-endian words.

@@ -4,7 +4,8 @@
 //!  Disabled --EN=1, checks--> Ready --EN=0 | NSSR | FLR--> Resetting --groups acknowledged--> Disabled (or Ready: EN is 1)
 //!      |  checks failed: CSTS.CFS       SHN: Draining -> Flushing -> Recording -> Complete (until the next reset)
 //! ```
-//! `reset_count` is odd in the region while a reset is under way, so that a successor finishes it.
+//! `reset_count` is odd in the region while a reset is under way, and `reset_kind` says how far it goes, so that a successor
+//! finishes it.
 
 use std::sync::atomic::Ordering;
 
@@ -31,6 +32,17 @@ pub(super) enum ResetKind {
     Subsystem,
     /// Function level reset, or a reset by the client: all properties, configuration space and MSI-X.
     Function,
+}
+
+impl ResetKind {
+    /// As the region says it. Whatever else it says is the least.
+    fn of(word: u64) -> Self {
+        match word {
+            1 => Self::Subsystem,
+            2 => Self::Function,
+            _ => Self::Controller,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,8 +109,9 @@ impl Controller {
         }
         self.resume_work(host);
         if self.region.registers.reset_count.load(Ordering::Acquire) % 2 == 1 {
-            // Which kind it was is not known: the registers were or were not reset; controller level is what is left.
-            self.begin_reset(ResetKind::Controller, host);
+            // It is done as far as it was to go: the message that asked for it may have been answered.
+            let kind = ResetKind::of(self.region.registers.reset_kind.load(Ordering::Acquire));
+            self.begin_reset(kind, host);
             return;
         }
         if self.life == Life::Ready && !self.cc().en() {
@@ -204,10 +217,13 @@ impl Controller {
     }
 
     pub(super) fn start_reset(&mut self, kind: ResetKind, host: &mut impl Host) {
+        let registers = &self.region.registers;
         if let Life::Resetting { kind: running, .. } = &mut self.life {
             *running = (*running).max(kind);
+            publish64(&registers.reset_kind, *running as u64);
         } else {
-            change64(&self.region.registers.reset_count, |count| count.wrapping_add(1));
+            publish64(&registers.reset_kind, kind as u64);
+            change64(&registers.reset_count, |count| count.wrapping_add(1));
             self.begin_reset(kind, host);
         }
         if kind != ResetKind::Controller {
@@ -260,7 +276,8 @@ impl Controller {
         }
         let nssro = self.csts().nssro() || kind == ResetKind::Subsystem;
         publish32(&registers.csts, Csts::new().with_nssro(nssro).into_bits());
-        change64(&self.region.registers.reset_count, |count| count.wrapping_add(1));
+        publish64(&registers.reset_kind, 0);
+        change64(&registers.reset_count, |count| count.wrapping_add(1));
         self.life = Life::Disabled;
         host.interrupt(0);
         self.work_after_reset(host);

@@ -15,6 +15,8 @@
 
 mod life;
 mod record;
+#[cfg(test)]
+mod redelivered;
 mod registers;
 mod turn;
 

@@ -27,6 +27,7 @@ const PAGE_BYTES: u64 = 4096;
 const COPIES_MAX: usize = 256;
 /// Longer ones are made at once: the first line's delay matters little to them.
 const COPY_BYTES_MAX: usize = 64 * 1024;
+
 /// What is fetched ahead: the page's translation, and enough lines for the processor to see where this goes.
 const PREFETCH_LINES: usize = 4;
 
@@ -157,8 +158,31 @@ struct Pending {
 #[derive(Clone, Copy, Debug)]
 struct Copy {
     token: Token,
-    from: Segment,
-    to: Segment,
+    drive: Segment,
+    guest: Segment,
+    direction: Direction,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Direction {
+    Read,
+    Write,
+}
+
+impl Direction {
+    /// # Safety
+    /// Both segments are mapped.
+    #[inline]
+    unsafe fn copy(self, drive: Segment, guest: Segment) {
+        // SAFETY: as promised to us.
+        unsafe {
+            match self {
+                // A guest looks at what it read; nobody looks at a drive's block soon.
+                Direction::Read => drive.copy_into(guest),
+                Direction::Write => guest.stream_into(drive),
+            }
+        }
+    }
 }
 
 /// One reactor's door to a [`Memory`].
@@ -195,7 +219,7 @@ impl Ram {
 
     /// Puts a copy off until the burst is complete, if it is short, in one piece, and one of several.
     #[inline]
-    fn put_off(&mut self, request: &Request<'_>) -> bool {
+    fn put_off(&mut self, request: &Request<'_>, direction: Direction) -> bool {
         let [guest] = *request.data else { return false };
         let drive = self.memory.segment(request.range.start_bytes, guest.len());
         for line in 0..PREFETCH_LINES {
@@ -206,8 +230,7 @@ impl Ram {
         if !self.bursts_are_deep || guest.len() > COPY_BYTES_MAX || !room {
             return false;
         }
-        let (from, to) = if request.op == Op::Read { (drive, guest) } else { (guest, drive) };
-        self.copies.push(Copy { token: request.token, from, to });
+        self.copies.push(Copy { token: request.token, drive, guest, direction });
         true
     }
 
@@ -243,27 +266,20 @@ impl Backend for Ram {
         if let Err(outcome) = checked(request, &self.limits) {
             return Submitted::Ended(outcome);
         }
-        if matches!(request.op, Op::Read | Op::Write { .. }) && self.put_off(request) {
+        let direction = match request.op {
+            Op::Read => Direction::Read,
+            Op::Write { .. } => Direction::Write,
+            Op::Flush => return Submitted::Ended(Outcome::Done),
+            Op::WriteZeroes { .. } | Op::Discard => return self.discard(request),
+        };
+        if self.put_off(request, direction) {
             return Submitted::Queued;
         }
         let mut at = request.range.start_bytes;
-        match request.op {
-            Op::Read => {
-                for guest in request.data {
-                    // SAFETY: both sides mapped: the drive's by self, the guest's by the caller's promise.
-                    unsafe { self.memory.segment(at, guest.len()).copy_into(*guest) };
-                    at += guest.len() as u64;
-                }
-            }
-            Op::Write { .. } => {
-                for guest in request.data {
-                    // SAFETY: as above.
-                    unsafe { guest.copy_into(self.memory.segment(at, guest.len())) };
-                    at += guest.len() as u64;
-                }
-            }
-            Op::Flush => {}
-            Op::WriteZeroes { .. } | Op::Discard => return self.discard(request),
+        for guest in request.data {
+            // SAFETY: both sides mapped: the drive's by self, the guest's by the caller's promise.
+            unsafe { direction.copy(self.memory.segment(at, guest.len()), *guest) };
+            at += guest.len() as u64;
         }
         Submitted::Ended(Outcome::Done)
     }
@@ -273,9 +289,9 @@ impl Backend for Ram {
             self.bursts_are_deep = self.burst > 1;
             self.burst = 0;
         }
-        for Copy { token, from, to } in self.copies.drain(..) {
+        for Copy { token, drive, guest, direction } in self.copies.drain(..) {
             // SAFETY: both sides mapped: the drive's by self, the guest's by the promise made to `submit`.
-            unsafe { from.copy_into(to) };
+            unsafe { direction.copy(drive, guest) };
             self.copied.push_back(token);
         }
     }

@@ -1,10 +1,10 @@
 //! The map against a naive model, and what it promises about faults.
-#![expect(unsafe_code, reason = "memfds for tests")]
+#![expect(unsafe_code, reason = "memfds and copies for tests")]
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-// UNSAFETY: one system call that makes a file descriptor.
+// UNSAFETY: one system call that makes a file descriptor, and one copy between buffers of a test.
 
 use memory::{Access, DoorbellPage, Fault, Hint, Iova, MapError, Mapping, MappingError, MemoryMap};
-use memory::{REGIONS_MAX, Remote, SharedRegion, Window};
+use memory::{REGIONS_MAX, Remote, Segment, SharedRegion, Window};
 use proptest::prelude::*;
 use std::fs::File;
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -39,6 +39,24 @@ fn simple(iova: u64, pages: u64) -> (File, Arc<MemoryMap>) {
     let mapping = mapping(&file, 0, pages * PAGE);
     let map = MemoryMap::empty().with(Iova(iova), pages * PAGE, Access::BOTH, Some((mapping, 0))).unwrap();
     (file, Arc::new(map))
+}
+
+proptest! {
+    /// Whatever the alignment and the length, and nothing beside it.
+    #[test]
+    fn what_is_streamed_arrives_as_what_is_copied(
+        from in 0_usize..80,
+        to in prop_oneof![0_usize..80, (0_usize..5).prop_map(|line| line * 16)],
+        len in prop_oneof![0_usize..3000, (0_usize..48).prop_map(|lines| lines * 64)],
+    ) {
+        let mut source: Vec<u8> = (0..=250).cycle().take(4096).collect();
+        let mut drive = vec![0xEE; 4096];
+        let mut expected = drive.clone();
+        expected[to..to + len].copy_from_slice(&source[from..from + len]);
+        // SAFETY: two buffers of this test, both alive.
+        unsafe { Segment::of(&mut source[from..from + len]).stream_into(Segment::of(&mut drive[to..to + len])) };
+        prop_assert_eq!(drive, expected);
+    }
 }
 
 #[test]

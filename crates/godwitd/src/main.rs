@@ -100,7 +100,8 @@ fn run_keeper(arguments: Arguments) -> anyhow::Result<()> {
         println!("{}: good, {} ssds", arguments.config.display(), config.ssds.len());
         return Ok(());
     }
-    let stop = stop_signals()?;
+    let stop = signals(&[signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])?;
+    let leave = signals(&[signal_hook::consts::SIGUSR2])?;
     let own = std::env::current_exe().context("cannot tell which program this is")?;
     let format = match arguments.log_format {
         LogFormat::Text => "text",
@@ -118,17 +119,18 @@ fn run_keeper(arguments: Arguments) -> anyhow::Result<()> {
         stats: arguments.stats.map(std::path::absolute).transpose()?,
         limits: Limits::default(),
         notify: Notify::from_environment(),
+        leave: Some(leave),
         again: Some(Again { program: own, resume, check: vec!["keeper-check".into()] }),
     };
     let keeper = if arguments.resume { Keeper::resume(options)? } else { Keeper::new(options)? };
     keeper.run(stop)
 }
 
-/// Becomes readable with each SIGINT and SIGTERM.
-fn stop_signals() -> anyhow::Result<OwnedFd> {
+/// Becomes readable with each of these signals.
+fn signals(which: &[i32]) -> anyhow::Result<OwnedFd> {
     let (read, write) = UnixStream::pair().context("cannot wait for signals")?;
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::low_level::pipe::register(signal, write.try_clone()?)
+    for signal in which {
+        signal_hook::low_level::pipe::register(*signal, write.try_clone()?)
             .context("cannot wait for signals")?;
     }
     Ok(read.into())

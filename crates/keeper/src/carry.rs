@@ -48,7 +48,6 @@ impl Descriptors {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Links {
     Live,
-    #[allow(dead_code, reason = "for the descriptor store")]
     Ended,
 }
 

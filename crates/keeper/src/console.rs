@@ -4,6 +4,7 @@ use crate::keeper::Keeper;
 use crate::listener::{Accepted, Listener};
 use crate::poller::{Poller, Token};
 use crate::process::{Binary, Stage};
+use crate::restore::Found;
 use anyhow::Context;
 use api::control::{DEFAULT_SOCKET, EngineStatus, LINE_BYTES_MAX, Request, Response, SsdStatus, Status};
 use rustix::io::Errno;
@@ -42,8 +43,10 @@ struct Guest {
 
 impl Console {
     /// Listens where the configuration says. Without it the daemon also works where the default place cannot be had.
-    pub(crate) fn bind(path: Option<&Path>) -> anyhow::Result<Self> {
+    pub(crate) fn bind(path: Option<&Path>, found: Option<&Found>) -> anyhow::Result<Self> {
+        let kept = found.and_then(|found| found.console(path.unwrap_or(Path::new(DEFAULT_SOCKET))));
         let listener = match path {
+            _ if kept.is_some() => kept,
             Some(path) => Some(Listener::bind(path).with_context(|| {
                 let path = path.display();
                 format!("cannot listen at control = \"{path}\": is the directory there and writable, and no other godwitd using it?")
@@ -57,6 +60,11 @@ impl Console {
 
     pub(crate) fn new(listener: Option<Listener>) -> Self {
         Self { listener, guests: BTreeMap::new(), next: 0 }
+    }
+
+    /// Another keeper goes on with the socket.
+    pub(crate) fn stays(&mut self) {
+        self.listener.iter_mut().for_each(|listener| listener.stays = true);
     }
 
     pub(crate) fn listener(&self) -> Option<&Listener> {

@@ -50,6 +50,8 @@ impl Keeper {
 
     /// Gives the active engine everything, and lets it begin.
     pub(crate) fn hand_over(&mut self) {
+        // A keeper after this one must know whom to wait for.
+        self.save();
         let packets: Vec<_> = self.saved().into_iter().chain(self.rings()).collect();
         let Some(engine) = self.active_mut() else { return };
         packets.into_iter().for_each(|packet| engine.say(packet));
@@ -79,9 +81,7 @@ impl Keeper {
 
     /// The active engine serves all.
     pub(crate) fn serving(&mut self, ready: &Ready, now: Instant) {
-        if !self.has_served {
-            self.options.notify.say("READY=1");
-        }
+        self.options.notify.say("READY=1");
         self.has_served = true;
         self.old_rings.clear();
         let blackout = self.history.serving(now, ready);
@@ -121,6 +121,10 @@ impl Keeper {
         self.old_rings.extend(engine.rings.values().cloned());
         if engine.stage == Stage::Stopping {
             return self.stopped(&engine, exit);
+        }
+        if self.leaving {
+            self.history.ended(now, generation, "its keeper was asked to restart".to_owned(), true);
+            return self.left();
         }
         let planned = engine.stage == Stage::Pausing && engine.paused && exit.is_clean();
         let reason = reason(&engine, exit, planned);

@@ -9,7 +9,9 @@ use crate::notify::Notify;
 use crate::poller::{Poller, Token};
 use crate::process::{Binary, Engine, EngineCommand};
 use crate::reexec::{Again, Succession};
+use crate::restore::{self, Found, Orphan};
 use crate::ssd::Ssd;
+use crate::store::Store;
 use crate::upgrade::{Probation, Upgrade};
 use anyhow::Context;
 use api::config::Config;
@@ -36,6 +38,8 @@ pub struct Options {
     pub notify: Notify,
     /// How this program is executed anew; `None`: the keeper cannot replace itself.
     pub again: Option<Again>,
+    /// Becomes readable when this process is to end, and another keeper to go on.
+    pub leave: Option<OwnedFd>,
 }
 
 /// See the crate.
@@ -69,6 +73,12 @@ pub struct Keeper {
     pub(crate) generation: u64,
     /// A keeper to come.
     pub(crate) succession: Option<Succession>,
+    /// Where all this is kept for a keeper after this one.
+    pub(crate) store: Option<Store>,
+    /// The engine of the keeper before, until it is gone.
+    pub(crate) orphan: Option<Orphan>,
+    /// This process is to end, and another keeper goes on.
+    pub(crate) leaving: bool,
     /// Some engine of ours has served.
     pub(crate) has_served: bool,
     pub(crate) stopping: bool,
@@ -82,19 +92,26 @@ impl Keeper {
     /// The configuration is wrong, or a socket cannot be had: what to do about it.
     pub fn new(options: Options) -> anyhow::Result<Self> {
         let config = Config::parse(&options.config_path, &options.config_text)?;
+        let kept = options.notify.store().map(|_| restore::find(restore::passed())).transpose()?.flatten();
         let mut ssds = Vec::with_capacity(config.ssds.len());
         for ssd in &config.ssds {
-            let listener = Listener::bind(&ssd.socket).with_context(|| {
-                let path = ssd.socket.display();
-                format!(
-                    "ssd \"{}\": cannot listen at {path}: is the directory there and writable, and no other godwitd serving it?",
-                    ssd.name
-                )
-            })?;
+            let known = kept.as_ref().and_then(|found: &Found| found.listener(&ssd.name, &ssd.socket));
+            let listener = match known {
+                Some(listener) => listener,
+                None => Listener::bind(&ssd.socket).with_context(|| {
+                    let path = ssd.socket.display();
+                    format!(
+                        "ssd \"{}\": cannot listen at {path}: is the directory there and writable, and no other godwitd serving it?",
+                        ssd.name
+                    )
+                })?,
+            };
             ssds.push(Ssd::new(ssd.name.clone(), listener));
         }
-        let console = Console::bind(config.control.as_deref())?;
-        Self::assemble(options, ssds, console)
+        let console = Console::bind(config.control.as_deref(), kept.as_ref())?;
+        let mut keeper = Self::assemble(options, ssds, console)?;
+        keeper.settle(kept)?;
+        Ok(keeper)
     }
 
     pub(crate) fn assemble(options: Options, ssds: Vec<Ssd>, console: Console) -> anyhow::Result<Self> {
@@ -119,6 +136,9 @@ impl Keeper {
             probation: None,
             generation: 1,
             succession: None,
+            store: None,
+            orphan: None,
+            leaving: false,
             has_served: false,
             stopping: false,
             outcome: None,
@@ -132,6 +152,9 @@ impl Keeper {
     /// The first engine refused to serve; data could not be made durable; the keeper itself cannot go on.
     pub fn run(mut self, stop: impl AsFd) -> anyhow::Result<()> {
         self.poller.set(Token::Stop, &stop, (true, false));
+        if let Some(leave) = &self.options.leave {
+            self.poller.set(Token::Leave, leave, (true, false));
+        }
         self.console.watch(&mut self.poller);
         self.sync_all();
         self.sync_engine();
@@ -142,14 +165,22 @@ impl Keeper {
             self.tick(now);
             self.succeed_keeper(now, &stop);
             if let Some(outcome) = self.outcome.take() {
+                self.empty_store();
                 return outcome;
             }
             let wait = self.next_deadline().map(|at| at.saturating_duration_since(Instant::now()));
             // Rounded up: a deadline looked at too early is looked at twice.
             let tokens = self.poller.wait(wait.map(|wait| wait + Duration::from_micros(100)))?;
             let now = Instant::now();
+            // What clients and people say changes nothing beyond their own sessions.
+            let changes =
+                |token: &Token| !matches!(token, Token::Client(_) | Token::Link(_) | Token::Guest(_));
+            let changed = tokens.iter().any(changes);
             for token in tokens {
                 self.dispatch(token, now, &stop);
+            }
+            if changed {
+                self.save();
             }
         }
     }
@@ -161,6 +192,11 @@ impl Keeper {
                 let _ = rustix::io::read(stop, &mut bytes);
                 self.stop(now);
             }
+            Token::Leave => {
+                let mut bytes = [0; 64];
+                let _ = self.options.leave.as_ref().map(|leave| rustix::io::read(leave, &mut bytes));
+                self.leave(now);
+            }
             Token::Console => self.console.accept(&mut self.poller, now),
             Token::Guest(number) => self.guest_ready(number, now),
             Token::Listener(ssd) => self.client_waits(ssd, now),
@@ -169,6 +205,7 @@ impl Keeper {
             Token::Control(generation) => self.engine_speaks(generation, now),
             Token::Process(generation) => self.engine_ended(generation, now),
             Token::Checker => self.checker_ended(now),
+            Token::Orphan => self.orphan_ended(now),
         }
     }
 
@@ -188,6 +225,7 @@ impl Keeper {
             }
         }
         self.engines_late(now);
+        self.orphan_late(now);
         self.probation_over(now);
         if self.start_at.is_some_and(|at| at <= now) {
             self.start_at = None;
@@ -203,7 +241,9 @@ impl Keeper {
         let probation = self.probation.as_ref().map(|probation| probation.until);
         let notify = self.options.notify.deadline();
         let succession = self.succession_deadline(Instant::now());
-        let once = [self.start_at, self.listen_at, probation, self.console.deadline(), notify, succession];
+        let orphan = self.orphan_deadline();
+        let once =
+            [self.start_at, self.listen_at, probation, self.console.deadline(), notify, succession, orphan];
         sessions.chain(engines).chain(once.into_iter().flatten()).min()
     }
 

@@ -13,6 +13,7 @@
 //!
 //! What each side of the links owes the other is in crate `link`; why it is so, in `docs/decisions/0007-keeper-and-link.md`.
 mod carry;
+mod cell;
 mod console;
 mod crash;
 mod engines;
@@ -29,8 +30,11 @@ mod protocol;
 mod reexec;
 mod relay;
 mod requests;
+mod restore;
 mod session;
 mod ssd;
+mod store;
+mod tally;
 mod upgrade;
 mod vault;
 

@@ -28,6 +28,10 @@ pub(crate) enum Token {
     Process(u32),
     /// The process that looks whether it could be the next keeper.
     Checker,
+    /// The process of the engine of the keeper before this one.
+    Orphan,
+    /// Somebody asks us to make room for another keeper.
+    Leave,
 }
 
 impl Token {
@@ -42,6 +46,8 @@ impl Token {
             Self::Control(number) => (6, number),
             Self::Process(number) => (7, number),
             Self::Checker => (8, 0),
+            Self::Orphan => (9, 0),
+            Self::Leave => (10, 0),
         };
         kind << 32 | u64::from(number)
     }
@@ -58,6 +64,8 @@ impl Token {
             6 => Self::Control(number),
             7 => Self::Process(number),
             8 => Self::Checker,
+            9 => Self::Orphan,
+            10 => Self::Leave,
             _ => return None,
         })
     }
@@ -129,7 +137,7 @@ mod tests {
         let numbered =
             [Token::Guest, Token::Listener, Token::Client, Token::Link, Token::Control, Token::Process];
         let all = numbered.iter().flat_map(|token| [0, 1, u32::MAX].map(token));
-        for token in all.chain([Token::Stop, Token::Console, Token::Checker]) {
+        for token in all.chain([Token::Stop, Token::Console, Token::Checker, Token::Orphan, Token::Leave]) {
             assert_eq!(Token::decode(token.encode()), Some(token));
         }
         assert_eq!(Token::decode(u64::MAX), None);

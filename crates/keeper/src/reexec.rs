@@ -328,12 +328,13 @@ impl Keeper {
             asker: probation.guest.and_then(|guest| self.console.socket(guest)).map(|fd| bag.lone(fd)),
         });
         let keeper = KeeperV1 {
-            engine: self.active().map(|engine| engine.to_kept(&mut bag)),
+            engine: self.active().map(|engine| engine.to_kept(Links::Live, &mut bag)),
             probation,
             asker,
             ssds,
             stdin: stdin.map(|fd| bag.lone(fd.as_fd())),
             old_rings: self.old_rings.iter().filter_map(number).collect(),
+            shelf: self.store.as_ref().map_or_else(Vec::new, |store| store.lock().names()),
             ..self.kept_common(&mut bag)
         };
         (keeper, sessions, bag)
@@ -386,17 +387,18 @@ impl Session {
 }
 
 impl Engine {
-    pub(crate) fn to_kept(&self, naming: &mut impl Naming) -> EngineV1 {
+    pub(crate) fn to_kept(&self, links: Links, naming: &mut impl Naming) -> EngineV1 {
+        let live = links == Links::Live;
         let numbers = |(theirs, ring): (&u32, &Arc<OwnedFd>)| Some((*theirs, number(ring)?));
         let hello = self.hello.clone().unwrap_or_default();
         EngineV1 {
             generation: self.generation,
             pid: self.pid,
             pidfd: naming.shared(&self.pidfd),
-            link: Some(naming.lone(self.link.as_fd())),
+            link: live.then(|| naming.lone(self.link.as_fd())),
             blame: naming.shared(&self.blame),
             program: self.binary.to_kept(naming),
-            rings: self.rings.iter().filter_map(numbers).collect(),
+            rings: self.rings.iter().filter(|_| live).filter_map(numbers).collect(),
             release: hello.release,
             link_version: hello.version,
             ready_ns: self.ready_at.map_or(0, monotonic_ns),
@@ -515,6 +517,7 @@ impl Keeper {
         };
         let mut resumed = Self::from_kept(options, &keeper, &sessions, &fds)?;
         resumed.greet(&keeper, &fds)?;
+        resumed.settle_again(&keeper.shelf)?;
         Ok(resumed)
     }
 

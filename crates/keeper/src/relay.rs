@@ -36,6 +36,7 @@ impl Keeper {
                 let mut session = Session::new(session_id, ssd.protocol);
                 session.client = Some(Client::new(Arc::new(socket), ssd.protocol));
                 ssd.session = Some(session);
+                self.keep_session(number);
                 if self.active().is_some_and(|engine| engine.stage == Stage::Serving) {
                     self.attach(number);
                 }
@@ -147,6 +148,7 @@ impl Keeper {
         self.poller.closed(Token::Client(number));
         self.poller.closed(Token::Link(number));
         drop(session);
+        self.save();
         self.sync(number);
     }
 

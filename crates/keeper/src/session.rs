@@ -10,6 +10,7 @@
 use crate::limits::Limits;
 use crate::protocol::Protocol;
 use crate::requests::Requests;
+use crate::store::Desk;
 use link::LinkError;
 use link::frame::{BadFrame, Frame, Intake, Step, Wait};
 use link::outbox::{Outbox, Parcel};
@@ -76,6 +77,10 @@ pub(crate) struct Session {
     pub(crate) requests: Requests,
     /// Commands answered in all.
     pub(crate) answered: u64,
+    /// Where it is written down, for a keeper after this one.
+    pub(crate) desk: Option<Desk>,
+    /// It is not as it is written down.
+    pub(crate) changed: bool,
 }
 
 /// The client's socket.
@@ -143,6 +148,8 @@ impl Session {
             kept: BTreeMap::new(),
             requests: Requests::default(),
             answered: 0,
+            desk: None,
+            changed: false,
         }
     }
 
@@ -173,12 +180,20 @@ impl Session {
                 return;
             }
             let Some(client) = self.client.as_mut().filter(|client| client.ending.is_none()) else { return };
-            let step = client.intake.step(&client.socket, Wait::Never);
+            let (step, peeked) = match self.desk {
+                None => (client.intake.step(&client.socket, Wait::Never), 0),
+                Some(_) => client.intake.peek(&client.socket),
+            };
             if !client.intake.is_begun() {
                 client.frame_by = None;
             }
+            let step = self.looked_at(step, peeked);
+            let Some(client) = self.client.as_mut() else { return };
             match step {
+                // It is taken already.
+                Step::Frame(frame) if frame.bytes.is_empty() => {}
                 Step::Frame(frame) => self.take(frame),
+                Step::Later if peeked > 0 => {}
                 Step::Later => {
                     if client.intake.is_begun() {
                         client.frame_by.get_or_insert(now + limits.frame_time);
@@ -193,7 +208,32 @@ impl Session {
         }
     }
 
+    /// What was only looked at is written down, then taken out of the socket: see `store`.
+    fn looked_at(&mut self, step: Step, peeked: usize) -> Step {
+        if peeked == 0 {
+            return step;
+        }
+        let step = match step {
+            Step::Frame(frame) => {
+                self.take(frame);
+                Step::Frame(Frame::default())
+            }
+            other => other,
+        };
+        self.changed = true;
+        if let Some(desk) = &mut self.desk {
+            desk.came_bytes += peeked as u64;
+        }
+        self.save();
+        let (Some(desk), Some(client)) = (&mut self.desk, &self.client) else { return step };
+        match desk.tally.consume(client.socket.as_fd(), peeked) {
+            Ok(()) => step,
+            Err(errno) => Step::Failed(errno),
+        }
+    }
+
     fn take(&mut self, frame: Frame) {
+        self.changed = true;
         if (self.protocol.is_reply)(&frame.bytes) {
             // Without an engine there is nobody who asked.
             if let Some(reply) = self.requests.answered(frame.bytes)
@@ -229,6 +269,7 @@ impl Session {
         if let Some(client) = &mut self.client
             && client.ending.is_none()
         {
+            self.changed = true;
             client.ending = Some(reason);
             client.frame_by = None;
             client.intake = Intake::new(&self.protocol.shape);
@@ -237,9 +278,17 @@ impl Session {
 
     /// Sends to the client what waits. Call it after whatever may have put something in its outbox.
     pub(crate) fn flush_client(&mut self, now: Instant, limits: &Limits) {
+        // Written down before the first byte of it goes out.
+        self.save();
         let Some(client) = &mut self.client else { return };
         let messages = client.outbox.len();
-        match client.outbox.flush(&client.socket, Wait::Never) {
+        let flushed = match &mut self.desk {
+            None => client.outbox.flush(&client.socket, Wait::Never),
+            Some(desk) => {
+                client.outbox.flush_by(|parts, fds| desk.tally.send(client.socket.as_fd(), parts, fds))
+            }
+        };
+        match flushed {
             Ok(true) => client.read_by = None,
             Ok(false) => {
                 if client.outbox.len() < messages || client.read_by.is_none() {
@@ -257,6 +306,7 @@ impl Session {
             }
         }
         self.let_go();
+        self.save();
     }
 
     /// Closes the client's socket when nothing more will go through it, and tells the engine.
@@ -269,6 +319,7 @@ impl Session {
         if client.outbox.is_empty() && (!owed || gone()) {
             tracing::info!(session = self.id, %reason, commands = self.answered, "client left");
             self.client = None;
+            self.changed = true;
         }
     }
 
@@ -283,6 +334,7 @@ impl Session {
         let Some(client) = &mut self.client else { return };
         let late = |by: Option<Instant>| by.is_some_and(|by| by <= now);
         if late(client.read_by) {
+            self.changed = true;
             client.outbox = Outbox::default();
             client.read_by = None;
             client.ending = Some(EndReason::Unread);
@@ -378,6 +430,7 @@ impl Session {
 
     /// The atomic step.
     fn answer(&mut self, answer: Answer) {
+        self.changed = true;
         let Some(at) = self.unanswered.iter().position(|pending| pending.seq == answer.seq) else {
             tracing::error!(
                 session = self.id,
@@ -411,6 +464,7 @@ impl Session {
     }
 
     fn request(&mut self, frame: Vec<u8>) {
+        self.changed = true;
         let sound = frame.get(..self.protocol.shape.header_bytes).is_some_and(|header| {
             let payload_bytes = (self.protocol.shape.payload_bytes)(header);
             payload_bytes.is_ok_and(|bytes| bytes + self.protocol.shape.header_bytes == frame.len())

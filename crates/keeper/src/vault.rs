@@ -87,7 +87,6 @@ pub(crate) fn take(from: BorrowedFd<'_>, stays: bool) -> io::Result<Option<Vec<(
 
 /// Puts the packet at the head at the end as well; it is taken away from the head only when it is there. So a reader that is
 /// killed at any moment leaves each descriptor there once or twice. `None`: nothing is there.
-#[allow(dead_code, reason = "for the descriptor store")]
 pub(crate) fn turn(vault: &Vault) -> io::Result<Option<Vec<(u32, OwnedFd)>>> {
     let Some(entries) = take(vault.read.as_fd(), true)? else { return Ok(None) };
     let borrowed: Vec<_> = entries.iter().map(|(id, fd)| (*id, fd.as_fd())).collect();

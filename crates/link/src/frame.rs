@@ -3,7 +3,7 @@
 //! An [`Intake`] never reads a byte beyond the frame it is at, so descriptors are always counted to the frame they were sent
 //! with. It keeps what came so far, so it works on blocking and non-blocking sockets alike.
 
-use crate::socket::{SCM_FDS_MAX, receive};
+use crate::socket::{SCM_FDS_MAX, peek, receive};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -149,6 +149,42 @@ impl Intake {
                     }
                 }
             }
+        }
+    }
+
+    /// As [`Intake::step`] with [`Wait::Never`], but reads once at most, and what it reads stays in the socket: before the next
+    /// look the caller takes as many bytes from there as are returned.
+    pub fn peek(&mut self, socket: impl AsFd) -> (Step, usize) {
+        if self.bytes.is_empty() {
+            self.bytes.resize(self.shape.header_bytes, 0);
+        }
+        let mut peeked = 0;
+        let rest = self.bytes.get_mut(self.filled..).unwrap_or(&mut []);
+        if !rest.is_empty() {
+            let mut fds = Vec::new();
+            let received = match peek(&socket, rest, &mut fds) {
+                Ok(received) => received,
+                Err(Errno::AGAIN) => return (Step::Later, 0),
+                Err(Errno::CONNRESET) => return (self.closed(), 0),
+                Err(errno) => return (Step::Failed(errno), 0),
+            };
+            self.surplus_fds |= received.cut;
+            self.keep(fds);
+            if received.bytes == 0 {
+                return (self.closed(), 0);
+            }
+            peeked = received.bytes;
+            self.filled += peeked;
+        }
+        if !self.sized
+            && self.filled >= self.shape.header_bytes
+            && let Err(bad) = self.size()
+        {
+            return (Step::Bad(bad), peeked);
+        }
+        match self.sized && self.filled == self.bytes.len() {
+            true => (Step::Frame(self.take()), peeked),
+            false => (Step::Later, peeked),
         }
     }
 

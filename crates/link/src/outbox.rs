@@ -4,7 +4,7 @@ use crate::socket::{SCM_FDS_MAX, Wait, send};
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::io::IoSlice;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 /// A message to send: a head, and a body that others may share.
@@ -97,11 +97,43 @@ impl Outbox {
         (self.parcels.iter(), self.sent)
     }
 
+    /// Forgets so many bytes at the front, which were sent after all. False: there are not so many.
+    #[must_use]
+    pub fn skip(&mut self, bytes: u64) -> bool {
+        let Some(mut bytes) = usize::try_from(bytes).ok().filter(|bytes| *bytes <= self.len_bytes) else {
+            return false;
+        };
+        self.len_bytes -= bytes;
+        while let Some(parcel) = self.parcels.front()
+            && bytes > 0
+        {
+            let step = bytes.min(parcel.len_bytes() - self.sent);
+            self.sent += step;
+            bytes -= step;
+            if self.sent == parcel.len_bytes() {
+                self.parcels.pop_front();
+                self.sent = 0;
+            }
+        }
+        true
+    }
+
     /// Sends until all is sent (true) or the socket is full (false; never with [`Wait::Block`]).
     ///
     /// # Errors
     /// The peer is gone, or the socket failed.
     pub fn flush(&mut self, socket: impl AsFd, wait: Wait) -> Result<bool, Errno> {
+        self.flush_by(|parts, fds| send(&socket, parts, fds, wait))
+    }
+
+    /// As [`Outbox::flush`], by another way to send: parts and descriptors in, bytes sent out.
+    ///
+    /// # Errors
+    /// What `send` fails with, but EAGAIN.
+    pub fn flush_by(
+        &mut self,
+        mut send: impl FnMut(&[IoSlice<'_>], &[BorrowedFd<'_>]) -> Result<usize, Errno>,
+    ) -> Result<bool, Errno> {
         while let Some(parcel) = self.parcels.front() {
             let head = parcel.head.get(self.sent..).unwrap_or(&[]);
             let body = parcel.body.get(self.sent.saturating_sub(parcel.head.len())..).unwrap_or(&[]);
@@ -109,7 +141,7 @@ impl Outbox {
                 0 => parcel.fds.iter().map(|fd| fd.as_fd()).collect(),
                 _ => Vec::new(),
             };
-            match send(&socket, &[IoSlice::new(head), IoSlice::new(body)], &fds, wait) {
+            match send(&[IoSlice::new(head), IoSlice::new(body)], &fds) {
                 Ok(count) => {
                     self.sent += count;
                     self.len_bytes -= count;
@@ -140,6 +172,10 @@ mod tests {
         assert_eq!(outbox.flush(&ours, Wait::Never), Ok(true));
         drop(ours);
         assert_eq!(std::io::read_to_string(theirs).expect("read"), "o world");
+        let mut outbox = Outbox::resume(parcels(), 4).expect("resumed");
+        assert!(!outbox.skip(8) && outbox.skip(0));
+        assert!(outbox.skip(4) && outbox.len_bytes() == 3 && outbox.waiting().1 == 2);
+        assert!(outbox.skip(3) && outbox.is_empty());
         assert!(Outbox::resume(parcels(), 6).is_err());
         assert!(Outbox::resume(Vec::new(), 1).is_err());
         assert!(Outbox::resume(Vec::new(), 0).expect("empty").is_empty());

@@ -58,9 +58,24 @@ pub(crate) fn receive(
     fds: &mut Vec<OwnedFd>,
     wait: Wait,
 ) -> Result<Received, Errno> {
+    receive_with(socket, buffer, fds, wait, RecvFlags::empty())
+}
+
+/// As [`receive`] without waiting; what is received stays in the socket, too (descriptors are duplicates).
+pub(crate) fn peek(socket: impl AsFd, buffer: &mut [u8], fds: &mut Vec<OwnedFd>) -> Result<Received, Errno> {
+    receive_with(socket, buffer, fds, Wait::Never, RecvFlags::PEEK)
+}
+
+fn receive_with(
+    socket: impl AsFd,
+    buffer: &mut [u8],
+    fds: &mut Vec<OwnedFd>,
+    wait: Wait,
+    more: RecvFlags,
+) -> Result<Received, Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SCM_FDS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut flags = RecvFlags::CMSG_CLOEXEC;
+    let mut flags = RecvFlags::CMSG_CLOEXEC | more;
     flags.set(RecvFlags::DONTWAIT, wait == Wait::Never);
     let received = loop {
         match recvmsg(&socket, &mut [IoSliceMut::new(buffer)], &mut control, flags) {

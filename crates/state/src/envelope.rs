@@ -99,6 +99,15 @@ pub fn record_bytes(bytes: &[u8]) -> Result<usize, EnvelopeError> {
     }
 }
 
+/// Whether a record is whole and undamaged, of whatever kind and version.
+///
+/// # Errors
+/// See [`EnvelopeError`].
+pub fn verify(record: &[u8]) -> Result<(), EnvelopeError> {
+    let magic = record.first_chunk::<8>().copied().unwrap_or_default();
+    open(magic, u32::MAX, record).map(|_| ())
+}
+
 /// The version and body of a record, after every check the header allows.
 ///
 /// # Errors

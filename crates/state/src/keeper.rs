@@ -98,6 +98,10 @@ pub struct KeeperV1 {
     #[n(19)]
     #[cbor(default)]
     pub old_rings: Vec<u32>,
+    /// What its descriptors in the service manager's store are called.
+    #[n(20)]
+    #[cbor(default)]
+    pub shelf: Vec<String>,
 }
 
 /// A socket that listens.

@@ -62,6 +62,7 @@ fn full() -> KeeperV1 {
         stdin: Some(Fd(13)),
         left_ns: 77,
         old_rings: vec![42],
+        shelf: vec!["godwit-1-root".to_owned()],
     }
 }
 
@@ -149,7 +150,7 @@ fn a_field_of_a_newer_build_is_skipped_and_a_newer_version_is_refused_by_name() 
     let body = minicbor::to_vec(full()).expect("small");
     // The map's head, one entry more, and the entry {99: 1} at its end.
     let mut longer = body;
-    assert_eq!(longer[0], 0xA0 + 20, "a map of 20");
+    assert_eq!(longer[0], 0xA0 + 21, "a map of 21");
     longer[0] += 1;
     longer.extend([0x18, 0x63, 0x01]);
     let sealed = envelope::seal(MAGIC, VERSION, &longer).expect("small");

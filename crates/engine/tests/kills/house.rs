@@ -68,6 +68,7 @@ impl House {
             limits: Limits { blame_crashes: usize::MAX, short_life: Duration::ZERO, ..Limits::default() },
             notify: keeper::Notify::default(),
             again: None,
+            leave: None,
         };
         let keeper = Keeper::new(options).unwrap();
         let keeper = std::thread::spawn(move || keeper.run(stopped));

@@ -159,6 +159,7 @@ pub fn options(config_text: &str, habits: &str, limits: Limits) -> Options {
         limits,
         notify: keeper::Notify::default(),
         again: None,
+        leave: None,
     }
 }
 

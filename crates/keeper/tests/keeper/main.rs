@@ -6,5 +6,7 @@ mod clients;
 mod crashes;
 mod double;
 mod harness;
+mod manager;
+mod restarts;
 mod successions;
 mod upgrades;

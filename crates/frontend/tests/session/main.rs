@@ -8,4 +8,5 @@ mod harness;
 mod hostile;
 mod listener;
 mod random;
+mod redelivery;
 mod remote;

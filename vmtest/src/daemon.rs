@@ -227,6 +227,13 @@ fn binary() -> Result<PathBuf> {
     )
 }
 
+/// The command line tool, beside the daemon.
+pub fn tool() -> Result<PathBuf> {
+    let path = binary()?.with_file_name("godwit");
+    ensure!(path.is_file(), "no {}: run `cargo build -p cli`, or use `cargo xtask test`", path.display());
+    Ok(path)
+}
+
 #[cfg(test)]
 mod tests {
     use super::{Backend, Ssd};

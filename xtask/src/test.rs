@@ -53,7 +53,8 @@ fn models() -> Result<Tally> {
 }
 
 fn guest_tests() -> Result<Tally> {
-    let ready = Image::ensure().and_then(|_| build("godwitd", "godwitd", false));
+    let built = || build("cli", "godwit", false).and_then(|_| build("godwitd", "godwitd", false));
+    let ready = Image::ensure().and_then(|_| built());
     match ready {
         Ok(godwitd) => tests(&["-p", "vmtest", "-p", "guest"], Some(&godwitd)),
         Err(error) => {

@@ -33,6 +33,8 @@ pub(crate) fn command() -> Result<()> {
     total.add(stage(cargo(&["test", "--quiet", "--workspace", "--doc", "--no-fail-fast"]), Runner::Libtest)?);
     heading("every interleaving where fences are argued");
     total.add(models()?);
+    heading("unsafe copies under Miri");
+    total.add(under_miri()?);
     heading("guest tests");
     total.add(guest_tests()?);
     println!("{} passed, {} failed", total.passed, total.failed);
@@ -50,6 +52,19 @@ fn models() -> Result<Tally> {
         total.add(stage(command, Runner::Libtest)?);
     }
     Ok(total)
+}
+
+/// The accesses to guest memory, on private memory, watched by Miri where there is one.
+fn under_miri() -> Result<Tally> {
+    if !tool::has_miri() {
+        println!("left out: no Miri (`rustup toolchain install nightly --component miri` gets it)");
+        return Ok(Tally::default());
+    }
+    let mut command = cargo(&["miri", "test", "--quiet", "-p", "memory", "--lib"]);
+    // Segments are numbers that were pointers: their provenance is exposed.
+    command.env("RUSTUP_TOOLCHAIN", "nightly").env("MIRIFLAGS", "-Zmiri-permissive-provenance");
+    command.env_remove("CARGO").env_remove("RUSTC").env("CARGO_TARGET_DIR", top().join("target/miri"));
+    stage(command, Runner::Libtest)
 }
 
 fn guest_tests() -> Result<Tally> {

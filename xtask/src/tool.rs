@@ -31,8 +31,18 @@ pub(crate) fn on_path(name: &str) -> Option<PathBuf> {
 
 /// Whether rustup has a nightly toolchain.
 pub(crate) fn has_nightly() -> bool {
+    nightly_runs(&["--version"])
+}
+
+/// Whether the nightly toolchain has Miri.
+pub(crate) fn has_miri() -> bool {
+    nightly_runs(&["miri", "--version"])
+}
+
+fn nightly_runs(arguments: &[&str]) -> bool {
     let probe = Command::new("cargo")
-        .args(["+nightly", "--version"])
+        .arg("+nightly")
+        .args(arguments)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status();

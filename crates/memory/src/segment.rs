@@ -462,3 +462,109 @@ unsafe fn store_completion_unaligned(at: *mut u8, dwords: [u32; 4]) {
         store_u32(at.add(12), dwords[3]);
     }
 }
+
+/// On private memory, so that Miri can go through every access: `cargo +nightly miri test -p memory --lib`.
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Miri is slow.
+    const BYTES: usize = if cfg!(miri) { 240 } else { 640 };
+    const EDGE: u8 = 0xee;
+
+    /// Offsets and lengths that take each path: word by word, byte by byte, both, in bulk, past the caches.
+    fn shapes() -> impl Iterator<Item = (usize, usize, usize)> {
+        let all = [0, 1, 7, 8, 9, 15, 16, 17, 24, 192, 200, 191, 193, 512, 513, 576];
+        let lens = all.into_iter().take(if cfg!(miri) { 11 } else { all.len() });
+        lens.flat_map(|len| {
+            let sides = [(0, 0), (0, 1), (3, 0), (5, 5), (1, 6), (8, 16)];
+            sides.map(|(from, to)| (len, from, to))
+        })
+    }
+
+    fn pattern() -> Vec<u8> {
+        (0..=250).cycle().step_by(7).take(BYTES).collect()
+    }
+
+    fn check(bytes: &[u8], at: usize, expected: &[u8], what: &str) {
+        assert_eq!(&bytes[at..at + expected.len()], expected, "{what}");
+        let outside = bytes[..at].iter().chain(&bytes[at + expected.len()..]);
+        assert!(outside.copied().all(|byte| byte == EDGE), "{what}: a byte outside was changed");
+    }
+
+    #[test]
+    fn copies_of_any_length_and_alignment_change_what_they_name_and_nothing_else() {
+        for (len, from, to) in shapes() {
+            let (mut source, what) = (pattern(), format!("{len} bytes from {from} to {to}"));
+            let expected = source[from..from + len].to_vec();
+            let fresh = || vec![EDGE; BYTES];
+            let shared = |bytes: &mut Vec<u8>, at: usize| Segment::of(&mut bytes[at..at + len]);
+            let mut copied = fresh();
+            // SAFETY: vectors of this function.
+            unsafe { shared(&mut source, from).copy_to(&mut copied[to..to + len]) };
+            check(&copied, to, &expected, &what);
+            let mut copied = fresh();
+            // SAFETY: as above.
+            unsafe { shared(&mut copied, to).copy_from(&source[from..from + len]) };
+            check(&copied, to, &expected, &what);
+            let mut copied = fresh();
+            // SAFETY: as above, and two vectors do not overlap.
+            unsafe { shared(&mut source, from).copy_into(shared(&mut copied, to)) };
+            check(&copied, to, &expected, &what);
+            let mut copied = fresh();
+            // SAFETY: as above.
+            unsafe { shared(&mut source, from).stream_into(shared(&mut copied, to)) };
+            check(&copied, to, &expected, &what);
+            let mut filled = fresh();
+            // SAFETY: as above.
+            unsafe { shared(&mut filled, to).fill(0x5a) };
+            check(&filled, to, &vec![0x5a; len], &what);
+        }
+    }
+
+    #[test]
+    fn words_at_any_alignment_are_stored_and_loaded_little_endian() {
+        for at in 0..17 {
+            let mut bytes = vec![EDGE; 48];
+            let start = Segment::of(&mut bytes).addr();
+            // SAFETY: at most sixteen bytes from `at` on, of 48.
+            let seen = unsafe {
+                let place = start.add(at);
+                store_u64(place, 0x1122_3344_5566_7788);
+                let words = (read::<[u8; 8]>(place), load_u32(place), load_u16(place));
+                store_u32(place.add(8), 0xaabb_ccdd);
+                store_u16(place.add(12), 0x0102);
+                (words, load_u32(place.add(8)), load_u16(place.add(12)))
+            };
+            let bytes_of = [0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11];
+            assert_eq!(seen, ((bytes_of, 0x5566_7788, 0x7788), 0xaabb_ccdd, 0x0102), "at {at}");
+            let expected = [&bytes_of[..], &[0xdd, 0xcc, 0xbb, 0xaa, 2, 1]].concat();
+            check(&bytes, at, &expected, "words");
+        }
+    }
+
+    #[test]
+    fn a_completion_is_sixteen_bytes_wherever_the_queue_lies() {
+        for at in 0..17 {
+            let mut bytes = vec![EDGE; 48];
+            let start = Segment::of(&mut bytes).addr();
+            // SAFETY: sixteen bytes from `at` on, of 48.
+            unsafe { store_completion(start.add(at), [1, 2, 3, 0x8000_0004]) };
+            check(&bytes, at, &[1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0x80], "a completion");
+        }
+    }
+
+    #[test]
+    fn a_segment_splits_and_joins_without_losing_a_byte() {
+        let mut bytes = pattern();
+        let whole = Segment::of(&mut bytes);
+        for n in [0, 1, 8, BYTES, BYTES + 1] {
+            let (head, tail) = whole.split_at(n);
+            assert_eq!((head.len() + tail.len(), head.join(tail)), (BYTES, Some(whole)));
+            let mut out = vec![0; tail.len()];
+            // SAFETY: the vector of this function.
+            unsafe { tail.copy_to(&mut out) };
+            assert_eq!(out, pattern()[head.len()..]);
+        }
+    }
+}

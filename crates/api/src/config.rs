@@ -46,8 +46,10 @@ pub struct Ssd {
     pub name: String,
     /// Capacity, a multiple of 1 MiB. `None`: that of the existing file or device.
     pub size_bytes: Option<u64>,
-    /// The vfio-user socket.
+    /// Where its guests find it.
     pub socket: PathBuf,
+    /// What is spoken there.
+    pub door: Door,
     /// Where its state outlives the daemon. `None` keeps it in memory only.
     pub state: Option<PathBuf>,
     /// Where its data lives.
@@ -58,6 +60,15 @@ pub struct Ssd {
     pub profile: String,
     /// What names it to the guest.
     pub identity: Identity,
+}
+
+/// What is spoken at an ssd's socket, and thereby what the guest sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// vfio-user: an NVMe controller (`socket`).
+    VfioUser,
+    /// vhost-user: a virtio-blk disk, all of the drive (`vhost_socket`).
+    VhostUser,
 }
 
 /// Where an ssd's data lives.
@@ -185,7 +196,8 @@ struct RawEngine {
 struct RawSsd {
     name: Spanned<String>,
     size: Option<Spanned<String>>,
-    socket: Spanned<PathBuf>,
+    socket: Option<Spanned<PathBuf>>,
+    vhost_socket: Option<Spanned<PathBuf>>,
     state: Option<Spanned<PathBuf>>,
     backend: Spanned<RawBackend>,
     lba: Option<Spanned<u32>>,
@@ -281,9 +293,7 @@ fn check_ssd(raw: &RawSsd) -> Result<Ssd, Wrong> {
         let reason = "a name is 1 to 64 letters, digits, '-', '_' or '.', and does not begin with '.'";
         return Err(wrong(&raw.name, reason));
     }
-    if raw.socket.get_ref().as_os_str().len() > 107 || raw.socket.get_ref().as_os_str().is_empty() {
-        return Err(wrong(&raw.socket, "a unix socket's path has 1 to 107 bytes; use a shorter directory"));
-    }
+    let (door, socket) = check_door(raw)?;
     let lba_bytes = raw.lba.as_ref().map_or(512, |lba| *lba.get_ref());
     if let Some(at) = raw.lba.as_ref().filter(|_| !matches!(lba_bytes, 512 | 4096)) {
         return Err(wrong(at, "lba must be 512 or 4096"));
@@ -294,7 +304,8 @@ fn check_ssd(raw: &RawSsd) -> Result<Ssd, Wrong> {
     let backend = check_backend(raw.backend.get_ref())?;
     Ok(Ssd {
         size_bytes: check_size(raw, &backend)?,
-        socket: raw.socket.get_ref().clone(),
+        socket: socket.get_ref().clone(),
+        door,
         state: raw.state.as_ref().map(|state| state.get_ref().clone()),
         identity: check_identity(raw, &name)?,
         name,
@@ -302,6 +313,43 @@ fn check_ssd(raw: &RawSsd) -> Result<Ssd, Wrong> {
         lba_bytes,
         profile: "godwit-1".to_owned(),
     })
+}
+
+/// One door each: NVMe's namespaces and marks say what blocks hold, and a disk beside them would change it unseen.
+fn check_door(raw: &RawSsd) -> Result<(Door, &Spanned<PathBuf>), Wrong> {
+    let (door, socket) = match (&raw.socket, &raw.vhost_socket) {
+        (Some(socket), None) => (Door::VfioUser, socket),
+        (None, Some(socket)) => (Door::VhostUser, socket),
+        (Some(_), Some(second)) => {
+            let reason =
+                "an ssd is either NVMe (`socket`) or virtio-blk (`vhost_socket`); leave one of them out";
+            return Err(wrong(second, reason));
+        }
+        (None, None) => {
+            let reason = "an ssd needs a socket: socket = \"/run/godwit/NAME.sock\" for NVMe over vfio-user, or \
+                          vhost_socket = \"/run/godwit/NAME.vhost\" for virtio-blk over vhost-user";
+            return Err(wrong(&raw.name, reason));
+        }
+    };
+    if socket.get_ref().as_os_str().len() > 107 || socket.get_ref().as_os_str().is_empty() {
+        return Err(wrong(socket, "a unix socket's path has 1 to 107 bytes; use a shorter directory"));
+    }
+    let only_nvme = [
+        ("state", raw.state.as_ref().map(Spanned::span)),
+        ("lba", raw.lba.as_ref().map(Spanned::span)),
+        ("profile", raw.profile.as_ref().map(Spanned::span)),
+        ("nqn", raw.nqn.as_ref().map(Spanned::span)),
+        ("uuid", raw.uuid.as_ref().map(Spanned::span)),
+    ];
+    for (field, span) in only_nvme {
+        if let Some(span) = span.filter(|_| door == Door::VhostUser) {
+            let reason = format!(
+                "`{field}` is NVMe's and goes with `socket`; leave it out: a virtio-blk disk has none"
+            );
+            return Err(Wrong { span, reason });
+        }
+    }
+    Ok((door, socket))
 }
 
 fn check_size(raw: &RawSsd, backend: &Backend) -> Result<Option<u64>, Wrong> {
@@ -401,8 +449,9 @@ fn check_distinct(raw: &[Spanned<RawSsd>], ssds: &[Ssd]) -> Result<(), Wrong> {
     for (ssd, raw) in ssds.iter().zip(raw) {
         let raw = raw.get_ref();
         let path = |path: &Path| path.display().to_string();
+        let socket = raw.socket.as_ref().or(raw.vhost_socket.as_ref()).map_or(raw.name.span(), Spanned::span);
         let mut claims =
-            vec![("name", ssd.name.clone(), raw.name.span()), ("file", path(&ssd.socket), raw.socket.span())];
+            vec![("name", ssd.name.clone(), raw.name.span()), ("file", path(&ssd.socket), socket)];
         if let (Some(state), Some(at)) = (&ssd.state, &raw.state) {
             claims.push(("file", path(state), at.span()));
         }
@@ -460,6 +509,22 @@ backend = { type = "ram" }
     }
 
     #[test]
+    fn an_ssd_with_a_vhost_user_socket_is_a_virtio_disk() {
+        let text = GOOD
+            .replace("lba = 4096", "")
+            .replace("socket = \"/run/godwit/scratch.sock\"", "vhost_socket = \"/run/godwit/scratch.vhost\"");
+        let config = parse(&text).unwrap();
+        let scratch = config.ssd("scratch").unwrap();
+        assert_eq!(
+            (scratch.door, scratch.socket.to_str()),
+            (Door::VhostUser, Some("/run/godwit/scratch.vhost"))
+        );
+        assert_eq!(config.ssd("demo").unwrap().door, Door::VfioUser);
+        let same = text.replace("scratch.vhost", "demo.sock");
+        assert!(parse(&same).unwrap_err().contains("used twice"));
+    }
+
+    #[test]
     fn an_error_names_line_column_and_what_to_write() {
         let error = parse(&GOOD.replace("\"4GiB\"", "\"4 potatoes\"")).unwrap_err();
         assert!(error.starts_with("godwit.toml:8:8: "), "{error}");
@@ -488,6 +553,13 @@ backend = { type = "ram" }
             ("serial = \"S1\"", "profile = \"godwit-9\"", "one profile"),
             ("size = \"64MiB\"", "", "no size of its own"),
             ("[engine]", "[engine", "newline"),
+            ("socket = \"/run/godwit/scratch.sock\"", "", "an ssd needs a socket"),
+            ("serial = \"S1\"", "vhost_socket = \"/run/godwit/scratch.vhost\"", "either NVMe"),
+            (
+                "\nsocket = \"/run/godwit/scratch.sock\"",
+                "\nvhost_socket = \"/run/godwit/s.vhost\"",
+                "`lba` is NVMe's",
+            ),
         ];
         for (from, to, expected) in cases {
             let error = parse(&GOOD.replace(from, to)).expect_err(to);

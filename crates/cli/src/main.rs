@@ -25,7 +25,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Print the QEMU (10.1 or later) arguments that give an ssd to a guest.
+    /// Print the QEMU arguments that give an ssd to a guest: NVMe needs QEMU 10.1 or later.
     QemuArgs {
         /// The ssd.
         name: String,
@@ -88,7 +88,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
                 format!("{} has no ssd \"{name}\"; it has: {}", arguments.config.display(), names.join(", "))
             })?;
             let socket = std::path::absolute(&ssd.socket)?;
-            println!("{}", qemu::arguments(&socket, (!device_only).then_some(*memory)));
+            println!("{}", qemu::arguments(ssd, &socket, (!device_only).then_some(*memory)));
         }
         Command::Status { json } => print!("{}", daemon::status(&config, *json)?),
         Command::Upgrade { binary, keeper, no_wait } => {

@@ -48,6 +48,27 @@ impl LinkChannel {
         !self.is_shut_down() && self.revents().contains(PollFlags::HUP)
     }
 
+    /// The next command of the client, whole, whatever it speaks; `None` when there are no more.
+    ///
+    /// # Errors
+    /// The keeper speaks otherwise.
+    pub(crate) fn command(&self) -> Result<Option<session::Command>, LinkError> {
+        let mut receiver = self.receiver.lock().unwrap_or_else(PoisonError::into_inner);
+        match receiver.receive()? {
+            Some(ToEngine::Command(command)) => Ok(Some(command)),
+            Some(_) => Err(LinkError::Nonsense("no command")),
+            None => Ok(None),
+        }
+    }
+
+    /// The atomic step.
+    ///
+    /// # Errors
+    /// The keeper is gone.
+    pub(crate) fn done(&self, answer: &Answer) -> Result<(), LinkError> {
+        self.sender.answer(answer)
+    }
+
     fn revents(&self) -> PollFlags {
         let mut fds = [PollFd::new(&self.probe, PollFlags::RDHUP)];
         match poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {

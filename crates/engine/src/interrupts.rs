@@ -29,7 +29,7 @@ impl Eventfd {
 
     /// Where it is full already, the client has been told already. (A client that fills a blocking one just between the look
     /// and the write, or makes it blocking later, can still stop the reactor until it reads: not solved here.)
-    fn signal(&self) {
+    pub(crate) fn signal(&self) {
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         if self.may_block && !matches!(poll(&mut [PollFd::new(&self.fd, PollFlags::OUT)], Some(&now)), Ok(1))
         {

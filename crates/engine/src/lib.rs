@@ -7,7 +7,7 @@
 //! ```
 //!
 //! [`Engine`] serves alone: its end costs its guests their device. [`run()`] serves for a keeper, which starts it again. Not here
-//! yet: vhost-user, limits, pools.
+//! yet: limits, pools.
 
 mod blame;
 mod channel;
@@ -22,10 +22,12 @@ mod records;
 mod run;
 mod seat;
 mod serve;
+mod served;
 mod session;
 mod slot;
 mod ssd;
 pub mod stats;
+mod vhost;
 
 pub use run::run;
 
@@ -35,7 +37,7 @@ use crate::reactor::Options;
 use crate::records::Records;
 use crate::serve::Server;
 use anyhow::Context;
-use api::config::Config;
+use api::config::{Config, Door};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -67,7 +69,7 @@ impl Engine {
             .ssds
             .iter()
             .enumerate()
-            .map(|(at, config)| serve::open(at, config).with_context(|| format!("ssd \"{}\"", config.name)))
+            .map(|(at, config)| open(at, config).with_context(|| format!("ssd \"{}\"", config.name)))
             .collect::<anyhow::Result<Vec<_>>>()?;
         let mut reactors = Vec::new();
         for (index, counters) in counters.into_iter().enumerate() {
@@ -84,7 +86,14 @@ impl Engine {
         }
         let mut servers = Vec::new();
         for (at, opened) in ssds.into_iter().enumerate() {
-            servers.push(Server::start(opened, Arc::clone(&addresses[at % count]), records.clone(), clock)?);
+            let mut from_home = addresses.clone();
+            from_home.rotate_left(at % count);
+            servers.push(match opened {
+                Opened::Nvme(opened) => {
+                    Server::start(*opened, Arc::clone(&from_home[0]), records.clone(), clock)?
+                }
+                Opened::Vhost(opened) => vhost::start(opened, from_home)?,
+            });
         }
         tracing::info!(ssds = servers.len(), reactors = count, "serving");
         Ok(Self { servers, reactors, records: Some(records), record_keeper, stats_path })
@@ -112,6 +121,19 @@ impl Engine {
         }
         results.into_iter().collect()
     }
+}
+
+/// An ssd whose drive was found good, by its door.
+enum Opened {
+    Nvme(Box<serve::Opened>),
+    Vhost(vhost::Opened),
+}
+
+fn open(at: usize, config: &api::config::Ssd) -> anyhow::Result<Opened> {
+    Ok(match config.door {
+        Door::VfioUser => Opened::Nvme(Box::new(serve::open(at, config)?)),
+        Door::VhostUser => Opened::Vhost(vhost::open(at, config)?),
+    })
 }
 
 /// A client passes a descriptor for each interrupt and each piece of memory; no client may want for them because of another.

@@ -43,8 +43,10 @@ impl<M> Mailbox<M> {
         std::mem::take(&mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Sleeps until a message, one of `others` becomes readable, or the timeout. `None` waits for ever.
-    pub(crate) fn sleep(&self, others: &[BorrowedFd<'_>], timeout_ns: Option<u64>) {
+    /// Sleeps until a message, one of `others` becomes readable, or the timeout. `None` waits for ever. Whether one of `others` is
+    /// readable.
+    pub(crate) fn sleep(&self, others: &[BorrowedFd<'_>], timeout_ns: Option<u64>) -> bool {
+        let mut ready = false;
         if self.bell.lie_down() {
             let mut fds = vec![PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN)];
             fds.extend(others.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
@@ -57,8 +59,10 @@ impl<M> Mailbox<M> {
             if fds[0].revents().contains(PollFlags::IN) {
                 let _ = rustix::io::read(&self.wake, &mut [0u8; 8]);
             }
+            ready = fds[1..].iter().any(|fd| !fd.revents().is_empty());
         }
         self.bell.get_up();
+        ready
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::interrupts::Table;
 use crate::mailbox::Mailbox;
 use crate::ssd::{Power, Ssd};
+use crate::vhost::Order;
 use memory::{MemoryMap, Remote};
 use nvme::controller::Controller;
 use nvme::host::Bar;
@@ -45,6 +46,8 @@ pub(crate) enum Message {
     News(Life, News),
     /// From the record keeper to home.
     Persisted(Life, bool),
+    /// To a disk's seat. It has one here only after [`Order::Sit`].
+    Vhost(SsdId, Order),
     /// End the thread. Comes when no ssd is left.
     Stop,
 }
@@ -56,6 +59,7 @@ impl Message {
             Self::Settle(plan) => Some(plan.ssd.id),
             Self::Branch(plan) => Some(plan.ssd.id),
             Self::Leave(id) | Self::Call(id, ..) | Self::Group(id, _) | Self::Interrupts(id, _) => Some(*id),
+            Self::Vhost(id, _) => Some(*id),
             Self::News(life, _) | Self::Persisted(life, _) => Some(life.ssd),
             Self::Stop => None,
         }

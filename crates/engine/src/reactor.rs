@@ -12,6 +12,7 @@ use crate::message::{Address, Answer, Call, Life, Message, News, SsdId};
 use crate::records::Records;
 use crate::seat::{Branch, Seat, Turn};
 use crate::stats::{Counters, add};
+use crate::vhost::{Order, VhostSeat};
 use block::Now;
 use nvme::queue::Watch;
 use rustix::io::Errno;
@@ -44,6 +45,7 @@ pub(crate) struct Options {
 enum Place {
     Home(Box<Home>),
     Branch(Box<Branch>),
+    Vhost(Box<VhostSeat>),
     /// It moved to a private reactor, which takes its messages.
     Moved(SsdId, Address),
 }
@@ -53,6 +55,7 @@ impl Place {
         match self {
             Place::Home(home) => home.seat.id(),
             Place::Branch(branch) => branch.seat.id(),
+            Place::Vhost(seat) => seat.id(),
             Place::Moved(id, _) => *id,
         }
     }
@@ -61,7 +64,26 @@ impl Place {
         match self {
             Place::Home(home) => Some(&home.seat),
             Place::Branch(branch) => Some(&branch.seat),
-            Place::Moved(..) => None,
+            Place::Vhost(_) | Place::Moved(..) => None,
+        }
+    }
+
+    fn vhost(&self) -> Option<&VhostSeat> {
+        match self {
+            Place::Vhost(seat) => Some(seat),
+            _ => None,
+        }
+    }
+
+    fn is_busy(&self) -> bool {
+        self.seat().is_some_and(Seat::is_busy) || self.vhost().is_some_and(VhostSeat::is_busy)
+    }
+
+    /// Before a sleep. `false`: there is something to do.
+    fn arm(&mut self) -> bool {
+        match self {
+            Place::Vhost(seat) => seat.arm(),
+            _ => true,
         }
     }
 
@@ -70,6 +92,7 @@ impl Place {
         match self {
             Place::Home(home) => home.turn(now),
             Place::Branch(branch) => branch.turn(now),
+            Place::Vhost(seat) => seat.turn(),
             Place::Moved(..) => Turn::default(),
         }
     }
@@ -197,14 +220,16 @@ impl Reactor {
 
     fn check_clients(&mut self) {
         for place in &mut self.places {
-            if let Place::Home(home) = place {
-                home.check_client();
+            match place {
+                Place::Home(home) => home.check_client(),
+                Place::Vhost(seat) => seat.check_client(),
+                _ => {}
             }
         }
     }
 
     fn spin_ns(&self) -> u64 {
-        let busy = self.places.iter().filter_map(Place::seat).any(Seat::is_busy);
+        let busy = self.places.iter().any(Place::is_busy);
         self.setup.options.spin_ns + if busy { BUSY_SPIN_NS } else { 0 }
     }
 
@@ -212,17 +237,24 @@ impl Reactor {
     /// can come is a doorbell, looks at nothing else and sleeps on.
     fn sleep(&mut self, sleep_ns: u64, now: Now) {
         self.line.turn_to(None);
+        if !self.places.iter_mut().all(Place::arm) {
+            return;
+        }
         let mut watches = Vec::new();
         let dozes = sleep_ns == self.setup.options.idle_ns
             && self.places.iter_mut().all(|place| match place {
                 Place::Home(home) => home.watch(&mut watches),
                 Place::Branch(branch) => branch.seat.group.watch(&mut watches),
+                Place::Vhost(seat) => !seat.is_polled(),
                 Place::Moved(..) => true,
             });
         let seats = || self.places.iter().filter_map(Place::seat);
-        let fds: Vec<_> = seats().filter_map(Seat::wake_fd).collect();
+        let disks = || self.places.iter().filter_map(Place::vhost);
+        let fds: Vec<_> =
+            seats().filter_map(Seat::wake_fd).chain(disks().flat_map(VhostSeat::wake_fds)).collect();
         let unwatched = seats().any(|seat| seat.is_busy() && seat.wake_fd().is_none());
-        let polled = unwatched || seats().any(|seat| seat.power.is_enabled());
+        let polled =
+            unwatched || seats().any(|seat| seat.power.is_enabled()) || disks().any(VhostSeat::is_polled);
         let deadline = self.places.iter().filter_map(|place| match place {
             Place::Home(home) => home.deadline().map(|at| at.0.saturating_sub(now.0)),
             _ => None,
@@ -232,11 +264,12 @@ impl Reactor {
         let rounds =
             if dozes && polled && deadline_ns.is_none_or(|ns| ns > DOZE_NS) { DOZE_NS / sleep_ns } else { 1 };
         for _ in 0..rounds.max(1) {
-            self.mailbox().sleep(&fds, timeout_ns);
+            let ready = self.mailbox().sleep(&fds, timeout_ns);
             if let Some(counters) = &self.setup.counters {
                 add(&counters.get().sleeps, 1);
             }
-            if self.mailbox().has_mail() || watches.iter().any(Watch::rang) {
+            disks().for_each(VhostSeat::woken);
+            if ready || self.mailbox().has_mail() || watches.iter().any(Watch::rang) {
                 return;
             }
         }
@@ -290,6 +323,7 @@ impl Reactor {
                 Some(Place::Moved(_, address)) => address.send(Message::Persisted(life, ok)),
                 _ => {}
             },
+            Message::Vhost(id, order) => self.order(id, order),
             Message::Stop => self.stopping = true,
         }
     }
@@ -314,6 +348,22 @@ impl Reactor {
             _ => {
                 let _ = reply.send(Answer::Failed(Errno::NODEV));
             }
+        }
+    }
+
+    fn order(&mut self, id: SsdId, order: Order) {
+        match (self.find(id), order) {
+            (Some(Place::Vhost(seat)), order) => {
+                let stays = seat.obey(order);
+                if !stays {
+                    self.vacate(id);
+                }
+            }
+            (None, Order::Sit(plan)) => {
+                let (ssd, device, setting) = *plan;
+                self.places.push(Place::Vhost(Box::new(VhostSeat::new(ssd, device, setting))));
+            }
+            _ => {}
         }
     }
 

@@ -11,9 +11,11 @@ use crate::message::{Address, Message};
 use crate::reactor::{self, Options};
 use crate::records::Records;
 use crate::serve::{Kept, open_ssd};
+use crate::served::{Served, door_of};
 use crate::slot::{Plan, Plug, Slot};
 use crate::ssd::Power;
 use crate::stats;
+use crate::vhost::{self, VhostPlan, VhostSlot};
 use anyhow::{Context, bail};
 use api::config::Config;
 use backend::uring::fence::OldRing;
@@ -27,10 +29,11 @@ use nvme::queue::{self, Left};
 use state::region::ControllerRegion;
 use state::session::VfioUserV1;
 use state::ssd::SsdV1;
+use state::vhost_session::VhostUserV1;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -58,6 +61,7 @@ pub fn run(link: OwnedFd) -> anyhow::Result<()> {
             newest("controller-region", state::region::LAYOUT_VERSION),
             newest("ssd-record", state::ssd::VERSION),
             newest("vfio-user-session", state::session::VERSION),
+            newest("vhost-user-session", state::vhost_session::VERSION),
         ],
     }));
     if let Some(page) = page {
@@ -135,10 +139,15 @@ impl Process {
 
     /// Reads all that is saved, and changes nothing.
     fn check(&mut self) -> anyhow::Result<()> {
-        self.config()?;
+        let config = self.config()?;
+        let door = |ssd: usize| config.ssds.get(ssd).map(door_of);
         for (ssd, (saved, fds)) in std::mem::take(&mut self.told.saved) {
             let name = self.name(ssd);
             let check = || {
+                // A disk has no controller and no record.
+                if door(ssd) == Some(Door::VHOST_USER) {
+                    return anyhow::Ok(());
+                }
                 let region = Parts::new(&saved, fds).region()?;
                 queue::inspect_header(&region)?;
                 saved.record.as_deref().map(SsdV1::from_bytes).transpose()?;
@@ -148,10 +157,14 @@ impl Process {
         }
         for deposit in &self.told.deposits {
             let name = self.name(index(deposit.ssd));
-            if deposit.door != Door::VFIO_USER {
-                bail!("ssd \"{name}\" has a client of a kind that this engine does not serve");
+            let context = || format!("ssd \"{name}\"");
+            match deposit.door {
+                other if Some(other) != door(index(deposit.ssd)) => {
+                    bail!("ssd \"{name}\" has a client of a kind that this engine does not serve")
+                }
+                Door::VHOST_USER => _ = VhostUserV1::from_bytes(&deposit.bytes).with_context(context)?,
+                _ => _ = VfioUserV1::from_bytes(&deposit.bytes).with_context(context)?,
             }
-            VfioUserV1::from_bytes(&deposit.bytes).with_context(|| format!("ssd \"{name}\""))?;
         }
         Ok(())
     }
@@ -242,7 +255,7 @@ struct House {
 #[derive(Default)]
 struct Slots {
     /// By position in the configuration.
-    open: BTreeMap<usize, Slot>,
+    open: BTreeMap<usize, Served>,
     /// Clients that came before their ssd was open.
     early: Vec<(usize, Plug)>,
     started: bool,
@@ -298,15 +311,20 @@ impl House {
             if slot.parked {
                 continue;
             }
-            let client = links.remove(&at).and_then(|(session, link)| self.plug_of(&session, link));
+            let client = links.remove(&at).map(|(session, link)| Plug { session: session.session, link });
             let found = saved.remove(&at);
             if slot.saved && found.is_none() {
                 self.keeper.fault(Some(at), "what was saved of it did not come: it is not served".to_owned());
                 continue;
             }
             let was_found = found.is_some();
-            let plan = self.plan(at, config, found, client, records.clone());
-            let started = plan.and_then(|plan| Ok(Slot::start(plan, ready.clone())?));
+            let started = match config.door {
+                api::config::Door::VhostUser => self.start_disk(at, config, found, client, ready.clone()),
+                api::config::Door::VfioUser => {
+                    let plan = self.plan(at, config, found, client, records.clone());
+                    plan.and_then(|plan| Ok(Served::Nvme(Slot::start(plan, ready.clone())?)))
+                }
+            };
             match started.with_context(|| format!("ssd \"{}\"", slot.name)) {
                 Ok(slot) => _ = open.insert(at, slot),
                 // Nothing was lost yet where nothing was there: as a whole, like a configuration that is wrong.
@@ -373,17 +391,27 @@ impl House {
         Ok(Plan { ssd, record, keeper, found, client, home, records, clock })
     }
 
-    fn plug_of(&self, session: &Session, link: OwnedFd) -> Option<Plug> {
-        if session.door == Door::VFIO_USER {
-            return Some(Plug { session: session.session, link });
-        }
-        self.keeper
-            .fault(Some(index(session.ssd)), "its client speaks what this engine does not serve".to_owned());
-        None
+    /// The keeper has the doors from the same configuration: what its clients speak needs no second look.
+    fn start_disk(
+        &self,
+        at: usize,
+        config: &api::config::Ssd,
+        found: Option<(Saved, Vec<OwnedFd>)>,
+        client: Option<Plug>,
+        ready: Sender<anyhow::Result<Left>>,
+    ) -> anyhow::Result<Served> {
+        let was_found = found.is_some();
+        let drive = found.and_then(|(saved, fds)| Parts::new(&saved, fds).0.remove(&Role::DRIVE));
+        let keeper = Arc::clone(&self.keeper);
+        let ssd = vhost::open_ssd(at, config, drive, Some(Arc::clone(&keeper)))?;
+        let mut reactors = self.addresses.clone();
+        reactors.rotate_left(at % self.addresses.len());
+        let plan = VhostPlan { ssd, keeper, found: was_found, client, reactors };
+        Ok(Served::Vhost(VhostSlot::start(plan, ready)?))
     }
 
     fn plug(&self, session: &Session, link: OwnedFd) {
-        let Some(plug) = self.plug_of(session, link) else { return };
+        let plug = Plug { session: session.session, link };
         let at = index(session.ssd);
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         match slots.open.get(&at) {
@@ -412,8 +440,8 @@ impl House {
     /// All sessions end, all becomes durable; then this process ends.
     fn stop(&self) {
         let open = std::mem::take(&mut self.slots.lock().unwrap_or_else(PoisonError::into_inner).open);
-        open.values().for_each(Slot::stop);
-        let results: Vec<_> = open.into_values().map(Slot::join).collect();
+        open.values().for_each(Served::stop);
+        let results: Vec<_> = open.into_values().map(Served::join).collect();
         for address in &self.addresses {
             address.send(Message::Stop);
         }

@@ -15,10 +15,10 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 /// Completions taken from a backend in one turn at most: bounds a turn.
-const COMPLETIONS_MAX: usize = 256;
+pub(crate) const COMPLETIONS_MAX: usize = 256;
 /// Bytes handed to the drive in one turn at most, but for the last request: a drive that is done at once (`ram`) must not
 /// keep the reactor from its other ssds. About half a millisecond of copying.
-const TURN_BYTES_MAX: u64 = 4 << 20;
+pub(crate) const TURN_BYTES_MAX: u64 = 4 << 20;
 
 /// What queues on a reactor share with their controller when that lives there too.
 pub(crate) struct Seat {
@@ -101,11 +101,7 @@ impl Seat {
         interrupts: Table,
         namespaces: Arc<NamespaceTable>,
     ) -> Self {
-        let rings = ssd.keeper.clone().map(|keeper| keeper as Arc<dyn backend::Rings>);
-        let mut backend = ssd.drive.door_kept(rings).unwrap_or_else(|error| {
-            tracing::error!(ssd = ssd.name, %error, "the drive cannot be opened on a reactor: I/O on it fails");
-            Box::new(ClosedDoor(ssd.limits))
-        });
+        let mut backend = open_door(&ssd);
         backend.memory_changed(memory);
         let group = QueueGroup::new(power.group_config(&ssd), Arc::clone(memory), namespaces);
         let desk = Desk { backend, interrupts, reports: VecDeque::new(), left_bytes: 0, line_news: false };
@@ -168,6 +164,15 @@ impl Seat {
         // SAFETY: the descriptor belongs to the backend, which lives as long as the borrow of `self`.
         Some(unsafe { BorrowedFd::borrow_raw(fd) })
     }
+}
+
+/// A door to the drive on this thread, or one behind which all I/O fails.
+pub(crate) fn open_door(ssd: &Ssd) -> Box<dyn Backend> {
+    let rings = ssd.keeper.clone().map(|keeper| keeper as Arc<dyn backend::Rings>);
+    ssd.drive.door_kept(rings).unwrap_or_else(|error| {
+        tracing::error!(ssd = ssd.name, %error, "the drive cannot be opened on a reactor: I/O on it fails");
+        Box::new(ClosedDoor(ssd.limits))
+    })
 }
 
 /// In the place of a drive that could not be opened on this reactor.

@@ -86,7 +86,7 @@ pub(crate) fn open(at: usize, config: &config::Ssd) -> anyhow::Result<Opened> {
     Ok(Opened { ssd, record, listener })
 }
 
-fn backend_config(config: &config::Ssd) -> anyhow::Result<backend::Config> {
+pub(crate) fn backend_config(config: &config::Ssd) -> anyhow::Result<backend::Config> {
     let size = || config.size_bytes.context("no size");
     Ok(match &config.backend {
         config::Backend::Null => backend::Config::Null { size_bytes: size()? },
@@ -145,8 +145,8 @@ fn read_record(
 
 /// The threads that serve one ssd.
 pub(crate) struct Server {
-    shutdown: Shutdown,
-    thread: JoinHandle<anyhow::Result<()>>,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) thread: JoinHandle<anyhow::Result<()>>,
 }
 
 impl Server {

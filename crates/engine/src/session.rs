@@ -391,7 +391,7 @@ fn bar(region: u32) -> Result<Bar, Errno> {
     }
 }
 
-fn map_errno(error: &MapError) -> Errno {
+pub(crate) fn map_errno(error: &MapError) -> Errno {
     match error {
         MapError::TooMany => Errno::NOSPC,
         MapError::Overlap(_) => Errno::EXIST,
@@ -400,7 +400,7 @@ fn map_errno(error: &MapError) -> Errno {
     }
 }
 
-fn mapping_errno(error: &MappingError) -> Errno {
+pub(crate) fn mapping_errno(error: &MappingError) -> Errno {
     match error {
         MappingError::System { error, .. } => Errno::from_io_error(error).unwrap_or(Errno::INVAL),
         _ => Errno::INVAL,

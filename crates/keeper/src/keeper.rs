@@ -8,6 +8,7 @@ use crate::listener::Listener;
 use crate::notify::Notify;
 use crate::poller::{Poller, Token};
 use crate::process::{Binary, Engine, EngineCommand};
+use crate::protocol::Protocol;
 use crate::reexec::{Again, Succession};
 use crate::restore::{self, Found, Orphan};
 use crate::ssd::Ssd;
@@ -114,8 +115,13 @@ impl Keeper {
         Ok(keeper)
     }
 
-    pub(crate) fn assemble(options: Options, ssds: Vec<Ssd>, console: Console) -> anyhow::Result<Self> {
+    pub(crate) fn assemble(options: Options, mut ssds: Vec<Ssd>, console: Console) -> anyhow::Result<Self> {
         raise_descriptor_limit();
+        let config = Config::parse(&options.config_path, &options.config_text)?;
+        for ssd in &mut ssds {
+            let door = config.ssd(&ssd.name).map(|ssd| ssd.door);
+            ssd.protocol = door.map_or(ssd.protocol, Protocol::at);
+        }
         Ok(Self {
             poller: Poller::new().context("cannot watch sockets")?,
             console,

@@ -16,6 +16,16 @@ pub(crate) struct Protocol {
     pub(crate) has_ids: bool,
 }
 
+impl Protocol {
+    /// What is spoken at a door of the configuration.
+    pub(crate) fn at(door: api::config::Door) -> &'static Self {
+        match door {
+            api::config::Door::VfioUser => &VFIO_USER,
+            api::config::Door::VhostUser => &VHOST_USER,
+        }
+    }
+}
+
 /// vfio-user (QEMU's docs/interop/vfio-user.rst, "Header"): id, command, size of the whole message at 4..8, flags at 8..12.
 pub(crate) static VFIO_USER: Protocol = Protocol {
     door: Door::VFIO_USER,
@@ -27,7 +37,6 @@ pub(crate) static VFIO_USER: Protocol = Protocol {
 
 /// vhost-user (QEMU's docs/interop/vhost-user.rst, "Message"): request, flags, size of the payload at 8..12. Requests of the
 /// backend have a socket of their own, which the engine gets with the frontend's descriptors.
-#[allow(dead_code, reason = "its listener comes with the second door")]
 pub(crate) static VHOST_USER: Protocol = Protocol {
     door: Door::VHOST_USER,
     shape: Shape { header_bytes: 12, payload_bytes: vhost_user_payload_bytes, fds_max: 16 },

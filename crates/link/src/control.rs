@@ -186,6 +186,8 @@ impl Role {
     pub const DOORBELLS: Self = Self(1);
     /// The memory of a RAM drive.
     pub const DRIVE: Self = Self(2);
+    /// Nothing: beside a virtio-blk disk, which has no controller, so that it is powered on all the same.
+    pub const POWERED: Self = Self(3);
 }
 
 /// A client's session.

@@ -153,14 +153,19 @@ impl VirtQueueGroup {
 
     /// Serves a ring. What its in-flight region says was taken and not answered is done first, in order.
     ///
+    /// Returns how many requests that is.
+    ///
     /// # Errors
     /// Why it cannot be served; nothing runs then.
-    pub fn start(&mut self, queue: u16, config: RingConfig) -> Result<(), Broken> {
+    pub fn start(&mut self, queue: u16, config: RingConfig) -> Result<usize, Broken> {
         let place = self.queues.get_mut(usize::from(queue)).filter(|place| place.is_none());
         let place = place.ok_or(Broken::Size)?;
-        let (ring, again) = Ring::open(&config, &self.map)?;
+        let (mut ring, again) = Ring::open(&config, &self.map)?;
+        // Whoever served the ring before may have asked the driver not to kick.
+        ring.want_kicks(true, self.log.as_ref())?;
         let slots = config.inflight.as_ref().map_or(config.size, |region| region.desc_num);
         let call = config.inflight.is_some();
+        let count = again.len();
         *place = Some(Box::new(Queue {
             config,
             ring,
@@ -176,7 +181,13 @@ impl VirtQueueGroup {
         }));
         self.active.push(queue);
         self.news = true;
-        Ok(())
+        Ok(count)
+    }
+
+    /// The queues that run or are being stopped.
+    #[must_use]
+    pub fn queues(&self) -> &[u16] {
+        &self.active
     }
 
     /// Takes nothing more from the ring; [`Event::Stopped`] by a `flush` when everything taken is answered. `false`: it does

@@ -75,6 +75,19 @@ impl Ring {
         }
     }
 
+    /// Asks for a call with the next buffer that is used. With the event index once; without it for good.
+    pub fn want_call(&self) {
+        match self {
+            Ring::Split(ring) => {
+                ring.avail.store_u16(0, 0);
+                ring.avail.store_u16(4 + 2 * usize::from(ring.size), ring.head);
+            }
+            Ring::Packed(ring) => ring.driver.store_u16(2, 0),
+        }
+        // The device looks after it has used a buffer, and we look for one after this (2.7.7, 2.8.7).
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+    }
+
     /// Where the device goes on, by what is in memory: all that is used has been taken.
     #[must_use]
     pub fn base(&self) -> u32 {

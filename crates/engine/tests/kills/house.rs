@@ -48,6 +48,10 @@ impl House {
         let dir = directory.path().display().to_string();
         let mut text = format!("[engine]\nreactors = {reactors}\n");
         for (name, backend) in ssds {
+            if let Some(backend) = backend.strip_prefix("virtio-blk on ") {
+                text.push_str(&crate::disk::config(name, backend, directory.path()));
+                continue;
+            }
             text.push_str(&format!(
                 "[[ssd]]\nname = \"{name}\"\nsize = \"64MiB\"\nsocket = \"{dir}/{name}.sock\"\n\
                  state = \"{dir}/{name}.state\"\nbackend = {}\n",
@@ -90,6 +94,10 @@ impl House {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    pub(crate) fn socket(&self, name: &str) -> PathBuf {
+        self.directory.path().join(format!("{name}.sock"))
     }
 
     fn pid(&self) -> Option<Pid> {

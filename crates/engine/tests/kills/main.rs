@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test that cannot go on fails")]
 
+#[path = "../disk/mod.rs"]
+mod disk;
+mod disks;
 mod house;
 mod load;
 

@@ -57,6 +57,19 @@ impl Listener {
         &self.path
     }
 
+    /// Waits for a client of any protocol; `None` when `shutdown` is triggered.
+    pub fn next(&self, shutdown: &Shutdown) -> io::Result<Option<UnixStream>> {
+        loop {
+            match wait(&[self.socket.as_fd(), shutdown.as_fd()])? {
+                Ready::Second => return Ok(None),
+                Ready::First => {}
+            }
+            if let Some(stream) = self.accept(shutdown)? {
+                return Ok(Some(stream));
+            }
+        }
+    }
+
     /// Hands each client to `client`, one after the other, until `shutdown` is triggered.
     ///
     /// `client` runs on a thread of its own and is expected to call [`Connection::serve`] and return. Meanwhile any

@@ -1,0 +1,373 @@
+//! What a session acts on: the disk as its client set it up. Calls of the session become orders to the seats, and wait for them.
+
+use super::{Done, Events, Order, Setting};
+use crate::interrupts::Eventfd;
+use crate::keeper::Keeper;
+use crate::message::{Address, Message, SsdId};
+use crate::serve::backend_config;
+use crate::session::{map_errno, mapping_errno};
+use crate::ssd::Ssd;
+use anyhow::Context;
+use api::config;
+use frontend::vhost_user::{BackendChannel, Blk, BlkInfo, Errno, Inflight, Log, NewInflight, Region, Ring};
+use memory::{Access, Iova, Mapping, MemoryMap, Window};
+use nvme::profile::{Identity, IdentityConfig, Profile};
+use rustix::fs::{MemfdFlags, SealFlags};
+use spec::vhost_user::F_LOG_ALL;
+use spec::virtio_blk as blk;
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use virtio::config::Device;
+use virtio::dirty::DirtyLog;
+use virtio::inflight::{QueueRegion, region_bytes};
+use virtio::ring::RingConfig;
+
+/// Rings a client may have: one for each processor of a large guest.
+const QUEUES_MAX: u16 = 64;
+/// Entries of a ring: the most that QEMU gives.
+const QUEUE_SIZE_MAX: u16 = 1024;
+
+/// Opens the drive of an ssd whose door is vhost-user.
+pub(crate) fn open_ssd(
+    at: usize,
+    config: &config::Ssd,
+    kept: Option<OwnedFd>,
+    keeper: Option<Arc<Keeper>>,
+) -> anyhow::Result<Arc<Ssd>> {
+    let drive = backend::Drive::take_over(&backend_config(config)?, kept)?;
+    let limits = drive.limits();
+    let serial = &config.identity.serial;
+    let identity = Identity::new(&IdentityConfig { serial, ..IdentityConfig::default() })?;
+    let profile =
+        Profile::by_name(&config.profile).with_context(|| format!("no profile \"{}\"", config.profile))?;
+    let (name, record_path) = (config.name.clone(), None);
+    Ok(Arc::new(Ssd { id: SsdId(at), name, drive, limits, profile, identity, record_path, keeper }))
+}
+
+/// The in-flight region in use.
+struct Flights {
+    map: Arc<MemoryMap>,
+    /// Rings, and entries of each.
+    geometry: (u16, u16),
+    own: bool,
+}
+
+impl Flights {
+    fn new(inflight: &Inflight) -> Result<Self, Errno> {
+        let fd = inflight.fd.try_clone().map_err(|_| Errno::MFILE)?;
+        let map = one_mapping(fd, inflight.offset, inflight.size)?;
+        Ok(Self { map, geometry: (inflight.num_queues, inflight.queue_size), own: inflight.own })
+    }
+
+    /// In our own region each ring has room for either kind, so that one can forget what the other kind left, whatever is known
+    /// of the client's wishes. A client's has the layout of the specification.
+    fn of_queue(&self, packed: bool, queue: u16) -> Result<QueueRegion, Errno> {
+        let (rings, entries) = self.geometry;
+        let region = if !self.own {
+            QueueRegion::new(&self.map, Iova(0), self.geometry, packed, queue)
+        } else if queue < rings {
+            let start = region_bytes(1, entries) as u64 * u64::from(queue);
+            QueueRegion::new(&self.map, Iova(start), (1, entries), packed, 0)
+        } else {
+            return Err(Errno::INVAL);
+        };
+        region.map_err(|_| Errno::INVAL)
+    }
+}
+
+/// See the module.
+pub(crate) struct Disk {
+    ssd: Arc<Ssd>,
+    device: Arc<Device>,
+    info: BlkInfo,
+    /// Home first.
+    reactors: Vec<Address>,
+    /// Which of them have a seat.
+    seated: Vec<bool>,
+    setting: Setting,
+    log: Option<Arc<MemoryMap>>,
+    log_event: Option<Arc<Eventfd>>,
+    flights: Option<Flights>,
+    /// By queue.
+    events: Vec<Events>,
+    running: BTreeSet<u16>,
+    channel: Option<BackendChannel>,
+    /// Requests that a predecessor had taken and not answered.
+    replayed: u64,
+}
+
+impl Disk {
+    /// `reactors` begins with the disk's home.
+    pub(crate) fn new(ssd: Arc<Ssd>, reactors: Vec<Address>) -> Self {
+        let device = Arc::new(Device {
+            capacity_bytes: ssd.limits.capacity_bytes,
+            read_only: false,
+            serial: padded_with_zeros(ssd.identity.serial),
+            num_queues: QUEUES_MAX,
+            limits: ssd.limits,
+        });
+        let info = BlkInfo {
+            features: device.features(),
+            dirty_log: true,
+            queues_max: QUEUES_MAX,
+            queue_size_max: QUEUE_SIZE_MAX,
+        };
+        let setting = Setting {
+            map: Arc::new(MemoryMap::empty()),
+            features: 0,
+            writeback: true,
+            log: None,
+            hang_up: Arc::new(|| {}),
+        };
+        Self {
+            seated: vec![false; reactors.len()],
+            events: vec![Events::default(); usize::from(QUEUES_MAX)],
+            ssd,
+            device,
+            info,
+            reactors,
+            setting,
+            log: None,
+            log_event: None,
+            flights: None,
+            running: BTreeSet::new(),
+            channel: None,
+            replayed: 0,
+        }
+    }
+
+    pub(crate) fn ssd(&self) -> &Arc<Ssd> {
+        &self.ssd
+    }
+
+    /// Requests executed again since the last call.
+    pub(crate) fn take_replayed(&mut self) -> u64 {
+        std::mem::take(&mut self.replayed)
+    }
+
+    /// A client comes; `hang_up` ends its session from any thread.
+    pub(crate) fn enter(&mut self, hang_up: impl Fn() + Send + Sync + 'static) {
+        self.setting.hang_up = Arc::new(hang_up);
+    }
+
+    /// The client is gone: nothing of it is touched when this returns, and the disk is as before it came.
+    pub(crate) fn leave(&mut self) {
+        for queue in std::mem::take(&mut self.running) {
+            let _ = self.ask(self.place(queue), |reply| Order::Stop(queue, reply));
+        }
+        for place in 0..self.reactors.len() {
+            if std::mem::take(&mut self.seated[place]) {
+                let _ = self.ask(place, Order::Leave);
+            }
+        }
+        *self = Self::new(Arc::clone(&self.ssd), std::mem::take(&mut self.reactors));
+    }
+
+    /// Makes all that was written durable.
+    pub(crate) fn flush(&mut self) -> Done {
+        self.sit(0);
+        self.ask(0, Order::Flush)
+    }
+
+    /// The reactor of a ring.
+    fn place(&self, queue: u16) -> usize {
+        usize::from(queue) % self.reactors.len()
+    }
+
+    fn sit(&mut self, place: usize) {
+        if !std::mem::replace(&mut self.seated[place], true) {
+            let plan = (Arc::clone(&self.ssd), Arc::clone(&self.device), self.setting.clone());
+            self.send(place, Order::Sit(Box::new(plan)));
+        }
+    }
+
+    fn send(&self, place: usize, order: Order) {
+        self.reactors[place].send(Message::Vhost(self.ssd.id, order));
+    }
+
+    fn ask(&self, place: usize, order: impl FnOnce(std::sync::mpsc::SyncSender<Done>) -> Order) -> Done {
+        let (reply, answer) = sync_channel(1);
+        self.send(place, order(reply));
+        answer.recv().unwrap_or(Err(Errno::NODEV))
+    }
+
+    /// Changes what all rings share.
+    fn set(&mut self, change: impl FnOnce(&mut Setting)) -> Result<(), Errno> {
+        change(&mut self.setting);
+        for place in (0..self.reactors.len()).filter(|place| self.seated[*place]) {
+            self.ask(place, |reply| Order::Adopt(Box::new(self.setting.clone()), reply))?;
+        }
+        Ok(())
+    }
+
+    fn set_event(&mut self, queue: u16, change: impl FnOnce(&mut Events)) -> Result<(), Errno> {
+        let events = self.events.get_mut(usize::from(queue)).ok_or(Errno::INVAL)?;
+        change(events);
+        let events = events.clone();
+        if self.running.contains(&queue) {
+            self.ask(self.place(queue), |reply| Order::Events(queue, events, reply))?;
+        }
+        Ok(())
+    }
+
+    /// The log that is written to, if one is armed.
+    fn armed_log(&self, features: u64) -> Result<Option<DirtyLog>, Errno> {
+        let Some(map) = self.log.as_ref().filter(|_| features & F_LOG_ALL != 0) else { return Ok(None) };
+        let len = map.regions().next().map_or(0, memory::Region::len);
+        let len = usize::try_from(len).map_err(|_| Errno::INVAL)?;
+        let window = Window::new(map, Iova(0), len, Access::BOTH).map_err(|_| Errno::INVAL)?;
+        Ok(Some(DirtyLog::new(window)))
+    }
+
+    fn with_region(map: &MemoryMap, region: Region) -> Result<MemoryMap, Errno> {
+        let Region { guest_address, size, fd, offset } = region;
+        let mapping = Mapping::new(fd, offset, size, Access::BOTH).map_err(|error| mapping_errno(&error))?;
+        map.with(Iova(guest_address), size, Access::BOTH, Some((mapping, 0)))
+            .map_err(|error| map_errno(&error))
+    }
+}
+
+impl Blk for Disk {
+    fn info(&self) -> &BlkInfo {
+        &self.info
+    }
+
+    fn config(&self) -> Vec<u8> {
+        self.device.config(self.setting.writeback).to_vec()
+    }
+
+    fn set_writeback(&mut self, on: bool) -> Result<(), Errno> {
+        self.set(|setting| setting.writeback = on)
+    }
+
+    fn set_features(&mut self, features: u64) -> Result<(), Errno> {
+        let log = self.armed_log(features)?;
+        self.set(|setting| (setting.features, setting.log) = (features, log))
+    }
+
+    fn set_memory(&mut self, regions: Vec<Region>) -> Result<(), Errno> {
+        let map = regions
+            .into_iter()
+            .try_fold(self.setting.map.cleared(), |map, region| Self::with_region(&map, region))?;
+        self.set(|setting| setting.map = Arc::new(map))
+    }
+
+    fn add_memory(&mut self, region: Region) -> Result<(), Errno> {
+        let map = Self::with_region(&self.setting.map, region)?;
+        self.set(|setting| setting.map = Arc::new(map))
+    }
+
+    fn remove_memory(&mut self, guest_address: u64, size: u64) -> Result<(), Errno> {
+        let map = self.setting.map.without(Iova(guest_address), size).map_err(|error| map_errno(&error))?;
+        self.set(|setting| setting.map = Arc::new(map))
+    }
+
+    fn set_kick(&mut self, queue: u16, fd: Option<OwnedFd>) -> Result<(), Errno> {
+        // Looked at as an eventfd, and then watched and read.
+        let fd = fd.map(|fd| {
+            let shared = fd.try_clone().map_err(|_| Errno::MFILE)?;
+            Eventfd::checked(fd).map(|_| Arc::new(shared)).ok_or(Errno::INVAL)
+        });
+        let kick = fd.transpose()?;
+        self.set_event(queue, |events| events.kick = kick)
+    }
+
+    fn set_call(&mut self, queue: u16, fd: Option<OwnedFd>) -> Result<(), Errno> {
+        let call = eventfd(fd)?;
+        self.set_event(queue, |events| events.call = call)
+    }
+
+    fn set_err(&mut self, queue: u16, fd: Option<OwnedFd>) -> Result<(), Errno> {
+        let err = eventfd(fd)?;
+        self.set_event(queue, |events| events.err = err)
+    }
+
+    fn new_inflight(&mut self, num_queues: u16, queue_size: u16) -> Result<NewInflight, Errno> {
+        let size = region_bytes(num_queues, queue_size) as u64;
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let fd = rustix::fs::memfd_create(format!("godwit-{}-inflight", self.ssd.name), flags)?;
+        rustix::fs::ftruncate(&fd, size)?;
+        rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        Ok(NewInflight { fd: Arc::new(fd), size })
+    }
+
+    fn set_inflight(&mut self, inflight: Inflight) -> Result<(), Errno> {
+        self.flights = Some(Flights::new(&inflight)?);
+        Ok(())
+    }
+
+    fn clear_inflight(&mut self, queue: u16) -> Result<(), Errno> {
+        let flights = self.flights.as_ref().filter(|flights| flights.own).ok_or(Errno::INVAL)?;
+        // The version stands at one place in both kinds.
+        flights.of_queue(false, queue)?.clear().map_err(|_| Errno::IO)
+    }
+
+    fn set_log(&mut self, log: Log) -> Result<(), Errno> {
+        self.log = Some(one_mapping(log.fd, log.offset, log.size)?);
+        let log = self.armed_log(self.setting.features)?;
+        self.set(|setting| setting.log = log)
+    }
+
+    fn set_log_event(&mut self, fd: OwnedFd) -> Result<(), Errno> {
+        self.log_event = eventfd(Some(fd))?;
+        Ok(())
+    }
+
+    fn set_backend_channel(&mut self, channel: BackendChannel) -> Result<(), Errno> {
+        self.channel = Some(channel);
+        Ok(())
+    }
+
+    fn start(&mut self, queue: u16, ring: Ring) -> Result<(), Errno> {
+        let flights = self.flights.as_ref().ok_or(Errno::INVAL)?;
+        let config = RingConfig {
+            size: ring.size,
+            packed: ring.packed,
+            event_idx: self.setting.features & blk::F_EVENT_IDX != 0,
+            descriptors: ring.descriptors,
+            driver: ring.driver,
+            device: ring.device,
+            base: ring.base,
+            log_address: ring.log_address,
+            inflight: Some(flights.of_queue(ring.packed, queue)?),
+        };
+        let events = self.events.get(usize::from(queue)).cloned().ok_or(Errno::INVAL)?;
+        let place = self.place(queue);
+        self.sit(place);
+        let again = self.ask(place, |reply| Order::Start(queue, Box::new(config), events, reply))?;
+        self.replayed += u64::from(again);
+        self.running.insert(queue);
+        Ok(())
+    }
+
+    fn stop(&mut self, queue: u16) -> Result<u32, Errno> {
+        let base = self.ask(self.place(queue), |reply| Order::Stop(queue, reply))?;
+        self.running.remove(&queue);
+        Ok(base)
+    }
+
+    fn reset(&mut self) -> Result<(), Errno> {
+        self.set(|setting| (setting.features, setting.writeback, setting.log) = (0, true, None))
+    }
+}
+
+/// A file as memory at 0.
+fn one_mapping(fd: OwnedFd, offset: u64, size: u64) -> Result<Arc<MemoryMap>, Errno> {
+    let mapping = Mapping::new(fd, offset, size, Access::BOTH).map_err(|error| mapping_errno(&error))?;
+    let map = MemoryMap::empty().with(Iova(0), size, Access::BOTH, Some((mapping, 0)));
+    map.map(Arc::new).map_err(|error| map_errno(&error))
+}
+
+fn eventfd(fd: Option<OwnedFd>) -> Result<Option<Arc<Eventfd>>, Errno> {
+    fd.map(|fd| Eventfd::checked(fd).map(Arc::new).ok_or(Errno::INVAL)).transpose()
+}
+
+/// NVMe pads with spaces, virtio with zeros (virtio 1.2, 5.2.6.1).
+fn padded_with_zeros(mut serial: [u8; blk::ID_BYTES]) -> [u8; blk::ID_BYTES] {
+    for byte in serial.iter_mut().rev().take_while(|byte| **byte == b' ') {
+        *byte = 0;
+    }
+    serial
+}

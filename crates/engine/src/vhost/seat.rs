@@ -1,0 +1,322 @@
+//! A disk's place on one reactor: the group of its rings that live here, and this reactor's own door to its drive.
+#![expect(unsafe_code, reason = "guest memory is handed to the drive")]
+// UNSAFETY: one call of `Backend::submit`, whose promise (the memory stays mapped until the completion) is kept by the group: it
+// holds the `Arc<MemoryMap>` that a request's segments came from until it ended.
+
+use super::kicks::Kicks;
+use super::{Done, Events, Order, Setting};
+use crate::message::SsdId;
+use crate::seat::{COMPLETIONS_MAX, TURN_BYTES_MAX, Turn, open_door};
+use crate::ssd::Ssd;
+use block::{Backend, Completion, Op, Outcome, Range, Request, Submitted, Token};
+use rustix::io::Errno;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use virtio::config::Device;
+use virtio::group::{QUEUES_MAX, VirtQueueGroup};
+use virtio::ring::RingConfig;
+use virtio::sink::{Event, Sink};
+
+/// Of a flush that the session asked for; no ring's token has the top bit.
+const FLUSH: Token = Token(1 << 63);
+
+/// See the module.
+pub(crate) struct VhostSeat {
+    ssd: Arc<Ssd>,
+    /// Before the group: the drive is closed, and done with guest memory, before the group lets go of it.
+    desk: Desk,
+    group: VirtQueueGroup,
+    /// `None`: no descriptor was left, and rings with kicks are looked at like those without.
+    kicks: Option<Kicks>,
+    stops: Vec<(u16, SyncSender<Done>)>,
+    pause: Option<SyncSender<Done>>,
+    flush: Option<Flush>,
+    done: Vec<Completion>,
+    map: Arc<memory::MemoryMap>,
+    /// Until the client was hung up on.
+    hang_up: Option<Arc<dyn Fn() + Send + Sync>>,
+}
+
+struct Flush {
+    reply: SyncSender<Done>,
+    submitted: bool,
+}
+
+/// What the group acts through.
+struct Desk {
+    backend: Box<dyn Backend>,
+    /// By queue.
+    events: Vec<Events>,
+    /// What the group reported in this turn.
+    reports: Vec<Event>,
+    /// What may still be handed in in this turn.
+    left_bytes: u64,
+}
+
+impl Sink for Desk {
+    #[inline]
+    fn submit(&mut self, request: &Request<'_>) -> Submitted {
+        let len_bytes = request.range.len_bytes;
+        if self.left_bytes == 0 && len_bytes > 0 {
+            return Submitted::Full;
+        }
+        self.left_bytes = self.left_bytes.saturating_sub(len_bytes);
+        // SAFETY: the segments come from a memory map that the group holds until the request's completion came back through
+        // `VhostSeat::turn`; a seat drops its backend before its group (field order).
+        unsafe { self.backend.submit(request) }
+    }
+
+    #[inline]
+    fn call(&mut self, queue: u16) {
+        if let Some(call) = self.events.get(usize::from(queue)).and_then(|events| events.call.as_ref()) {
+            call.signal();
+        }
+    }
+
+    fn report(&mut self, event: Event) {
+        self.reports.push(event);
+    }
+}
+
+impl VhostSeat {
+    /// Opens the drive on this thread.
+    pub(crate) fn new(ssd: Arc<Ssd>, device: Arc<Device>, setting: Setting) -> Self {
+        let mut backend = open_door(&ssd);
+        backend.memory_changed(&setting.map);
+        let mut group = VirtQueueGroup::new(device, Arc::clone(&setting.map));
+        group.set_features(setting.features);
+        group.set_writeback(setting.writeback);
+        group.set_log(setting.log);
+        let events = vec![Events::default(); usize::from(QUEUES_MAX)];
+        let kicks = Kicks::new(QUEUES_MAX).inspect_err(
+            |error| tracing::warn!(ssd = ssd.name, %error, "idle rings are polled: no descriptor left"),
+        );
+        Self {
+            ssd,
+            desk: Desk { backend, events, reports: Vec::new(), left_bytes: 0 },
+            group,
+            kicks: kicks.ok(),
+            stops: Vec::new(),
+            pause: None,
+            flush: None,
+            done: Vec::with_capacity(COMPLETIONS_MAX),
+            map: setting.map,
+            hang_up: Some(setting.hang_up),
+        }
+    }
+
+    pub(crate) fn id(&self) -> SsdId {
+        self.ssd.id
+    }
+
+    /// The drive's completions, then the guest's new requests, then one doorbell ring to the drive and one call a ring.
+    #[inline]
+    pub(crate) fn turn(&mut self) -> Turn {
+        let mut turn = Turn::default();
+        self.desk.left_bytes = TURN_BYTES_MAX;
+        if self.desk.backend.in_flight() > 0 {
+            self.desk.backend.poll(&mut self.done);
+            turn.work = self.done.len();
+            for (token, outcome) in self.done.drain(..) {
+                if token == FLUSH {
+                    flushed(&mut self.flush, outcome);
+                } else {
+                    self.group.complete(token, outcome, &mut self.desk);
+                }
+            }
+        }
+        turn.commands = self.group.poll(&mut self.desk);
+        turn.work += turn.commands;
+        self.finish();
+        turn
+    }
+
+    /// Makes answers visible, and reports what waited for an end.
+    #[inline]
+    fn finish(&mut self) {
+        self.group.flush(&mut self.desk);
+        if self.flush.is_some() {
+            self.submit_flush();
+        }
+        self.desk.backend.kick();
+        if !self.desk.reports.is_empty() {
+            self.tell();
+        }
+        if self.pause.is_some() && self.desk.backend.in_flight() == 0 && self.group.in_flight() == 0 {
+            self.paused();
+        }
+    }
+
+    #[cold]
+    fn tell(&mut self) {
+        for event in std::mem::take(&mut self.desk.reports) {
+            match event {
+                Event::Stopped { queue, base } => {
+                    if let Some(at) = self.stops.iter().position(|(stopping, _)| *stopping == queue) {
+                        let (_, reply) = self.stops.swap_remove(at);
+                        self.forget(queue);
+                        let _ = reply.send(Ok(base));
+                    }
+                }
+                Event::Broken { queue, why } => {
+                    tracing::warn!(ssd = self.ssd.name, queue, %why, "a ring makes no sense and is not served until it starts anew");
+                    if let Some(err) = &self.desk.events[usize::from(queue) % usize::from(QUEUES_MAX)].err {
+                        err.signal();
+                    }
+                }
+                Event::MemoryAdopted { .. } | Event::Paused => {}
+            }
+        }
+    }
+
+    /// Nothing of the client's is held for a ring that does not run.
+    fn forget(&mut self, queue: u16) {
+        if let Some(events) = self.desk.events.get_mut(usize::from(queue)) {
+            *events = Events::default();
+        }
+        if let Some(kicks) = &mut self.kicks {
+            let _ = kicks.set(queue, None);
+        }
+    }
+
+    fn paused(&mut self) {
+        if let Some(reply) = self.pause.take() {
+            let _ = reply.send(Ok(0));
+        }
+    }
+
+    fn submit_flush(&mut self) {
+        let Some(flush) = self.flush.as_mut().filter(|flush| !flush.submitted) else { return };
+        let range = Range { start_bytes: 0, len_bytes: 0 };
+        match self.desk.submit(&Request { token: FLUSH, op: Op::Flush, range, data: &[] }) {
+            Submitted::Queued => flush.submitted = true,
+            Submitted::Full => {}
+            Submitted::Ended(outcome) => flushed(&mut self.flush, outcome),
+        }
+    }
+
+    /// Does what the session orders. `false`: the seat is given up.
+    pub(crate) fn obey(&mut self, order: Order) -> bool {
+        match order {
+            Order::Sit(_) => {}
+            Order::Adopt(setting, reply) => _ = reply.send(self.adopt(*setting)),
+            Order::Start(queue, config, events, reply) => {
+                _ = reply.send(self.start(queue, *config, events));
+            }
+            Order::Events(queue, events, reply) => _ = reply.send(self.set_events(queue, events).map(|()| 0)),
+            Order::Stop(queue, reply) => {
+                if self.group.stop(queue) {
+                    self.stops.push((queue, reply));
+                } else {
+                    let _ = reply.send(Err(Errno::INVAL));
+                }
+            }
+            Order::Flush(reply) => self.flush = Some(Flush { reply, submitted: false }),
+            Order::Pause(reply) => {
+                self.group.pause();
+                self.pause = Some(reply);
+            }
+            Order::Leave(reply) => {
+                let _ = reply.send(Ok(0));
+                return false;
+            }
+        }
+        self.desk.left_bytes = TURN_BYTES_MAX;
+        self.finish();
+        true
+    }
+
+    fn adopt(&mut self, setting: Setting) -> Done {
+        // No ring runs, so no I/O uses the older map.
+        self.group.set_memory(Arc::clone(&setting.map), &mut self.desk);
+        self.group.set_features(setting.features);
+        self.group.set_writeback(setting.writeback);
+        self.group.set_log(setting.log);
+        self.group.flush(&mut self.desk);
+        self.desk.backend.memory_changed(&setting.map);
+        self.map = setting.map;
+        Ok(0)
+    }
+
+    /// Ends the session of a client that took away the file behind its memory. What was read of it since are zeros. Called now and
+    /// then.
+    pub(crate) fn check_client(&mut self) {
+        if self.map.is_poisoned()
+            && let Some(hang_up) = self.hang_up.take()
+        {
+            tracing::warn!(ssd = self.ssd.name, "the client shrank the file behind its memory: hung up");
+            hang_up();
+        }
+    }
+
+    fn start(&mut self, queue: u16, config: RingConfig, events: Events) -> Done {
+        self.set_events(queue, events)?;
+        match self.group.start(queue, config) {
+            Ok(again) => Ok(u32::try_from(again).unwrap_or(u32::MAX)),
+            Err(why) => {
+                tracing::warn!(ssd = self.ssd.name, queue, %why, "a ring cannot be served");
+                self.forget(queue);
+                Err(Errno::INVAL)
+            }
+        }
+    }
+
+    fn set_events(&mut self, queue: u16, events: Events) -> Result<(), Errno> {
+        if let Some(kicks) = &mut self.kicks {
+            kicks.set(queue, events.kick.clone())?;
+        }
+        *self.desk.events.get_mut(usize::from(queue)).ok_or(Errno::INVAL)? = events;
+        Ok(())
+    }
+
+    /// Something of this disk is in flight on this reactor.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.desk.backend.in_flight() > 0 || self.group.in_flight() > 0
+    }
+
+    /// Before a sleep: asks the drivers to kick. `false`: there is something to do.
+    pub(crate) fn arm(&mut self) -> bool {
+        self.group.is_empty() || self.group.arm(&mut self.desk)
+    }
+
+    /// After a sleep.
+    pub(crate) fn woken(&self) {
+        if let Some(kicks) = self.kicks.as_ref().filter(|_| !self.group.is_empty()) {
+            kicks.take();
+        }
+    }
+
+    /// Nothing but looking tells that there is something to do: a ring without a kick, or a drive without a descriptor.
+    pub(crate) fn is_polled(&self) -> bool {
+        let blind = |queue: &u16| {
+            self.desk.events.get(usize::from(*queue)).is_none_or(|events| events.kick.is_none())
+        };
+        let unkicked = match &self.kicks {
+            Some(_) => self.group.queues().iter().any(blind),
+            None => !self.group.is_empty(),
+        };
+        unkicked || self.is_busy() && self.drive_fd().is_none()
+    }
+
+    fn drive_fd(&self) -> Option<BorrowedFd<'_>> {
+        let fd = self.desk.backend.wake_fd().filter(|_| self.desk.backend.in_flight() > 0)?;
+        // SAFETY: the descriptor belongs to the backend, which lives as long as the borrow of `self`.
+        Some(unsafe { BorrowedFd::borrow_raw(fd) })
+    }
+
+    /// What wakes a sleeping reactor.
+    pub(crate) fn wake_fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let kicks = self.kicks.as_ref().filter(|_| !self.group.is_empty());
+        kicks.map(AsFd::as_fd).into_iter().chain(self.drive_fd())
+    }
+}
+
+fn flushed(flush: &mut Option<Flush>, outcome: Outcome) {
+    if let Some(flush) = flush.take() {
+        let _ = flush.reply.send(match outcome {
+            Outcome::Done => Ok(0),
+            Outcome::Failed(_) => Err(Errno::IO),
+        });
+    }
+}

@@ -1,0 +1,250 @@
+//! The second door as a client sees it: a whole engine in this process, driven by the user-space guest over vhost-user.
+
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test that cannot go on fails")]
+
+mod disk;
+
+use api::config::Config;
+use disk::{Checked, FILE, RAM, kinds};
+use engine::Engine;
+use guest::vhost_user::request::{self, SECTOR_BYTES};
+use guest::vhost_user::ring::Piece;
+use guest::vhost_user::{Driver, Options};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+struct Host {
+    engine: Engine,
+    directory: TempDir,
+}
+
+impl Host {
+    fn start(disks: &[(&str, &str)], reactors: usize) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), disks, reactors)
+    }
+
+    fn start_in(directory: TempDir, disks: &[(&str, &str)], reactors: usize) -> Self {
+        let mut text = format!("[engine]\nreactors = {reactors}\n");
+        for (name, backend) in disks {
+            text.push_str(&disk::config(name, backend, directory.path()));
+        }
+        let config = Config::parse(Path::new("test.toml"), &text).unwrap();
+        Self { engine: Engine::start(&config, None).unwrap(), directory }
+    }
+
+    fn socket(&self, name: &str) -> PathBuf {
+        self.directory.path().join(format!("{name}.sock"))
+    }
+
+    fn stop(self) -> TempDir {
+        self.engine.stop().unwrap();
+        self.directory
+    }
+}
+
+#[test]
+fn what_is_written_is_read_back_by_every_kind_of_client_on_every_backend_with_data() {
+    for (name, backend) in [("ram", RAM), ("file", FILE)] {
+        for (seed, options) in (1..).zip(kinds()) {
+            // Each begins with a disk of zeros.
+            let host = Host::start(&[(name, backend)], 2);
+            let mut load = Checked::connect(&host.socket(name), 3, 16, options, seed);
+            load.run_for(Duration::from_millis(30));
+            load.finish();
+            host.stop();
+        }
+    }
+}
+
+#[test]
+fn data_outlives_clients_and_the_engine() {
+    let host = Host::start(&[("file", FILE)], 1);
+    let mut first = Driver::connect(host.socket("file"), Options::default()).unwrap();
+    for at in 0..8 {
+        write(&mut first, at * 100, at as u8 + 1);
+    }
+    drop(first);
+    let mut second =
+        Driver::connect(host.socket("file"), Options { packed: true, ..Options::default() }).unwrap();
+    assert_eq!(read(&mut second, 300), vec![4; 4096]);
+    drop(second);
+    let host = Host::start_in(host.stop(), &[("file", FILE)], 2);
+    let mut third = Driver::connect(host.socket("file"), Options::default()).unwrap();
+    for at in 0..8 {
+        assert_eq!(read(&mut third, at * 100), vec![at as u8 + 1; 4096]);
+    }
+    host.stop();
+}
+
+#[test]
+fn the_serial_number_is_told() {
+    let host = Host::start(&[("ram", RAM)], 1);
+    let mut driver = Driver::connect(host.socket("ram"), Options::default()).unwrap();
+    let (id, status) = transfer(&mut driver, 8, 0, vec![0xA5; 20], true);
+    assert_eq!(status, request::OK);
+    let serial = api::identity::serial_of_name("ram");
+    let mut expected = serial.into_bytes();
+    expected.resize(20, 0);
+    assert_eq!(id, expected);
+    host.stop();
+}
+
+/// The kick is the only thing that can wake it, the call the only thing that the driver waits for.
+#[test]
+fn a_sleeping_disk_is_woken_by_a_kick_and_calls_back() {
+    for packed in [false, true] {
+        for event_idx in [false, true] {
+            let host = Host::start(&[("ram", RAM)], 1);
+            let options = Options { kick: true, packed, event_idx, ..Options::default() };
+            let mut driver = Driver::connect(host.socket("ram"), options).unwrap();
+            for round in 0..20 {
+                // Far beyond the time that a reactor spins.
+                std::thread::sleep(Duration::from_millis(5));
+                while called(&driver, Duration::ZERO) {}
+                driver.queues[0].ring.want_call();
+                let (buffer, token) = place(&mut driver, request::OUT, round * 8, vec![7; 4096], false);
+                driver.queues[0].publish().unwrap();
+                assert!(called(&driver, Duration::from_secs(10)), "packed {packed} round {round}");
+                let used = driver.queues[0].ring.take().expect("called after it was used");
+                assert_eq!(used.token, token);
+                drop(buffer);
+            }
+            host.stop();
+        }
+    }
+}
+
+#[test]
+fn a_stopped_ring_has_answered_all_that_it_took_and_goes_on_where_it_was() {
+    let host = Host::start(&[("file", FILE)], 2);
+    for options in kinds().filter(|options| options.kick) {
+        let mut driver = Driver::connect(host.socket("file"), options).unwrap();
+        for round in 0..10 {
+            let mut out = Vec::new();
+            for at in 0..16 {
+                out.push(place(&mut driver, request::IN, round * 128 + at * 8, vec![0; 4096], true));
+            }
+            driver.queues[0].publish().unwrap();
+            let base = driver.stop(0).unwrap();
+            // What was taken is answered, and nothing more is touched until it goes on.
+            let mut answered = 0;
+            while driver.queues[0].ring.take().is_some() {
+                answered += 1;
+            }
+            assert!(driver.queues[0].ring.take().is_none());
+            driver.go_on(0, base).unwrap();
+            driver.queues[0].kick().unwrap();
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while answered < out.len() {
+                answered += usize::from(driver.queues[0].ring.take().is_some());
+                assert!(Instant::now() < deadline, "{answered} of {}, {options:?}", out.len());
+            }
+        }
+        drop(driver);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    host.stop();
+}
+
+#[test]
+fn memory_comes_and_goes_while_rings_run() {
+    let host = Host::start(&[("ram", RAM)], 2);
+    let options = Options { mem_slots: true, queues: 2, kick: true, ..Options::default() };
+    let mut driver = Driver::connect(host.socket("ram"), options).unwrap();
+    for round in 0..50 {
+        let (_buffer, _) = place(&mut driver, request::OUT, round * 8, vec![round as u8; 4096], false);
+        driver.queues[0].publish().unwrap();
+        let extra = guest::ram::Ram::new(1 << 20, 0x80_0000_0000).unwrap();
+        let words = [0, extra.iova(), extra.len() as u64, 0x7B00_0000_0000, 0];
+        let payload: Vec<u8> = words.into_iter().flat_map(u64::to_le_bytes).collect();
+        driver.client().tell(37, &payload, &[extra.fd()]).unwrap();
+        driver.client().tell(38, &payload, &[]).unwrap();
+        wait(&mut driver);
+        assert_eq!(read(&mut driver, round * 8), vec![round as u8; 4096]);
+    }
+    host.stop();
+}
+
+#[test]
+fn a_client_that_vanishes_leaves_the_disk_to_the_next() {
+    let host = Host::start(&[("file", FILE)], 2);
+    for round in 0..5_u64 {
+        let mut driver =
+            Driver::connect(host.socket("file"), Options { queues: 2, ..Options::default() }).unwrap();
+        for before in 0..round {
+            assert_eq!(read(&mut driver, before * 8), vec![before as u8 + 1; 4096]);
+        }
+        write(&mut driver, round * 8, round as u8 + 1);
+        // Reads in flight while the client goes.
+        for at in 0..64 {
+            place(&mut driver, request::IN, at * 8, vec![0; 4096], true);
+        }
+        driver.queues[0].publish().unwrap();
+    }
+    host.stop();
+}
+
+fn place(
+    driver: &mut Driver,
+    kind: u32,
+    sector: u64,
+    data: Vec<u8>,
+    device_writes: bool,
+) -> (guest::ram::Buffer, u32) {
+    // Data, then header and status in a page of their own.
+    let room = data.len().next_multiple_of(4096);
+    let buffer = driver.ram().alloc(room + 4096).unwrap();
+    buffer.write(0, &data);
+    buffer.write(room, &request::header(kind, sector));
+    buffer.write(room + 64, &[request::UNANSWERED]);
+    let iova = buffer.iova();
+    let pieces = [
+        Piece { iova: iova + room as u64, len: 16, device_writes: false },
+        Piece { iova, len: data.len() as u32, device_writes },
+        Piece { iova: iova + room as u64 + 64, len: 1, device_writes: true },
+    ];
+    let token = driver.queues[0].ring.add(&pieces).unwrap();
+    (buffer, token)
+}
+
+fn wait(driver: &mut Driver) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while driver.queues[0].ring.take().is_none() {
+        assert!(Instant::now() < deadline);
+        std::thread::yield_now();
+    }
+}
+
+fn transfer(
+    driver: &mut Driver,
+    kind: u32,
+    sector: u64,
+    data: Vec<u8>,
+    device_writes: bool,
+) -> (Vec<u8>, u8) {
+    let len = data.len();
+    let (buffer, _) = place(driver, kind, sector, data, device_writes);
+    driver.queues[0].publish().unwrap();
+    wait(driver);
+    (buffer.bytes(0, len), buffer.bytes(len.next_multiple_of(4096) + 64, 1)[0])
+}
+
+fn write(driver: &mut Driver, sector: u64, byte: u8) {
+    assert_eq!(SECTOR_BYTES, 512);
+    assert_eq!(transfer(driver, request::OUT, sector, vec![byte; 4096], false).1, request::OK);
+}
+
+fn read(driver: &mut Driver, sector: u64) -> Vec<u8> {
+    let (data, status) = transfer(driver, request::IN, sector, vec![0; 4096], true);
+    assert_eq!(status, request::OK);
+    data
+}
+
+fn called(driver: &Driver, patience: Duration) -> bool {
+    let call = driver.queues[0].call();
+    let timeout = Timespec::try_from(patience).unwrap();
+    matches!(poll(&mut [PollFd::new(&call, PollFlags::IN)], Some(&timeout)), Ok(1))
+        && rustix::io::read(call, &mut [0; 8]).is_ok()
+}

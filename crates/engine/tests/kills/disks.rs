@@ -1,0 +1,96 @@
+//! The same for virtio-blk disks: rings go on, requests in flight are executed again, and the client's socket never closes.
+
+use super::disk::{Checked, kinds};
+use super::house::House;
+use super::{FILE, RAM};
+use guest::vhost_user::{Driver, Options};
+use std::time::Duration;
+
+fn killed_under_load(backend: &str, options: Options, seed: u64, kills: u64) {
+    let house = House::start(&[("victim", &format!("virtio-blk on {backend}"))], 2);
+    let mut load = Checked::connect(&house.socket("victim"), 3, 16, options, seed);
+    let mut longest = Vec::new();
+    for kill in 0..kills {
+        load.run_for(Duration::from_micros(20_000 + (seed ^ kill).wrapping_mul(7919) % 60_000));
+        house.kill();
+        longest.push(load.run_until_progress());
+    }
+    let answers = load.finish();
+    longest.sort_unstable();
+    println!(
+        "{kills} kills, {answers} answers; pause: half below {:?}, longest {:?}; {options:?}",
+        longest[longest.len() / 2],
+        longest.last().unwrap()
+    );
+    drop(load);
+    house.stop();
+}
+
+#[test]
+fn an_engine_killed_under_load_on_a_ram_disk_costs_no_request_and_no_byte() {
+    for (seed, options) in (1..).zip(kinds()) {
+        killed_under_load(RAM, options, seed, 5);
+    }
+}
+
+#[test]
+fn an_engine_killed_under_load_on_a_disks_file_costs_no_request_and_no_byte() {
+    for (seed, options) in (100..).zip(kinds()) {
+        killed_under_load(FILE, options, seed, 5);
+    }
+}
+
+#[test]
+fn messages_and_rings_go_on_over_kills() {
+    let house = House::start(&[("victim", &format!("virtio-blk on {RAM}"))], 2);
+    let options = Options { queues: 4, mem_slots: true, kick: true, inflight: true, ..Options::default() };
+    let driver = Driver::connect(house.socket("victim"), options).unwrap();
+    std::thread::scope(|scope| {
+        let killer = scope.spawn(|| {
+            for _ in 0..10 {
+                std::thread::sleep(Duration::from_millis(60));
+                house.kill();
+            }
+        });
+        let mut round = 0_u16;
+        while !killer.is_finished() {
+            round += 1;
+            let base = driver.stop(round % 4).unwrap();
+            driver.go_on(round % 4, base).unwrap();
+            let extra = guest::ram::Ram::new(1 << 20, 0x80_0000_0000).unwrap();
+            let words = [0, extra.iova(), extra.len() as u64, 0x7B00_0000_0000, 0];
+            let payload: Vec<u8> = words.into_iter().flat_map(u64::to_le_bytes).collect();
+            driver.client().tell(37, &payload, &[extra.fd()]).unwrap();
+            driver.client().tell(38, &payload, &[]).unwrap();
+        }
+        killer.join().unwrap();
+        println!("{round} rounds");
+    });
+    drop(driver);
+    house.stop();
+}
+
+#[test]
+fn a_disks_client_that_leaves_while_the_engine_is_dead_frees_the_disk() {
+    let house = House::start(&[("victim", &format!("virtio-blk on {FILE}"))], 1);
+    for round in 0..4 {
+        let options = Options { packed: round % 2 == 0, ..Options::default() };
+        let driver = connect(&house, options);
+        house.kill();
+        drop(driver);
+    }
+    // A stop that meets an engine just killed says, rightly, that it could not make all durable.
+    drop(connect(&house, Options::default()));
+    house.stop();
+}
+
+fn connect(house: &House, options: Options) -> Driver {
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    loop {
+        match Driver::connect(house.socket("victim"), options) {
+            Ok(driver) => return driver,
+            Err(error) => assert!(std::time::Instant::now() < deadline, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

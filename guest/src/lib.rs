@@ -15,6 +15,7 @@
 
 pub mod error;
 pub mod load;
+pub mod manager;
 pub mod mapping;
 pub mod nvme;
 pub mod ram;

@@ -332,6 +332,8 @@ fn restored(
             let mut tally = Tally::map(fds.shared(kept.tally.context("it has no count")?)?)?;
             let went = tally.bytes(Direction::Out).checked_sub(kept.went_bytes);
             ensure!(went.is_some_and(|went| client.outbox.skip(went)), "more was sent to it than there was");
+            // What it has yet to read is then in its socket, and no longer ours to wait for.
+            client.read_by = client.read_by.filter(|_| !client.outbox.is_empty());
             let still_there = kept.came_bytes.checked_sub(tally.bytes(Direction::In));
             let still_there = still_there.context("more came from it than was written down")?;
             // That it is gone shows soon enough.

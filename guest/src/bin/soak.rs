@@ -61,6 +61,8 @@ enum What {
     Upgrades,
     /// The keeper executes itself anew.
     Keeper,
+    /// The keeper is killed; a service manager kept its descriptors and starts it again.
+    Restarts,
 }
 
 fn main() -> Result<ExitCode> {
@@ -70,12 +72,13 @@ fn main() -> Result<ExitCode> {
         What::Kills => Kind::Kills,
         What::Upgrades => Kind::Upgrades,
         What::Keeper => Kind::Keeper,
+        What::Restarts => Kind::Restarts,
     };
     let count = arguments.count.unwrap_or(match kind {
         Kind::Calm => 20,
         Kind::Kills => 1000,
         Kind::Upgrades => 200,
-        Kind::Keeper => 100,
+        Kind::Keeper | Kind::Restarts => 100,
     });
     let settings = Settings {
         kind,

@@ -4,10 +4,13 @@ use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
+
+use crate::manager::Manager;
 
 /// Where an ssd keeps its data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,9 +44,58 @@ impl Ssd {
 
 /// A running `godwitd`; dropping it ends it.
 pub struct Daemon {
-    child: Child,
+    process: Arc<Process>,
     folder: PathBuf,
     binary: PathBuf,
+}
+
+/// The daemon's process, which is another one after each restart.
+pub struct Process {
+    child: Mutex<Child>,
+    binary: PathBuf,
+    config: PathBuf,
+    log: File,
+    /// Who starts it again, and keeps its descriptors meanwhile.
+    manager: Option<Manager>,
+}
+
+impl Process {
+    /// The keeper's process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child().id()
+    }
+
+    fn child(&self) -> MutexGuard<'_, Child> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// SIGKILL to the keeper; then the service manager starts the next one.
+    ///
+    /// # Errors
+    /// There is no service manager; nothing can be started.
+    pub fn kill_and_restart(&self) -> Result<()> {
+        let manager = self.manager.as_ref().context("no service manager")?;
+        let mut child = self.child();
+        child.kill()?;
+        child.wait()?;
+        *child = start(manager, &self.binary, &self.config, &self.log)?;
+        Ok(())
+    }
+}
+
+fn start(manager: &Manager, binary: &Path, config: &Path, log: &File) -> Result<Child> {
+    let (out, error) = (log.try_clone()?, log.try_clone()?);
+    let prepare = |command: &mut Command| arguments(command, binary, config, out, error);
+    manager.spawn(binary, prepare).with_context(|| format!("cannot start {}", binary.display()))
+}
+
+fn arguments(command: &mut Command, binary: &Path, config: &Path, out: File, error: File) {
+    // While a keeper is an option of the daemon and not its nature.
+    let probe = Command::new(binary).args(["--keeper", "--version"]).output();
+    let has_option = probe.is_ok_and(|probe| probe.status.success());
+    command.args(has_option.then_some("--keeper")).arg("--config").arg(config);
+    command.env("NO_COLOR", "1").stdin(Stdio::null()).stdout(out).stderr(error);
 }
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -59,21 +111,27 @@ impl Daemon {
         ssds: &[Ssd],
         reactors: usize,
         control: &Path,
+        managed: bool,
     ) -> Result<Self> {
         let config = folder.join("godwit.toml");
         let control = format!("control = {control:?}\n");
         fs::write(&config, control + &configuration(folder, ssds, reactors))?;
         let log = File::create(folder.join("log"))?;
-        let mut command = Command::new(binary);
-        // While a keeper is an option of the daemon and not its nature.
-        let probe = Command::new(binary).args(["--keeper", "--version"]).output()?;
-        command.args(probe.status.success().then_some("--keeper")).arg("--config").arg(&config);
-        command.env("NO_COLOR", "1").stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let child = command.spawn().with_context(|| format!("cannot start {}", binary.display()))?;
-        let mut daemon = Daemon { child, folder: folder.to_owned(), binary: binary.to_owned() };
+        let manager = managed.then(|| Manager::new(folder)).transpose()?;
+        let child = match &manager {
+            Some(manager) => start(manager, binary, &config, &log)?,
+            None => {
+                let mut command = Command::new(binary);
+                arguments(&mut command, binary, &config, log.try_clone()?, log.try_clone()?);
+                command.spawn().with_context(|| format!("cannot start {}", binary.display()))?
+            }
+        };
+        let child = Mutex::new(child);
+        let process = Arc::new(Process { child, binary: binary.to_owned(), config, log, manager });
+        let daemon = Daemon { process, folder: folder.to_owned(), binary: binary.to_owned() };
         let deadline = Instant::now() + PATIENCE;
         while !ssds.iter().all(|ssd| daemon.socket(&ssd.name).exists()) {
-            if let Some(status) = daemon.child.try_wait()? {
+            if let Some(status) = daemon.process.child().try_wait()? {
                 bail!("{} ended at once: {status}\n{}", binary.display(), daemon.log_tail());
             }
             ensure!(Instant::now() < deadline, "no sockets after {PATIENCE:?}\n{}", daemon.log_tail());
@@ -103,7 +161,13 @@ impl Daemon {
     /// The keeper's process.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.process.pid()
+    }
+
+    /// Its process, for who may kill it.
+    #[must_use]
+    pub fn process(&self) -> Arc<Process> {
+        Arc::clone(&self.process)
     }
 
     /// The engine processes: children of the keeper whose first argument is `engine`.
@@ -114,7 +178,7 @@ impl Daemon {
 
     /// Whether the keeper still runs.
     pub fn is_alive(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
+        matches!(self.process.child().try_wait(), Ok(None))
     }
 
     /// The end of its log.
@@ -128,17 +192,18 @@ impl Daemon {
 
     /// Asks it to end; true when it did, with status 0.
     pub fn stop(&mut self) -> bool {
-        signal(self.child.id(), Signal::TERM);
+        let mut child = self.process.child();
+        signal(child.id(), Signal::TERM);
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
-            match self.child.try_wait() {
+            match child.try_wait() {
                 Ok(Some(status)) => return status.success(),
                 Ok(None) => std::thread::sleep(Duration::from_millis(10)),
                 Err(_) => return false,
             }
         }
-        let _gone_already = self.child.kill();
-        let _status = self.child.wait();
+        let _gone_already = child.kill();
+        let _status = child.wait();
         false
     }
 }

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::daemon::{engines_of, signal};
+use super::daemon::{Process, engines_of, signal};
 use crate::load::workload::Random;
 
 /// Which events.
@@ -24,6 +25,8 @@ pub enum Kind {
     Upgrades,
     /// The keeper executes itself anew.
     Keeper,
+    /// The keeper is killed, and started again by a service manager that kept its descriptors.
+    Restarts,
 }
 
 impl Kind {
@@ -35,6 +38,7 @@ impl Kind {
             Kind::Kills => "kills",
             Kind::Upgrades => "upgrades",
             Kind::Keeper => "keeper",
+            Kind::Restarts => "restarts",
         }
     }
 }
@@ -44,7 +48,7 @@ pub struct Events {
     /// Which.
     pub kind: Kind,
     /// The keeper's process.
-    pub keeper: u32,
+    pub keeper: Arc<Process>,
     /// Binaries of the daemon to go to, one after the other.
     pub binaries: Vec<PathBuf>,
     /// Where the keeper listens for requests.
@@ -108,6 +112,12 @@ impl Events {
                 progress.begun.fetch_add(1, Ordering::Release);
                 self.ask(&json!({"command": "upgrade", "keeper": true, "no_wait": true}))
             }
+            Kind::Restarts => {
+                let engine = self.engine(None)?;
+                progress.begun.fetch_add(1, Ordering::Release);
+                self.keeper.kill_and_restart()?;
+                self.engine(Some(engine)).map(|_| ())
+            }
         }
     }
 
@@ -135,11 +145,12 @@ impl Events {
     fn engine(&self, old: Option<u32>) -> Result<u32> {
         let deadline = Instant::now() + BACK_BY;
         loop {
-            if let Some(pid) = engines_of(self.keeper).into_iter().find(|pid| Some(*pid) != old) {
+            let keeper = self.keeper.pid();
+            if let Some(pid) = engines_of(keeper).into_iter().find(|pid| Some(*pid) != old) {
                 return Ok(pid);
             }
             if Instant::now() > deadline {
-                bail!("process {} has no engine for {BACK_BY:?}", self.keeper);
+                bail!("process {keeper} has no engine for {BACK_BY:?}");
             }
             std::thread::sleep(Duration::from_micros(500));
         }

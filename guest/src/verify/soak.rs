@@ -79,7 +79,9 @@ pub fn run(settings: &Settings) -> Result<Found> {
     let folder = tempfile::Builder::new().prefix("godwit-soak").tempdir_in(&settings.directory)?;
     let ssds = ssds();
     let control = folder.path().join("control.sock");
-    let mut daemon = Daemon::start(&settings.godwitd, folder.path(), &ssds, settings.reactors, &control)?;
+    let managed = settings.kind == Kind::Restarts;
+    let mut daemon =
+        Daemon::start(&settings.godwitd, folder.path(), &ssds, settings.reactors, &control, managed)?;
     let epoch = Instant::now();
     let now = || u64::try_from(epoch.elapsed().as_nanos()).unwrap_or(u64::MAX);
     let (mut loads, mut chats) = (Vec::new(), Vec::new());
@@ -94,7 +96,7 @@ pub fn run(settings: &Settings) -> Result<Found> {
     }
     let events = Events {
         kind: settings.kind,
-        keeper: daemon.pid(),
+        keeper: daemon.process(),
         binaries: binaries(settings, &daemon)?,
         control,
         random: Random::new(settings.seed ^ 0xE7E7),

@@ -40,6 +40,8 @@ pub(crate) struct Job {
     done_bytes: u64,
     step_bytes: usize,
     buffer: Vec<u8>,
+    /// The drive's cache is flushed before the first step.
+    commit: bool,
 }
 
 /// What a job wants next.
@@ -62,7 +64,12 @@ pub(crate) enum Want {
 
 impl Job {
     pub(crate) fn new(work: Work, namespace: Arc<Namespace>, blocks: BlockRange) -> Self {
-        Self { work, namespace, blocks, done_bytes: 0, step_bytes: 0, buffer: Vec::new() }
+        Self { work, namespace, blocks, done_bytes: 0, step_bytes: 0, buffer: Vec::new(), commit: false }
+    }
+
+    /// Whatever was written before is on stable media before anything is read (FUA of commands that read).
+    pub(crate) fn commit_first(&mut self) {
+        self.commit = true;
     }
 
     /// What to do first.
@@ -85,6 +92,9 @@ impl Job {
 
     /// The request of the current step. May be asked again when the backend had no room.
     pub(crate) fn want(&mut self, map: &MemoryMap, buffers: &mut Buffers) -> Want {
+        if self.commit {
+            return Want::Submit { op: Op::Flush, range: Range { start_bytes: 0, len_bytes: 0 }, data: None };
+        }
         if let Work::Each { runs, index, op } = &self.work {
             let Some(&run) = runs.get(*index) else {
                 return Want::Refuse(Refusal::of(Status::INTERNAL_ERROR));
@@ -125,6 +135,12 @@ impl Job {
 
     /// The request of the current step has ended.
     pub(crate) fn done(&mut self, outcome: Outcome, map: &MemoryMap) -> Next {
+        if core::mem::take(&mut self.commit) {
+            return match outcome {
+                Outcome::Done => Next::Request,
+                Outcome::Failed(fault) => Next::End(Err(drive_fault(fault, Access::Change))),
+            };
+        }
         if let Outcome::Failed(fault) = outcome {
             return self.end(Err(drive_fault(fault, self.access()).at(self.lba())));
         }

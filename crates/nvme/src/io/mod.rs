@@ -140,7 +140,11 @@ impl Executor {
     #[inline]
     pub(crate) fn start(&mut self, token: Token, command: &Command, sink: &mut impl Sink) -> Quick {
         let (namespace, blocks, direction, fua) = match parse(command, &self.table, self.mdts_bytes) {
-            Ok(Io::Read { namespace, blocks }) => (namespace, blocks, Direction::ToHost, false),
+            // A flush comes before it.
+            Ok(Io::Read { fua: true, .. }) if !self.write_through => {
+                return self.start_rare(token, command, sink).into();
+            }
+            Ok(Io::Read { namespace, blocks, .. }) => (namespace, blocks, Direction::ToHost, false),
             Ok(Io::Write { namespace, blocks, fua }) => (namespace, blocks, Direction::FromHost, fua),
             Ok(_) => return self.start_rare(token, command, sink).into(),
             Err(refusal) => return Started::plain(Begun::Ended(Err(refusal))).into(),
@@ -229,8 +233,15 @@ impl Executor {
         let io =
             parse(command, &table, self.mdts_bytes).map_err(|refusal| Refused::Status(refusal.status))?;
         let owned = |namespace: &Namespace| table.get(namespace.nsid).cloned().ok_or(Refused::Scattered);
+        // What is read must be on stable media, and come from there (NVM 1.1, 3.3.1, 3.3.4 and 3.3.5).
+        let commit = match io {
+            Io::Read { fua, .. } | Io::Compare { fua, .. } | Io::Verify { fua, .. } => {
+                fua && !self.write_through
+            }
+            _ => false,
+        };
         let (work, namespace, blocks, kind) = match io {
-            Io::Read { namespace, blocks } => {
+            Io::Read { namespace, blocks, .. } => {
                 check_marks(namespace, blocks)?;
                 let pieces = self.pieces_of(command, namespace, blocks, Direction::ToHost)?;
                 (Work::Read { pieces }, namespace, blocks, Kind::Read)
@@ -240,12 +251,12 @@ impl Executor {
                 let fua = fua | self.write_through | outlives_marks(namespace, blocks);
                 (Work::Write { pieces, fua }, namespace, blocks, Kind::Write)
             }
-            Io::Compare { namespace, blocks } => {
+            Io::Compare { namespace, blocks, .. } => {
                 check_marks(namespace, blocks)?;
                 let pieces = self.pieces_of(command, namespace, blocks, Direction::FromHost)?;
                 (Work::Compare { pieces }, namespace, blocks, Kind::Read)
             }
-            Io::Verify { namespace, blocks } => {
+            Io::Verify { namespace, blocks, .. } => {
                 check_marks(namespace, blocks)?;
                 (Work::Verify, namespace, blocks, Kind::Verify)
             }
@@ -270,7 +281,11 @@ impl Executor {
             Io::Flush => return Err(Status::INTERNAL_ERROR.into()),
         };
         let sectors = sectors_of(namespace.bytes_of(blocks));
-        Ok((Box::new(Job::new(work, owned(namespace)?, blocks)), kind, sectors))
+        let mut job = Box::new(Job::new(work, owned(namespace)?, blocks));
+        if commit {
+            job.commit_first();
+        }
+        Ok((job, kind, sectors))
     }
 
     /// Goes on with a job until it waits for something or has had its turn.

@@ -17,10 +17,10 @@ use crate::namespace::{BlockRange, Namespace, NamespaceTable};
 /// A checked command. Blocks lie in the namespace.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Io<'a> {
-    Read { namespace: &'a Namespace, blocks: BlockRange },
+    Read { namespace: &'a Namespace, blocks: BlockRange, fua: bool },
     Write { namespace: &'a Namespace, blocks: BlockRange, fua: bool },
-    Compare { namespace: &'a Namespace, blocks: BlockRange },
-    Verify { namespace: &'a Namespace, blocks: BlockRange },
+    Compare { namespace: &'a Namespace, blocks: BlockRange, fua: bool },
+    Verify { namespace: &'a Namespace, blocks: BlockRange, fua: bool },
     WriteZeroes { namespace: &'a Namespace, blocks: BlockRange, deallocate: bool, fua: bool },
     WriteUncorrectable { namespace: &'a Namespace, blocks: BlockRange },
     Deallocate { namespace: &'a Namespace, ranges: usize, deallocate: bool },
@@ -47,7 +47,7 @@ pub(crate) fn parse<'a>(
         NvmOpcode::Read => {
             let (namespace, blocks) = transfer(command, table, mdts_bytes)?;
             check_hint(command)?;
-            Ok(Io::Read { namespace, blocks })
+            Ok(Io::Read { namespace, blocks, fua: ReadWriteCdw12::from_bits(command.cdw12).fua() })
         }
         NvmOpcode::Write => {
             let cdw12 = ReadWriteCdw12::from_bits(command.cdw12);
@@ -74,11 +74,11 @@ fn parse_rare<'a>(command: &Command, table: &'a NamespaceTable, mdts_bytes: u32)
         }
         NvmOpcode::Compare => {
             let (namespace, blocks) = transfer(command, table, mdts_bytes)?;
-            Ok(Io::Compare { namespace, blocks })
+            Ok(Io::Compare { namespace, blocks, fua: ReadWriteCdw12::from_bits(command.cdw12).fua() })
         }
         NvmOpcode::Verify => {
             let (namespace, blocks) = transfer(command, table, u32::MAX)?;
-            Ok(Io::Verify { namespace, blocks })
+            Ok(Io::Verify { namespace, blocks, fua: ReadWriteCdw12::from_bits(command.cdw12).fua() })
         }
         NvmOpcode::WriteZeroes => write_zeroes(command, table),
         NvmOpcode::WriteUncorrectable => {

@@ -76,6 +76,27 @@ fn every_wrong_queue_creation_has_its_own_status() {
     succeeds(&mut world, create_sq(2, 1, 4096));
 }
 
+/// Base 2.1, 5.2.1 to 5.2.4 and 5.1.25.2.1: every queue pair that is granted can be made, deep ones too, and made again.
+#[test]
+fn all_queue_pairs_that_are_granted_can_be_created_and_deleted() {
+    let mut world = World::ready();
+    assert_eq!(succeeds(&mut world, command(0x09, 0, [7, 0xfffe_fffe])), 0x007f_007f);
+    for _ in 0..2 {
+        for qid in 1..=128 {
+            let mut cq = create_cq(qid, 4096);
+            let mut sq = create_sq(qid, qid, if qid % 2 == 0 { 4096 } else { 2 });
+            (cq.prp1, sq.prp1) = (0x20_0000, 0x30_0000);
+            succeeds(&mut world, cq);
+            succeeds(&mut world, sq);
+        }
+        fails(&mut world, create_cq(129, 16), Status::INVALID_QUEUE_IDENTIFIER);
+        for qid in 1..=128 {
+            succeeds(&mut world, delete(0x00, qid));
+            succeeds(&mut world, delete(0x04, qid));
+        }
+    }
+}
+
 /// Base 2.1, 5.2.3 and 5.2.4; hostile inputs, row 3.
 #[test]
 fn a_completion_queue_outlives_its_submission_queues() {

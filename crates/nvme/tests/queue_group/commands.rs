@@ -227,6 +227,54 @@ fn a_write_is_fua_when_asked_or_when_the_cache_is_off() {
     assert_eq!(fua, [Op::Write { fua: false }, Op::Write { fua: true }, Op::Write { fua: true }]);
 }
 
+/// NVM 1.1, 3.3.1, 3.3.4 and 3.3.5: with FUA the blocks are committed to stable media, and then read from there.
+#[test]
+fn what_is_read_with_fua_is_committed_first_unless_nothing_can_be_uncommitted() {
+    use std::sync::atomic::Ordering::Relaxed;
+    for (mode, opcode) in [Mode::AtOnce, Mode::Later].into_iter().flat_map(|mode| {
+        [NvmOpcode::Read, NvmOpcode::Compare, NvmOpcode::Verify].map(|opcode| (mode, opcode))
+    }) {
+        let mut world = World::new();
+        world.drive.mode = mode;
+        world.poke(DATA, &world.drive.disk[..512]);
+        let mut command = world.command(opcode, 1, 0, 1);
+        command.cdw12 |= 1 << 30;
+        assert_eq!(world.run(&command), Status::SUCCESS);
+        assert_eq!(world.memory(DATA, 512), world.drive.disk[..512]);
+        let ops = |world: &World| world.drive.requests.iter().map(|(op, _)| *op).collect::<Vec<_>>();
+        assert_eq!(ops(&world), [Op::Flush, Op::Read], "{opcode:?}");
+        world.drive.fault = Some(Fault::Media);
+        assert_eq!(world.run(&command).bare(), Status::WRITE_FAULT, "{opcode:?}: not committed, not read");
+        world.drive.fault = None;
+        world.drive.requests.clear();
+        world.region.admin.features_set[0].store(1 << 6, Relaxed);
+        assert_eq!(world.run(&command), Status::SUCCESS);
+        assert_eq!(ops(&world), [Op::Read], "{opcode:?}: every write was committed");
+    }
+}
+
+/// Base 2.1, 5.1.25.1.4; NVM 1.1, 3.3.2 and 3.3.8: FUA of the commands that write without the host's data.
+#[test]
+fn zeroes_and_copies_are_fua_when_asked_or_when_the_cache_is_off() {
+    use std::sync::atomic::Ordering::Relaxed;
+    for (asked, cache_off) in [(false, false), (true, false), (false, true)] {
+        let mut world = World::new();
+        if cache_off {
+            world.region.admin.features_set[0].store(1 << 6, Relaxed);
+        }
+        world.poke(DATA, CopyRange0 { slba: 7, ..Default::default() }.as_bytes());
+        for opcode in [NvmOpcode::WriteZeroes, NvmOpcode::Copy] {
+            let mut command = world.command(opcode, 1, 64, 1);
+            command.cdw12 |= u32::from(asked) << 30;
+            assert_eq!(world.run(&command), Status::SUCCESS);
+        }
+        let fua = asked || cache_off;
+        let ops: Vec<Op> = world.drive.requests.iter().map(|(op, _)| *op).collect();
+        let zeroes = Op::WriteZeroes { deallocate: false, fua };
+        assert_eq!(ops, [zeroes, Op::Read, Op::Write { fua }], "{asked} {cache_off}");
+    }
+}
+
 /// Base 2.1, 7.2: Flush, to one namespace and to all.
 #[test]
 fn flush_reaches_the_drive_for_one_namespace_and_for_all() {

@@ -36,7 +36,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long the drive may take over what a dead engine left at it. Beyond, its ssds could only corrupt themselves.
 const FENCE_PATIENCE: Duration = Duration::from_secs(120);
@@ -385,7 +385,10 @@ impl House {
                 (Some(power), Kept { drive, record: saved.record })
             }
         };
-        let (ssd, record) = open_ssd(at, config, kept, Some(Arc::clone(&self.keeper)))?;
+        let Kept { drive, record } = kept;
+        let (ssd, record) = patiently(found.is_some(), drive, |drive| {
+            open_ssd(at, config, Kept { drive, record: record.clone() }, Some(Arc::clone(&self.keeper)))
+        })?;
         let home = Arc::clone(&self.addresses[at % self.addresses.len()]);
         let (keeper, clock) = (Arc::clone(&self.keeper), self.clock);
         Ok(Plan { ssd, record, keeper, found, client, home, records, clock })
@@ -403,7 +406,9 @@ impl House {
         let was_found = found.is_some();
         let drive = found.and_then(|(saved, fds)| Parts::new(&saved, fds).0.remove(&Role::DRIVE));
         let keeper = Arc::clone(&self.keeper);
-        let ssd = vhost::open_ssd(at, config, drive, Some(Arc::clone(&keeper)))?;
+        let ssd = patiently(was_found, drive, |drive| {
+            vhost::open_ssd(at, config, drive, Some(Arc::clone(&keeper)))
+        })?;
         let mut reactors = self.addresses.clone();
         reactors.rotate_left(at % self.addresses.len());
         let plan = VhostPlan { ssd, keeper, found: was_found, client, reactors };
@@ -463,6 +468,29 @@ impl House {
     }
 }
 
+/// Opens a drive; if it is taken over, as soon as it is free: the lock of a drive that the keeper has no descriptor of (a keeper
+/// died with its engine) is held by the requests that the engine left there.
+fn patiently<T>(
+    taken_over: bool,
+    mut drive: Option<OwnedFd>,
+    open: impl Fn(Option<OwnedFd>) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let start = Instant::now();
+    loop {
+        match open(drive.take()) {
+            Err(error) if taken_over && is_busy(&error) && start.elapsed() < FENCE_PATIENCE => {
+                tracing::warn!(error = format!("{error:#}"), "waiting for the last engine's I/O to end");
+            }
+            result => return result,
+        }
+    }
+}
+
+fn is_busy(error: &anyhow::Error) -> bool {
+    let busy = |error: &std::io::Error| error.kind() == std::io::ErrorKind::ResourceBusy;
+    matches!(error.downcast_ref(), Some(backend::Error::Path { error, .. }) if busy(error))
+}
+
 /// Waits until nothing of a dead engine is at the drives; returns how many requests were.
 fn fence(rings: Vec<u32>) -> anyhow::Result<u64> {
     let keeper = rustix::process::getppid().context("the keeper is gone")?.as_raw_nonzero().get();
@@ -474,4 +502,32 @@ fn fence(rings: Vec<u32>) -> anyhow::Result<u64> {
         fenced += u64::from(ended);
     }
     Ok(fenced)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    #[test]
+    fn a_drive_that_is_taken_over_is_waited_for_and_any_other_is_refused_at_once() {
+        let busy = || {
+            let (path, error) = (PathBuf::from("/disk"), std::io::ErrorKind::ResourceBusy.into());
+            backend::Error::Path { path, what: "it is in use", error, advice: "stop whoever uses it" }
+        };
+        let attempts = Cell::new(0);
+        let open = |drive: Option<OwnedFd>| {
+            assert_eq!(drive.is_some(), attempts.get() == 0, "what was kept is tried first, and once");
+            attempts.set(attempts.get() + 1);
+            if attempts.get() < 3 { Err(busy().into()) } else { Ok(()) }
+        };
+        let kept = || Some(std::fs::File::open("/dev/null").expect("there").into());
+        assert!(patiently(true, kept(), open).is_ok());
+        attempts.set(0);
+        assert!(patiently(false, kept(), open).is_err());
+        assert_eq!(attempts.get(), 1);
+        assert!(patiently(true, None, |_| anyhow::Ok(())).is_ok());
+        let other = patiently::<()>(true, None, |_| bail!("it is not there"));
+        assert!(other.is_err());
+    }
 }

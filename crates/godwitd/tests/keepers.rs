@@ -1,0 +1,218 @@
+//! One keeper after another, with the real engine and a guest's driver: by re-exec, and under a service manager.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use guest::manager::Manager;
+use guest::nvme::{Driver, Options};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A daemon with an ssd in memory, alone or under a service manager.
+struct House {
+    folder: TempDir,
+    manager: Option<Manager>,
+    child: Child,
+}
+
+impl House {
+    fn start(managed: bool) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name).display().to_string();
+        let text = format!(
+            "control = \"{}\"\n[[ssd]]\nname = \"a\"\nsize = \"16MiB\"\nsocket = \"{}\"\nstate = \"{}\"\n\
+             backend = {{ type = \"ram\" }}\n",
+            at("control"),
+            at("a.sock"),
+            at("a.state")
+        );
+        std::fs::write(folder.path().join("godwit.toml"), text).unwrap();
+        let manager = managed.then(|| Manager::new(folder.path()).unwrap());
+        let child = spawn(folder.path(), manager.as_ref());
+        let house = Self { folder, manager, child };
+        house.serving();
+        house
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn restart(&mut self) {
+        self.child = spawn(self.folder.path(), self.manager.as_ref());
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    fn end(&mut self) -> ExitStatus {
+        let begun = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(begun.elapsed() < PATIENCE, "it does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The last word to a request; `None`: nobody listens (yet).
+    fn ask(&self, request: &Value) -> Option<Value> {
+        let mut socket = UnixStream::connect(self.path("control")).ok()?;
+        socket.write_all(format!("{request}\n").as_bytes()).ok()?;
+        let line = BufReader::new(socket).lines().map_while(Result::ok).last()?;
+        serde_json::from_str(&line).ok()
+    }
+
+    fn status(&self) -> Option<Value> {
+        Some(self.ask(&json!({"command": "status"}))?["status"].clone())
+    }
+
+    /// Waits for an engine that serves.
+    fn serving(&self) -> Value {
+        let begun = Instant::now();
+        loop {
+            if let Some(status) = self.status().filter(|status| status["engine"]["state"] == "serving") {
+                return status;
+            }
+            assert!(begun.elapsed() < PATIENCE, "it does not serve");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn driver(&self) -> Driver {
+        let options = Options { timeout: PATIENCE, ..Options::default() };
+        let mut driver = Driver::connect_with(self.path("a.sock"), options).unwrap();
+        driver.create_queue_pair(1, 16).unwrap();
+        driver
+    }
+}
+
+impl Drop for House {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn spawn(folder: &Path, manager: Option<&Manager>) -> Child {
+    let program = Path::new(env!("CARGO_BIN_EXE_godwitd"));
+    // While a keeper is an option of the daemon and not its nature.
+    let probe = Command::new(program).args(["--keeper", "--version"]).output().unwrap();
+    let prepare = |command: &mut Command| {
+        command.args(probe.status.success().then_some("--keeper"));
+        command.arg("--config").arg(folder.join("godwit.toml")).env("GODWIT_LOG", "warn");
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+    };
+    match manager {
+        Some(manager) => manager.spawn(program, prepare).unwrap(),
+        None => {
+            let mut command = Command::new(program);
+            prepare(&mut command);
+            command.spawn().unwrap()
+        }
+    }
+}
+
+/// Writes a block, reads all that were written so far.
+fn use_drive(driver: &mut Driver, round: u8) {
+    let buffer = driver.ram().clone().alloc_with(&[round; 512]).unwrap();
+    driver.write(1, 1, u64::from(round), 1, &buffer).unwrap().ok().unwrap();
+    for block in 0..=round {
+        driver.read(1, 1, u64::from(block), 1, &buffer).unwrap().ok().unwrap();
+        assert_eq!(buffer.bytes(0, 512), [block; 512], "block {block}, round {round}");
+    }
+    driver.identify(0, 1).unwrap();
+    // Messages, too, not only shared memory.
+    let extra = guest::ram::Ram::new(1 << 20, 0x80_0000_0000).unwrap();
+    let client = driver.client();
+    client.dma_map(extra.iova(), extra.len() as u64, Some((extra.fd().as_fd(), 0))).unwrap();
+    client.dma_unmap(extra.iova(), extra.len() as u64).unwrap();
+}
+
+#[test]
+fn the_daemon_replaces_its_keeper_and_stops_in_good_order_afterwards() {
+    let mut house = House::start(false);
+    let mut driver = house.driver();
+    let first = house.serving();
+    for round in 0..5 {
+        use_drive(&mut driver, round);
+        let answer = house.ask(&json!({"command": "upgrade", "keeper": true})).unwrap();
+        assert!(answer["done"].as_str().unwrap().contains("1 sessions"), "{answer}");
+    }
+    use_drive(&mut driver, 5);
+    let last = house.serving();
+    assert_eq!((&last["pid"], &last["engine"]["pid"]), (&first["pid"], &first["engine"]["pid"]));
+    assert_eq!((&last["keeper_generation"], &last["engine"]["generation"]), (&json!(6), &json!(1)));
+    let name = std::fs::read_to_string(format!("/proc/{}/comm", last["pid"])).unwrap();
+    assert_eq!(name.trim(), "godwitd");
+    let refused = house.ask(&json!({"command": "upgrade", "keeper": true, "binary": "/bin/true"})).unwrap();
+    assert!(refused["error"].as_str().unwrap().contains("nothing has changed"), "{refused}");
+    // The engine can be replaced by a keeper that did not start it, and killed.
+    let upgraded = house.ask(&json!({"command": "upgrade", "no_wait": true})).unwrap();
+    assert!(upgraded["done"].is_string(), "{upgraded}");
+    use_drive(&mut driver, 6);
+    drop(driver);
+    house.signal(Signal::TERM);
+    assert!(house.end().success());
+    assert!(!house.path("a.sock").exists() && !house.path("control").exists());
+}
+
+#[test]
+fn a_stop_that_comes_while_the_keeper_is_replaced_is_not_lost() {
+    for delay_us in (0..40_000).step_by(2000) {
+        let mut house = House::start(false);
+        let mut socket = UnixStream::connect(house.path("control")).unwrap();
+        socket.write_all(b"{\"command\":\"upgrade\",\"keeper\":true}\n").unwrap();
+        std::thread::sleep(Duration::from_micros(delay_us));
+        house.signal(Signal::TERM);
+        assert!(house.end().success(), "{delay_us} µs");
+    }
+}
+
+#[test]
+fn a_guest_goes_on_when_its_keeper_is_killed_under_a_service_manager() {
+    let mut house = House::start(true);
+    let mut driver = house.driver();
+    for round in 0..5 {
+        use_drive(&mut driver, round);
+        house.signal(Signal::KILL);
+        house.end();
+        house.restart();
+    }
+    use_drive(&mut driver, 5);
+    assert_eq!(house.serving()["keeper_generation"], 6);
+    assert_eq!(house.manager.as_ref().unwrap().wrong(), Vec::<String>::new());
+}
+
+#[test]
+fn a_restart_keeps_the_guest_and_a_stop_gives_everything_back() {
+    let mut house = House::start(true);
+    let mut driver = house.driver();
+    for round in 0..3 {
+        use_drive(&mut driver, round);
+        house.signal(Signal::USR2);
+        assert!(house.end().success());
+        assert!(house.path("a.sock").exists(), "clients that come meanwhile wait");
+        house.restart();
+    }
+    use_drive(&mut driver, 3);
+    let status = house.serving();
+    assert!(status["restarts"].as_array().unwrap().iter().all(|end| end["planned"] == true), "{status}");
+    drop(driver);
+    house.signal(Signal::TERM);
+    assert!(house.end().success());
+    assert_eq!(house.manager.as_ref().unwrap().names(), Vec::<String>::new());
+    // The next one begins afresh.
+    house.restart();
+    assert_eq!(house.serving()["keeper_generation"], 1);
+    use_drive(&mut house.driver(), 0);
+}

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 use toml::Spanned;
 
@@ -244,11 +244,13 @@ fn check_control(raw: &Spanned<PathBuf>, ssds: &[Ssd]) -> Result<PathBuf, Wrong>
     if path.as_os_str().is_empty() || path.as_os_str().len() > 107 {
         return Err(wrong(raw, "a unix socket's path has 1 to 107 bytes; use a shorter directory"));
     }
-    if let Some(ssd) = ssds.iter().find(|ssd| ssd.socket == *path) {
-        return Err(wrong(
-            raw,
-            format!("this is the socket of ssd \"{}\"; give the daemon its own", ssd.name),
-        ));
+    let own = plain(path);
+    for ssd in ssds {
+        if let Some((what, _)) = files(ssd).find(|(_, file)| plain(file) == own) {
+            let reason =
+                format!("this is the {what} of ssd \"{}\"; give the daemon a socket of its own", ssd.name);
+            return Err(wrong(raw, reason));
+        }
     }
     Ok(path.clone())
 }
@@ -443,22 +445,53 @@ fn check_identity(raw: &RawSsd, name: &str) -> Result<Identity, Wrong> {
     Ok(identity)
 }
 
-/// Two ssds that share a name, a socket, a state file or a backend would destroy each other.
+/// The files of an ssd, and what each is.
+fn files(ssd: &Ssd) -> impl Iterator<Item = (&'static str, &Path)> {
+    let backend = match &ssd.backend {
+        Backend::Uring { path, .. } => Some(path.as_path()),
+        Backend::Ram | Backend::Null => None,
+    };
+    let state = ssd.state.as_deref();
+    [("socket", Some(ssd.socket.as_path())), ("state file", state), ("backend", backend)]
+        .into_iter()
+        .filter_map(|(what, path)| Some((what, path?)))
+}
+
+/// A path as it is compared with others: from the root, without `.`, `..` and doubled slashes. Links are not followed: the
+/// locks of drives and sockets see what they lead to.
+fn plain(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).components() {
+        match part {
+            Component::ParentDir => _ = plain.pop(),
+            part => plain.push(part),
+        }
+    }
+    plain
+}
+
+/// Two ssds that share a name, a socket, a state file or a backend would destroy each other; two that share what names them to a
+/// guest would be one to it.
 fn check_distinct(raw: &[Spanned<RawSsd>], ssds: &[Ssd]) -> Result<(), Wrong> {
     let mut seen: HashMap<(&str, String), &str> = HashMap::new();
     for (ssd, raw) in ssds.iter().zip(raw) {
         let raw = raw.get_ref();
-        let path = |path: &Path| path.display().to_string();
-        let socket = raw.socket.as_ref().or(raw.vhost_socket.as_ref()).map_or(raw.name.span(), Spanned::span);
-        let mut claims =
-            vec![("name", ssd.name.clone(), raw.name.span()), ("file", path(&ssd.socket), socket)];
-        if let (Some(state), Some(at)) = (&ssd.state, &raw.state) {
-            claims.push(("file", path(state), at.span()));
-        }
-        if let Backend::Uring { path: file, .. } = &ssd.backend {
-            claims.push(("file", path(file), raw.backend.span()));
+        let mut claims = vec![("name", ssd.name.clone(), raw.name.span())];
+        for (what, file) in files(ssd) {
+            let at = match what {
+                "socket" => raw.socket.as_ref().or(raw.vhost_socket.as_ref()).map(Spanned::span),
+                "state file" => raw.state.as_ref().map(Spanned::span),
+                _ => Some(raw.backend.span()),
+            };
+            claims.push(("file", plain(file).display().to_string(), at.unwrap_or(raw.name.span())));
         }
         claims.push(("serial", ssd.identity.serial.clone(), raw.serial.as_ref().unwrap_or(&raw.name).span()));
+        if let (Some(uuid), Some(at)) = (&raw.uuid, &ssd.identity.uuid) {
+            claims.push(("uuid", format!("{:032x}", u128::from_be_bytes(*at)), uuid.span()));
+        }
+        if let Some(nqn) = &raw.nqn {
+            claims.push(("nqn", nqn.get_ref().clone(), nqn.span()));
+        }
         for (what, value, span) in claims {
             let reason = format!("the {what} `{value}` is used twice; give each ssd its own");
             if seen.insert((what, value), &ssd.name).is_some() {
@@ -530,6 +563,41 @@ backend = { type = "ram" }
         assert!(error.starts_with("godwit.toml:8:8: "), "{error}");
         assert!(error.contains("such as \"4GiB\""), "{error}");
         assert!(error.ends_with("^^^^^^^^^^^^"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_is_named_twice_is_refused_however_it_is_spelled() {
+        for twice in [
+            "/run/godwit/demo.sock",
+            "/run//godwit/./demo.sock",
+            "/run/godwit/../godwit/demo.sock",
+            "/../srv/demo.img",
+            "/var/lib/godwit/x/../demo.state",
+        ] {
+            let error = parse(&GOOD.replace("/run/godwit/scratch.sock", twice)).expect_err(twice);
+            assert!(error.contains("used twice"), "{twice}: {error}");
+            let error = parse(&format!("control = \"{twice}\"\n{GOOD}")).expect_err(twice);
+            assert!(error.contains("of ssd \"demo\"; give the daemon a socket"), "{twice}: {error}");
+        }
+        let here = std::env::current_dir().unwrap().join("demo.sock");
+        let relative = GOOD.replace("/run/godwit/demo.sock", "demo.sock");
+        let both = relative.replace("/run/godwit/scratch.sock", here.to_str().unwrap());
+        assert!(parse(&both).unwrap_err().contains("used twice"));
+    }
+
+    #[test]
+    fn what_names_an_ssd_to_its_guest_belongs_to_one_ssd() {
+        let [a, b] = ["1b4e28ba-2fa1-11d2-883f-0016d3cca427", "1B4E28BA-2fa1-11d2-883f-0016d3cca427"];
+        let both = |key: &str, first: &str, second: &str| {
+            let one = format!("{key} = \"{first}\"\nstate = ");
+            let other = format!("{key} = \"{second}\"\nserial = ");
+            parse(&GOOD.replace("state = ", &one).replace("serial = ", &other))
+        };
+        assert!(
+            both("uuid", a, b).unwrap_err().contains("uuid `1b4e28ba2fa111d2883f0016d3cca427` is used twice")
+        );
+        assert!(both("nqn", "nqn.2014-08.x:a", "nqn.2014-08.x:a").unwrap_err().contains("is used twice"));
+        assert!(both("nqn", "nqn.2014-08.x:a", "nqn.2014-08.x:b").is_ok());
     }
 
     #[test]

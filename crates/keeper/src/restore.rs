@@ -347,3 +347,95 @@ fn restored(
     };
     Some(restore())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cell::Cell;
+    use state::envelope;
+    use state::keeper::{Fd, ListenerV1, MAGIC, ProgramV1, VERSION};
+
+    /// A place as a keeper leaves it, with one descriptor in its vault.
+    fn place(number: u64, record: Option<&[u8]>) -> Vec<(String, OwnedFd)> {
+        let mut root = Cell::new().expect("memory");
+        if let Some(record) = record {
+            root.write(record).expect("written");
+        }
+        let vault = Vault::new().expect("a vault");
+        let program = std::fs::File::open("/proc/self/exe").expect("there");
+        vault.put(&[(4, program.as_fd())]).expect("room");
+        let name = |part: &str| format!("godwit-{number}-{part}");
+        let root = root.fd.try_clone().expect("room");
+        vec![(name("root"), root), (name("vault-3-r"), vault.read), (name("vault-3-w"), vault.write)]
+    }
+
+    fn record(generation: u64) -> Vec<u8> {
+        let program = ProgramV1 { fd: Fd(4), path: "/usr/bin/godwitd".to_owned() };
+        KeeperV1 { generation, program: Some(program), ..KeeperV1::default() }.to_bytes().expect("small")
+    }
+
+    #[test]
+    fn the_newest_place_with_a_record_counts_and_all_names_are_known() {
+        let mut passed = place(7, Some(&record(1)));
+        passed.extend(place(10, Some(&record(2))));
+        // Its keeper was killed before it wrote.
+        passed.extend(place(11, None));
+        passed.push((
+            "another's".to_owned(),
+            rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).expect("room"),
+        ));
+        let found = find(passed).expect("readable").expect("there");
+        assert_eq!(found.keeper.generation, 2);
+        assert_eq!(found.names.len(), 9);
+        assert_eq!(next_number(&found.names), 12);
+        let program = found.keeper.program.as_ref().expect("a program");
+        assert!(found.fds.shared(program.fd).is_ok() && found.fds.shared(Fd(5)).is_err());
+    }
+
+    #[test]
+    fn a_reader_that_is_killed_at_any_packet_leaves_everything_to_the_next() {
+        let vault = Vault::new().expect("a vault");
+        let fd = Cell::new().expect("memory").fd;
+        for id in 0..10 {
+            vault.put(&[(id, fd.as_fd())]).expect("room");
+        }
+        for killed_after in 0..12 {
+            let mark = IDS_END | killed_after;
+            vault.put(&[(mark, fd.as_fd())]).expect("room");
+            for _ in 0..killed_after {
+                vault::turn(&vault).expect("sound");
+            }
+            // And between putting a packet at the end and taking it from the head.
+            let entries = vault::take(vault.read.as_fd(), true).expect("sound").expect("there");
+            let again: Vec<_> = entries.iter().map(|(id, fd)| (*id, fd.as_fd())).collect();
+            vault.put(&again).expect("room");
+            let copy = |end: &OwnedFd| end.try_clone().expect("room");
+            let parts = [("vault-0-r", copy(&vault.read)), ("vault-0-w", copy(&vault.write))];
+            let fds = descriptors(parts.map(|(name, fd)| (name.to_owned(), fd)).into()).expect("sound");
+            assert_eq!(
+                fds.0.keys().copied().collect::<Vec<_>>(),
+                (0..10).collect::<Vec<_>>(),
+                "{killed_after}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_record_of_a_newer_release_is_neither_ignored_nor_believed() {
+        let newer = envelope::seal(MAGIC, VERSION + 1, &[0xA0]).expect("small");
+        let error = format!("{:#}", find(place(3, Some(&newer))).expect_err("unreadable"));
+        assert!(error.contains("start the release that wrote it") && error.contains("newer"), "{error}");
+        assert!(find(Vec::new()).expect("nothing").is_none());
+        assert!(find(place(3, None)).expect("nothing").is_none());
+    }
+
+    #[test]
+    fn a_socket_is_taken_over_only_where_the_configuration_wants_it() {
+        let listener = ListenerV1 { fd: Fd(1), path: "/run/a.sock".to_owned() };
+        let ssd = KeptSsdV1 { name: "a".to_owned(), listener: Some(listener), ..KeptSsdV1::default() };
+        let keeper = KeeperV1 { ssds: vec![ssd], ..KeeperV1::default() };
+        let found = Found { keeper, fds: Descriptors::default(), names: Vec::new() };
+        assert!(found.ssd("a").is_some() && found.ssd("b").is_none());
+        assert!(found.listener("a", Path::new("/run/other.sock")).is_none());
+    }
+}

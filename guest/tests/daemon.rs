@@ -13,7 +13,7 @@ fn engine() -> Option<Engine> {
         eprintln!("skipped: GODWITD names no daemon");
         return None;
     };
-    let ssd = Ssd { name: "disk".into(), mebibytes: 64, backing: Backing::Ram };
+    let ssd = Ssd { name: "disk".into(), mebibytes: 64, backing: Backing::Ram, disk: false };
     Some(Engine::start(&binary, 0, &[ssd]).unwrap())
 }
 

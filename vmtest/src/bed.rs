@@ -121,6 +121,9 @@ impl Bed {
     }
 
     fn attach(&self, builder: VmBuilder, ssd: &Ssd) -> Result<VmBuilder> {
+        if let Some(daemon) = self.daemon.as_ref().filter(|_| ssd.disk) {
+            return Ok(builder.vhost_user(&ssd.name, &daemon.socket(&ssd.name)));
+        }
         if let Some(daemon) = &self.daemon {
             return Ok(builder.vfio_user(&ssd.name, &daemon.socket(&ssd.name)));
         }

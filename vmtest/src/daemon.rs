@@ -34,18 +34,27 @@ pub struct Ssd {
     pub backend: Backend,
     /// The data file, if it is not `NAME.img` in the daemon's folder. It must exist.
     pub file: Option<PathBuf>,
+    /// It is a virtio-blk disk over vhost-user instead of NVMe over vfio-user.
+    pub disk: bool,
 }
 
 impl Ssd {
     /// An ssd on a sparse file.
     pub fn new(name: &str, size_mib: u64) -> Ssd {
-        Ssd { name: name.to_owned(), size_mib, backend: Backend::Uring, file: None }
+        Ssd { name: name.to_owned(), size_mib, backend: Backend::Uring, file: None, disk: false }
     }
 
     /// The same on another backend.
     #[must_use]
     pub fn on(mut self, backend: Backend) -> Ssd {
         self.backend = backend;
+        self
+    }
+
+    /// The same as a virtio-blk disk.
+    #[must_use]
+    pub fn as_disk(mut self) -> Ssd {
+        self.disk = true;
         self
     }
 
@@ -61,10 +70,12 @@ impl Ssd {
             Backend::Null => "{ type = \"null\" }".to_owned(),
         };
         let folder = folder.display();
-        format!(
-            "[[ssd]]\nname = \"{name}\"\nsize = \"{size_mib}MiB\"\nsocket = \"{folder}/{name}.sock\"\n\
-             state = \"{folder}/{name}.state\"\nbackend = {backend}\n\n"
-        )
+        let door = if self.disk {
+            format!("vhost_socket = \"{folder}/{name}.sock\"")
+        } else {
+            format!("socket = \"{folder}/{name}.sock\"\nstate = \"{folder}/{name}.state\"")
+        };
+        format!("[[ssd]]\nname = \"{name}\"\nsize = \"{size_mib}MiB\"\n{door}\nbackend = {backend}\n\n")
     }
 }
 
@@ -74,6 +85,7 @@ pub struct Daemon {
     folder: PathBuf,
     sockets: Vec<PathBuf>,
     binary: PathBuf,
+    keeper: bool,
 }
 
 impl Daemon {
@@ -95,8 +107,10 @@ impl Daemon {
             }
         }
         let sockets = ssds.iter().map(|ssd| folder.join(format!("{}.sock", ssd.name))).collect();
-        let child = spawn(binary, folder)?;
-        let mut daemon = Daemon { child, folder: folder.to_owned(), sockets, binary: binary.to_owned() };
+        let keeper = ssds.iter().any(|ssd| ssd.disk) && takes_keeper(binary);
+        let child = spawn(binary, folder, keeper)?;
+        let mut daemon =
+            Daemon { child, folder: folder.to_owned(), sockets, binary: binary.to_owned(), keeper };
         daemon.wait_sockets()?;
         Ok(daemon)
     }
@@ -155,7 +169,7 @@ impl Daemon {
     /// Starts a stopped or killed daemon again with the same configuration and files.
     pub fn restart(&mut self) -> Result<()> {
         self.kill();
-        self.child = spawn(&self.binary, &self.folder)?;
+        self.child = spawn(&self.binary, &self.folder, self.keeper)?;
         self.wait_sockets()
     }
 
@@ -202,7 +216,14 @@ fn is_listening(socket: &Path) -> bool {
     table.lines().any(|line| line.ends_with(&*path))
 }
 
-fn spawn(binary: &Path, folder: &Path) -> Result<Child> {
+/// Where a keeper is not the rule, it is asked for.
+fn takes_keeper(binary: &Path) -> bool {
+    let mut command = Command::new(binary);
+    command.args(["--keeper", "--help"]).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+fn spawn(binary: &Path, folder: &Path, keeper: bool) -> Result<Child> {
     let log = File::options()
         .create(true)
         .append(true)
@@ -210,6 +231,9 @@ fn spawn(binary: &Path, folder: &Path) -> Result<Child> {
         .context("open godwitd's log")?;
     let mut command = Command::new(binary);
     command.arg("--config").arg(folder.join("godwit.toml"));
+    if keeper {
+        command.arg("--keeper");
+    }
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     command.spawn().with_context(|| format!("start {}", binary.display()))
 }

@@ -66,6 +66,14 @@ impl VmBuilder {
         self.device(vfio_user_device(id, socket))
     }
 
+    /// A virtio-blk disk served by vhost-user at `socket`, with a queue a processor.
+    #[must_use]
+    pub fn vhost_user(self, id: &str, socket: &Path) -> Self {
+        let chardev = format!("socket,id={id}-socket,path={}", socket.display());
+        let device = json!({ "driver": "vhost-user-blk-pci", "id": id, "chardev": format!("{id}-socket") });
+        self.arguments(["-chardev", &chardev]).device(device)
+    }
+
     /// QEMU's own emulated NVMe drive on a raw file, opened as Godwit would: past the page cache.
     #[must_use]
     pub fn emulated_nvme(self, id: &str, file: &Path) -> Self {

@@ -33,6 +33,8 @@ pub struct Ssd {
     pub mebibytes: u64,
     /// Its data.
     pub backing: Backing,
+    /// It is a virtio-blk disk over vhost-user.
+    pub disk: bool,
 }
 
 /// What the engine has spent since it started, or between two looks.
@@ -144,10 +146,11 @@ fn configuration(directory: &Path, cpu: usize, ssds: &[Ssd]) -> String {
             Backing::Uring(path) => format!("{{ type = \"uring\", path = {path:?} }}"),
         };
         let socket = socket(directory, &ssd.name);
+        let door = if ssd.disk { "vhost_socket" } else { "socket" };
         let (name, size) = (&ssd.name, ssd.mebibytes);
         let _infallible = write!(
             text,
-            "\n[[ssd]]\nname = {name:?}\nsize = \"{size}MiB\"\nsocket = {socket:?}\nbackend = {backend}\n"
+            "\n[[ssd]]\nname = {name:?}\nsize = \"{size}MiB\"\n{door} = {socket:?}\nbackend = {backend}\n"
         );
     }
     text
@@ -230,12 +233,13 @@ mod tests {
     #[test]
     fn the_configuration_names_every_ssd() {
         let ssds = [
-            Ssd { name: "a".into(), mebibytes: 64, backing: Backing::Null },
-            Ssd { name: "b".into(), mebibytes: 128, backing: Backing::Uring("/x/y.img".into()) },
+            Ssd { name: "a".into(), mebibytes: 64, backing: Backing::Null, disk: false },
+            Ssd { name: "b".into(), mebibytes: 128, backing: Backing::Uring("/x/y.img".into()), disk: true },
         ];
         let text = configuration(Path::new("/run/t"), 0, &ssds);
         assert!(text.contains("name = \"a\"\nsize = \"64MiB\"\nsocket = \"/run/t/a.sock\""));
         assert!(text.contains("{ type = \"uring\", path = \"/x/y.img\" }"));
+        assert!(text.contains("vhost_socket = \"/run/t/b.sock\""));
     }
 
     #[test]

@@ -83,7 +83,7 @@ pub fn measure(settings: &Settings, report: &mut Report) -> Result<()> {
     if !settings.wants(name) {
         return Ok(());
     }
-    let ssd = Ssd { name: "memory".into(), mebibytes: 1024, backing: Backing::Null };
+    let ssd = Ssd { name: "memory".into(), mebibytes: 1024, backing: Backing::Null, disk: false };
     let engine = Engine::start(&settings.godwitd, settings.engine_cpu, std::slice::from_ref(&ssd))?;
     report.add(name, "rss_listening_bytes", "bytes", &[float(Resident::of(engine.pid())?.total())]);
     let mut driver = engine.connect(&ssd.name, RAM_BYTES)?;

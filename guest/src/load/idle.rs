@@ -25,7 +25,7 @@ pub fn measure(settings: &Settings, report: &mut Report) -> Result<()> {
         return Ok(());
     }
     let ssds: Vec<_> = (0..SSDS)
-        .map(|index| Ssd { name: format!("idle{index}"), mebibytes: 64, backing: Backing::Null })
+        .map(|index| Ssd { name: format!("idle{index}"), mebibytes: 64, backing: Backing::Null, disk: false })
         .collect();
     let engine = Engine::start(&settings.godwitd, settings.engine_cpu, &ssds)?;
     let mut drivers = Vec::new();

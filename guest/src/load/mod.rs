@@ -8,6 +8,7 @@
 
 pub mod clock;
 pub mod copy;
+pub mod disks;
 pub mod engine;
 pub mod fio;
 pub mod footprint;

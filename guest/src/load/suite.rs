@@ -51,30 +51,44 @@ impl Settings {
         self.only.as_ref().is_none_or(|only| name.contains(only.as_str()))
     }
 
-    fn plan(&self, workload: Workload, run: usize) -> Plan {
+    pub(super) fn plan(&self, workload: Workload, run: usize) -> Plan {
         let seed = 0x9E37_79B9_7F4A_7C15_u64.wrapping_mul(run as u64 + 1);
         Plan { workload, warm_up: self.warm_up, measured: self.measured, batch: self.batch, seed }
     }
 
     /// As [`Self::plan`]; fio, beside which a drive is measured, replaces each command when it ends.
-    fn plan_beside_fio(&self, workload: Workload, run: usize) -> Plan {
+    pub(super) fn plan_beside_fio(&self, workload: Workload, run: usize) -> Plan {
         Plan { batch: self.batch.max(1), ..self.plan(workload, run) }
     }
 
-    fn wanted(&self, backing: &str, loads: impl Iterator<Item = Workload>) -> Vec<(String, Workload)> {
+    pub(super) fn wanted(
+        &self,
+        backing: &str,
+        loads: impl Iterator<Item = Workload>,
+    ) -> Vec<(String, Workload)> {
+        self.wanted_at("vfio-user", backing, loads)
+    }
+
+    /// The benches of a door that `--only` lets through.
+    pub(super) fn wanted_at(
+        &self,
+        door: &str,
+        backing: &str,
+        loads: impl Iterator<Item = Workload>,
+    ) -> Vec<(String, Workload)> {
         loads
-            .map(|load| (format!("vfio-user/{backing}/{load}"), load))
+            .map(|load| (format!("{door}/{backing}/{load}"), load))
             .filter(|(name, _)| self.wants(name))
             .collect()
     }
 }
 
 /// Room for 128 buffers of 128 KiB and the rings.
-const GUEST_RAM_BYTES: usize = 48 << 20;
+pub(super) const GUEST_RAM_BYTES: usize = 48 << 20;
 const DEPTHS: [usize; 3] = [1, 32, 128];
 const DIRECTIONS: [Direction; 2] = [Direction::Read, Direction::Write];
 
-fn random_loads() -> impl Iterator<Item = Workload> {
+pub(super) fn random_loads() -> impl Iterator<Item = Workload> {
     DIRECTIONS.into_iter().flat_map(|direction| DEPTHS.map(|depth| Workload::random(direction, depth)))
 }
 
@@ -92,6 +106,7 @@ pub fn run(settings: &Settings, report: &mut Report) -> Result<()> {
     null(settings, report).context("null")?;
     ram(settings, report).context("ram")?;
     uring(settings, report).context("uring")?;
+    super::disks::run(settings, report).context("vhost-user")?;
     footprint::measure(settings, report).context("memory")?;
     idle::measure(settings, report).context("idle")
 }
@@ -165,7 +180,7 @@ fn uring(settings: &Settings, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-fn compare(
+pub(super) fn compare(
     settings: &Settings,
     report: &mut Report,
     name: &str,
@@ -193,7 +208,7 @@ fn compare(
 }
 
 fn serve(settings: &Settings, backing: Backing) -> Result<(Engine, Driver)> {
-    let ssd = Ssd { name: "bench".into(), mebibytes: settings.disk_mebibytes, backing };
+    let ssd = Ssd { name: "bench".into(), mebibytes: settings.disk_mebibytes, backing, disk: false };
     let engine = Engine::start(&settings.godwitd, settings.engine_cpu, std::slice::from_ref(&ssd))?;
     let driver = engine.connect(&ssd.name, GUEST_RAM_BYTES)?;
     Ok((engine, driver))
@@ -220,7 +235,7 @@ fn fill(driver: &mut Driver, settings: &Settings) -> Result<()> {
 }
 
 /// A file whose every block is written: no holes and no unwritten extents.
-fn write_file(path: &Path, mebibytes: u64) -> Result<()> {
+pub(super) fn write_file(path: &Path, mebibytes: u64) -> Result<()> {
     let mut file = File::create(path).with_context(|| path.display().to_string())?;
     let block: Vec<u8> =
         (0..1_u32 << 20).map(|index| index.wrapping_mul(2_654_435_761).to_le_bytes()[3]).collect();
@@ -240,7 +255,7 @@ fn busy(outcome: &Outcome) -> f64 {
     each(outcome.spent.busy_ns, outcome.ios)
 }
 
-fn summarise(settings: &Settings, report: &mut Report, name: &str, outcomes: &[Outcome]) {
+pub(super) fn summarise(settings: &Settings, report: &mut Report, name: &str, outcomes: &[Outcome]) {
     let mut add = |metric, unit, value: &dyn Fn(&Outcome) -> f64| {
         report.add(name, metric, unit, &outcomes.iter().map(value).collect::<Vec<_>>());
     };

@@ -41,6 +41,8 @@ pub mod protocol {
 /// The front-end's own address of guest memory, so far from the guest's that they cannot be taken for each other.
 const USER_ADDRESS: u64 = 0x7A00_0000_0000;
 const CONFIG_BYTES: u32 = 256;
+/// Up to the fields of WRITE_ZEROES, as QEMU asks for it.
+const CONFIG_BYTES_LEAST: u32 = 57;
 
 /// What to ask for.
 #[derive(Clone, Copy, Debug)]
@@ -361,11 +363,18 @@ fn agree(client: &mut Client, options: &Options) -> Result<(u64, u64)> {
 }
 
 fn config(client: &Client, features: u64) -> Result<Config> {
-    let mut ask = Vec::with_capacity(12 + CONFIG_BYTES as usize);
-    [0, CONFIG_BYTES, 0].iter().for_each(|word: &u32| ask.extend_from_slice(&word.to_le_bytes()));
-    ask.resize(12 + CONFIG_BYTES as usize, 0);
-    let (answer, _) = client.ask(request::GET_CONFIG, &ask)?;
-    if answer.len() != ask.len() {
+    let ask = |bytes: u32| {
+        let mut ask = Vec::with_capacity(12 + bytes as usize);
+        [0, bytes, 0].iter().for_each(|word: &u32| ask.extend_from_slice(&word.to_le_bytes()));
+        ask.resize(12 + bytes as usize, 0);
+        client.ask(request::GET_CONFIG, &ask)
+    };
+    let (mut answer, _) = ask(CONFIG_BYTES)?;
+    if answer.is_empty() {
+        // QEMU's storage daemon gives no more than its structure has.
+        (answer, _) = ask(CONFIG_BYTES_LEAST)?;
+    }
+    if answer.len() < 12 + CONFIG_BYTES_LEAST as usize {
         return Err(Error::Protocol(format!("a configuration message of {} bytes", answer.len())));
     }
     Config::parse(&answer[12..], features)

@@ -11,7 +11,11 @@
 //! (`protocol`). Doorbells, guest memory and interrupts do not pass through it. Everything that can pile up is bounded, and a
 //! client that keeps it waiting loses its own session (`session`).
 //!
-//! What each side of the links owes the other is in crate `link`; why it is so, in `docs/decisions/0007-keeper-and-link.md`.
+//! There is a keeper after this one, too: another program executed in its process (`reexec`), or another process that goes on
+//! from what the service manager kept at every moment (`store`, `restore`). What goes to it is `carry`'s.
+//!
+//! What each side of the links owes the other is in crate `link`; why it is so, in `docs/decisions/0007-keeper-and-link.md` and
+//! `0013-keeper-restarts.md`.
 mod carry;
 mod cell;
 mod console;

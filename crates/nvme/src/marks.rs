@@ -19,14 +19,26 @@ pub struct MarksFull;
 /// Disjoint, non-adjacent runs of marked blocks.
 #[derive(Debug, Default)]
 pub struct Marks {
-    /// Number of runs: 0 is the fast way past the lock.
+    /// Number of runs, and [`UNSETTLED`]: 0 is the fast way past the lock.
     runs: AtomicUsize,
-    /// First block to one past the last.
-    map: Mutex<BTreeMap<u64, u64>>,
+    map: Mutex<Runs>,
 }
 
+#[derive(Debug, Default)]
+struct Runs {
+    /// First block to one past the last.
+    map: BTreeMap<u64, u64>,
+    /// Times that marks were cleared.
+    cleared: u64,
+    /// Of those, how many a record on stable media knows of.
+    settled: u64,
+}
+
+/// In [`Marks::runs`]: marks were cleared, and a crash would bring them back.
+const UNSETTLED: usize = 1 << (usize::BITS - 1);
+
 impl Marks {
-    /// Whether no block is marked. One load.
+    /// Whether no block is marked, and none would be after a crash. One load.
     #[inline]
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -49,13 +61,14 @@ impl Marks {
     /// # Errors
     /// [`MarksFull`] when there would be too many runs.
     pub fn mark(&self, blocks: BlockRange) -> Result<bool, MarksFull> {
-        let mut map = self.lock();
+        let mut runs = self.lock();
+        let map = &mut runs.map;
         let (mut start, mut end) = (blocks.start(), blocks.end());
         if map.range(..=start).next_back().is_some_and(|(_, e)| *e >= end) {
             return Ok(false);
         }
         // Neighbours and overlaps melt into one run.
-        let touched: Vec<(u64, u64)> = runs_touching(&map, start, end, true);
+        let touched: Vec<(u64, u64)> = runs_touching(map, start, end, true);
         if touched.is_empty() && map.len() >= MARKS_MAX {
             return Err(MarksFull);
         }
@@ -65,7 +78,7 @@ impl Marks {
             end = end.max(e);
         }
         map.insert(start, end);
-        self.publish(&map);
+        self.publish(&runs);
         Ok(true)
     }
 
@@ -83,29 +96,46 @@ impl Marks {
 
     /// Clears all marks (format, sanitize).
     pub fn clear_all(&self) {
-        let mut map = self.lock();
-        map.clear();
-        self.publish(&map);
+        let mut runs = self.lock();
+        *runs = Runs::default();
+        self.publish(&runs);
+    }
+
+    /// Marks were cleared and are still on record: whoever changes blocks now has to have a record persisted before the answer,
+    /// since a crash would put the old marks over the new data. The number goes to [`Marks::settle`] then.
+    #[must_use]
+    pub fn unsettled(&self) -> Option<u64> {
+        if self.is_empty() {
+            return None;
+        }
+        let runs = self.lock();
+        (runs.cleared != runs.settled).then_some(runs.cleared)
+    }
+
+    /// A record that was made after this many clearings is on stable media.
+    pub fn settle(&self, cleared: u64) {
+        let mut runs = self.lock();
+        runs.settled = runs.settled.max(cleared.min(runs.cleared));
+        self.publish(&runs);
     }
 
     /// The runs that lie in `start..end`, cut to it, at most `max` of them, as (first block, number of blocks).
     #[must_use]
     pub fn runs_between(&self, start: u64, end: u64, max: usize) -> Vec<(u64, u64)> {
-        let map = self.lock();
+        let map = &self.lock().map;
         let cut = |(s, e): (u64, u64)| (s.max(start), e.min(end) - s.max(start));
-        runs_touching(&map, start, end, false).into_iter().take(max).map(cut).collect()
+        runs_touching(map, start, end, false).into_iter().take(max).map(cut).collect()
     }
 
     /// The marks at rest.
     #[must_use]
     pub fn record(&self) -> Vec<MarkV1> {
-        self.lock().iter().map(|(s, e)| MarkV1 { start_block: *s, blocks: e - s }).collect()
+        self.lock().map.iter().map(|(s, e)| MarkV1 { start_block: *s, blocks: e - s }).collect()
     }
 
     /// The marks of a record; runs outside `blocks`, overlapping or beyond the limit are left out.
     #[must_use]
     pub fn from_record(record: &[MarkV1], blocks: u64) -> Self {
-        let marks = Self::default();
         let mut map = BTreeMap::new();
         let mut last_end = 0;
         for mark in record.iter().take(MARKS_MAX) {
@@ -115,19 +145,18 @@ impl Marks {
                 last_end = end;
             }
         }
-        marks.publish(&map);
-        *marks.lock() = map;
-        marks
+        Self { runs: AtomicUsize::new(map.len()), map: Mutex::new(Runs { map, ..Runs::default() }) }
     }
 
     fn first_between(&self, start: u64, end: u64) -> Option<u64> {
-        let map = self.lock();
-        runs_touching(&map, start, end, false).first().map(|(s, _)| (*s).max(start))
+        let map = &self.lock().map;
+        runs_touching(map, start, end, false).first().map(|(s, _)| (*s).max(start))
     }
 
     fn clear_between(&self, start: u64, end: u64) -> Result<bool, MarksFull> {
-        let mut map = self.lock();
-        let touched = runs_touching(&map, start, end, false);
+        let mut runs = self.lock();
+        let map = &mut runs.map;
+        let touched = runs_touching(map, start, end, false);
         let cuts = touched.iter().any(|(s, e)| *s < start && *e > end);
         if cuts && map.len() >= MARKS_MAX {
             return Err(MarksFull);
@@ -141,15 +170,17 @@ impl Marks {
                 map.insert(end, *e);
             }
         }
-        self.publish(&map);
+        runs.cleared += u64::from(!touched.is_empty());
+        self.publish(&runs);
         Ok(!touched.is_empty())
     }
 
-    fn publish(&self, map: &BTreeMap<u64, u64>) {
-        self.runs.store(map.len(), Ordering::Release);
+    fn publish(&self, runs: &Runs) {
+        let unsettled = if runs.cleared == runs.settled { 0 } else { UNSETTLED };
+        self.runs.store(runs.map.len() | unsettled, Ordering::Release);
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, u64>> {
+    fn lock(&self) -> MutexGuard<'_, Runs> {
         // Every change of the map is complete when a panic could come: a poisoned lock guards sound data.
         self.map.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -199,7 +230,18 @@ mod tests {
         assert_eq!(marks.first_in(run(15, 1)), None);
         assert_eq!(marks.clear(run(12, 1)), Ok(true));
         assert_eq!(marks.runs_between(0, 100, 9), vec![(10, 2), (13, 2)]);
+        assert_eq!(marks.unsettled(), Some(1));
         assert_eq!(marks.clear(run(0, 100)), Ok(true));
+        assert_eq!((marks.first_in(run(0, 100)), marks.is_empty()), (None, false), "on record still");
+        marks.settle(1);
+        assert_eq!(
+            marks.unsettled(),
+            Some(2),
+            "the record of the first clearing knows nothing of the second"
+        );
+        marks.settle(2);
+        assert!(marks.is_empty());
+        assert_eq!(marks.clear(run(0, 100)), Ok(false));
         assert!(marks.is_empty());
     }
 

@@ -215,6 +215,9 @@ impl QueueGroup {
         }
         let result = if ok { Ok(()) } else { Err(Refusal::transient(Status::INTERNAL_ERROR)) };
         debug_assert!(live.job.is_some());
+        if let Some(job) = live.job.as_ref().filter(|_| ok) {
+            job.persisted();
+        }
         self.finish(sqid, slot, result, sink);
     }
 

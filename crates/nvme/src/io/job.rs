@@ -42,6 +42,8 @@ pub(crate) struct Job {
     buffer: Vec<u8>,
     /// The drive's cache is flushed before the first step.
     commit: bool,
+    /// Which clearings of marks the record that is waited for will know of (see [`crate::marks::Marks::unsettled`]).
+    clearings: Option<u64>,
 }
 
 /// What a job wants next.
@@ -64,7 +66,8 @@ pub(crate) enum Want {
 
 impl Job {
     pub(crate) fn new(work: Work, namespace: Arc<Namespace>, blocks: BlockRange) -> Self {
-        Self { work, namespace, blocks, done_bytes: 0, step_bytes: 0, buffer: Vec::new(), commit: false }
+        let buffer = Vec::new();
+        Self { work, namespace, blocks, done_bytes: 0, step_bytes: 0, buffer, commit: false, clearings: None }
     }
 
     /// Whatever was written before is on stable media before anything is read (FUA of commands that read).
@@ -82,6 +85,13 @@ impl Job {
             },
             Work::Each { runs, .. } if runs.is_empty() => Next::End(Ok(())),
             _ => Next::Request,
+        }
+    }
+
+    /// The record that was waited for is on stable media.
+    pub(crate) fn persisted(&self) {
+        if let Some(clearings) = self.clearings {
+            self.namespace.marks.settle(clearings);
         }
     }
 
@@ -189,8 +199,9 @@ impl Job {
     }
 
     /// Every block was written that was to be, and is on stable media: its marks go. What was begun without marks in its way is
-    /// not durable for their sake: marks found now were set meanwhile, and count as set after it.
-    fn end(&self, result: Result<(), Refusal>) -> Next {
+    /// not durable for their sake: marks found now were set meanwhile, and count as set after it. Where marks went and the record
+    /// does not know yet, it must, whoever cleared them: after a crash they would be back, over the data of this command.
+    fn end(&mut self, result: Result<(), Refusal>) -> Next {
         if result.is_err() || self.namespace.marks.is_empty() {
             return Next::End(result);
         }
@@ -200,13 +211,14 @@ impl Job {
             Work::Each { runs, op: Op::WriteZeroes { fua: true, .. }, .. } => {
                 runs.iter().try_fold(false, |any, &run| Ok(marks.clear(run)? | any))
             }
-            _ => Ok(false),
+            Work::Write { .. } | Work::Copy { .. } | Work::Each { .. } => Ok(false),
+            Work::Read { .. } | Work::Compare { .. } | Work::Verify | Work::Mark => return Next::End(Ok(())),
         };
-        match cleared {
-            Ok(true) => Next::Persist,
-            Ok(false) => Next::End(Ok(())),
-            Err(_) => Next::End(Err(Refusal::of(Status::INSUFFICIENT_RESOURCES))),
+        if cleared.is_err() {
+            return Next::End(Err(Refusal::of(Status::INSUFFICIENT_RESOURCES)));
         }
+        self.clearings = marks.unsettled();
+        if self.clearings.is_some() { Next::Persist } else { Next::End(Ok(())) }
     }
 
     fn access(&self) -> Access {

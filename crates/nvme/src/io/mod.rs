@@ -178,7 +178,7 @@ impl Executor {
         }
     }
 
-    /// Read or Write in a namespace that has marked blocks somewhere.
+    /// Read or Write in a namespace that has marked blocks somewhere, or had until just now.
     #[cold]
     fn start_marked(&mut self, token: Token, command: &Command, sink: &mut impl Sink) -> Started {
         self.start_job(token, command, sink)

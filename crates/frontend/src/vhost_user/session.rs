@@ -221,76 +221,28 @@ impl Session {
             Request::GetFeatures => number(offered(blk)),
             Request::SetFeatures(features) => self.set_features(features, blk),
             Request::GetProtocolFeatures => number(protocol_features(blk).bits()),
-            Request::SetProtocolFeatures(features) => {
-                if !protocol_features(blk).contains(features) {
-                    return Err(invalid("protocol features that were not offered"));
-                }
-                self.protocol_features = features;
-                Ok(Answer::Done)
-            }
+            Request::SetProtocolFeatures(features) => self.set_protocol_features(features, blk),
             Request::SetOwner => Ok(Answer::Done),
-            Request::ResetOwner => {
-                self.pause_all(blk)?;
-                self.rings.disable();
-                self.settle(None, blk)
-            }
+            Request::ResetOwner => self.reset_owner(blk),
             Request::ResetDevice => self.reset(blk),
             Request::SetMemTable(regions) => self.set_memory(regions, blk),
             Request::AddMemReg(region, fd) => self.add_memory(region, fd, blk),
             Request::RemMemReg(region) => self.remove_memory(&region, blk),
             Request::GetMaxMemSlots => number(MEM_SLOTS_MAX as u64),
-            Request::SetVringNum { index, num } => {
-                self.rings.set_num(index, num, blk.info().queue_size_max)?;
-                self.settle(Some(index), blk)
-            }
-            Request::SetVringAddr(addr) => {
-                self.rings.check(addr.index)?;
-                self.pause(addr.index, blk)?;
-                self.rings.set_addr(&addr)?;
-                self.settle(Some(addr.index), blk)
-            }
-            Request::SetVringBase { index, base } => {
-                let queue = self.rings.set_base(index, base)?;
-                if self.inflight.is_some_and(|inflight| inflight.own) {
-                    blk.clear_inflight(queue).map_err(device)?;
-                }
-                self.settle(Some(index), blk)
-            }
-            Request::GetVringBase { index } => {
-                self.rings.check(index)?;
-                self.pause(index, blk)?;
-                let num = self.rings.halt(index, blk)?;
-                payload(&wire::VringState { index, num })
-            }
-            Request::SetVringFd { event, index, fd } => {
-                let (id, fd) = fd.map(|fd| (fd.id, fd.fd)).unzip();
-                self.rings.set_fd(event, index, id, fd, blk)?;
-                if event == VringEvent::Kick { self.settle(Some(index), blk) } else { Ok(Answer::Done) }
-            }
-            Request::SetVringEnable { index, on } => {
-                if !on {
-                    self.rings.check(index)?;
-                    self.pause(index, blk)?;
-                }
-                self.rings.enable(index, on)?;
-                self.settle(Some(index), blk)
-            }
+            Request::SetVringNum { index, num } => self.set_num(index, num, blk),
+            Request::SetVringAddr(addr) => self.set_addr(&addr, blk),
+            Request::SetVringBase { index, base } => self.set_base(index, base, blk),
+            Request::GetVringBase { index } => self.get_base(index, blk),
+            Request::SetVringFd { event, index, fd } => self.set_fd(event, index, fd, blk),
+            Request::SetVringEnable { index, on } => self.enable(index, on, blk),
             Request::GetQueueNum => number(u64::from(blk.info().queues_max)),
             Request::GetConfig { offset, size } => get_config(offset, size, blk),
             Request::SetConfig { offset, data } => self.set_config(offset, &data, blk),
-            Request::SetBackendReqFd(fd) => {
-                blk.set_backend_channel(BackendChannel::new(fd.fd)).map_err(device)?;
-                self.backend_channel = Some(fd.id);
-                Ok(Answer::Done)
-            }
+            Request::SetBackendReqFd(fd) => self.set_backend_channel(fd, blk),
             Request::GetInflightFd(shape) => self.get_inflight(&shape, blk),
             Request::SetInflightFd(shape, fd) => self.set_inflight(&shape, fd, blk),
             Request::SetLogBase(log, fd) => self.set_log(&log, fd, blk),
-            Request::SetLogFd(fd) => {
-                blk.set_log_event(fd.fd).map_err(device)?;
-                self.log_event = Some(fd.id);
-                Ok(Answer::Done)
-            }
+            Request::SetLogFd(fd) => self.set_log_event(fd, blk),
             Request::SetStatus(0) => self.reset(blk),
             Request::SetStatus(status) => {
                 self.status = status;
@@ -357,6 +309,20 @@ impl Session {
         set.and(settled)
     }
 
+    fn set_protocol_features(&mut self, features: ProtocolFeatures, blk: &dyn Blk) -> Handled {
+        if !protocol_features(blk).contains(features) {
+            return Err(invalid("protocol features that were not offered"));
+        }
+        self.protocol_features = features;
+        Ok(Answer::Done)
+    }
+
+    fn reset_owner(&mut self, blk: &mut dyn Blk) -> Handled {
+        self.pause_all(blk)?;
+        self.rings.disable();
+        self.settle(None, blk)
+    }
+
     fn reset(&mut self, blk: &mut dyn Blk) -> Handled {
         self.pause_all(blk)?;
         self.rings.reset(blk)?;
@@ -404,6 +370,54 @@ impl Session {
         }
         let settled = self.settle(None, blk);
         removed.and(settled)
+    }
+
+    fn set_num(&mut self, index: u32, num: u32, blk: &mut dyn Blk) -> Handled {
+        self.rings.set_num(index, num, blk.info().queue_size_max)?;
+        self.settle(Some(index), blk)
+    }
+
+    fn set_addr(&mut self, addr: &wire::VringAddr, blk: &mut dyn Blk) -> Handled {
+        self.rings.check(addr.index)?;
+        self.pause(addr.index, blk)?;
+        self.rings.set_addr(addr)?;
+        self.settle(Some(addr.index), blk)
+    }
+
+    fn set_base(&mut self, index: u32, base: u32, blk: &mut dyn Blk) -> Handled {
+        let queue = self.rings.set_base(index, base)?;
+        if self.inflight.is_some_and(|inflight| inflight.own) {
+            blk.clear_inflight(queue).map_err(device)?;
+        }
+        self.settle(Some(index), blk)
+    }
+
+    fn get_base(&mut self, index: u32, blk: &mut dyn Blk) -> Handled {
+        self.rings.check(index)?;
+        self.pause(index, blk)?;
+        let num = self.rings.halt(index, blk)?;
+        payload(&wire::VringState { index, num })
+    }
+
+    fn set_fd(&mut self, event: VringEvent, index: u32, fd: Option<ClientFd>, blk: &mut dyn Blk) -> Handled {
+        let (id, fd) = fd.map(|fd| (fd.id, fd.fd)).unzip();
+        self.rings.set_fd(event, index, id, fd, blk)?;
+        if event == VringEvent::Kick { self.settle(Some(index), blk) } else { Ok(Answer::Done) }
+    }
+
+    fn enable(&mut self, index: u32, on: bool, blk: &mut dyn Blk) -> Handled {
+        if !on {
+            self.rings.check(index)?;
+            self.pause(index, blk)?;
+        }
+        self.rings.enable(index, on)?;
+        self.settle(Some(index), blk)
+    }
+
+    fn set_backend_channel(&mut self, fd: ClientFd, blk: &mut dyn Blk) -> Handled {
+        blk.set_backend_channel(BackendChannel::new(fd.fd)).map_err(device)?;
+        self.backend_channel = Some(fd.id);
+        Ok(Answer::Done)
     }
 
     fn set_config(&mut self, offset: usize, data: &[u8], blk: &mut dyn Blk) -> Handled {
@@ -459,6 +473,12 @@ impl Session {
         set.and(settled)?;
         // QEMU waits for an answer here whether or not it asked for one ("Communication").
         number(0)
+    }
+
+    fn set_log_event(&mut self, fd: ClientFd, blk: &mut dyn Blk) -> Handled {
+        blk.set_log_event(fd.fd).map_err(device)?;
+        self.log_event = Some(fd.id);
+        Ok(Answer::Done)
     }
 
     fn pause(&mut self, index: u32, blk: &mut dyn Blk) -> Result<(), Refusal> {

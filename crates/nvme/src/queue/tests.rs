@@ -183,6 +183,24 @@ fn a_successor_executes_in_the_order_of_acceptance_whatever_the_slots() {
 }
 
 #[test]
+fn a_queue_that_is_created_anew_knows_no_progress_of_the_old_ones_commands() {
+    let host = host();
+    for life in ["first", "second"] {
+        let (mut sq, mut cq) = host.open();
+        sq.look(1);
+        let accepted = accept_one(&host, &mut sq, &mut cq);
+        let slot = accepted.slot();
+        assert_eq!(sq.progress(&host.region, slot), 0, "the {life} queue's first command, in the same slot");
+        sq.set_progress(&host.region, slot, 1);
+        cq.post(&host.region, &mut sq, accepted, Answer::of(Status::SUCCESS));
+        close_sq(&host.region, 1);
+        close_cq(&host.region, 1);
+        create_cq(&host.region, 1, CQ, ENTRIES, None);
+        create_sq(&host.region, 1, SQ, ENTRIES, 1);
+    }
+}
+
+#[test]
 fn an_unsound_record_opens_no_queue() {
     let host = host();
     let record = &host.region.sqs[1];

@@ -1,6 +1,6 @@
 //! Work that takes time and concerns namespaces: format, sanitize, creation, deletion, attachment, wiping. One at a time.
 //!
-//! Each task walks a fixed plan of steps; a step ends with an answer of the groups, the backend or the record's writer:
+//! Each task walks a fixed plan of steps (`Task::plan`); a step ends with an answer of the groups, the backend or the record's writer:
 //!
 //! ```text
 //!  Hold    groups begin no command in scope and end those begun      -> Acknowledged
@@ -67,7 +67,8 @@ impl Task {
     const fn plan(&self) -> &'static [Step] {
         match self {
             Self::Format { .. } => &[Step::Hold, Step::Gate, Step::Wipe, Step::Commit, Step::Publish],
-            Self::Delete { .. } => &[Step::Hold, Step::Gate, Step::Record, Step::Wipe, Step::Commit],
+            // On record before anybody sees it: a namespace that is not gone for good is not gone.
+            Self::Delete { .. } => &[Step::Hold, Step::Record, Step::Gate, Step::Wipe, Step::Commit],
             Self::Detach { .. } => &[Step::Hold, Step::Commit, Step::Publish],
             Self::Create { wipe: true, .. } => &[Step::Wipe, Step::Commit, Step::Publish],
             Self::Attach { .. } | Self::Create { .. } => &[Step::Commit, Step::Publish],
@@ -196,13 +197,16 @@ impl Controller {
             None => self.finish(host),
             Some(Step::Hold) => self.hold(host),
             Some(Step::Gate) => {
-                self.note_wipes();
                 if let Some(table) = self.gated_table() {
                     self.table = Arc::new(table);
                 }
                 self.publish(host);
             }
-            Some(Step::Record) => self.persist(PersistWish::Work, host),
+            Some(Step::Record) => {
+                self.note_wipes();
+                self.work.pending = self.gated_table();
+                self.persist(PersistWish::Work, host);
+            }
             Some(Step::Reply) => {
                 if let Some(slot) = self.work.job.as_mut().and_then(|job| job.reply.take()) {
                     self.answer(slot, Answer::of(Status::SUCCESS));
@@ -275,12 +279,17 @@ impl Controller {
             tracing::error!("the ssd's record could not be made stable");
             self.work.job.as_mut().into_iter().for_each(|job| job.failed = true);
         }
-        if self.work.step() == Some(Step::Commit) {
-            let pending = self.work.pending.take();
-            let table = if ok { pending } else { Some(self.table_without_record()) };
-            if let Some(table) = table {
-                self.table = Arc::new(table);
+        let pending = self.work.pending.take();
+        let table = match self.work.step() {
+            Some(Step::Commit) if !ok => Some(self.table_without_record()),
+            Some(Step::Record) if !ok => {
+                self.abandon_deletion();
+                None
             }
+            _ => pending,
+        };
+        if let Some(table) = table {
+            self.table = Arc::new(table);
         }
         self.next_step(host);
     }
@@ -334,6 +343,16 @@ impl Controller {
     fn note_wipes(&mut self) {
         let Some(Job { task: Task::Delete { nsids }, .. }) = &self.work.job else { return };
         self.to_wipe.extend(nsids.iter().filter_map(|nsid| self.table.get(*nsid)).map(|ns| ns.reserved()));
+    }
+
+    /// A deletion that is not on record has not begun: the namespaces stay, with what is in them.
+    fn abandon_deletion(&mut self) {
+        let Some(job) = &mut self.work.job else { return };
+        if let Task::Delete { nsids } = &job.task {
+            job.at = job.task.plan().len();
+            let noted = nsids.iter().filter(|nsid| self.table.get(**nsid).is_some()).count();
+            self.to_wipe.truncate(self.to_wipe.len().saturating_sub(noted));
+        }
     }
 
     fn new_wiper(&self) -> Wiper {
@@ -397,16 +416,20 @@ impl Controller {
     fn finish(&mut self, host: &mut impl Host) {
         self.release(host);
         let Some(job) = self.work.job.take() else { return };
-        let status = match job.task {
-            // Gone all the same; its space stays closed until a later wipe succeeds.
-            Task::Delete { .. } => Status::SUCCESS,
+        let status = match &job.task {
+            // Gone, whatever became of the wipe: its space stays closed until a later one succeeds.
+            Task::Delete { nsids } if nsids.iter().all(|nsid| self.table.get(*nsid).is_none()) => {
+                Status::SUCCESS
+            }
             _ if job.failed => Status::INTERNAL_ERROR,
             _ => Status::SUCCESS,
         };
         if let Some(slot) = job.reply {
             self.answer(slot, Answer { dw0: job.dw0, dw1: 0, status });
         }
-        for nsid in job.seen {
+        // A format that failed has changed its namespaces all the same.
+        let changed = status == Status::SUCCESS || matches!(job.task, Task::Format { .. });
+        for nsid in job.seen.into_iter().filter(|_| changed) {
             self.namespace_changed(nsid);
         }
         if matches!(job.task, Task::Sanitize) {

@@ -62,6 +62,23 @@ fn deleted_space_reads_as_zeros_before_anybody_has_it_again() {
     assert_eq!(status(&mut world, delete(0xffff_ffff)), Status::SUCCESS);
 }
 
+/// Base 2.1, 5.1.21 and 8.1.15: it is deleted when the command says so; that it stays whole otherwise is ours.
+#[test]
+fn a_deletion_that_cannot_be_recorded_fails_and_leaves_the_namespace_and_its_data() {
+    let mut world = World::ready();
+    world.host.persist_ok = false;
+    for nsid in [1, 0xffff_ffff] {
+        assert_eq!(status(&mut world, delete(nsid)), Status::INTERNAL_ERROR);
+        assert!(world.host.drive.iter().all(|page| *page == 1));
+        assert!(world.host.table.as_ref().is_some_and(|table| table.for_io(1).is_ok()));
+        assert_eq!(unallocated(&mut world), 0);
+    }
+    world.host.persist_ok = true;
+    assert_eq!(status(&mut world, delete(1)), Status::SUCCESS);
+    assert_eq!(world.host.records.last().expect("persisted").to_wipe, []);
+    assert_eq!(unallocated(&mut world), 64 << 20);
+}
+
 /// Base 2.1, 5.1.20, 5.1.21, 8.1.15; the notice: 5.1.2 and 5.1.12.1.5.
 #[test]
 fn namespaces_are_created_attached_detached_and_counted() {

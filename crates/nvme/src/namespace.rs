@@ -66,7 +66,8 @@ impl LbaFormat {
     }
 }
 
-/// A half-open run of logical blocks known to lie inside its namespace. The only way to one is [`Namespace::blocks_at`].
+/// A half-open run of logical blocks known to lie inside its namespace. The only ways to one are
+/// [`Namespace::blocks_at`] and [`Namespace::run_at`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockRange {
     start: u64,

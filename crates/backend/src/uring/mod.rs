@@ -194,7 +194,8 @@ impl AsFd for Uring {
 }
 
 impl Drop for Uring {
-    /// Waits for the kernel: it must not write to memory that its owner takes back after this.
+    /// Waits for the kernel: it must not write to memory that its owner takes back after this. Where it cannot be waited for, the
+    /// process ends: its successor waits for it then.
     fn drop(&mut self) {
         let taken_back = std::mem::take(&mut self.waiting);
         let mut held =
@@ -207,11 +208,11 @@ impl Drop for Uring {
             if let Err(error) = self.enter(1)
                 && !matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY))
             {
-                tracing::error!(%error, held, "cannot wait for I/O under way");
-                break;
+                tracing::error!(%error, held, "cannot wait for I/O under way; ending the process");
+                std::process::abort();
             }
         }
-        if let Some(rings) = self.rings.take().filter(|_| held == 0) {
+        if let Some(rings) = self.rings.take() {
             rings.closing(self.as_fd());
         }
         // The kernel takes a ring apart later; the file, and with it its lock, shall be free now.

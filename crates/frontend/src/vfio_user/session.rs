@@ -1,7 +1,7 @@
 //! The state of one conversation: version first, then each request checked against the device and carried out.
 //! Sans-I/O: a message in, at most one reply out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -377,10 +377,11 @@ fn region_write_multi(
     for small in writes {
         check_access(device, &small.range, false)?;
     }
+    let key = |range: &RegionRange| (range.region, range.offset, range.count);
+    let last: HashMap<_, _> = writes.iter().enumerate().map(|(at, small)| (key(&small.range), at)).collect();
     for (at, small) in writes.iter().enumerate() {
-        let again = |later: &SmallWrite| later.range == small.range;
         let superseded = device.last_write_counts(small.range.region, small.range.offset)
-            && writes.iter().skip(at + 1).any(again);
+            && last.get(&key(&small.range)).is_some_and(|last| *last > at);
         if !superseded {
             write(device, &small.range, small.bytes())?;
         }

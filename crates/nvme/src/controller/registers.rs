@@ -202,7 +202,8 @@ impl Controller {
         if shadow == 0 || cqid == 0 {
             return register;
         }
-        self.map.load_u32(memory::Iova(shadow + 8 * u64::from(cqid) + 4)).unwrap_or(register)
+        let at = shadow.checked_add(8 * u64::from(cqid) + 4);
+        at.and_then(|at| self.map.load_u32(memory::Iova(at)).ok()).unwrap_or(register)
     }
 
     pub(crate) fn cc(&self) -> Cc {

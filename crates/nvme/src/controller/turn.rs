@@ -151,12 +151,14 @@ impl Controller {
 
     /// Executes commands that a predecessor accepted, again, in their order.
     pub(super) fn replay(&mut self, unanswered: Vec<Unanswered>, host: &mut impl Host) {
+        let Some(queue) = &mut self.queue else { return };
+        // All have their completion queue entries back before any is executed: an event request that is answered at once must
+        // not take the entry of a command behind it.
+        let resumed = |slot| Some((slot, queue.resume(&self.region, slot)?));
+        let commands: Vec<_> = unanswered.iter().map(|found| found.slot).filter_map(resumed).collect();
         self.replaying = true;
-        for found in unanswered {
-            let Some(queue) = &mut self.queue else { break };
-            if let Some(command) = queue.resume(&self.region, found.slot) {
-                self.execute(found.slot, command, host);
-            }
+        for (slot, command) in commands {
+            self.execute(slot, command, host);
         }
         self.replaying = false;
     }

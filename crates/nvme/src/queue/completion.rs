@@ -145,12 +145,6 @@ impl CompletionQueue {
         core::mem::take(&mut self.posted)
     }
 
-    /// Whether every posted entry was taken by the host, as far as its doorbell was looked at.
-    #[must_use]
-    pub fn is_drained(&self) -> bool {
-        self.unread() == 0
-    }
-
     /// Takes note of the head doorbell's value. `false`: no queue in this state can have it; ignored, and told once.
     pub fn look(&mut self, region: &ControllerRegion, head: u32) -> bool {
         if head == self.head {
@@ -266,12 +260,6 @@ impl CompletionQueue {
         for unwritten in self.backlog.iter_mut().filter(|unwritten| unwritten.sqid == sqid) {
             unwritten.orphan = true;
         }
-    }
-
-    /// Whether entries wait for the ring to be mapped.
-    #[must_use]
-    pub fn has_unwritten(&self) -> bool {
-        !self.backlog.is_empty()
     }
 
     /// Finishes a post that a predecessor began: the entry is written (again) at the position it was meant for.

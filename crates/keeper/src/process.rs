@@ -187,8 +187,13 @@ impl Engine {
         ready.is_ok() && fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
     }
 
-    /// Kills it: it is broken, or too late.
+    /// Kills it: it is broken, or too late. One that is ending already needs no killing: what it left undone since then is no
+    /// fault of its own. Where processors are scarce, a dying thread may wait seconds for the kernel's work on its rings.
     pub(crate) fn expel(&mut self, why: String) {
+        if self.expelled.is_none() && is_ending(self.pid) {
+            tracing::warn!(generation = self.generation, pid = self.pid, why, "the engine is ending");
+            return;
+        }
         if self.expelled.is_none() {
             tracing::error!(generation = self.generation, pid = self.pid, why, "killing the engine");
             self.expelled = Some(why);
@@ -226,6 +231,15 @@ impl Engine {
             Err(_) => blame::Verdict::default(),
         }
     }
+}
+
+/// proc_pid_stat(5): the state of the first thread, and its flags, of which PF_EXITING is 4. One that nobody reaped stays there.
+fn is_ending(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name before may have any character.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+    let flags = fields.get(6).and_then(|flags| flags.parse::<u64>().ok());
+    flags.is_some_and(|flags| flags & 4 != 0) || matches!(fields.first(), Some(&("Z" | "X")))
 }
 
 fn blame_page() -> io::Result<OwnedFd> {
@@ -280,4 +294,23 @@ fn signal_name(signal: i32) -> Option<&'static str> {
         (Signal::FPE, "SIGFPE"),
     ];
     names.iter().find(|(number, _)| number.as_raw() == signal).map(|(_, name)| *name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_was_killed_is_ending_and_one_that_runs_is_not() {
+        let mut child = Command::new("sleep").arg("60").spawn().expect("started");
+        let pid = i32::try_from(child.id()).expect("a process id");
+        assert!(!is_ending(pid));
+        child.kill().expect("killed");
+        let begun = Instant::now();
+        while !is_ending(pid) {
+            assert!(begun.elapsed().as_secs() < 30, "it is not seen to end");
+            std::thread::yield_now();
+        }
+        child.wait().expect("ended");
+    }
 }

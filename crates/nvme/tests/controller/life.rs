@@ -1,6 +1,6 @@
 //! Registers, enable, reset, shutdown (Base 2.1, 3.1.4, 3.5 to 3.7).
 
-use nvme::sink::GroupCommand;
+use nvme::sink::{DoorbellError, GroupCommand, GroupEvent};
 use spec::nvme::registers as reg;
 
 use crate::world::{ACQ, ASQ, World, command};
@@ -246,4 +246,27 @@ fn a_parked_event_request_leaves_room_in_the_smallest_queue() {
     for _ in 0..5 {
         assert!(world.admin(command(0x18, 0, [0, 0])).status.is_success());
     }
+}
+
+/// Base 2.1, 3.3.1.2.2: no entry goes to a completion queue that is full. An event request holds no entry, the command behind it
+/// does: a successor must not give that one away.
+#[test]
+fn a_successor_leaves_the_only_completion_queue_entry_to_the_command_that_had_it() {
+    let mut world = World::new();
+    world.entries = 2;
+    world.enable();
+    let event = world.submit(command(0x0c, 0, [0, 0]));
+    world.pump();
+    world.host.frozen = true;
+    let format = world.submit(command(0x80, 1, [0, 0]));
+    world.pump();
+    world.event(GroupEvent::InvalidDoorbell { qid: 1, kind: DoorbellError::Value });
+    assert!(world.reap().is_none(), "the format has the entry");
+    world.host.frozen = false;
+    world.succeed();
+    for cid in [format, event] {
+        assert_eq!(world.reap().expect("an answer").cid, cid);
+        world.pump();
+    }
+    assert!(world.reap().is_none());
 }

@@ -1,6 +1,8 @@
 //! `godwitd` beside a guest: configured, started, stopped, killed and started again.
 
 use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -11,6 +13,8 @@ use rustix::process::{Pid, Signal, kill_process};
 const START_PATIENCE: Duration = Duration::from_secs(20);
 const STOP_PATIENCE: Duration = Duration::from_secs(20);
 const LOG_TAIL_LINES: usize = 40;
+/// The control socket in the daemon's folder.
+const CONTROL: &str = "control.sock";
 
 /// What an ssd keeps its data in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,7 +89,6 @@ pub struct Daemon {
     folder: PathBuf,
     sockets: Vec<PathBuf>,
     binary: PathBuf,
-    keeper: bool,
 }
 
 impl Daemon {
@@ -98,7 +101,9 @@ impl Daemon {
     /// is there.
     pub fn start_binary(binary: &Path, folder: &Path, ssds: &[Ssd]) -> Result<Daemon> {
         let config: String = ssds.iter().map(|ssd| ssd.to_toml(folder)).collect();
-        fs::write(folder.join("godwit.toml"), config).context("write the daemon's configuration")?;
+        let control = format!("control = \"{}\"\n\n", folder.join(CONTROL).display());
+        fs::write(folder.join("godwit.toml"), control + &config)
+            .context("write the daemon's configuration")?;
         for ssd in ssds.iter().filter(|ssd| ssd.backend == Backend::Uring) {
             let data = ssd.data(folder);
             if !data.exists() {
@@ -107,10 +112,8 @@ impl Daemon {
             }
         }
         let sockets = ssds.iter().map(|ssd| folder.join(format!("{}.sock", ssd.name))).collect();
-        let keeper = ssds.iter().any(|ssd| ssd.disk) && takes_keeper(binary);
-        let child = spawn(binary, folder, keeper)?;
-        let mut daemon =
-            Daemon { child, folder: folder.to_owned(), sockets, binary: binary.to_owned(), keeper };
+        let child = spawn(binary, folder)?;
+        let mut daemon = Daemon { child, folder: folder.to_owned(), sockets, binary: binary.to_owned() };
         daemon.wait_sockets()?;
         Ok(daemon)
     }
@@ -159,7 +162,44 @@ impl Daemon {
         bail!("godwitd did not stop within {STOP_PATIENCE:?} of SIGTERM\n{}", self.log_tail())
     }
 
-    /// Kills the daemon as a crash would.
+    /// Kills the engine, which the keeper must replace; returns when the next one is there.
+    pub fn kill_engine(&mut self) -> Result<()> {
+        let old = self.engine(None)?;
+        kill_process(Pid::from_raw(old).context("an engine's process id")?, Signal::KILL)
+            .context("kill the engine")?;
+        self.engine(Some(old)).map(drop)
+    }
+
+    /// Hands over to a fresh engine of the same program; returns when it serves.
+    pub fn upgrade(&self) -> Result<()> {
+        let mut socket = UnixStream::connect(self.folder.join(CONTROL)).context("the control socket")?;
+        socket.set_read_timeout(Some(START_PATIENCE)).context("set the control socket's timeout")?;
+        socket.write_all(b"{\"command\":\"upgrade\",\"no_wait\":true}\n").context("ask for an upgrade")?;
+        let mut said = String::new();
+        socket.read_to_string(&mut said).context("wait for the upgrade")?;
+        ensure!(said.contains("\"done\""), "the upgrade was refused: {said}");
+        Ok(())
+    }
+
+    /// The engine's process: the keeper's child, once there is one other than `old`.
+    fn engine(&self, old: Option<i32>) -> Result<i32> {
+        let (keeper, deadline) = (self.pid(), Instant::now() + START_PATIENCE);
+        loop {
+            let children = fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children"));
+            let is_engine = |pid: &i32| {
+                let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                words.split(|byte| *byte == 0).nth(1) == Some(b"engine") && Some(*pid) != old
+            };
+            let text = children.unwrap_or_default();
+            if let Some(pid) = text.split_whitespace().filter_map(|word| word.parse().ok()).find(is_engine) {
+                return Ok(pid);
+            }
+            ensure!(Instant::now() < deadline, "there is no engine\n{}", self.log_tail());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Kills the keeper, which nobody starts again: the engine goes with it.
     pub fn kill(&mut self) {
         // Both fail only if it has ended already.
         let _ = self.child.kill();
@@ -169,7 +209,7 @@ impl Daemon {
     /// Starts a stopped or killed daemon again with the same configuration and files.
     pub fn restart(&mut self) -> Result<()> {
         self.kill();
-        self.child = spawn(&self.binary, &self.folder, self.keeper)?;
+        self.child = spawn(&self.binary, &self.folder)?;
         self.wait_sockets()
     }
 
@@ -216,14 +256,7 @@ fn is_listening(socket: &Path) -> bool {
     table.lines().any(|line| line.ends_with(&*path))
 }
 
-/// Where a keeper is not the rule, it is asked for.
-fn takes_keeper(binary: &Path) -> bool {
-    let mut command = Command::new(binary);
-    command.args(["--keeper", "--help"]).stdout(Stdio::null()).stderr(Stdio::null());
-    command.status().is_ok_and(|status| status.success())
-}
-
-fn spawn(binary: &Path, folder: &Path, keeper: bool) -> Result<Child> {
+fn spawn(binary: &Path, folder: &Path) -> Result<Child> {
     let log = File::options()
         .create(true)
         .append(true)
@@ -231,9 +264,6 @@ fn spawn(binary: &Path, folder: &Path, keeper: bool) -> Result<Child> {
         .context("open godwitd's log")?;
     let mut command = Command::new(binary);
     command.arg("--config").arg(folder.join("godwit.toml"));
-    if keeper {
-        command.arg("--keeper");
-    }
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     command.spawn().with_context(|| format!("start {}", binary.display()))
 }

@@ -6,8 +6,8 @@
 //!  guest --doorbells, guest RAM (shared memory)------------> every reactor: nvme::QueueGroup --> block::Backend
 //! ```
 //!
-//! [`Engine`] serves alone: its end costs its guests their device. [`run()`] serves for a keeper, which starts it again. Not here
-//! yet: limits, pools.
+//! [`run()`] serves for a keeper, which starts it again: this is `godwitd engine`. [`Engine`] serves in the process that calls it, for tests
+//! and for programs of one's own; its end costs its guests their device. Not here yet: limits, pools.
 
 mod blame;
 mod channel;

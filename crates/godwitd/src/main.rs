@@ -28,12 +28,6 @@ struct Arguments {
     /// Make PATH a link to a page of live counters of the reactors.
     #[arg(long, value_name = "PATH")]
     stats: Option<PathBuf>,
-    /// Serve in this process alone: a crash of it costs the guests their devices.
-    #[arg(long, hide = true)]
-    alone: bool,
-    /// Serve with a keeper and an engine.
-    #[arg(long, hide = true)]
-    keeper: bool,
     /// Go on from the keeper that executed this program: its state is on the standard input. Not for people.
     #[arg(long, hide = true)]
     resume: bool,
@@ -67,10 +61,7 @@ fn main() -> ExitCode {
     let (name, result) = match arguments.command {
         Some(Command::Engine { link: _ }) => ("godwitd engine", run_engine()),
         Some(Command::KeeperCheck) => ("godwitd keeper-check", keeper::check()),
-        None if arguments.resume || (arguments.keeper && !arguments.alone) => {
-            ("godwitd", run_keeper(arguments))
-        }
-        None => ("godwitd", run(arguments)),
+        None => ("godwitd", run_keeper(arguments)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -134,24 +125,6 @@ fn signals(which: &[i32]) -> anyhow::Result<OwnedFd> {
             .context("cannot wait for signals")?;
     }
     Ok(read.into())
-}
-
-fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let config = api::config::Config::load(&arguments.config)?;
-    if arguments.check {
-        println!("{}: good, {} ssds", arguments.config.display(), config.ssds.len());
-        return Ok(());
-    }
-    // Before any thread starts: the signal handlers' wake-up must find this one.
-    let signals =
-        signal_hook::iterator::Signals::new([signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM]);
-    let mut signals = signals.context("cannot wait for signals")?;
-    let engine = engine::Engine::start(&config, arguments.stats)?;
-    let signal = signals.forever().next();
-    tracing::info!(signal, "stopping");
-    engine.stop()?;
-    tracing::info!("stopped; all data is durable");
-    Ok(())
 }
 
 fn start_log(format: LogFormat) {

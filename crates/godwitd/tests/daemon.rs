@@ -12,8 +12,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 fn configuration(folder: &Path, size: &str) -> String {
     let path = folder.join("godwit.toml");
     let socket = folder.join("a.sock").display().to_string();
+    let control = folder.join("control.sock").display().to_string();
     let text = format!(
-        "[[ssd]]\nname = \"a\"\nsize = \"{size}\"\nsocket = \"{socket}\"\nbackend = {{ type = \"ram\" }}\n"
+        "control = \"{control}\"\n[[ssd]]\nname = \"a\"\nsize = \"{size}\"\nsocket = \"{socket}\"\nbackend = {{ type = \"ram\" }}\n"
     );
     std::fs::write(&path, text).unwrap();
     path.display().to_string()
@@ -71,7 +72,7 @@ fn a_wrong_configuration_is_refused_with_its_line() {
     let output = godwitd(&["--config", &config]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success());
-    assert!(text.contains("godwit.toml") && text.contains(":3") && text.contains("64 parsecs"), "{text}");
+    assert!(text.contains("godwit.toml") && text.contains(":4") && text.contains("64 parsecs"), "{text}");
 }
 
 #[test]

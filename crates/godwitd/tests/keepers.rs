@@ -105,10 +105,7 @@ impl Drop for House {
 
 fn spawn(folder: &Path, manager: Option<&Manager>) -> Child {
     let program = Path::new(env!("CARGO_BIN_EXE_godwitd"));
-    // While a keeper is an option of the daemon and not its nature.
-    let probe = Command::new(program).args(["--keeper", "--version"]).output().unwrap();
     let prepare = |command: &mut Command| {
-        command.args(probe.status.success().then_some("--keeper"));
         command.arg("--config").arg(folder.join("godwit.toml")).env("GODWIT_LOG", "warn");
         command.stdin(Stdio::null()).stdout(Stdio::null());
     };

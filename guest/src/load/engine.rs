@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::clock;
 use crate::mapping::Mapping;
 use crate::nvme::{Driver, Options};
+use crate::verify::daemon::engines_of;
 
 /// Where an ssd of a bench keeps its data.
 #[derive(Clone, Debug)]
@@ -62,7 +63,9 @@ impl Spent {
 
 /// A running `godwitd`; dropping it stops it.
 pub struct Engine {
+    /// The keeper: what is measured is its child.
     child: Child,
+    pid: u32,
     directory: tempfile::TempDir,
     stats: Stats,
 }
@@ -87,15 +90,15 @@ impl Engine {
         let mut child = clock::unpinned(|| command.spawn())?
             .with_context(|| format!("cannot start {}", binary.display()))?;
         let sockets: Vec<_> = ssds.iter().map(|ssd| socket(directory.path(), &ssd.name)).collect();
-        let stats = match wait_for(&mut child, &stats, &sockets) {
-            Ok(stats) => stats,
+        let (stats, pid) = match wait_for(&mut child, &stats, &sockets) {
+            Ok(found) => found,
             Err(error) => {
                 stop(&mut child);
                 let said = fs::read_to_string(&log).unwrap_or_default();
                 return Err(error.context(format!("{} said:\n{said}", binary.display())));
             }
         };
-        Ok(Engine { child, directory, stats })
+        Ok(Engine { child, pid, directory, stats })
     }
 
     /// A driver on one of the ssds.
@@ -117,12 +120,18 @@ impl Engine {
     #[must_use]
     pub fn spent(&self) -> Spent {
         let (busy_ns, commands) = self.stats.totals();
-        Spent { busy_ns, commands, cpu_ns: cpu_ns(self.child.id()) }
+        Spent { busy_ns, commands, cpu_ns: cpu_ns(self.pid) }
     }
 
-    /// Its process.
+    /// The engine's process, which does all I/O: the keeper beside it is not in the figures.
     #[must_use]
     pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// The keeper's process.
+    #[must_use]
+    pub fn keeper_pid(&self) -> u32 {
         self.child.id()
     }
 }
@@ -138,7 +147,8 @@ fn socket(directory: &Path, name: &str) -> PathBuf {
 }
 
 fn configuration(directory: &Path, cpu: usize, ssds: &[Ssd]) -> String {
-    let mut text = format!("[engine]\nreactors = 1\ncpus = [{cpu}]\n");
+    let control = directory.join("control.sock");
+    let mut text = format!("control = {control:?}\n\n[engine]\nreactors = 1\ncpus = [{cpu}]\n");
     for ssd in ssds {
         let backend = match &ssd.backing {
             Backing::Null => "{ type = \"null\" }".to_owned(),
@@ -156,13 +166,14 @@ fn configuration(directory: &Path, cpu: usize, ssds: &[Ssd]) -> String {
     text
 }
 
-fn wait_for(child: &mut Child, stats: &Path, sockets: &[PathBuf]) -> Result<Stats> {
+fn wait_for(child: &mut Child, stats: &Path, sockets: &[PathBuf]) -> Result<(Stats, u32)> {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         if sockets.iter().all(|socket| socket.exists())
+            && let Some(engine) = engines_of(child.id()).first()
             && let Ok(stats) = Stats::open(stats)
         {
-            return Ok(stats);
+            return Ok((stats, *engine));
         }
         if let Some(status) = child.try_wait()? {
             bail!("it ended at once: {status}");

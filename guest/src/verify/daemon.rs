@@ -86,15 +86,12 @@ impl Process {
 
 fn start(manager: &Manager, binary: &Path, config: &Path, log: &File) -> Result<Child> {
     let (out, error) = (log.try_clone()?, log.try_clone()?);
-    let prepare = |command: &mut Command| arguments(command, binary, config, out, error);
+    let prepare = |command: &mut Command| arguments(command, config, out, error);
     manager.spawn(binary, prepare).with_context(|| format!("cannot start {}", binary.display()))
 }
 
-fn arguments(command: &mut Command, binary: &Path, config: &Path, out: File, error: File) {
-    // While a keeper is an option of the daemon and not its nature.
-    let probe = Command::new(binary).args(["--keeper", "--version"]).output();
-    let has_option = probe.is_ok_and(|probe| probe.status.success());
-    command.args(has_option.then_some("--keeper")).arg("--config").arg(config);
+fn arguments(command: &mut Command, config: &Path, out: File, error: File) {
+    command.arg("--config").arg(config);
     command.env("NO_COLOR", "1").stdin(Stdio::null()).stdout(out).stderr(error);
 }
 
@@ -122,7 +119,7 @@ impl Daemon {
             Some(manager) => start(manager, binary, &config, &log)?,
             None => {
                 let mut command = Command::new(binary);
-                arguments(&mut command, binary, &config, log.try_clone()?, log.try_clone()?);
+                arguments(&mut command, &config, log.try_clone()?, log.try_clone()?);
                 command.spawn().with_context(|| format!("cannot start {}", binary.display()))?
             }
         };

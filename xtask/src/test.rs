@@ -35,6 +35,8 @@ pub(crate) fn command() -> Result<()> {
     total.add(models()?);
     heading("unsafe copies under Miri");
     total.add(under_miri()?);
+    heading("soak");
+    total.add(soaks()?);
     heading("guest tests");
     total.add(guest_tests()?);
     println!("{} passed, {} failed", total.passed, total.failed);
@@ -65,6 +67,23 @@ fn under_miri() -> Result<Tally> {
     command.env("RUSTUP_TOOLCHAIN", "nightly").env("MIRIFLAGS", "-Zmiri-permissive-provenance");
     command.env_remove("CARGO").env_remove("RUSTC").env("CARGO_TARGET_DIR", top().join("target/miri"));
     stage(command, Runner::Libtest)
+}
+
+/// A few kills and upgrades under the verifying load: the row must be zero. The debug build, which the tests have made already;
+/// how long anything takes is for `cargo xtask soak`.
+fn soaks() -> Result<Tally> {
+    let (godwitd, soak) = (build("godwitd", "godwitd", false)?, build("guest", "soak", false)?);
+    let mut total = Tally::default();
+    for (what, count) in [("kills", "10"), ("upgrades", "4")] {
+        let mut command = std::process::Command::new(&soak);
+        command
+            .args([what, "--count", count, "--patience", "120"])
+            .env("GODWITD", &godwitd)
+            .current_dir(top());
+        let (clean, _) = run_heard(&mut command)?;
+        total.add(Tally { passed: clean.into(), failed: (!clean).into() });
+    }
+    Ok(total)
 }
 
 fn guest_tests() -> Result<Tally> {

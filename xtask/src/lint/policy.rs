@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
+use super::source::{code_only, has_word};
 use crate::run::{Metadata, top};
 
 #[derive(Deserialize)]
@@ -72,7 +73,9 @@ pub(super) fn findings(metadata: &Metadata) -> Result<Vec<String>> {
     let arrows = arrows(metadata);
     findings.extend(arrows.iter().filter_map(|arrow| fault(&policy, arrow)));
     findings.extend(circle(&arrows).map(|path| format!("a circle: {}: break it", path.join(" -> "))));
-    findings.extend(unused(&policy, metadata, &arrows));
+    let packages = metadata.packages.iter().map(|package| package.name.as_str()).collect();
+    findings.extend(unused(&policy, &packages, &arrows));
+    findings.extend(idle(metadata)?);
     Ok(findings)
 }
 
@@ -146,11 +149,10 @@ fn circle(arrows: &[Arrow]) -> Option<Vec<String>> {
 }
 
 /// Permissions nobody uses: a policy that has grown stale allows too much.
-fn unused(policy: &Policy, metadata: &Metadata, arrows: &[Arrow]) -> Vec<String> {
+fn unused(policy: &Policy, packages: &BTreeSet<&str>, arrows: &[Arrow]) -> Vec<String> {
     let mut findings = Vec::new();
-    let packages: BTreeSet<&str> = metadata.packages.iter().map(|package| package.name.as_str()).collect();
     for (name, room) in policy.crates.iter().filter(|(name, _)| packages.contains(name.as_str())) {
-        for library in room.external.iter().chain(&room.tests_use) {
+        for library in room.uses.iter().chain(&room.external).chain(&room.tests_use) {
             if !arrows.iter().any(|arrow| arrow.from == *name && arrow.to == *library) {
                 findings.push(format!(
                     "{name} no longer uses {library}: take it out of [crates.{name}] in policy.toml"
@@ -161,9 +163,34 @@ fn unused(policy: &Policy, metadata: &Metadata, arrows: &[Arrow]) -> Vec<String>
     findings
 }
 
+/// Dependencies that no source file names: they cost time to build and allow what nobody wants.
+fn idle(metadata: &Metadata) -> Result<Vec<String>> {
+    let mut code: BTreeMap<String, String> = BTreeMap::new();
+    for (package, path) in super::rust_files(metadata)? {
+        *code.entry(package).or_default() += &code_only(&super::read(&path)?);
+    }
+    let mut findings = Vec::new();
+    for package in &metadata.packages {
+        let code = code.get(&package.name).map_or("", String::as_str);
+        for library in package.dependencies.iter().map(|dependency| &dependency.name) {
+            if !names(code, library) {
+                findings
+                    .push(format!("{} names {library} nowhere: take it out of its Cargo.toml", package.name));
+            }
+        }
+    }
+    Ok(findings)
+}
+
+fn names(code: &str, library: &str) -> bool {
+    has_word(code, &library.replace('-', "_"))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Arrow, Policy, circle, fault};
+    use std::collections::BTreeSet;
+
+    use super::{Arrow, Policy, circle, code_only, fault, names, unused};
 
     fn policy() -> Policy {
         toml::from_str(
@@ -209,5 +236,24 @@ mod tests {
         assert_eq!(circle(&[down]), None);
         let both = [arrow("top", "mid", true, false), arrow("mid", "top", true, true)];
         assert!(circle(&both).is_some());
+    }
+
+    #[test]
+    fn a_permission_that_nobody_uses_is_told_be_it_for_a_crate_or_a_library() {
+        let told = |packages: &[&str], arrows: &[Arrow]| {
+            unused(&policy(), &packages.iter().copied().collect::<BTreeSet<_>>(), arrows)
+        };
+        assert!(told(&["mid"], &[])[0].starts_with("mid no longer uses low"));
+        assert!(told(&["low"], &[])[0].starts_with("low no longer uses libc"));
+        assert!(told(&["mid"], &[arrow("mid", "low", true, false)]).is_empty());
+    }
+
+    #[test]
+    fn a_dependency_is_named_as_a_word_of_the_code() {
+        let code = code_only("use io_uring::opcode;\n// spec says\nlet respect = inspect(tempfile_of(x));\n");
+        let names = |library| names(&code, library);
+        assert!(names("io-uring"));
+        assert!(!names("spec"));
+        assert!(!names("tempfile"));
     }
 }

@@ -7,7 +7,7 @@ use link::control::ToKeeper;
 use state::ssd::SsdV1;
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
@@ -104,6 +104,35 @@ fn keep(jobs: &Receiver<Job>) {
     }
 }
 
+/// Finds out early what [`save`] needs: a record that cannot be written is otherwise found when the first guest changes
+/// something. Writes nothing: an engine that is to be replaced may be at work on the same file.
+///
+/// # Errors
+/// Why it cannot be written there.
+pub(crate) fn check_writable(path: &Path) -> io::Result<()> {
+    use rustix::fs::{Access, AtFlags, CWD, accessat};
+    let temporary = temporary_of(path);
+    if temporary.is_dir() {
+        return Err(io::Error::other(format!("{} is a directory", temporary.display())));
+    }
+    accessat(CWD, directory_of(path), Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)?;
+    // A name in a path that is none, such as a file's.
+    match std::fs::symlink_metadata(temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn temporary_of(path: &Path) -> PathBuf {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    temporary.into()
+}
+
 /// Writes a record so that a crash at any point leaves the old one or the new one.
 fn save(ssd: &Ssd, record: &SsdV1) -> io::Result<()> {
     let Some(path) = &ssd.record_path else {
@@ -113,12 +142,29 @@ fn save(ssd: &Ssd, record: &SsdV1) -> io::Result<()> {
         }
         return Ok(());
     };
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut temporary = path.clone().into_os_string();
-    temporary.push(".new");
+    let temporary = temporary_of(path);
     let mut file = File::create(&temporary)?;
     file.write_all(&record.to_bytes().map_err(io::Error::other)?)?;
     file.sync_all()?;
     std::fs::rename(&temporary, path)?;
-    File::open(directory)?.sync_all()
+    File::open(directory_of(path))?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::check_writable;
+
+    #[test]
+    fn a_place_where_no_record_can_be_written_is_found_without_writing() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::write(at("file"), "").unwrap();
+        std::fs::create_dir(at("taken.state.new")).unwrap();
+        let before = std::fs::read_dir(folder.path()).unwrap().count();
+        check_writable(&at("new.state")).unwrap();
+        for bad in ["missing/a.state", "file/a.state", "taken.state"] {
+            check_writable(&at(bad)).expect_err(bad);
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), before);
+    }
 }

@@ -4,7 +4,7 @@ use crate::clock::{Clock, ticks};
 use crate::interrupts::Table;
 use crate::keeper::Keeper;
 use crate::message::{Address, Call, Message, Settlement, SsdId};
-use crate::records::Records;
+use crate::records::{Records, check_writable};
 use crate::session::{Wire, call_home, power_off};
 use crate::ssd::{Power, Ssd};
 use anyhow::{Context, bail};
@@ -113,6 +113,12 @@ fn read_record(
     let Some(path) = &config.state else {
         return kept.map_or_else(|| Ok(fresh()), |bytes| SsdV1::from_bytes(&bytes).map_err(Into::into));
     };
+    check_writable(path).with_context(|| {
+        format!(
+            "its state {} cannot be written: make its directory, writable for this user, or write another `state`",
+            path.display()
+        )
+    })?;
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(fresh()),
@@ -266,4 +272,28 @@ fn power_on(ssd: &Arc<Ssd>, home: &Address, record: &SsdV1, clock: Clock) -> any
     };
     home.send(Message::Settle(Box::new(settlement)));
     Ok(power)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Kept, open_ssd};
+    use api::config::Config;
+    use std::path::Path;
+
+    #[test]
+    fn an_ssd_whose_state_cannot_be_written_is_refused_at_the_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = |state: &str| {
+            let at = |name: &str| folder.path().join(name).display().to_string();
+            let text = format!(
+                "[[ssd]]\nname = \"a\"\nsize = \"16MiB\"\nsocket = \"{}\"\nstate = \"{}\"\nbackend = {{ type = \"ram\" }}\n",
+                at("a.sock"),
+                at(state)
+            );
+            open_ssd(0, &Config::parse(Path::new("test"), &text).unwrap().ssds[0], Kept::default(), None)
+        };
+        assert!(open("a.state").is_ok());
+        let error = format!("{:#}", open("missing/a.state").err().unwrap());
+        assert!(error.contains("missing/a.state cannot be written: make its directory"), "{error}");
+    }
 }

@@ -24,6 +24,8 @@ use crate::rng::Rng;
 const CAPACITY: usize = 4 << 20;
 /// Steps of a seed, before everything outstanding must end.
 const STEPS: usize = 4000;
+/// Steps after that in which engines still end, at most.
+const STORM_STEPS: usize = 2000;
 /// Steps in which it must.
 const DRAIN_STEPS: usize = 40_000;
 
@@ -172,12 +174,16 @@ impl World {
                 self.power_loss();
             }
         }
-        self.calm = true;
-        crash::arm(u64::MAX);
         self.outside.disk.calm();
         self.guest.wind_down();
+        // Engines go on to end for a while: with nothing new to come, whatever is not told now is never told.
+        let storm = self.rng.below(STORM_STEPS);
         for drained in 0..DRAIN_STEPS {
             self.drained = drained;
+            if drained == storm {
+                self.calm = true;
+                crash::arm(u64::MAX);
+            }
             self.step()?;
             if self.is_over() {
                 return self.audit();

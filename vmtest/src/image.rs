@@ -88,6 +88,13 @@ impl Image {
         program(&self.root, name)
     }
 
+    /// QEMU of the image, or of another Debian root (`VMTEST_QEMU_ROOT`, with `qemu-system-x86` installed), and that root. The guest is
+    /// the same.
+    pub fn qemu(&self) -> (Command, PathBuf) {
+        let root = std::env::var_os("VMTEST_QEMU_ROOT").map_or_else(|| self.root.clone(), PathBuf::from);
+        (program(&root, "qemu-system-x86_64"), root)
+    }
+
     fn build_root(&self) -> Result<()> {
         ensure!(
             rustix::process::geteuid().is_root(),

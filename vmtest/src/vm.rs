@@ -137,9 +137,9 @@ impl VmBuilder {
     }
 
     fn command(&self, image: &Image, folder: &Path) -> Command {
-        let mut qemu = image.program("qemu-system-x86_64");
+        let (mut qemu, root) = image.qemu();
         for firmware in ["usr/share/qemu", "usr/share/seabios"] {
-            qemu.arg("-L").arg(image.root().join(firmware));
+            qemu.arg("-L").arg(root.join(firmware));
         }
         let memory = format!("memory-backend-memfd,id=memory,size={}M,share=on", self.memory_mib);
         let socket = |id: &str| format!("socket,id={id},path={}", folder.join(id).display());

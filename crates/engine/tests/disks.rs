@@ -11,6 +11,7 @@ use guest::vhost_user::request::{self, SECTOR_BYTES};
 use guest::vhost_user::ring::Piece;
 use guest::vhost_user::{Driver, Options};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -183,6 +184,72 @@ fn a_client_that_vanishes_leaves_the_disk_to_the_next() {
         }
         driver.queues[0].publish().unwrap();
     }
+    host.stop();
+}
+
+#[test]
+fn a_client_that_shrinks_its_memory_is_hung_up_on_and_harms_nobody() {
+    let host = Host::start(&[("bad", RAM), ("good", RAM)], 1);
+    let mut good = Driver::connect(host.socket("good"), Options::default()).unwrap();
+    let options = Options { mem_slots: true, ..Options::default() };
+    let mut bad = Driver::connect(host.socket("bad"), options).unwrap();
+    // A memfd of the driver's own cannot shrink; this one can.
+    let file = tempfile::tempfile_in("/dev/shm").unwrap();
+    file.set_len(1 << 20).unwrap();
+    let words = [0, 0x80_0000_0000, 1 << 20, 0x7B00_0000_0000, 0_u64];
+    let payload: Vec<u8> = words.into_iter().flat_map(u64::to_le_bytes).collect();
+    bad.client().tell(37, &payload, &[file.as_fd()]).unwrap();
+    file.set_len(0).unwrap();
+    let own = bad.ram().alloc(4096).unwrap();
+    own.write(0, &request::header(request::OUT, 0));
+    let pieces = [
+        Piece { iova: own.iova(), len: 16, device_writes: false },
+        Piece { iova: 0x80_0000_0000, len: 4096, device_writes: false },
+        Piece { iova: own.iova() + 64, len: 1, device_writes: true },
+    ];
+    bad.queues[0].ring.add(&pieces).unwrap();
+    bad.queues[0].publish().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while bad.client().ask_number(1).is_ok() {
+        assert!(Instant::now() < deadline, "it is still served");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    write(&mut good, 0, 1);
+    assert_eq!(read(&mut good, 0), vec![1; 4096]);
+    drop(bad);
+    let mut next = Driver::connect(host.socket("bad"), Options::default()).unwrap();
+    write(&mut next, 0, 2);
+    assert_eq!(read(&mut next, 0), vec![2; 4096]);
+    host.stop();
+}
+
+#[test]
+fn a_ring_that_makes_no_sense_is_left_alone_and_the_others_go_on() {
+    let host = Host::start(&[("ram", RAM)], 2);
+    let options = Options { queues: 2, kick: true, ..Options::default() };
+    let mut driver = Driver::connect(host.socket("ram"), options).unwrap();
+    // The available index of ring 1 jumps beyond the ring.
+    let [_, available, _] = driver.queues[1].ring.places();
+    let offset = usize::try_from(available - driver.ram().iova()).unwrap();
+    driver.ram().mapping().store_u16(offset + 2, 0x7FFF);
+    driver.queues[1].kick().unwrap();
+    for at in 0..20 {
+        write(&mut driver, at * 8, at as u8);
+        assert_eq!(read(&mut driver, at * 8), vec![at as u8; 4096]);
+    }
+    driver.stop(1).unwrap();
+    host.stop();
+}
+
+#[test]
+fn a_kick_that_is_no_eventfd_is_refused() {
+    let host = Host::start(&[("ram", RAM)], 1);
+    let mut driver = Driver::connect(host.socket("ram"), Options::default()).unwrap();
+    let (reader, _writer) = rustix::pipe::pipe().unwrap();
+    for message in [12, 13, 14] {
+        assert!(driver.client().tell(message, &0_u64.to_le_bytes(), &[reader.as_fd()]).is_err(), "{message}");
+    }
+    write(&mut driver, 0, 9);
     host.stop();
 }
 

@@ -244,6 +244,12 @@ impl Driver {
         &self.config
     }
 
+    /// The region for requests in flight, if the driver brought one.
+    #[must_use]
+    pub fn inflight_region(&self) -> Option<BorrowedFd<'_>> {
+        self.inflight.as_ref().map(|(fd, _)| fd.as_fd())
+    }
+
     /// Features in use.
     #[must_use]
     pub fn features(&self) -> u64 {

@@ -17,8 +17,8 @@ use spec::vhost_user::F_LOG_ALL;
 use spec::virtio_blk as blk;
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex, PoisonError};
 use virtio::config::Device;
 use virtio::dirty::DirtyLog;
 use virtio::inflight::{QueueRegion, region_bytes};
@@ -45,6 +45,9 @@ pub(crate) fn open_ssd(
     let (name, record_path) = (config.name.clone(), None);
     Ok(Arc::new(Ssd { id: SsdId(at), name, drive, limits, profile, identity, record_path, keeper }))
 }
+
+/// Set when the engine pauses for another: from then on no seat is taken, because it would not hear of the pause.
+pub(super) type Frozen = Arc<Mutex<bool>>;
 
 /// The in-flight region in use.
 struct Flights {
@@ -94,6 +97,7 @@ pub(crate) struct Disk {
     events: Vec<Events>,
     running: BTreeSet<u16>,
     channel: Option<BackendChannel>,
+    frozen: Frozen,
     /// Requests that a predecessor had taken and not answered.
     replayed: u64,
 }
@@ -134,8 +138,13 @@ impl Disk {
             flights: None,
             running: BTreeSet::new(),
             channel: None,
+            frozen: Frozen::default(),
             replayed: 0,
         }
+    }
+
+    pub(super) fn frozen(&self) -> Frozen {
+        Arc::clone(&self.frozen)
     }
 
     pub(crate) fn ssd(&self) -> &Arc<Ssd> {
@@ -162,7 +171,9 @@ impl Disk {
                 let _ = self.ask(place, Order::Leave);
             }
         }
+        let frozen = Arc::clone(&self.frozen);
         *self = Self::new(Arc::clone(&self.ssd), std::mem::take(&mut self.reactors));
+        self.frozen = frozen;
     }
 
     /// Makes all that was written durable.
@@ -177,10 +188,19 @@ impl Disk {
     }
 
     fn sit(&mut self, place: usize) {
-        if !std::mem::replace(&mut self.seated[place], true) {
-            let plan = (Arc::clone(&self.ssd), Arc::clone(&self.device), self.setting.clone());
-            self.send(place, Order::Sit(Box::new(plan)));
+        if std::mem::replace(&mut self.seated[place], true) {
+            return;
         }
+        let plan = (Arc::clone(&self.ssd), Arc::clone(&self.device), self.setting.clone());
+        let frozen = self.frozen.lock().unwrap_or_else(PoisonError::into_inner);
+        if *frozen {
+            drop(frozen);
+            // The process ends soon; what the client asked for is done by the next one.
+            loop {
+                std::thread::park();
+            }
+        }
+        self.send(place, Order::Sit(Box::new(plan)));
     }
 
     fn send(&self, place: usize, order: Order) {

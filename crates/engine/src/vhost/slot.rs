@@ -4,7 +4,7 @@
 //! the descriptors to keep, so that a successor finds the session as it was before a command or as it was after it.
 
 use super::Order;
-use super::disk::Disk;
+use super::disk::{Disk, Frozen};
 use super::saved::{read, written};
 use crate::blame::Line;
 use crate::channel::LinkChannel;
@@ -107,6 +107,7 @@ pub(crate) struct VhostSlot {
     reactors: Vec<Address>,
     jobs: Sender<Job>,
     gate: Arc<Gate>,
+    frozen: Frozen,
     thread: JoinHandle<anyhow::Result<()>>,
 }
 
@@ -119,11 +120,13 @@ impl VhostSlot {
         let (jobs, inbox) = channel();
         let gate = Arc::new(Gate::default());
         let (ssd, reactors, shared) = (Arc::clone(&plan.ssd), plan.reactors.clone(), Arc::clone(&gate));
+        let disk = Disk::new(Arc::clone(&ssd), reactors.clone());
+        let frozen = disk.frozen();
         let thread = std::thread::Builder::new()
             .name(format!("ssd-{}", ssd.id.0))
             .stack_size(256 << 10)
-            .spawn(move || Keeping::run(plan, &inbox, shared, ready))?;
-        Ok(Self { ssd, reactors, jobs, gate, thread })
+            .spawn(move || Keeping::run(plan, disk, &inbox, shared, ready))?;
+        Ok(Self { ssd, reactors, jobs, gate, frozen, thread })
     }
 
     /// A new client.
@@ -149,6 +152,7 @@ impl VhostSlot {
         if !self.gate.pause(PAUSE_PATIENCE) {
             tracing::warn!(ssd = self.ssd.name, "a client's command takes long: it will be done again");
         }
+        *self.frozen.lock().unwrap_or_else(PoisonError::into_inner) = true;
         let answers: Vec<_> = self
             .reactors
             .iter()
@@ -180,6 +184,7 @@ struct Ready {
 impl Keeping {
     fn run(
         plan: VhostPlan,
+        disk: Disk,
         inbox: &Receiver<Job>,
         gate: Arc<Gate>,
         ready: Sender<anyhow::Result<Left>>,
@@ -187,7 +192,7 @@ impl Keeping {
         let line = Line::of_other();
         line.turn_to(Some(plan.ssd.id.0));
         let name = plan.ssd.name.clone();
-        let begun = Self::begin(plan, gate).with_context(|| format!("ssd \"{name}\""));
+        let begun = Self::begin(plan, disk, gate).with_context(|| format!("ssd \"{name}\""));
         line.turn_to(None);
         let (mut keeping, mut session) = match begun {
             Ok((mut keeping, session)) => {
@@ -210,22 +215,20 @@ impl Keeping {
                 keeping.serve(session)?;
             }
             match inbox.recv() {
-                Ok(Job::Serve(plug)) => session = keeping.open(plug),
+                Ok(Job::Serve(plug)) => session = keeping.open(plug)?,
                 Ok(Job::Stop) | Err(_) => return keeping.close(),
             }
         }
     }
 
-    fn begin(plan: VhostPlan, gate: Arc<Gate>) -> anyhow::Result<(Self, Option<Ready>)> {
-        let VhostPlan { ssd, keeper, found, client, reactors } = plan;
-        let mut keeping = Self { disk: Disk::new(ssd, reactors), keeper, gate };
+    fn begin(plan: VhostPlan, disk: Disk, gate: Arc<Gate>) -> anyhow::Result<(Self, Option<Ready>)> {
+        let VhostPlan { keeper, found, client, .. } = plan;
+        let mut keeping = Self { disk, keeper, gate };
         if !found {
             keeping.power_on(None)?;
         }
         let session = match client {
-            // A client whose session cannot be taken up is not dropped silently: the ssd is not served.
-            Some(plug) if found => Some(keeping.connect(plug)?),
-            Some(plug) => keeping.open(plug),
+            Some(plug) => keeping.open(plug)?,
             None => None,
         };
         Ok((keeping, session))
@@ -259,15 +262,18 @@ impl Keeping {
         Ok(Ready { number: plug.session, channel, session })
     }
 
-    /// A new client's session. `None`: its link is broken, and the keeper will notice.
-    fn open(&mut self, plug: Plug) -> Option<Ready> {
+    /// A client's session. `None`: it cannot be served, such as one that took its memory or wrote nonsense into its in-flight region
+    /// before the last engine died. It is hung up on, and the disk is there for the next.
+    fn open(&mut self, plug: Plug) -> anyhow::Result<Option<Ready>> {
+        let number = plug.session;
         match self.connect(plug) {
-            Ok(ready) => Some(ready),
+            Ok(ready) => Ok(Some(ready)),
             Err(error) => {
-                let why = format!("its client cannot be served: {error:#}");
+                let why = format!("its client cannot be served and was hung up on: {error:#}");
                 self.keeper.fault(Some(self.disk.ssd().id.0), why);
                 self.disk.leave();
-                None
+                self.power_on(Some(number))?;
+                Ok(None)
             }
         }
     }

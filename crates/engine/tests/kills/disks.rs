@@ -84,6 +84,28 @@ fn a_disks_client_that_leaves_while_the_engine_is_dead_frees_the_disk() {
     house.stop();
 }
 
+/// The region is the client's to write: what it says is believed only as far as it hangs together.
+#[test]
+fn a_client_that_wrote_nonsense_into_its_in_flight_region_loses_its_session_and_not_the_disk() {
+    let house = House::start(&[("victim", &format!("virtio-blk on {RAM}"))], 1);
+    let driver = connect(&house, Options { inflight: true, kick: true, ..Options::default() });
+    let region = driver.inflight_region().unwrap();
+    let map = guest::mapping::Mapping::new(region, 0, 4096, true).unwrap();
+    map.fill(0, 4096, 0xA5);
+    house.kill();
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while driver.client().ask_number(1).is_ok() {
+        assert!(std::time::Instant::now() < deadline, "it is still served");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    drop(driver);
+    let mut load = Checked::connect(&house.socket("victim"), 2, 8, Options::default(), 5);
+    load.run_for(Duration::from_millis(100));
+    load.finish();
+    drop(load);
+    house.stop();
+}
+
 fn connect(house: &House, options: Options) -> Driver {
     let deadline = std::time::Instant::now() + Duration::from_secs(20);
     loop {

@@ -13,6 +13,7 @@
 //! Not done here: no vIOMMU, no dirty log (crate `dirty`, later), no sockets (a remote region is reached through
 //! [`Remote`], which the owner of the socket implements).
 
+pub mod crash;
 mod doorbells;
 mod map;
 mod mapping;

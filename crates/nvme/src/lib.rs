@@ -9,9 +9,10 @@
 #[cfg(test)]
 extern crate self as nvme;
 
+pub use memory::crash;
+
 mod admin;
 pub mod controller;
-pub mod crash;
 pub mod data;
 pub mod group;
 pub mod host;

@@ -16,9 +16,10 @@
 //! and headers, not for data.
 #![forbid(unsafe_code)]
 
+pub use memory::crash;
+
 mod chain;
 pub mod config;
-pub mod crash;
 pub mod dirty;
 pub mod group;
 pub mod inflight;

@@ -91,8 +91,13 @@ impl Image {
     /// QEMU of the image, or of another Debian root (`VMTEST_QEMU_ROOT`, with `qemu-system-x86` installed), and that root. The guest is
     /// the same.
     pub fn qemu(&self) -> (Command, PathBuf) {
-        let root = std::env::var_os("VMTEST_QEMU_ROOT").map_or_else(|| self.root.clone(), PathBuf::from);
-        (program(&root, "qemu-system-x86_64"), root)
+        let Some(root) = std::env::var_os("VMTEST_QEMU_ROOT").map(PathBuf::from) else {
+            return (self.program("qemu-system-x86_64"), self.root.clone());
+        };
+        let mut qemu = program(&root, "qemu-system-x86_64");
+        // QEMU before 8 looks for its modules, TCG among them, only where it was installed.
+        qemu.env("QEMU_MODULE_DIR", root.join("usr/lib/x86_64-linux-gnu/qemu"));
+        (qemu, root)
     }
 
     fn build_root(&self) -> Result<()> {

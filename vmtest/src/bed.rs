@@ -146,6 +146,11 @@ pub fn with_guest(ssds: &[Ssd], test: impl FnOnce(&mut Bed) -> Result<()>) -> Re
         if let Some(vm) = &mut bed.vm {
             let log = vm.run_ok("dmesg | grep -i nvme | tail -40").unwrap_or_else(|_| vm.console());
             eprintln!("the guest's kernel says:\n{log}");
+            let stuck = vm.run_ok("echo w >/proc/sysrq-trigger; dmesg | sed -n '/Show Blocked State/,$p'");
+            eprintln!(
+                "who waits in the guest's kernel:\n{}",
+                stuck.unwrap_or_else(|error| error.to_string())
+            );
         }
         if let Some(daemon) = &bed.daemon {
             eprintln!("{}", daemon.log_tail());

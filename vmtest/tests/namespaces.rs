@@ -9,15 +9,30 @@ use vmtest::vm::Vm;
 
 const FORMAT_PATIENCE: Duration = Duration::from_secs(120);
 
-fn format(vm: &mut Vm, device: &str, block_size: u32) -> Result<()> {
+/// `node NSID` prints the block device of a namespace; `gone NSID` waits until it has none. Linux scans namespaces side
+/// by side since 6.12 and numbers the devices in the order in which that ends: nvme0n1 may be namespace 2.
+const BY_NSID: &str = r#"
+    node() { grep -lx "$1" /sys/block/nvme0n*/nsid 2>/dev/null | sed 's,/sys/block/\(.*\)/nsid,/dev/\1,' | grep .; }
+    there() { for n in $(seq 100); do node $1 >/dev/null && [ -b $(node $1) ] && return 0; sleep 0.1; done; return 1; }
+    gone() { for n in $(seq 100); do node $1 >/dev/null || return 0; sleep 0.1; done; return 1; }
+    id=$(nvme id-ctrl /dev/nvme0 | awk '/^cntlid/ { print $3 }')
+    set -e
+"#;
+
+/// Runs a script that may say `node`, `there`, `gone` and `$id`, the controller's.
+fn run_ok(vm: &mut Vm, script: &str) -> Result<String> {
+    vm.run_ok(&format!("{BY_NSID}{script}"))
+}
+
+fn format(vm: &mut Vm, namespace: u32, block_size: u32) -> Result<()> {
     let script = format!(
-        "nvme format {device} --block-size={block_size} --force && nvme ns-rescan /dev/nvme0 && sleep 1"
+        "{BY_NSID} nvme format $(node {namespace}) --block-size={block_size} --force; nvme ns-rescan /dev/nvme0; sleep 1"
     );
     vm.run_within(FORMAT_PATIENCE, &script)?.into_ok(&script)?;
-    let actual = vm.run_ok(&format!("blockdev --getss {device}"))?;
+    let actual = run_ok(vm, &format!("blockdev --getss $(node {namespace})"))?;
     ensure!(
         actual.trim() == block_size.to_string(),
-        "{device} has blocks of {actual} bytes, not {block_size}"
+        "namespace {namespace} has blocks of {actual} bytes, not {block_size}"
     );
     Ok(())
 }
@@ -26,36 +41,32 @@ fn format(vm: &mut Vm, device: &str, block_size: u32) -> Result<()> {
 fn make_two_namespaces(vm: &mut Vm, mib: u64) -> Result<()> {
     let blocks = mib << 11;
     let script = format!(
-        "set -e; id=$(nvme id-ctrl /dev/nvme0 | awk '/^cntlid/ {{ print $3 }}'); \
-         nvme detach-ns /dev/nvme0 -n 1 -c $id; nvme delete-ns /dev/nvme0 -n 1; \
+        "nvme detach-ns /dev/nvme0 -n 1 -c $id; nvme delete-ns /dev/nvme0 -n 1; \
          for n in 1 2; do nvme create-ns /dev/nvme0 -s {blocks} -c {blocks} -f 0 -d 0 -m 0; nvme attach-ns /dev/nvme0 -n $n -c $id; done; \
-         nvme ns-rescan /dev/nvme0; \
-         for n in $(seq 50); do [ -b /dev/nvme0n1 ] && [ -b /dev/nvme0n2 ] && exit 0; sleep 0.1; done; \
-         ls /dev/nvme*; exit 1"
+         nvme ns-rescan /dev/nvme0; there 1; there 2"
     );
-    vm.run_ok(&script).map(drop)
+    run_ok(vm, &script).map(drop)
 }
 
 fn write_pattern(vm: &mut Vm, namespace: u32) -> Result<()> {
-    vm.run_ok(&format!(
-        "head -c 4M /dev/urandom > /tmp/{namespace} && \
-         dd if=/tmp/{namespace} of=/dev/nvme0n{namespace} bs=1M oflag=direct status=none"
-    ))
-    .map(drop)
+    let script = format!(
+        "head -c 4M /dev/urandom > /tmp/{namespace}; \
+         dd if=/tmp/{namespace} of=$(node {namespace}) bs=1M oflag=direct status=none"
+    );
+    run_ok(vm, &script).map(drop)
 }
 
 fn check_pattern(vm: &mut Vm, namespace: u32) -> Result<()> {
-    let read = format!(
-        "dd if=/dev/nvme0n{namespace} bs=1M count=4 iflag=direct status=none | cmp - /tmp/{namespace}"
-    );
-    vm.run_ok(&read).map(drop).with_context(|| format!("namespace {namespace} lost its data"))
+    let script =
+        format!("dd if=$(node {namespace}) bs=1M count=4 iflag=direct status=none | cmp - /tmp/{namespace}");
+    run_ok(vm, &script).map(drop).with_context(|| format!("namespace {namespace} lost its data"))
 }
 
 #[test]
 fn a_namespace_is_formatted_to_4096_byte_blocks_and_back() -> Result<()> {
     with_guest(&[Ssd::new("a", 256)], |bed| {
         for block_size in [4096, 512] {
-            format(bed.vm(), "/dev/nvme0n1", block_size)?;
+            format(bed.vm(), 1, block_size)?;
             let job = "fio --name=verify --filename=/dev/nvme0n1 --size=16m --rw=randwrite --bs=4k --iodepth=32 \
                        --ioengine=io_uring --direct=1 --verify=crc32c --verify_fatal=1";
             bed.vm().run_ok(job)?;
@@ -65,7 +76,7 @@ fn a_namespace_is_formatted_to_4096_byte_blocks_and_back() -> Result<()> {
             )?;
         }
         // Over a reboot the format stays.
-        format(bed.vm(), "/dev/nvme0n1", 4096)?;
+        format(bed.vm(), 1, 4096)?;
         bed.vm().reboot()?;
         ensure!(bed.vm().run_ok("blockdev --getss /dev/nvme0n1")?.trim() == "4096");
         Ok(())
@@ -83,23 +94,18 @@ fn namespaces_are_created_attached_detached_and_deleted() -> Result<()> {
             write_pattern(bed.vm(), namespace)?;
         }
         // Detached, a namespace disappears but keeps its data.
-        bed.vm().run_ok(
-            "set -e; id=$(nvme id-ctrl /dev/nvme0 | awk '/^cntlid/ { print $3 }'); \
-             nvme detach-ns /dev/nvme0 -n 2 -c $id; nvme ns-rescan /dev/nvme0; \
-             for n in $(seq 100); do [ -e /dev/nvme0n2 ] || break; sleep 0.1; done; [ ! -e /dev/nvme0n2 ]; \
-             nvme list-ns --all /dev/nvme0 | grep 0x2; nvme attach-ns /dev/nvme0 -n 2 -c $id; nvme ns-rescan /dev/nvme0; \
-             for n in $(seq 50); do [ -b /dev/nvme0n2 ] && exit 0; sleep 0.1; done; exit 1",
+        run_ok(
+            bed.vm(),
+            "nvme detach-ns /dev/nvme0 -n 2 -c $id; nvme ns-rescan /dev/nvme0; gone 2; \
+             nvme list-ns --all /dev/nvme0 | grep 0x2; nvme attach-ns /dev/nvme0 -n 2 -c $id; nvme ns-rescan /dev/nvme0; there 2",
         )?;
         for namespace in [1, 2] {
             check_pattern(bed.vm(), namespace)?;
         }
         // Another guest sees the same namespaces.
         bed.vm().reboot()?;
-        bed.vm().run_ok("[ -b /dev/nvme0n1 ] && [ -b /dev/nvme0n2 ]")?;
-        bed.vm().run_ok(
-            "set -e; nvme delete-ns /dev/nvme0 -n 2; nvme ns-rescan /dev/nvme0; [ -b /dev/nvme0n1 ]; \
-             for n in $(seq 100); do [ -e /dev/nvme0n2 ] || break; sleep 0.1; done; [ ! -e /dev/nvme0n2 ]",
-        )?;
+        run_ok(bed.vm(), "there 1; there 2")?;
+        run_ok(bed.vm(), "nvme delete-ns /dev/nvme0 -n 2; nvme ns-rescan /dev/nvme0; gone 2; there 1")?;
         // Too much is refused, and says so.
         let huge = bed.vm().run("nvme create-ns /dev/nvme0 -s 0x100000000 -c 0x100000000 -f 0 2>&1")?;
         ensure!(huge.status != 0 && huge.stdout.to_lowercase().contains("capacity"), "{huge:?}");
@@ -117,12 +123,12 @@ fn formatting_one_namespace_leaves_the_other_its_data() -> Result<()> {
         for namespace in [1, 2] {
             write_pattern(bed.vm(), namespace)?;
         }
-        format(bed.vm(), "/dev/nvme0n1", 4096)?;
+        format(bed.vm(), 1, 4096)?;
         check_pattern(bed.vm(), 2)?;
-        let erase = "nvme format /dev/nvme0n1 --ses=1 --force && sleep 1";
-        bed.vm().run_ok(erase)?;
-        bed.vm().run_ok(
-            "dd if=/dev/nvme0n1 bs=1M count=4 iflag=direct status=none | cmp -n 4194304 - /dev/zero",
+        run_ok(bed.vm(), "nvme format $(node 1) --ses=1 --force; sleep 1")?;
+        run_ok(
+            bed.vm(),
+            "dd if=$(node 1) bs=1M count=4 iflag=direct status=none | cmp -n 4194304 - /dev/zero",
         )?;
         check_pattern(bed.vm(), 2)
     })

@@ -10,8 +10,9 @@
 
 use std::sync::Arc;
 
+use spec::nvme::log::SanitizeOutcome;
 use spec::nvme::{NSID_BROADCAST, Status};
-use state::ssd::NamespaceV1;
+use state::ssd::{NamespaceV1, SanitizeV1};
 
 use crate::limits::NAMESPACES_MAX;
 pub use crate::marks::{Marks, MarksFull};
@@ -114,6 +115,17 @@ pub enum SubsystemGate {
     Sanitizing,
     /// Sanitize Failed, until a successful sanitize or Exit Failure Mode.
     SanitizeFailed,
+}
+
+impl SubsystemGate {
+    /// What the most recent sanitize operation forbids.
+    pub(crate) fn of(sanitize: &SanitizeV1) -> Self {
+        match SanitizeOutcome(sanitize.status) {
+            SanitizeOutcome::InProgress => Self::Sanitizing,
+            SanitizeOutcome::Failed if !sanitize.left => Self::SanitizeFailed,
+            _ => Self::Open,
+        }
+    }
 }
 
 /// One namespace.

@@ -47,6 +47,7 @@ impl Controller {
             return Ok(Step::Defer);
         }
         self.abort_self_test(9, host);
+        let before = Some(self.sanitize);
         self.sanitize = SanitizeV1 {
             status: SanitizeOutcome::InProgress.0,
             cdw10: command.cdw10,
@@ -55,7 +56,7 @@ impl Controller {
             done_bytes: 0,
             ..SanitizeV1::default()
         };
-        self.start_work(Task::Sanitize, Some(slot), 0, host);
+        self.start_work(Task::Sanitize { before }, Some(slot), 0, host);
         Ok(Step::Later)
     }
 

@@ -167,11 +167,7 @@ impl Controller {
             .map(|r| block::Range { start_bytes: r.start_bytes, len_bytes: r.len_bytes })
             .filter(outside)
             .collect();
-        let gate = match record.sanitize.status {
-            2 => SubsystemGate::Sanitizing,
-            3 if !record.sanitize.left => SubsystemGate::SanitizeFailed,
-            _ => SubsystemGate::Open,
-        };
+        let gate = SubsystemGate::of(&record.sanitize);
         self.table = Arc::new(NamespaceTable::new(namespaces).gated(gate));
     }
 

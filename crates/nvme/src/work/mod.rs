@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use spec::nvme::{Command, Status};
+use state::ssd::SanitizeV1;
 
 use crate::controller::{Controller, Host, PersistWish, Wait};
 use crate::namespace::{Gate, LbaFormat, Marks, Namespace, NamespaceTable, SubsystemGate};
@@ -48,8 +49,8 @@ pub(crate) enum Task {
     Create { namespace: Box<Namespace>, wipe: bool },
     /// What an earlier life left to be wiped.
     Leftovers,
-    /// The sanitize operation in the record.
-    Sanitize,
+    /// The sanitize operation in the record. `before`: what was there in its place, until it is on record itself.
+    Sanitize { before: Option<SanitizeV1> },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +74,8 @@ impl Task {
             Self::Create { wipe: true, .. } => &[Step::Wipe, Step::Commit, Step::Publish],
             Self::Attach { .. } | Self::Create { .. } => &[Step::Commit, Step::Publish],
             Self::Leftovers => &[Step::Wipe, Step::Commit],
-            Self::Sanitize => {
+            // Refused before it is on record: else what the host tries meanwhile would wait for its end.
+            Self::Sanitize { .. } => {
                 &[Step::Hold, Step::Gate, Step::Record, Step::Reply, Step::Wipe, Step::Commit, Step::Publish]
             }
         }
@@ -92,7 +94,7 @@ impl Task {
         match self {
             Self::Format { nsids, .. } | Self::Delete { nsids } => nsids.clone(),
             Self::Detach { nsid } | Self::Attach { nsid } => vec![*nsid],
-            Self::Create { .. } | Self::Leftovers | Self::Sanitize => Vec::new(),
+            Self::Create { .. } | Self::Leftovers | Self::Sanitize { .. } => Vec::new(),
         }
     }
 }
@@ -136,7 +138,7 @@ impl Work {
 
     /// A sanitize operation is not over.
     pub(crate) fn is_sanitizing(&self) -> bool {
-        matches!(self.job, Some(Job { task: Task::Sanitize, .. }))
+        matches!(self.job, Some(Job { task: Task::Sanitize { .. }, .. }))
     }
 
     /// A command waits until the job ends.
@@ -179,7 +181,7 @@ impl Controller {
         host.namespaces(&self.table);
         self.persist(PersistWish::Nobody, host);
         if self.table.gate() == SubsystemGate::Sanitizing {
-            self.start_work(Task::Sanitize, None, 0, host);
+            self.start_work(Task::Sanitize { before: None }, None, 0, host);
         } else if !self.to_wipe.is_empty() {
             self.start_work(Task::Leftovers, None, 0, host);
         }
@@ -277,17 +279,20 @@ impl Controller {
         }
         if !ok {
             tracing::error!("the ssd's record could not be made stable");
-            self.work.job.as_mut().into_iter().for_each(|job| job.failed = true);
+            // What is to say again that it has begun harms nothing by its loss.
+            let resumes = matches!(self.work.job, Some(Job { task: Task::Sanitize { before: None }, .. }))
+                && self.work.step() == Some(Step::Record);
+            self.work.job.as_mut().into_iter().for_each(|job| job.failed |= !resumes);
         }
         let pending = self.work.pending.take();
         let table = match self.work.step() {
             Some(Step::Commit) if !ok => Some(self.table_without_record()),
-            Some(Step::Record) if !ok => {
-                self.abandon_deletion();
-                None
-            }
+            Some(Step::Record) if !ok => self.abandon_start(host),
             _ => pending,
         };
+        if let Some(Job { task: Task::Sanitize { before }, .. }) = self.work.job.as_mut().filter(|_| ok) {
+            *before = None;
+        }
         if let Some(table) = table {
             self.table = Arc::new(table);
         }
@@ -316,7 +321,7 @@ impl Controller {
                 }
             }
             Task::Delete { nsids } => nsids.iter().for_each(|nsid| table = table.without(*nsid)),
-            Task::Sanitize => table = table.gated(SubsystemGate::Sanitizing),
+            Task::Sanitize { .. } => table = table.gated(SubsystemGate::Sanitizing),
             _ => {}
         }
         Some(table)
@@ -326,7 +331,7 @@ impl Controller {
     /// would do it again, and until then the host may.
     fn table_without_record(&mut self) -> NamespaceTable {
         let table = self.ungated_table();
-        if !self.work.job.as_ref().is_some_and(|job| matches!(job.task, Task::Sanitize)) {
+        if !self.work.job.as_ref().is_some_and(|job| matches!(job.task, Task::Sanitize { .. })) {
             return table;
         }
         self.conclude_sanitize(true);
@@ -345,14 +350,31 @@ impl Controller {
         self.to_wipe.extend(nsids.iter().filter_map(|nsid| self.table.get(*nsid)).map(|ns| ns.reserved()));
     }
 
-    /// A deletion that is not on record has not begun: the namespaces stay, with what is in them.
-    fn abandon_deletion(&mut self) {
-        let Some(job) = &mut self.work.job else { return };
-        if let Task::Delete { nsids } = &job.task {
-            job.at = job.task.plan().len();
-            let noted = nsids.iter().filter(|nsid| self.table.get(**nsid).is_some()).count();
-            self.to_wipe.truncate(self.to_wipe.len().saturating_sub(noted));
-        }
+    /// What is not on record has not begun: all is as it was before. The table that says so, unless the live one does.
+    ///
+    /// The write may have failed after the file was in its place: another says what holds.
+    fn abandon_start(&mut self, host: &mut impl Host) -> Option<NamespaceTable> {
+        let job = self.work.job.as_mut()?;
+        let end = job.task.plan().len();
+        let table = match &mut job.task {
+            Task::Delete { nsids } => {
+                let noted = nsids.iter().filter(|nsid| self.table.get(**nsid).is_some()).count();
+                self.to_wipe.truncate(self.to_wipe.len().saturating_sub(noted));
+                job.at = end;
+                None
+            }
+            Task::Sanitize { before } => {
+                // One that an earlier life had put on record has begun, and goes on.
+                self.sanitize = (*before)?;
+                // The step after this one: the groups get the table as it was.
+                job.at = end.saturating_sub(2);
+                let gate = SubsystemGate::of(&self.sanitize);
+                Some(NamespaceTable::clone(&self.table).gated(gate))
+            }
+            _ => return None,
+        };
+        self.persist(PersistWish::Nobody, host);
+        table
     }
 
     fn new_wiper(&self) -> Wiper {
@@ -362,7 +384,7 @@ impl Controller {
                 let ranges = nsids.iter().filter_map(|nsid| self.table.get(*nsid)).map(|ns| ns.reserved());
                 Wiper::new(ranges.collect(), zeros)
             }
-            Some(Task::Sanitize) => {
+            Some(Task::Sanitize { .. }) => {
                 let whole = block::Range { start_bytes: 0, len_bytes: self.capacity_bytes };
                 Wiper::new(vec![whole], self.sanitize_erase())
                     .resumed(self.sanitize.passes_done, self.sanitize.done_bytes)
@@ -377,7 +399,7 @@ impl Controller {
         let Some(job) = &self.work.job else { return };
         match &job.task {
             Task::Delete { .. } | Task::Leftovers if !job.failed => self.to_wipe.clear(),
-            Task::Sanitize => {
+            Task::Sanitize { .. } => {
                 let failed = job.failed;
                 self.conclude_sanitize(failed);
             }
@@ -407,8 +429,8 @@ impl Controller {
             Task::Attach { nsid } => changed(*nsid, &|ns| Namespace { attached: true, ..ns }),
             Task::Detach { nsid } => changed(*nsid, &|ns| Namespace { attached: false, ..ns }),
             Task::Create { namespace, .. } if !job.failed => table.with((**namespace).clone()),
-            Task::Sanitize if job.failed => table.gated(SubsystemGate::SanitizeFailed),
-            Task::Sanitize => table.gated(SubsystemGate::Open),
+            Task::Sanitize { .. } if job.failed => table.gated(SubsystemGate::SanitizeFailed),
+            Task::Sanitize { .. } => table.gated(SubsystemGate::Open),
             _ => table,
         })
     }
@@ -432,7 +454,7 @@ impl Controller {
         for nsid in job.seen.into_iter().filter(|_| changed) {
             self.namespace_changed(nsid);
         }
-        if matches!(job.task, Task::Sanitize) {
+        if matches!(job.task, Task::Sanitize { before: None }) {
             self.sanitize_completed();
         }
         for _ in 0..self.work.deferred.len() {
@@ -446,7 +468,7 @@ impl Controller {
     }
 
     pub(crate) fn note_sanitize_progress(&mut self, host: &mut impl Host) {
-        if !matches!(self.work.job, Some(Job { task: Task::Sanitize, .. })) {
+        if !self.work.is_sanitizing() {
             return;
         }
         let Some(wiper) = &self.wiper else { return };

@@ -280,6 +280,56 @@ fn a_block_erase_goes_on_in_the_background_and_ends_with_an_event() {
     assert!(world.host.table.clone().expect("published").for_io(1).is_ok());
 }
 
+/// Base 2.1, 5.1.22: the command ends with success when the operation has begun; that one begins on record only is ours.
+#[test]
+fn a_sanitize_whose_start_cannot_be_recorded_fails_and_erases_nothing() {
+    let mut world = World::ready();
+    let aer = world.submit(command(0x0c, 0, [0, 0]));
+    world.host.persist_ok = false;
+    let before = sanitize_log(&mut world);
+    assert_eq!(status(&mut world, command(0x84, 0, [2, 0])), Status::INTERNAL_ERROR);
+    assert!(world.host.drive.iter().all(|page| *page == 1));
+    let log = sanitize_log(&mut world);
+    assert_eq!(zerocopy::IntoBytes::as_bytes(&log), zerocopy::IntoBytes::as_bytes(&before));
+    assert!(world.host.table.as_ref().is_some_and(|table| table.for_io(1).is_ok()));
+    assert_eq!(world.host.records.last().expect("tried").sanitize.status, 0, "what holds is written again");
+    assert!(world.controller.is_quiet() && world.reap().is_none(), "nothing has ended: no event");
+    world.host.persist_ok = true;
+    assert_eq!(status(&mut world, command(0x84, 0, [2, 0])), Status::SUCCESS);
+    world.pump();
+    assert_eq!(world.reap().expect("an event").cid, aer);
+    assert!(world.host.drive.iter().all(|page| *page == 0));
+}
+
+/// Base 2.1, 8.1.24.3.5: what a failure forbids, it forbids until a sanitize succeeds or the failure is left.
+#[test]
+fn a_sanitize_that_could_not_begin_leaves_the_failure_of_the_one_before() {
+    let mut world = World::ready();
+    world.host.fault = Some(block::Fault::Media);
+    assert_eq!(status(&mut world, command(0x84, 0, [2, 0])), Status::SUCCESS);
+    world.pump();
+    (world.host.fault, world.host.persist_ok) = (None, false);
+    assert_eq!(status(&mut world, command(0x84, 0, [3 | 1 << 4, 9])), Status::INTERNAL_ERROR);
+    let log = sanitize_log(&mut world);
+    assert_eq!((log.sstat.sos(), log.scdw10), (3, 2));
+    let table = world.host.table.clone().expect("published");
+    assert_eq!(table.for_io(1).err(), Some(Status::SANITIZE_FAILED));
+}
+
+/// Base 2.1, 8.1.24: it goes on until it is done; the record has said so since an earlier life.
+#[test]
+fn a_sanitize_that_had_begun_goes_on_although_its_record_cannot_be_written_now() {
+    let mut world = World::ready();
+    world.host.full = true;
+    assert_eq!(status(&mut world, command(0x84, 0, [2, 0])), Status::SUCCESS);
+    world.host.persist_ok = false;
+    world.succeed();
+    (world.host.full, world.host.persist_ok) = (false, true);
+    world.pump();
+    assert!(world.host.drive.iter().all(|page| *page == 0));
+    assert_eq!(sanitize_log(&mut world).sstat.sos(), 1);
+}
+
 /// Base 2.1, 8.1.24: neither reset nor power cycle ends it.
 #[test]
 fn an_interrupted_sanitize_goes_on_after_a_restart() {

@@ -21,6 +21,21 @@ pub enum Backing {
     Uring,
 }
 
+/// How a client reaches an ssd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frontend {
+    /// An NVMe controller over vfio-user.
+    Nvme {
+        /// Bytes of a block.
+        lba: u32,
+    },
+    /// A virtio-blk disk over vhost-user.
+    Disk {
+        /// What the client drives it with: packed rings, or split ones.
+        packed: bool,
+    },
+}
+
 /// One ssd.
 #[derive(Clone, Debug)]
 pub struct Ssd {
@@ -30,15 +45,15 @@ pub struct Ssd {
     pub mebibytes: u64,
     /// Its data.
     pub backing: Backing,
-    /// Bytes of a block.
-    pub lba: u32,
+    /// Its clients.
+    pub frontend: Frontend,
 }
 
 impl Ssd {
-    /// The data file of one that has one.
+    /// The data file, if it has one.
     #[must_use]
-    pub fn file(&self, folder: &Path) -> PathBuf {
-        folder.join(format!("{}.img", self.name))
+    pub fn file(&self, folder: &Path) -> Option<PathBuf> {
+        (self.backing == Backing::Uring).then(|| folder.join(format!("{}.img", self.name)))
     }
 }
 
@@ -233,16 +248,19 @@ pub fn signal(pid: u32, signal: Signal) -> bool {
 fn configuration(folder: &Path, ssds: &[Ssd], reactors: usize) -> String {
     let mut text = format!("[engine]\nreactors = {reactors}\n");
     for ssd in ssds {
-        let Ssd { name, mebibytes, lba, .. } = ssd;
-        let backend = match ssd.backing {
-            Backing::Ram => "{ type = \"ram\" }".to_owned(),
-            Backing::Uring => format!("{{ type = \"uring\", path = {:?} }}", ssd.file(folder)),
+        let Ssd { name, mebibytes, .. } = ssd;
+        let backend = match ssd.file(folder) {
+            None => "{ type = \"ram\" }".to_owned(),
+            Some(file) => format!("{{ type = \"uring\", path = {file:?} }}"),
         };
         let (socket, state) = (folder.join(format!("{name}.sock")), folder.join(format!("{name}.state")));
+        let frontend = match ssd.frontend {
+            Frontend::Nvme { lba } => format!("socket = {socket:?}\nlba = {lba}\nstate = {state:?}"),
+            Frontend::Disk { .. } => format!("vhost_socket = {socket:?}"),
+        };
         let _infallible = write!(
             text,
-            "\n[[ssd]]\nname = {name:?}\nsize = \"{mebibytes}MiB\"\nlba = {lba}\nsocket = {socket:?}\n\
-             state = {state:?}\nbackend = {backend}\n"
+            "\n[[ssd]]\nname = {name:?}\nsize = \"{mebibytes}MiB\"\n{frontend}\nbackend = {backend}\n"
         );
     }
     text

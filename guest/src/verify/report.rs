@@ -18,7 +18,11 @@ pub struct Row {
     pub tally: Tally,
     /// The longest gap between completions of an ssd, one a event (the worst ssd counts).
     pub blackouts: Histogram,
-    /// The same in windows in which nothing happened: the machine's own.
+    /// The same of the virtio-blk disks alone.
+    pub disk_blackouts: Histogram,
+    /// Operations of theirs.
+    pub disk_operations: u64,
+    /// The longest gaps in windows in which nothing happened: the machine's own.
     pub calm: Histogram,
     /// How often the load itself did not run for more than 5 ms.
     pub own_pauses: u64,
@@ -45,10 +49,13 @@ impl Row {
             "blackout_p50_ns": self.blackouts.quantile(500),
             "blackout_p99_ns": self.blackouts.quantile(990),
             "blackout_max_ns": self.blackouts.max(),
+            "disk_blackout_p50_ns": self.disk_blackouts.quantile(500),
+            "disk_blackout_p99_ns": self.disk_blackouts.quantile(990),
             "calm_p50_ns": self.calm.quantile(500),
             "calm_p99_ns": self.calm.quantile(990),
             "own_pauses": self.own_pauses,
             "operations": self.tally.answered,
+            "disk_operations": self.disk_operations,
             "checked_bytes": self.tally.checked_bytes,
             "messages": self.messages,
             "message_max_ns": self.message_max_ns,
@@ -63,14 +70,16 @@ impl Row {
         let Tally { answered, checked_bytes, errors, lost, repeated, wrong_bytes } = self.tally;
         format!(
             "{}: {} events, {errors} errors, {lost} lost, {repeated} repeated, {wrong_bytes} wrong bytes; blackout p50 {} \
-             p99 {} max {} (calm p99 {}); {answered} operations, {} MiB checked, {} messages (longest {}), {:.1} s; \
+             p99 {} max {} (disks p99 {}, calm p99 {}); {answered} operations ({} by virtio-blk), {} MiB checked, {} messages (longest {}), {:.1} s; \
              seed {}",
             self.name,
             self.events,
             ms(self.blackouts.quantile(500)),
             ms(self.blackouts.quantile(990)),
             ms(self.blackouts.max()),
+            ms(self.disk_blackouts.quantile(990)),
             ms(self.calm.quantile(990)),
+            self.disk_operations,
             checked_bytes >> 20,
             self.messages,
             ms(self.message_max_ns),

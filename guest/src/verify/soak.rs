@@ -4,17 +4,15 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
-use super::auditor::Tally;
-use super::chat::{Chat, Heard};
-use super::daemon::{Backing, Daemon, Ssd};
+use super::chat::{self, Heard, Partner};
+use super::daemon::{Backing, Daemon, Frontend, Ssd};
 use super::events::{Events, Kind, Progress};
 use super::load::Load;
-use super::nvme::NvmeDoor;
+use super::plug::{Plan, Plugged, plug};
 use super::report::Row;
 use crate::load::workload::Random;
-use crate::nvme::{Driver, Options};
 
 /// How a run goes.
 #[derive(Clone, Debug)]
@@ -39,7 +37,7 @@ pub struct Settings {
     pub depth: usize,
     /// Reactors of the daemon.
     pub reactors: usize,
-    /// Flip a byte of a file once, behind the daemon's back: the run must find it.
+    /// Flip a byte of each data file once, behind the daemon's back: the run must find them.
     pub sabotage: bool,
     /// Keep the run's folder.
     pub keep: bool,
@@ -57,7 +55,6 @@ pub struct Found {
     pub folder: Option<PathBuf>,
 }
 
-const RAM_BYTES: usize = 96 << 20;
 /// Windows without events, before them.
 const CALM_WINDOWS: u64 = 20;
 const CALM_WINDOW: Duration = Duration::from_millis(100);
@@ -66,9 +63,15 @@ const SPIN: Duration = Duration::from_micros(20);
 /// The load itself was not run for so long.
 const OWN_PAUSE_NS: u64 = 5_000_000;
 
+/// Both frontends, each over memory and over a file. More would only starve one another on a machine of two cores.
 fn ssds() -> Vec<Ssd> {
-    let ssd = |name: &str, backing, lba| Ssd { name: name.to_owned(), mebibytes: 64, backing, lba };
-    vec![ssd("ram", Backing::Ram, 512), ssd("file", Backing::Uring, 512), ssd("big", Backing::Uring, 4096)]
+    let ssd = |name: &str, backing, frontend| Ssd { name: name.to_owned(), mebibytes: 64, backing, frontend };
+    vec![
+        ssd("nvme-ram", Backing::Ram, Frontend::Nvme { lba: 512 }),
+        ssd("nvme-file", Backing::Uring, Frontend::Nvme { lba: 4096 }),
+        ssd("disk-file", Backing::Uring, Frontend::Disk { packed: false }),
+        ssd("disk-ram", Backing::Ram, Frontend::Disk { packed: true }),
+    ]
 }
 
 /// Runs it all.
@@ -84,15 +87,15 @@ pub fn run(settings: &Settings) -> Result<Found> {
         Daemon::start(&settings.godwitd, folder.path(), &ssds, settings.reactors, &control, managed)?;
     let epoch = Instant::now();
     let now = || u64::try_from(epoch.elapsed().as_nanos()).unwrap_or(u64::MAX);
-    let (mut loads, mut chats) = (Vec::new(), Vec::new());
-    for (number, ssd) in ssds.iter().enumerate() {
-        let seed = settings.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(number as u64 + 1);
-        let options = Options { ram_bytes: RAM_BYTES, ..Options::default() };
-        let mut driver = Driver::connect_with(daemon.socket(&ssd.name), options)
-            .with_context(|| format!("connect to {}\n{}", ssd.name, daemon.log_tail()))?;
-        let door = NvmeDoor::new(&mut driver, settings.lanes, settings.depth, true)?;
-        loads.push(Load::new(&ssd.name, number as u64 + 1, Box::new(door), seed, now()));
-        chats.push(Chat::new(driver, settings.lanes + 1, seed ^ 0x55, settings.patience)?);
+    let (mut guests, mut talks) = (Vec::new(), Vec::new());
+    for (number, ssd) in (1..).zip(&ssds) {
+        let seed = settings.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(number);
+        let Settings { lanes, depth, patience, .. } = *settings;
+        let plan = Plan { lanes, depth, seed: seed ^ 0x55, patience };
+        let Plugged { door, partner, what } = plug(&daemon, ssd, &plan)?;
+        let load = Load::new(&ssd.name, number, door, seed, now());
+        guests.push(Guest { load, is_disk: matches!(ssd.frontend, Frontend::Disk { .. }), what });
+        talks.push((partner, Random::new(seed ^ 0xAA)));
     }
     let events = Events {
         kind: settings.kind,
@@ -105,15 +108,15 @@ pub fn run(settings: &Settings) -> Result<Found> {
     let name = settings.kind.name().to_owned();
     let mut run = Run {
         row: Row { name, seed: settings.seed, ..Row::default() },
-        loads,
+        guests,
         faults: Vec::new(),
         gone: false,
         patience: settings.patience,
         spin: Instant::now(),
         last_turn_ns: now(),
     };
-    let sabotage = settings.sabotage.then(|| ssds[1].file(folder.path()));
-    run.go(events, chats, settings.count, sabotage, &now);
+    let files = ssds.iter().filter(|_| settings.sabotage).filter_map(|ssd| ssd.file(folder.path())).collect();
+    run.go(events, talks, settings.count, files, &now);
     run.row.seconds = epoch.elapsed().as_secs_f64();
     run.end(&mut daemon);
     let log = daemon.log_tail();
@@ -138,9 +141,19 @@ fn binaries(settings: &Settings, daemon: &Daemon) -> Result<Vec<PathBuf>> {
     Ok(vec![other, daemon.binary().to_owned()])
 }
 
+/// One ssd's.
+struct Guest {
+    load: Load,
+    is_disk: bool,
+    what: String,
+}
+
+/// Who talks, and when.
+type Talk = (Box<dyn Partner>, Random);
+
 struct Run {
     row: Row,
-    loads: Vec<Load>,
+    guests: Vec<Guest>,
     faults: Vec<String>,
     /// The device is gone: no use going on.
     gone: bool,
@@ -149,23 +162,33 @@ struct Run {
     last_turn_ns: u64,
 }
 
+/// Of any ssd, and of those that are disks.
+#[derive(Clone, Copy, Default)]
+struct Longest {
+    any: u64,
+    disks: u64,
+}
+
 impl Run {
     fn go(
         &mut self,
         events: Events,
-        chats: Vec<Chat>,
+        talks: Vec<Talk>,
         count: u64,
-        sabotage: Option<PathBuf>,
+        sabotage: Vec<PathBuf>,
         now: &dyn Fn() -> u64,
     ) {
         let (progress, quiet) = (Progress::default(), AtomicBool::new(false));
         let heard = std::thread::scope(|scope| {
-            let talks: Vec<_> = chats.into_iter().map(|chat| scope.spawn(|| chat.run(&quiet))).collect();
+            let quiet = &quiet;
+            let talk =
+                |(mut partner, random): Talk| scope.spawn(move || chat::run(&mut *partner, random, quiet));
+            let talks: Vec<_> = talks.into_iter().map(talk).collect();
             for _ in 0..CALM_WINDOWS {
                 let end = Instant::now() + CALM_WINDOW;
                 self.work(now, || Instant::now() > end);
                 let gap = self.window(now());
-                self.row.calm.record(gap);
+                self.row.calm.record(gap.any);
             }
             let made = scope.spawn(|| events.run(count, &progress));
             let mut begun = 0;
@@ -174,7 +197,8 @@ impl Run {
                 let gap = self.window(now());
                 // The window of an event reaches to the next one.
                 if begun > 0 {
-                    self.row.blackouts.record(gap);
+                    self.row.blackouts.record(gap.any);
+                    self.row.disk_blackouts.record(gap.disks);
                 }
                 begun = progress.begun.load(Ordering::Acquire);
                 self.row.events = begun;
@@ -200,13 +224,13 @@ impl Run {
 
     /// Runs the loads until `end`, or until they are done.
     fn work(&mut self, now: &dyn Fn() -> u64, end: impl Fn() -> bool) {
-        while !end() && !self.gone && !self.loads.iter().all(Load::is_done) {
+        while !end() && !self.gone && !self.guests.iter().all(|guest| guest.load.is_done()) {
             let start_ns = now();
             if start_ns - self.last_turn_ns > OWN_PAUSE_NS {
                 self.row.own_pauses += 1;
             }
             let mut answers = 0;
-            for load in &mut self.loads {
+            for Guest { load, .. } in &mut self.guests {
                 match load.turn(now) {
                     Ok(taken) => answers += taken,
                     Err(error) => {
@@ -226,9 +250,15 @@ impl Run {
         }
     }
 
-    /// The longest gap of the window that ends, over all ssds.
-    fn window(&mut self, now_ns: u64) -> u64 {
-        self.loads.iter_mut().map(|load| load.gaps.take(now_ns)).max().unwrap_or(0)
+    /// The longest gaps of the window that ends.
+    fn window(&mut self, now_ns: u64) -> Longest {
+        let mut longest = Longest::default();
+        for Guest { load, is_disk, .. } in &mut self.guests {
+            let gap = load.gaps.take(now_ns);
+            longest.any = longest.any.max(gap);
+            longest.disks = longest.disks.max(if *is_disk { gap } else { 0 });
+        }
+        longest
     }
 
     fn last_window(&mut self, now: &dyn Fn() -> u64) {
@@ -238,15 +268,15 @@ impl Run {
     }
 
     /// Lets everything be answered, then reads every block.
-    fn finish(&mut self, sabotage: Option<PathBuf>, now: &dyn Fn() -> u64) {
-        self.loads.iter_mut().for_each(Load::drain);
+    fn finish(&mut self, sabotage: Vec<PathBuf>, now: &dyn Fn() -> u64) {
+        self.guests.iter_mut().for_each(|guest| guest.load.drain());
         self.work(now, || false);
-        if let Some(file) = sabotage
-            && let Err(error) = flip_a_byte(&file)
-        {
-            self.error(&format!("sabotage: {error}"));
+        for file in sabotage {
+            if let Err(error) = flip_a_byte(&file) {
+                self.error(&format!("sabotage: {error}"));
+            }
         }
-        self.loads.iter_mut().for_each(Load::sweep);
+        self.guests.iter_mut().for_each(|guest| guest.load.sweep());
         self.work(now, || false);
     }
 
@@ -256,9 +286,13 @@ impl Run {
         } else if !daemon.stop() {
             self.error("the daemon did not stop with status 0");
         }
-        let own = self.row.tally;
-        self.row.tally = self.loads.iter().fold(own, |tally, load| Tally::plus(tally, load.auditor.tally()));
-        for load in &self.loads {
+        for Guest { load, is_disk, what } in &self.guests {
+            let tally = load.auditor.tally();
+            self.row.tally = self.row.tally.plus(tally);
+            self.row.disk_operations += if *is_disk { tally.answered } else { 0 };
+            if !tally.is_clean() {
+                self.faults.push(what.clone());
+            }
             self.faults.extend(load.auditor.faults().iter().cloned());
         }
     }

@@ -78,6 +78,17 @@ impl Client {
         self.timeout = timeout;
     }
 
+    /// How long an answer may take.
+    #[must_use]
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Closes the connection.
+    pub fn hang_up(&self) {
+        let _closed_already = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+
     /// From now on every message asks for an acknowledgement.
     pub fn use_acknowledgements(&mut self) {
         self.acknowledged = true;

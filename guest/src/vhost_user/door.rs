@@ -3,9 +3,9 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use super::driver::{Driver, Options, Queue};
+use super::driver::{Config, Driver, Options, Queue};
 use super::request::{self, SECTOR_BYTES};
-use super::ring::Piece;
+use super::ring::{Piece, Used};
 use crate::ram::{Buffer, PAGE_BYTES, Ram};
 use crate::verify::door::{Answer, Door, Kind, Op, Shape, Tag};
 use crate::{Error, Result};
@@ -22,20 +22,29 @@ const TABLE_AT: usize = 512;
 /// Descriptors of a request at most: header, three pieces of data, status.
 const PIECES_MAX: u16 = 5;
 
-/// The rings of one device.
+/// Rings of one device.
 pub struct VhostDoor {
-    driver: Driver,
+    /// The connection, unless somebody else holds it.
+    driver: Option<Driver>,
+    ram: Arc<Ram>,
+    indirect: bool,
+    seg_max: u32,
+    discard_seg_max: u32,
     shape: Shape,
     lanes: Vec<Lane>,
     complaints: VecDeque<String>,
 }
 
 struct Lane {
+    queue: Queue,
     slots: Vec<Slot>,
     free: VecDeque<usize>,
     flights: HashMap<u32, Flight>,
     answered: Option<Flight>,
     position: u64,
+    /// The ring is not looked at before its call comes.
+    called: bool,
+    awake: bool,
 }
 
 /// A buffer, and a page for header, status, segments and an indirect table.
@@ -54,7 +63,7 @@ struct Flight {
 }
 
 impl VhostDoor {
-    /// Connects; the rings are as large as `depth` needs.
+    /// Connects and drives the first `lanes` rings, which are as large as `depth` needs. There are more if the options ask for more.
     ///
     /// # Errors
     /// The driver's.
@@ -65,46 +74,92 @@ impl VhostDoor {
         mut options: Options,
     ) -> Result<Self> {
         let depth_entries = u16::try_from(depth).expect("a small depth") * PIECES_MAX;
-        options.queues = lanes;
+        options.queues = options.queues.max(lanes);
         // A packed ring need not be a power of two: an odd size wraps at odd places.
         options.queue_size =
             if options.packed { depth_entries + 1 } else { depth_entries.next_power_of_two() };
         let slot_bytes = TRANSFER_BYTES_MAX + 4 * PAGE_BYTES;
         options.ram_bytes = (usize::from(lanes) * depth * slot_bytes + (4 << 20)).max(options.ram_bytes);
-        Self::new(Driver::connect(path, options)?, depth)
+        Self::new(Driver::connect(path, options)?, lanes, depth)
     }
 
-    /// Takes a driver whose rings are empty.
+    /// Takes the first `lanes` rings of a driver, which are empty.
     ///
     /// # Errors
     /// Guest RAM is used up.
-    pub fn new(driver: Driver, depth: usize) -> Result<Self> {
+    pub fn new(mut driver: Driver, lanes: u16, depth: usize) -> Result<Self> {
         let config = *driver.config();
         let block_bytes = usize::try_from(config.block_bytes).expect("small");
-        let sectors_per_block = config.block_bytes / 512;
+        let sectors_per_block = (config.block_bytes / 512).max(1);
         let limits = [config.discard_sectors_max, config.write_zeroes_sectors_max];
-        let limit = limits.iter().map(|sectors| sectors / sectors_per_block.max(1)).min().unwrap_or(0);
+        let limit = limits.iter().map(|sectors| sectors / sectors_per_block).min().unwrap_or(0);
         let transfer_blocks_max =
             u32::try_from(TRANSFER_BYTES_MAX / block_bytes).expect("small").min(limit.max(1));
-        let mut lanes = Vec::new();
-        for _ in &driver.queues {
-            let slots = (0..depth).map(|_| Slot::new(driver.ram())).collect::<Result<Vec<_>>>()?;
-            let free = (0..depth).collect();
-            lanes.push(Lane { slots, free, flights: HashMap::new(), answered: None, position: 0 });
-        }
+        let ram = Arc::clone(driver.ram());
+        let queues = driver.queues.drain(..usize::from(lanes));
+        let lanes = queues.map(|queue| Lane::new(queue, &ram, depth)).collect::<Result<Vec<_>>>()?;
         let shape = Shape {
-            blocks: config.sectors / u64::from(sectors_per_block.max(1)),
+            blocks: config.sectors / u64::from(sectors_per_block),
             block_bytes,
             transfer_blocks_max,
             lanes: lanes.len(),
             depth,
         };
-        Ok(VhostDoor { driver, shape, lanes, complaints: VecDeque::new() })
+        let indirect = driver.options().indirect;
+        let Config { seg_max, discard_seg_max, .. } = config;
+        let (driver, complaints) = (Some(driver), VecDeque::new());
+        Ok(VhostDoor { driver, ram, indirect, seg_max, discard_seg_max, shape, lanes, complaints })
     }
 
-    /// The connection and what was agreed on.
-    pub fn driver(&mut self) -> &mut Driver {
-        &mut self.driver
+    /// Waits for calls on the last lane, instead of looking at its ring: a call that does not come is an answer lost.
+    #[must_use]
+    pub fn with_a_called_lane(mut self) -> Self {
+        if let Some(lane) = self.lanes.last_mut() {
+            lane.called = true;
+            lane.queue.ring.want_call();
+        }
+        self
+    }
+
+    /// The connection, for talking over it while the rings are busy; `None` once it was taken.
+    pub fn take_driver(&mut self) -> Option<Driver> {
+        self.driver.take()
+    }
+}
+
+impl Lane {
+    fn new(queue: Queue, ram: &Arc<Ram>, depth: usize) -> Result<Self> {
+        Ok(Lane {
+            queue,
+            slots: (0..depth).map(|_| Slot::new(ram)).collect::<Result<Vec<_>>>()?,
+            free: (0..depth).collect(),
+            flights: HashMap::new(),
+            answered: None,
+            position: 0,
+            called: false,
+            awake: false,
+        })
+    }
+
+    /// The next request given back, if one may look.
+    fn take(&mut self) -> Option<Used> {
+        if !self.called {
+            return self.queue.ring.take();
+        }
+        if !self.awake {
+            self.awake = rustix::io::read(self.queue.call(), &mut [0_u8; 8]).is_ok();
+            if !self.awake {
+                return None;
+            }
+        }
+        let ring = &mut self.queue.ring;
+        let used = ring.take().or_else(|| {
+            // What is used after this is called for; what came before is seen by looking again.
+            ring.want_call();
+            ring.take()
+        });
+        self.awake = used.is_some();
+        used
     }
 }
 
@@ -162,9 +217,7 @@ impl Door for VhostDoor {
 
     fn submit(&mut self, lane: usize, op: &Op, data: &[u8]) -> Result<Tag> {
         let block_bytes = self.shape.block_bytes;
-        let (indirect, seg_max) = (self.driver.options().indirect, self.driver.config().seg_max);
-        let discard_seg_max = self.driver.config().discard_seg_max;
-        let ram = Arc::clone(self.driver.ram());
+        let VhostDoor { indirect, seg_max, discard_seg_max, .. } = *self;
         let sector = |block: u64| block * (block_bytes / SECTOR_BYTES) as u64;
         let at = &mut self.lanes[lane];
         let full = || Error::QueueFull(u16::try_from(lane).unwrap_or(u16::MAX));
@@ -180,7 +233,7 @@ impl Door for VhostDoor {
                 flight.offset = Slot::offset(at.position);
                 flight.bytes = op.blocks as usize * block_bytes;
                 let (around, whole) = (flight.offset - AROUND, flight.bytes + 2 * AROUND);
-                ram.mapping().fill(own.data.offset() + around, whole, POISON);
+                self.ram.mapping().fill(own.data.offset() + around, whole, POISON);
                 own.data.write(flight.offset, data);
                 let read = op.kind == Kind::Read;
                 flight.written = if read { 1 + u32::try_from(flight.bytes).expect("small") } else { 1 };
@@ -209,7 +262,7 @@ impl Door for VhostDoor {
         };
         own.own.write(STATUS_AT, &[request::UNANSWERED]);
         let pieces = own.pieces(&middle);
-        let ring = &mut self.driver.queues[lane].ring;
+        let ring = &mut at.queue.ring;
         let token = if indirect && at.position % 4 != 1 {
             ring.add_indirect(&pieces, &own.own, TABLE_AT)
         } else {
@@ -222,13 +275,12 @@ impl Door for VhostDoor {
     }
 
     fn ring(&mut self, lane: usize) -> Result<()> {
-        self.driver.queues[lane].publish()
+        self.lanes[lane].queue.publish()
     }
 
     fn poll(&mut self, lane: usize) -> Result<Option<Answer>> {
-        let Queue { ring, .. } = &mut self.driver.queues[lane];
-        let Some(used) = ring.take() else { return Ok(None) };
         let at = &mut self.lanes[lane];
+        let Some(used) = at.take() else { return Ok(None) };
         at.answered = at.flights.remove(&used.token).filter(|_| used.expected);
         let Some(flight) = at.answered else {
             return Ok(Some(Answer { tag: used.token, failure: None }));

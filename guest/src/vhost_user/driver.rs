@@ -41,6 +41,12 @@ pub mod protocol {
 /// The front-end's own address of guest memory, so far from the guest's that they cannot be taken for each other.
 const USER_ADDRESS: u64 = 0x7A00_0000_0000;
 const CONFIG_BYTES: u32 = 256;
+/// A packed ring's first place: at 0 with the wrap counter set, for what is available and for what is used.
+const FIRST_PACKED_BASE: u32 = 0x8000_8000;
+/// Offset, size and flags stand before it in a message.
+const CONFIG_HEADER_BYTES: usize = 12;
+/// Where the write-back byte stands.
+const WRITEBACK_AT: u32 = 32;
 /// Up to the fields of WRITE_ZEROES, as QEMU asks for it.
 const CONFIG_BYTES_LEAST: u32 = 57;
 
@@ -126,8 +132,26 @@ impl Config {
 pub struct Queue {
     /// The ring.
     pub ring: Ring,
-    kick: Option<OwnedFd>,
-    call: OwnedFd,
+    index: u16,
+    kick: Option<Arc<OwnedFd>>,
+    call: Arc<OwnedFd>,
+}
+
+/// What the device is told of a ring, whoever drives it.
+struct Told {
+    size: u16,
+    packed: bool,
+    places: [u64; 3],
+    kick: Option<Arc<OwnedFd>>,
+    call: Arc<OwnedFd>,
+}
+
+impl From<&Queue> for Told {
+    fn from(queue: &Queue) -> Self {
+        let Queue { ring, kick, call, .. } = queue;
+        let (size, packed, places) = (ring.size(), matches!(ring, Ring::Packed(_)), ring.places());
+        Told { size, packed, places, kick: kick.clone(), call: Arc::clone(call) }
+    }
 }
 
 impl Queue {
@@ -160,6 +184,12 @@ impl Queue {
     pub fn call(&self) -> BorrowedFd<'_> {
         self.call.as_fd()
     }
+
+    /// The ring's number.
+    #[must_use]
+    pub fn index(&self) -> u16 {
+        self.index
+    }
 }
 
 /// A virtio-blk device over vhost-user.
@@ -170,8 +200,9 @@ pub struct Driver {
     features: u64,
     protocol: u64,
     config: Config,
-    /// By index. They can be taken out to be driven from elsewhere.
+    /// In the order of their numbers. They can be taken out to be driven from elsewhere.
     pub queues: Vec<Queue>,
+    told: Vec<Told>,
     inflight: Option<(OwnedFd, Vec<u8>)>,
 }
 
@@ -197,14 +228,15 @@ impl Driver {
         let config = config(&client, features)?;
         let ram = Ram::new(options.ram_bytes, 0x10_0000)?;
         let mut queues = Vec::new();
-        for _ in 0..options.queues {
+        for index in 0..options.queues {
             let event_idx = features & feature::EVENT_IDX != 0;
             let ring = Ring::new(&ram, options.queue_size, options.packed, event_idx)?;
             let event = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-            let kick = if options.kick { Some(event()?) } else { None };
-            queues.push(Queue { ring, kick, call: event()? });
+            let kick = if options.kick { Some(Arc::new(event()?)) } else { None };
+            queues.push(Queue { ring, index, kick, call: Arc::new(event()?) });
         }
-        let mut driver = Driver { client, ram, options, features, protocol, config, queues, inflight: None };
+        let (told, inflight) = (queues.iter().map(Told::from).collect(), None);
+        let mut driver = Driver { client, ram, options, features, protocol, config, queues, told, inflight };
         if options.inflight {
             driver.inflight = Some(driver.fetch_inflight()?);
         }
@@ -212,12 +244,15 @@ impl Driver {
         Ok(driver)
     }
 
-    /// Does all of it again over another connection, as QEMU does when a back-end comes back: the rings go on.
+    /// Hangs up and does all of it again over another connection, as QEMU does when a back-end comes back: the rings go on. Those
+    /// that were taken out may be busy if the region for requests in flight is the driver's.
     ///
     /// # Errors
     /// As [`Driver::connect`]; the device offers less than before.
     pub fn reconnect(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        self.client.hang_up();
         let mut client = Client::connect(path)?;
+        client.set_timeout(self.client.timeout());
         let (features, protocol) = agree(&mut client, &self.options)?;
         if (features, protocol) != (self.features, self.protocol) {
             return Err(Error::Protocol("another device than before".into()));
@@ -232,6 +267,11 @@ impl Driver {
         &self.client
     }
 
+    /// How long an answer may take.
+    pub fn set_timeout(&mut self, timeout: std::time::Duration) {
+        self.client.set_timeout(timeout);
+    }
+
     /// Guest memory.
     #[must_use]
     pub fn ram(&self) -> &Arc<Ram> {
@@ -242,6 +282,25 @@ impl Driver {
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// The configuration space as it is now.
+    ///
+    /// # Errors
+    /// The connection's.
+    pub fn read_config(&self) -> Result<Vec<u8>> {
+        read_config(&self.client, CONFIG_BYTES_LEAST)
+    }
+
+    /// Sets the write-back byte (CONFIG_WCE).
+    ///
+    /// # Errors
+    /// The connection's.
+    pub fn set_writeback(&self, on: bool) -> Result<()> {
+        let mut payload: Vec<u8> =
+            [WRITEBACK_AT, 1, 0].iter().flat_map(|word: &u32| word.to_le_bytes()).collect();
+        payload.push(on.into());
+        self.client.tell(request::SET_CONFIG, &payload, &[])
     }
 
     /// The region for requests in flight, if the driver brought one.
@@ -277,21 +336,37 @@ impl Driver {
     /// # Errors
     /// The connection's.
     pub fn go_on(&self, queue: u16, base: u32) -> Result<()> {
-        let taken = &self.queues[usize::from(queue)];
+        let told = &self.told[usize::from(queue)];
         let index = u32::from(queue);
         let client = &self.client;
-        client.tell(request::SET_VRING_NUM, &state(index, taken.ring.size().into()), &[])?;
+        client.tell(request::SET_VRING_NUM, &state(index, told.size.into()), &[])?;
         client.tell(request::SET_VRING_BASE, &state(index, base), &[])?;
-        let [descriptors, driver, device] = taken.ring.places().map(|iova| self.user_address(iova));
+        let [descriptors, driver, device] = told.places.map(|iova| self.user_address(iova));
         let words = [u64::from(index), descriptors, device, driver, 0];
         let payload: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         client.tell(request::SET_VRING_ADDR, &payload, &[])?;
-        let fd =
-            |fd: Option<&OwnedFd>| (u64::from(index) | if fd.is_some() { 0 } else { 1 << 8 }).to_le_bytes();
-        let kick: Vec<_> = taken.kick.iter().map(AsFd::as_fd).collect();
-        client.tell(request::SET_VRING_KICK, &fd(taken.kick.as_ref()), &kick)?;
-        client.tell(request::SET_VRING_CALL, &fd(Some(&taken.call)), &[taken.call.as_fd()])?;
-        client.tell(request::SET_VRING_ENABLE, &state(index, 1), &[])
+        let fd = u64::from(index) | if told.kick.is_some() { 0 } else { 1 << 8 };
+        let kick: Vec<_> = told.kick.iter().map(AsFd::as_fd).collect();
+        client.tell(request::SET_VRING_KICK, &fd.to_le_bytes(), &kick)?;
+        self.set_call(queue)?;
+        self.enable(queue, true)
+    }
+
+    /// Gives a ring its call eventfd, which it may have already.
+    ///
+    /// # Errors
+    /// The connection's.
+    pub fn set_call(&self, queue: u16) -> Result<()> {
+        let call = &self.told[usize::from(queue)].call;
+        self.client.tell(request::SET_VRING_CALL, &u64::from(queue).to_le_bytes(), &[call.as_fd()])
+    }
+
+    /// Lets a ring be looked at, or not.
+    ///
+    /// # Errors
+    /// The connection's.
+    pub fn enable(&self, queue: u16, on: bool) -> Result<()> {
+        self.client.tell(request::SET_VRING_ENABLE, &state(queue.into(), on.into()), &[])
     }
 
     /// Maps all guest memory anew, as a hot-plug does.
@@ -299,13 +374,52 @@ impl Driver {
     /// # Errors
     /// The connection's.
     pub fn share_memory(&self) -> Result<()> {
-        let region = [self.ram.iova(), self.ram.len() as u64, self.user_address(self.ram.iova()), 0];
-        // One region after its count, or after the padding of a single one.
-        let first = u64::from(!self.options.mem_slots);
-        let words = std::iter::once(first).chain(region);
+        if self.options.mem_slots {
+            return self.tell_slot(request::ADD_MEM_REG, &self.ram);
+        }
+        self.tell_table(&[&self.ram])
+    }
+
+    /// Maps more memory, which must not touch the driver's own.
+    ///
+    /// # Errors
+    /// The connection's.
+    pub fn add_memory(&self, more: &Ram) -> Result<()> {
+        if self.options.mem_slots {
+            return self.tell_slot(request::ADD_MEM_REG, more);
+        }
+        self.tell_table(&[&self.ram, more])
+    }
+
+    /// Takes it back.
+    ///
+    /// # Errors
+    /// The connection's.
+    pub fn remove_memory(&self, more: &Ram) -> Result<()> {
+        if self.options.mem_slots {
+            return self.tell_slot(request::REM_MEM_REG, more);
+        }
+        self.tell_table(&[&self.ram])
+    }
+
+    fn region(&self, ram: &Ram) -> [u64; 4] {
+        [ram.iova(), ram.len() as u64, self.user_address(ram.iova()), 0]
+    }
+
+    /// A region after the padding of a single one.
+    fn tell_slot(&self, request: u32, ram: &Ram) -> Result<()> {
+        let words = std::iter::once(0).chain(self.region(ram));
+        let fds = [ram.fd()];
+        let fds = if request == request::ADD_MEM_REG { fds.as_slice() } else { &[] };
+        self.client.tell(request, &words.flat_map(u64::to_le_bytes).collect::<Vec<u8>>(), fds)
+    }
+
+    /// Regions after their count.
+    fn tell_table(&self, rams: &[&Ram]) -> Result<()> {
+        let words = std::iter::once(rams.len() as u64).chain(rams.iter().flat_map(|ram| self.region(ram)));
+        let fds: Vec<_> = rams.iter().map(|ram| ram.fd()).collect();
         let payload: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
-        let request = if self.options.mem_slots { request::ADD_MEM_REG } else { request::SET_MEM_TABLE };
-        self.client.tell(request, &payload, &[self.ram.fd()])
+        self.client.tell(request::SET_MEM_TABLE, &payload, &fds)
     }
 
     fn user_address(&self, iova: u64) -> u64 {
@@ -329,8 +443,18 @@ impl Driver {
         if let Some((fd, shape)) = &self.inflight {
             client.tell(request::SET_INFLIGHT_FD, shape, &[fd.as_fd()])?;
         }
-        (0..self.options.queues)
-            .try_for_each(|queue| self.go_on(queue, self.queues[usize::from(queue)].ring.base()))
+        (0..self.options.queues).try_for_each(|queue| self.go_on(queue, self.base(queue)))
+    }
+
+    /// Where a ring begins.
+    fn base(&self, queue: u16) -> u32 {
+        if let Some(queue) = self.queues.iter().find(|here| here.index == queue) {
+            return queue.ring.base();
+        }
+        // Driven from elsewhere: what QEMU knows of it, which is less than what the region for requests in flight says.
+        let told = &self.told[usize::from(queue)];
+        let used = self.ram.offset_of(told.places[2], 4).filter(|_| !told.packed);
+        used.map_or(FIRST_PACKED_BASE, |used| u32::from(self.ram.mapping().load_u16(used + 2)))
     }
 }
 
@@ -369,19 +493,21 @@ fn agree(client: &mut Client, options: &Options) -> Result<(u64, u64)> {
 }
 
 fn config(client: &Client, features: u64) -> Result<Config> {
-    let ask = |bytes: u32| {
-        let mut ask = Vec::with_capacity(12 + bytes as usize);
-        [0, bytes, 0].iter().for_each(|word: &u32| ask.extend_from_slice(&word.to_le_bytes()));
-        ask.resize(12 + bytes as usize, 0);
-        client.ask(request::GET_CONFIG, &ask)
-    };
-    let (mut answer, _) = ask(CONFIG_BYTES)?;
+    let mut answer = read_config(client, CONFIG_BYTES)?;
     if answer.is_empty() {
         // QEMU's storage daemon gives no more than its structure has.
-        (answer, _) = ask(CONFIG_BYTES_LEAST)?;
+        answer = read_config(client, CONFIG_BYTES_LEAST)?;
     }
-    if answer.len() < 12 + CONFIG_BYTES_LEAST as usize {
-        return Err(Error::Protocol(format!("a configuration message of {} bytes", answer.len())));
+    if answer.len() < CONFIG_BYTES_LEAST as usize {
+        return Err(Error::Protocol(format!("a configuration of {} bytes", answer.len())));
     }
-    Config::parse(&answer[12..], features)
+    Config::parse(&answer, features)
+}
+
+/// The first bytes of the configuration space; none, if the device refuses.
+fn read_config(client: &Client, bytes: u32) -> Result<Vec<u8>> {
+    let mut ask: Vec<u8> = [0, bytes, 0].iter().flat_map(|word: &u32| word.to_le_bytes()).collect();
+    ask.resize(CONFIG_HEADER_BYTES + bytes as usize, 0);
+    let (mut answer, _) = client.ask(request::GET_CONFIG, &ask)?;
+    Ok(answer.split_off(answer.len().min(CONFIG_HEADER_BYTES)))
 }

@@ -1,27 +1,16 @@
-//! Talks to a controller while its queues are busy: what must survive besides I/O.
+//! An NVMe controller: registers, admin commands, memory mappings, queues that come and go.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use super::Partner;
 use crate::load::workload::Random;
 use crate::nvme::{Driver, Sqe, feature, nvm, reg};
 use crate::ram::Ram;
 use crate::vfio_user::{Frame, command, region};
 use crate::{Error, Result};
 
-/// What a chat found.
-#[derive(Clone, Debug, Default)]
-pub struct Heard {
-    /// Exchanges.
-    pub exchanges: u64,
-    /// The longest of them.
-    pub longest: Duration,
-    /// What went wrong; the chat ends with the first error of the connection.
-    pub faults: Vec<String>,
-}
-
 /// The other end of a busy controller.
-pub struct Chat {
+pub struct Controller {
     driver: Driver,
     random: Random,
     /// A queue that the load does not use.
@@ -36,40 +25,9 @@ const VISITOR_BYTES: usize = 1 << 20;
 /// Messages sent without waiting for the answers.
 const PIPELINED: usize = 6;
 
-impl Chat {
-    /// Over the driver whose queue pairs the load has taken.
-    ///
-    /// # Errors
-    /// The driver's.
-    pub fn new(mut driver: Driver, spare_qid: u16, seed: u64, patience: Duration) -> Result<Self> {
-        driver.set_timeout(patience);
-        driver.client().set_timeout(patience);
-        let identity = driver.identify(1, 0)?;
-        let queues = driver.get_features(feature::NUMBER_OF_QUEUES, 0)?.ok()?.result;
-        // Must stay unanswered.
-        driver.request_event()?;
-        Ok(Chat { driver, random: Random::new(seed), spare_qid, identity, queues })
-    }
-
-    /// Talks until told to stop.
-    pub fn run(mut self, stop: &AtomicBool) -> Heard {
-        let mut heard = Heard::default();
-        while !stop.load(Ordering::Relaxed) {
-            let topic = self.random.below(7);
-            let start = Instant::now();
-            match self.exchange(topic) {
-                Ok(None) => {}
-                Ok(Some(fault)) => heard.faults.push(fault),
-                Err(error) => {
-                    heard.faults.push(format!("topic {topic}: {error}"));
-                    break;
-                }
-            }
-            heard.exchanges += 1;
-            heard.longest = heard.longest.max(start.elapsed());
-            std::thread::sleep(Duration::from_micros(self.random.below(10_000)));
-        }
-        heard
+impl Partner for Controller {
+    fn topics(&self) -> u64 {
+        7
     }
 
     fn exchange(&mut self, topic: u64) -> Result<Option<String>> {
@@ -94,6 +52,22 @@ impl Chat {
                 Ok(None)
             }
         }
+    }
+}
+
+impl Controller {
+    /// Over the driver whose queue pairs the load has taken.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn new(mut driver: Driver, spare_qid: u16, seed: u64, patience: Duration) -> Result<Self> {
+        driver.set_timeout(patience);
+        driver.client().set_timeout(patience);
+        let identity = driver.identify(1, 0)?;
+        let queues = driver.get_features(feature::NUMBER_OF_QUEUES, 0)?.ok()?.result;
+        // Must stay unanswered.
+        driver.request_event()?;
+        Ok(Controller { driver, random: Random::new(seed), spare_qid, identity, queues })
     }
 
     /// Several register reads in a row, answered in order.

@@ -64,12 +64,27 @@ pub struct Events {
 pub struct Progress {
     /// Events begun: raised the moment before each.
     pub begun: AtomicU64,
+    /// Exchanges with devices under way.
+    pub talking: AtomicU64,
+    /// Events that met one.
+    pub met: AtomicU64,
     /// The load ends.
     pub stop: AtomicBool,
 }
 
+impl Progress {
+    /// The moment before an event.
+    fn begin(&self) {
+        let met = self.talking.load(Ordering::Relaxed) > 0;
+        self.met.fetch_add(met.into(), Ordering::Relaxed);
+        self.begun.fetch_add(1, Ordering::Release);
+    }
+}
+
 /// An engine must be back by then, a request be answered.
 const BACK_BY: Duration = Duration::from_secs(30);
+/// How long to wait for somebody to say something.
+const MESSAGE_BY: Duration = Duration::from_millis(20);
 /// Between two ends that look like the engine's own fault: more of them in a minute and an ssd is quarantined, rightly.
 const CRASHES_APART: Duration = Duration::from_secs(15);
 
@@ -84,6 +99,7 @@ impl Events {
             if progress.stop.load(Ordering::Relaxed) {
                 return Ok(());
             }
+            self.await_a_message(progress);
             self.happen(number, progress).with_context(|| format!("event {}", number + 1))?;
             self.pause(60);
         }
@@ -95,26 +111,41 @@ impl Events {
         std::thread::sleep(Duration::from_micros(least_ms * 1000 + self.random.below(200_000)));
     }
 
+    /// Every other event meets a message on its way: most take less time than there is between them.
+    fn await_a_message(&mut self, progress: &Progress) {
+        if self.random.below(2) == 0 {
+            return;
+        }
+        let deadline = Instant::now() + MESSAGE_BY;
+        while progress.talking.load(Ordering::Relaxed) == 0 && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        let late = Instant::now() + Duration::from_micros(self.random.below(300));
+        while Instant::now() < late {
+            std::hint::spin_loop();
+        }
+    }
+
     fn happen(&mut self, number: u64, progress: &Progress) -> Result<()> {
         match self.kind {
             Kind::Calm => {
-                progress.begun.fetch_add(1, Ordering::Release);
+                progress.begin();
                 Ok(())
             }
             Kind::Kills => self.kill(progress),
             Kind::Upgrades => {
                 let count = self.binaries.len().max(1);
                 let binary = self.binaries.get(usize::try_from(number)? % count);
-                progress.begun.fetch_add(1, Ordering::Release);
+                progress.begin();
                 self.ask(&json!({"command": "upgrade", "binary": binary, "no_wait": true}))
             }
             Kind::Keeper => {
-                progress.begun.fetch_add(1, Ordering::Release);
+                progress.begin();
                 self.ask(&json!({"command": "upgrade", "keeper": true, "no_wait": true}))
             }
             Kind::Restarts => {
                 let engine = self.engine(None)?;
-                progress.begun.fetch_add(1, Ordering::Release);
+                progress.begin();
                 self.keeper.kill_and_restart()?;
                 self.engine(Some(engine)).map(|_| ())
             }
@@ -130,7 +161,7 @@ impl Events {
             // Not SIGSEGV: Rust's own handler takes one that is sent for the end of a stack, and goes on.
             if self.random.below(2) == 0 { Signal::ABORT } else { Signal::ILL }
         };
-        progress.begun.fetch_add(1, Ordering::Release);
+        progress.begin();
         ensure!(signal(engine, how), "engine {engine} is gone already");
         let mut next = self.engine(Some(engine))?;
         while self.random.below(8) == 0 {

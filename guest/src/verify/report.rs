@@ -26,6 +26,8 @@ pub struct Row {
     pub calm: Histogram,
     /// How often the load itself did not run for more than 5 ms.
     pub own_pauses: u64,
+    /// Events in the middle of an exchange of messages.
+    pub met_messages: u64,
     /// Messages, and the longest wait for one.
     pub messages: u64,
     /// In nanoseconds.
@@ -57,6 +59,7 @@ impl Row {
             "operations": self.tally.answered,
             "disk_operations": self.disk_operations,
             "checked_bytes": self.tally.checked_bytes,
+            "met_messages": self.met_messages,
             "messages": self.messages,
             "message_max_ns": self.message_max_ns,
             "seconds": self.seconds,
@@ -69,11 +72,12 @@ impl Row {
         let ms = |ns: u64| format!("{}.{:02} ms", ns / 1_000_000, ns / 10_000 % 100);
         let Tally { answered, checked_bytes, errors, lost, repeated, wrong_bytes } = self.tally;
         format!(
-            "{}: {} events, {errors} errors, {lost} lost, {repeated} repeated, {wrong_bytes} wrong bytes; blackout p50 {} \
+            "{}: {} events ({} met a message), {errors} errors, {lost} lost, {repeated} repeated, {wrong_bytes} wrong bytes; blackout p50 {} \
              p99 {} max {} (disks p99 {}, calm p99 {}); {answered} operations ({} by virtio-blk), {} MiB checked, {} messages (longest {}), {:.1} s; \
              seed {}",
             self.name,
             self.events,
+            self.met_messages,
             ms(self.blackouts.quantile(500)),
             ms(self.blackouts.quantile(990)),
             ms(self.blackouts.max()),
@@ -110,6 +114,6 @@ mod tests {
         ] {
             assert!(json[key].is_u64(), "{key}");
         }
-        assert!(row.line().starts_with("kills: 2 events, 0 errors"));
+        assert!(row.line().starts_with("kills: 2 events (0 met a message), 0 errors"));
     }
 }

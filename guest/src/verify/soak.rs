@@ -180,9 +180,10 @@ impl Run {
     ) {
         let (progress, quiet) = (Progress::default(), AtomicBool::new(false));
         let heard = std::thread::scope(|scope| {
-            let quiet = &quiet;
-            let talk =
-                |(mut partner, random): Talk| scope.spawn(move || chat::run(&mut *partner, random, quiet));
+            let (quiet, talking) = (&quiet, &progress.talking);
+            let talk = |(mut partner, random): Talk| {
+                scope.spawn(move || chat::run(&mut *partner, random, talking, quiet))
+            };
             let talks: Vec<_> = talks.into_iter().map(talk).collect();
             for _ in 0..CALM_WINDOWS {
                 let end = Instant::now() + CALM_WINDOW;
@@ -203,6 +204,7 @@ impl Run {
                 begun = progress.begun.load(Ordering::Acquire);
                 self.row.events = begun;
             }
+            self.row.met_messages = progress.met.load(Ordering::Relaxed);
             progress.stop.store(true, Ordering::Relaxed);
             match made.join() {
                 Ok(Ok(())) => {}

@@ -88,16 +88,27 @@ impl VhostDoor {
     /// # Errors
     /// Guest RAM is used up.
     pub fn new(mut driver: Driver, lanes: u16, depth: usize) -> Result<Self> {
-        let config = *driver.config();
+        let queues = driver.queues.drain(..usize::from(lanes)).collect();
+        let (config, indirect) = (*driver.config(), driver.options().indirect);
+        let door = Self::over(queues, &Arc::clone(driver.ram()), &config, indirect, depth)?;
+        Ok(VhostDoor { driver: Some(driver), ..door })
+    }
+
+    fn over(
+        queues: Vec<Queue>,
+        ram: &Arc<Ram>,
+        config: &Config,
+        indirect: bool,
+        depth: usize,
+    ) -> Result<Self> {
         let block_bytes = usize::try_from(config.block_bytes).expect("small");
         let sectors_per_block = (config.block_bytes / 512).max(1);
         let limits = [config.discard_sectors_max, config.write_zeroes_sectors_max];
         let limit = limits.iter().map(|sectors| sectors / sectors_per_block).min().unwrap_or(0);
         let transfer_blocks_max =
             u32::try_from(TRANSFER_BYTES_MAX / block_bytes).expect("small").min(limit.max(1));
-        let ram = Arc::clone(driver.ram());
-        let queues = driver.queues.drain(..usize::from(lanes));
-        let lanes = queues.map(|queue| Lane::new(queue, &ram, depth)).collect::<Result<Vec<_>>>()?;
+        let lanes = queues.into_iter().map(|queue| Lane::new(queue, ram, depth));
+        let lanes = lanes.collect::<Result<Vec<_>>>()?;
         let shape = Shape {
             blocks: config.sectors / u64::from(sectors_per_block),
             block_bytes,
@@ -105,9 +116,8 @@ impl VhostDoor {
             lanes: lanes.len(),
             depth,
         };
-        let indirect = driver.options().indirect;
-        let Config { seg_max, discard_seg_max, .. } = config;
-        let (driver, complaints) = (Some(driver), VecDeque::new());
+        let &Config { seg_max, discard_seg_max, .. } = config;
+        let (driver, ram, complaints) = (None, Arc::clone(ram), VecDeque::new());
         Ok(VhostDoor { driver, ram, indirect, seg_max, discard_seg_max, shape, lanes, complaints })
     }
 
@@ -320,26 +330,5 @@ fn segments(op: &Op, segments_max: u32) -> Vec<(u64, u64)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_segments_of_a_discard_are_all_its_blocks_once() {
-        for (start, blocks, most) in [(1, 1, 8), (1, 2, 8), (1, 3, 8), (7, 100, 1), (8, 9, 8)] {
-            let op = Op { kind: Kind::Deallocate, start, blocks };
-            let segments = segments(&op, most);
-            let mut all: Vec<u64> = segments.iter().flat_map(|(start, len)| *start..*start + *len).collect();
-            all.sort_unstable();
-            assert_eq!(all, op.range().collect::<Vec<_>>());
-            assert!(segments.len() <= usize::try_from(most).unwrap_or(1));
-        }
-    }
-
-    #[test]
-    fn every_place_of_the_data_leaves_room_around_it() {
-        for position in 0..10_000 {
-            let offset = Slot::offset(position);
-            assert!((AROUND..=PAGE_BYTES).contains(&offset), "{position}");
-        }
-    }
-}
+#[path = "door_tests.rs"]
+mod tests;

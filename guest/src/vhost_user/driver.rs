@@ -134,7 +134,7 @@ pub struct Queue {
     pub ring: Ring,
     index: u16,
     kick: Option<Arc<OwnedFd>>,
-    call: Arc<OwnedFd>,
+    pub(super) call: Arc<OwnedFd>,
 }
 
 /// What the device is told of a ring, whoever drives it.
@@ -155,6 +155,13 @@ impl From<&Queue> for Told {
 }
 
 impl Queue {
+    /// A ring with eventfds.
+    pub(super) fn new(ring: Ring, index: u16, kicked: bool) -> Result<Self> {
+        let event = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map(Arc::new);
+        let kick = kicked.then(event).transpose()?;
+        Ok(Queue { ring, index, kick, call: event()? })
+    }
+
     /// Shows the device what was added, and kicks it if it wants that.
     ///
     /// # Errors
@@ -231,9 +238,7 @@ impl Driver {
         for index in 0..options.queues {
             let event_idx = features & feature::EVENT_IDX != 0;
             let ring = Ring::new(&ram, options.queue_size, options.packed, event_idx)?;
-            let event = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-            let kick = if options.kick { Some(Arc::new(event()?)) } else { None };
-            queues.push(Queue { ring, index, kick, call: Arc::new(event()?) });
+            queues.push(Queue::new(ring, index, options.kick)?);
         }
         let (told, inflight) = (queues.iter().map(Told::from).collect(), None);
         let mut driver = Driver { client, ram, options, features, protocol, config, queues, told, inflight };

@@ -15,6 +15,8 @@ mod driver;
 pub mod lane;
 pub mod request;
 pub mod ring;
+#[cfg(test)]
+mod toy;
 
 pub use client::Client;
 pub use door::VhostDoor;

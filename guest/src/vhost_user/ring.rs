@@ -6,11 +6,11 @@ use std::sync::Arc;
 use crate::Result;
 use crate::ram::{Buffer, Ram};
 
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-const INDIRECT: u16 = 4;
-const AVAIL: u16 = 1 << 7;
-const USED: u16 = 1 << 15;
+pub(super) const NEXT: u16 = 1;
+pub(super) const WRITE: u16 = 2;
+pub(super) const INDIRECT: u16 = 4;
+pub(super) const AVAIL: u16 = 1 << 7;
+pub(super) const USED: u16 = 1 << 15;
 /// Of a split ring's flags: the other side needs no notification. Of a packed ring's event suppression: none at all.
 const NO_NOTIFICATION: u16 = 1;
 

@@ -3,7 +3,7 @@
 pub mod controller;
 pub mod disk;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::Result;
@@ -32,13 +32,16 @@ pub trait Partner: Send {
     fn exchange(&mut self, topic: u64) -> Result<Option<String>>;
 }
 
-/// Talks until told to stop.
-pub fn run(partner: &mut dyn Partner, mut random: Random, stop: &AtomicBool) -> Heard {
+/// Talks until told to stop; `talking` counts those who are at it.
+pub fn run(partner: &mut dyn Partner, mut random: Random, talking: &AtomicU64, stop: &AtomicBool) -> Heard {
     let mut heard = Heard::default();
     while !stop.load(Ordering::Relaxed) {
         let topic = random.below(partner.topics());
         let start = Instant::now();
-        match partner.exchange(topic) {
+        talking.fetch_add(1, Ordering::Relaxed);
+        let said = partner.exchange(topic);
+        talking.fetch_sub(1, Ordering::Relaxed);
+        match said {
             Ok(None) => {}
             Ok(Some(fault)) => heard.faults.push(fault),
             Err(error) => {

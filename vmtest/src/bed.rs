@@ -43,8 +43,7 @@ pub struct Bed {
 
 impl Bed {
     /// Starts the daemon and boots a guest with these ssds.
-    pub fn new(ssds: &[Ssd]) -> Result<Bed> {
-        let image = Image::ensure()?;
+    pub fn new(image: Image, ssds: &[Ssd]) -> Result<Bed> {
         let folder = TempDir::with_prefix("bed-").context("create a folder for the test")?;
         let daemon = match Drive::chosen() {
             Drive::Godwit => Some(Daemon::start(folder.path(), ssds)?),
@@ -140,7 +139,12 @@ impl Bed {
 
 /// Runs a test on a bed and keeps the promise of [`Bed::finish`]. On an error the logs are printed.
 pub fn with_guest(ssds: &[Ssd], test: impl FnOnce(&mut Bed) -> Result<()>) -> Result<()> {
-    let mut bed = Bed::new(ssds)?;
+    with_guest_of(Image::ensure()?, ssds, test)
+}
+
+/// [`with_guest`] on an image of the caller's choice.
+pub fn with_guest_of(image: Image, ssds: &[Ssd], test: impl FnOnce(&mut Bed) -> Result<()>) -> Result<()> {
+    let mut bed = Bed::new(image, ssds)?;
     let outcome = test(&mut bed);
     if outcome.is_err() {
         if let Some(vm) = &mut bed.vm {

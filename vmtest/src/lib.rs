@@ -11,6 +11,7 @@ pub mod agent;
 pub mod bed;
 mod cpio;
 pub mod daemon;
+mod debian;
 pub mod fio;
 pub mod image;
 pub mod kernel_log;

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
-use vmtest::bed::{Bed, with_guest};
+use vmtest::bed::{Bed, with_guest, with_guest_of};
 use vmtest::daemon::{Backend, Ssd};
+use vmtest::image::Image;
 
 const FIO_PATIENCE: Duration = Duration::from_secs(300);
 
@@ -78,6 +79,27 @@ fn what_fio_wrote_to_a_disk_is_what_it_reads_and_discarded_blocks_are_zeros() ->
         vm.run_ok("blkdiscard -f /dev/vda")?;
         vm.run_ok("dd if=/dev/vda bs=1M count=16 iflag=direct status=none | cmp -n 16777216 - /dev/zero")
             .map(drop)
+    })
+}
+
+#[test]
+fn a_guest_under_qemu_7_2_reads_what_it_wrote_and_zeros_where_it_discarded_over_a_kill_and_an_upgrade()
+-> Result<()> {
+    let image = Image::ensure_with_old_qemu()?;
+    with_guest_of(image, &[Ssd::new("a", 64).as_disk()], |bed| {
+        let version = bed.vm().qmp("query-version", &serde_json::json!({}))?;
+        let version = &version["qemu"];
+        ensure!((version["major"] == 7) && (version["minor"] == 2), "this is QEMU {version}");
+        find_disk(bed)?;
+        fio_verify(bed, "--filename=/dev/vda --size=4m --rw=randwrite --bs=4k --iodepth=16")?;
+        bed.vm().run_ok(
+            "head -c 8M /dev/urandom > /tmp/d && dd if=/tmp/d of=/dev/vda bs=1M oflag=direct status=none",
+        )?;
+        bed.daemon().kill_engine()?;
+        bed.vm().run_ok("blkdiscard -o 2M -l 4M /dev/vda")?;
+        bed.daemon().upgrade()?;
+        bed.vm().run_ok("dd if=/dev/zero of=/tmp/d bs=1M seek=2 count=4 conv=notrunc status=none")?;
+        bed.vm().run_ok("dd if=/dev/vda bs=1M count=8 iflag=direct status=none | cmp - /tmp/d").map(drop)
     })
 }
 

@@ -69,12 +69,12 @@ fn under_miri() -> Result<Tally> {
     stage(command, Runner::Libtest)
 }
 
-/// A few kills and upgrades under the verifying load: the row must be zero. The debug build, which the tests have made already;
+/// A few of everything that can happen to the processes, under the verifying load of both frontends: the row must be zero. The debug build, which the tests have made already;
 /// how long anything takes is for `cargo xtask soak`.
 fn soaks() -> Result<Tally> {
     let (godwitd, soak) = (build("godwitd", "godwitd", false)?, build("guest", "soak", false)?);
     let mut total = Tally::default();
-    for (what, count) in [("kills", "10"), ("upgrades", "4")] {
+    for (what, count) in [("kills", "10"), ("upgrades", "4"), ("keeper", "4"), ("restarts", "2")] {
         let mut command = std::process::Command::new(&soak);
         command
             .args([what, "--count", count, "--patience", "120"])

@@ -1,4 +1,4 @@
-//! `soak`: a verifying load on `godwitd` while its processes die and are replaced. See `guest::verify`.
+//! `soak`: a verifying load on `godwitd`, over both frontends, while its processes die and are replaced. See `guest::verify`.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -22,7 +22,7 @@ struct Arguments {
     /// Also append one JSON object to this file.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Replays the operations of an earlier run.
+    /// Replays the operations of an earlier run, and what its disks' clients asked for.
     #[arg(long)]
     seed: Option<u64>,
     /// The daemon to upgrade to and back from; a copy of the same one if not given.
@@ -31,10 +31,10 @@ struct Arguments {
     /// Where the data files are made; it must take O_DIRECT.
     #[arg(long, default_value = "/var/tmp")]
     directory: PathBuf,
-    /// Queue pairs of each ssd; the last one is driven by its interrupt.
+    /// Queues of each ssd: NVMe queue pairs, virtio rings. The last one is driven by its interrupt.
     #[arg(long, default_value_t = 3)]
     lanes: u16,
-    /// Operations at once of each queue pair, at most.
+    /// Operations at once of each queue, at most.
     #[arg(long, default_value_t = 16)]
     depth: usize,
     /// Reactors of the daemon.
@@ -43,7 +43,7 @@ struct Arguments {
     /// An operation without an answer for so many seconds is lost.
     #[arg(long, default_value_t = 30)]
     patience: u64,
-    /// Flip a byte of a data file: the run must find it.
+    /// Flip a byte of each data file: the run must find them.
     #[arg(long)]
     sabotage: bool,
     /// Keep the run's folder.

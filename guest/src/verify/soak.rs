@@ -1,4 +1,4 @@
-//! A run: the daemon, a load on each ssd, a chat with each controller, and the events.
+//! A run: the daemon, a load on each ssd, a chat with each device, and the events.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,9 +31,9 @@ pub struct Settings {
     pub directory: PathBuf,
     /// An operation without an answer for so long is lost.
     pub patience: Duration,
-    /// Queue pairs of each ssd.
+    /// Queues of each ssd.
     pub lanes: u16,
-    /// Operations of each queue pair.
+    /// Operations of each queue.
     pub depth: usize,
     /// Reactors of the daemon.
     pub reactors: usize,

@@ -28,7 +28,8 @@ use crate::io::fault::{Access, Refusal};
 use crate::io::{Begun, Executor, Kind, Quick, Started, ended};
 use crate::namespace::NamespaceTable;
 use crate::queue::{
-    Accepted, Answer, CompletionQueue, Doorbells, Look, SubmissionQueue, Watch, cq_index, sq_index,
+    Accepted, Answer, CompletionQueue, Doorbells, Look, SubmissionQueue, Watch, count_change, cq_index,
+    sq_index,
 };
 use crate::sink::{DoorbellError, ErrorRecord, GroupEvent, Sink};
 use drain::Drains;
@@ -473,6 +474,9 @@ impl QueueGroup {
                 Status::SUCCESS
             }
             Err(refusal) => {
+                if kind.changes_data() {
+                    count_change(&self.region, sqid);
+                }
                 let more = self.errors.take();
                 let status = refusal.status.with_more(more);
                 if more {
@@ -568,6 +572,7 @@ fn count(region: &ControllerRegion, sqid: u16, kind: Kind, sectors: u32) {
             add(&record.reads, 1);
             (&record.writes, &record.write_sectors)
         }
+        Kind::Zeroes => return count_change(region, sqid),
         Kind::Other => return,
     };
     add(commands, 1);

@@ -55,8 +55,9 @@ pub struct Header {
     pub magic: AtomicU64,
     /// [`LAYOUT_VERSION`].
     pub layout_version: AtomicU32,
-    /// Reserved.
-    pub reserved: AtomicU32,
+    /// The power cycle this region is of, as the record counts them (modulo 2^32): a record with one less was written before
+    /// the region was made. 0: made by a build that did not say.
+    pub power_cycle: AtomicU32,
     /// Size of [`ControllerRegion`] in bytes.
     pub size_bytes: AtomicU64,
 }
@@ -167,6 +168,8 @@ pub struct SubmissionQueue {
     pub read_sectors: AtomicU64,
     /// Bytes written, in 512-byte units.
     pub write_sectors: AtomicU64,
+    /// Commands that may have changed data and are not among `writes`: Write Zeroes, those that failed, those nobody answered.
+    pub other_changes: AtomicU64,
 }
 
 /// Where an accepted command is between being taken and being answered. `word` is stored last in each step.

@@ -153,7 +153,8 @@ pub struct SanitizeV1 {
     #[n(6)]
     #[cbor(default)]
     pub left: bool,
-    /// Write and Copy commands counted when it ended: while no more are, the data is globally erased.
+    /// Commands that changed data, by the counters when it ended: while no more are, the data is globally erased.
+    /// `u64::MAX`: not known.
     #[n(7)]
     #[cbor(default)]
     pub writes_at_end: u64,
@@ -204,6 +205,10 @@ pub struct CountersV1 {
     /// Units of 512 bytes written.
     #[n(3)]
     pub write_sectors: u64,
+    /// Commands that may have changed data and are not among `writes`. Since the first builds: 0.
+    #[n(4)]
+    #[cbor(default)]
+    pub other_changes: u64,
 }
 
 /// A device self-test that ended (Base 2.1, 5.1.12.1.7).

@@ -41,8 +41,14 @@ fn full() -> SsdV1 {
             power_on_seconds: 13,
             media_errors: 14,
             error_log_entries: 15,
-            base: CountersV1 { reads: 1, writes: 2, read_sectors: 3, write_sectors: 4 },
-            live: CountersV1 { reads: 5, writes: 6, read_sectors: 7, write_sectors: u64::MAX },
+            base: CountersV1 { reads: 1, writes: 2, read_sectors: 3, write_sectors: 4, other_changes: 8 },
+            live: CountersV1 {
+                reads: 5,
+                writes: 6,
+                read_sectors: 7,
+                write_sectors: u64::MAX,
+                other_changes: 9,
+            },
         },
         clean: true,
         self_tests: vec![SelfTestV1 {
@@ -61,6 +67,15 @@ fn full() -> SsdV1 {
 fn the_golden_record_of_version_1_is_read_for_ever() {
     let golden = include_bytes!("golden/ssd-v1.bin");
     assert_eq!(SsdV1::from_bytes(golden).expect("readable"), full());
+}
+
+/// Written before changes other than writes were counted.
+#[test]
+fn a_record_of_an_older_build_has_none_of_the_counters_that_came_later() {
+    let mut expected = full();
+    (expected.totals.base.other_changes, expected.totals.live.other_changes) = (0, 0);
+    let golden = include_bytes!("golden/ssd-v1-before-other-changes.bin");
+    assert_eq!(SsdV1::from_bytes(golden).expect("readable"), expected);
 }
 
 #[test]

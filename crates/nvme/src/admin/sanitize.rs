@@ -5,12 +5,13 @@
 use spec::nvme::admin::{SanitizeAction, SanitizeCdw10};
 use spec::nvme::log::{SanitizeOutcome, SanitizeStatus, SanitizeStatusLog};
 use spec::nvme::{Command, Status};
-use state::ssd::SanitizeV1;
+use state::ssd::{CountersV1, SanitizeV1};
 use zerocopy::FromZeros;
 
 use super::{Outcome, Step, invalid_field};
 use crate::controller::{Controller, Host, PersistWish};
 use crate::namespace::{NamespaceTable, SubsystemGate};
+use crate::queue;
 use crate::work::Task;
 use crate::work::wipe::Erase;
 
@@ -93,7 +94,7 @@ impl Controller {
         self.sanitize.status = if failed { SanitizeOutcome::Failed.0 } else { SanitizeOutcome::Completed.0 };
         self.sanitize.done_bytes = 0;
         self.sanitize.erased = !failed;
-        self.sanitize.writes_at_end = self.writes_ever();
+        self.sanitize.writes_at_end = self.changes_ever();
         if !failed {
             if let Erase::Pattern { passes, .. } = self.sanitize_erase() {
                 self.sanitize.passes_done = passes;
@@ -103,16 +104,20 @@ impl Controller {
         }
     }
 
-    /// Write and Copy commands over all lives.
-    fn writes_ever(&self) -> u64 {
+    /// Commands over all lives that changed data or may have.
+    fn changes_ever(&self) -> u64 {
         let totals = self.totals_now();
-        totals.base.writes.saturating_add(totals.live.writes)
+        let of = |counters: &CountersV1| counters.writes.saturating_add(counters.other_changes);
+        of(&totals.base).saturating_add(of(&totals.live))
     }
 
-    /// Nothing was written since the last sanitize that succeeded, or ever.
+    /// Nothing was written since the last sanitize that succeeded, or ever; nothing that may be at the drive now, nothing
+    /// that failed or was abandoned there. Commands are counted before their slots are free: the slots come first.
     fn is_globally_erased(&self) -> bool {
         let never = self.sanitize.status == SanitizeOutcome::Never.0;
-        (never || self.sanitize.erased) && self.writes_ever() == self.sanitize.writes_at_end
+        (never || self.sanitize.erased)
+            && !queue::is_changing_data(&self.region)
+            && self.changes_ever() == self.sanitize.writes_at_end
     }
 
     pub(super) fn sanitize_log(&self) -> SanitizeStatusLog {

@@ -77,6 +77,12 @@ pub(super) fn is_fresh(region: &ControllerRegion) -> bool {
     region.header.magic.load(Ordering::Acquire) != MAGIC
 }
 
+/// The power cycle after those a record counts, as [`Header`](state::region::Header) says it.
+fn cycle_after(record: &SsdV1) -> u32 {
+    let [low, _]: [u32; 2] = zerocopy::transmute!(record.totals.power_cycles.wrapping_add(1));
+    low
+}
+
 impl Controller {
     /// A fresh region: what power-on means.
     pub(super) fn power_on(&mut self, record: &SsdV1) {
@@ -84,19 +90,32 @@ impl Controller {
         let header = &self.region.header;
         put32(&header.layout_version, LAYOUT_VERSION);
         put64(&header.size_bytes, size_of::<ControllerRegion>() as u64);
-        publish64(&header.magic, MAGIC);
-        self.totals.base = record::sum(&self.totals.base, &self.totals.live);
-        self.totals.live = state::ssd::CountersV1::default();
-        self.totals.power_cycles += 1;
+        put32(&header.power_cycle, cycle_after(record));
         // The error count goes on over power cycles (Base 2.1, 5.1.12.1.2).
         put64(&self.region.admin.error_count, record.totals.error_log_entries);
+        publish64(&header.magic, MAGIC);
+        self.count_power_cycle(record);
+    }
+
+    /// What the record says was before this power cycle.
+    fn count_power_cycle(&mut self, record: &SsdV1) {
+        self.totals.base = record::sum(&self.totals.base, &self.totals.live);
+        self.totals.live = state::ssd::CountersV1::default();
+        self.totals.power_cycles = self.totals.power_cycles.saturating_add(1);
         if record.laid_out && !record.clean {
-            self.totals.unsafe_shutdowns += 1;
+            self.totals.unsafe_shutdowns = self.totals.unsafe_shutdowns.saturating_add(1);
+            // What was counted since the record went with the region.
+            self.sanitize.writes_at_end = u64::MAX;
         }
     }
 
     /// A used region: what its registers say is what the controller is.
-    pub(super) fn take_over(&mut self) {
+    pub(super) fn take_over(&mut self, record: &SsdV1) {
+        let cycle = self.region.header.power_cycle.load(Ordering::Acquire);
+        if cycle != 0 && cycle == cycle_after(record) {
+            // Whoever made the region ended before a record said so.
+            self.count_power_cycle(record);
+        }
         if self.region.registers.reset_count.load(Ordering::Acquire).is_multiple_of(2) && self.csts().rdy() {
             self.life = Life::Ready;
         }

@@ -177,7 +177,7 @@ impl Controller {
         if fresh {
             controller.power_on(record);
         } else {
-            controller.take_over();
+            controller.take_over(record);
         }
         controller
     }

@@ -115,6 +115,7 @@ impl Controller {
                     writes: queue.writes.load(Ordering::Relaxed),
                     read_sectors: queue.read_sectors.load(Ordering::Relaxed),
                     write_sectors: queue.write_sectors.load(Ordering::Relaxed),
+                    other_changes: queue.other_changes.load(Ordering::Relaxed),
                 },
             );
         }
@@ -243,5 +244,6 @@ pub(super) fn sum(a: &CountersV1, b: &CountersV1) -> CountersV1 {
         writes: a.writes.saturating_add(b.writes),
         read_sectors: a.read_sectors.saturating_add(b.read_sectors),
         write_sectors: a.write_sectors.saturating_add(b.write_sectors),
+        other_changes: a.other_changes.saturating_add(b.other_changes),
     }
 }

@@ -155,3 +155,37 @@ fn a_write_that_was_done_whole_and_comes_again_changes_nothing() {
         }
     }
 }
+
+/// Ours: docs/formats/ssd-record.md. Base 2.1, 5.1.12.1.3: the counters of the SMART log are kept over power cycles.
+#[test]
+fn a_power_cycle_is_counted_once_wherever_the_process_that_began_it_ends() {
+    let counters = state::ssd::CountersV1 { reads: 5, writes: 7, ..Default::default() };
+    let mut record = World::ready().controller.record();
+    record.totals.live = counters;
+    record.totals.error_log_entries = 9;
+    let after = |world: &World| world.controller.record().totals;
+    let region = || memory::SharedRegion::<state::region::ControllerRegion>::private();
+    let expected = after(&World::with_record(&record));
+    assert_eq!((expected.base.writes, expected.live.writes), (7, 0));
+    assert_eq!((expected.power_cycles, expected.unsafe_shutdowns, expected.error_log_entries), (2, 1, 9));
+    let passed = crash::passed();
+    let mut world = World::with_record(&record);
+    let points = crash::passed() - passed;
+    assert!(points > 0);
+    // The last time it ends with all done but the record.
+    for lives in 1..=points + 1 {
+        world.region = std::sync::Arc::new(region());
+        // No record was written: the next process has the old one.
+        world.host.records = vec![record.clone()];
+        crash::arm(lives);
+        let ended = catch_unwind(AssertUnwindSafe(|| world.succeed())).is_err();
+        crash::arm(u64::MAX);
+        assert_eq!(ended, lives <= points, "point {lives}");
+        world.host.records = vec![record.clone()];
+        world.succeed();
+        assert_eq!(after(&world), expected, "ended at point {lives}");
+        // Known by its record now.
+        world.succeed();
+        assert_eq!(after(&world), expected, "ended at point {lives}, and again");
+    }
+}

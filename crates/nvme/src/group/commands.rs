@@ -9,7 +9,9 @@ use super::live::{Live, Slots, State};
 use super::{QueueGroup, Sq, command_of_ticket, ticket_of};
 use crate::io::Kind;
 use crate::io::fault::Refusal;
-use crate::queue::{Accepted, CompletionQueue, SqRecord, SubmissionQueue, conclude, free_slot};
+use crate::queue::{
+    Accepted, CompletionQueue, SqRecord, SubmissionQueue, conclude, count_if_changing, free_slot,
+};
 use crate::sink::{GroupCommand, GroupEvent, Sink};
 
 impl QueueGroup {
@@ -91,6 +93,8 @@ impl QueueGroup {
                 let Some((command, accepted)) = sq.queue.resume(&self.region, cq, unanswered.slot) else {
                     continue;
                 };
+                // A predecessor may have begun it, however it ends now.
+                count_if_changing(&self.region, sqid, accepted.slot());
                 if command.cdw0.fuse() != 0 {
                     fused.push((command, accepted));
                     continue;

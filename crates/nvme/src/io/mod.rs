@@ -40,8 +40,17 @@ pub(crate) enum Kind {
     Verify,
     /// Copy: a host read command and a host write command, and data units written.
     Copy,
+    /// Write Zeroes: in no counter of the host's, but it changes data.
+    Zeroes,
     #[default]
     Other,
+}
+
+impl Kind {
+    /// Data may be other than before, even when the command failed.
+    pub(crate) const fn changes_data(self) -> bool {
+        matches!(self, Self::Write | Self::Copy | Self::Zeroes)
+    }
 }
 
 /// How a command began, or went on.
@@ -173,7 +182,8 @@ impl Executor {
             Submitted::Full => Started { begun: Begun::Full, kind, sectors, job: None }.into(),
             Submitted::Ended(Outcome::Failed(fault)) => {
                 let access = if kind == Kind::Read { Access::Read } else { Access::Change };
-                Started::plain(Begun::Ended(Err(drive_fault(fault, access).at(blocks.start())))).into()
+                let begun = Begun::Ended(Err(drive_fault(fault, access).at(blocks.start())));
+                Started { begun, kind, sectors, job: None }.into()
             }
         }
     }
@@ -263,7 +273,7 @@ impl Executor {
             Io::WriteZeroes { namespace, blocks, deallocate, fua } => {
                 let fua = fua | self.write_through | outlives_marks(namespace, blocks);
                 let op = Op::WriteZeroes { deallocate, fua };
-                (Work::Each { runs: vec![blocks], index: 0, op }, namespace, blocks, Kind::Other)
+                (Work::Each { runs: vec![blocks], index: 0, op }, namespace, blocks, Kind::Zeroes)
             }
             Io::WriteUncorrectable { namespace, blocks } => (Work::Mark, namespace, blocks, Kind::Other),
             Io::Deallocate { namespace, ranges, deallocate } => {

@@ -28,6 +28,7 @@ pub use completion::{Answer, CompletionQueue, Unwritten};
 pub use doorbell::{Doorbells, cq_index, sq_index};
 pub use inspect::{Left, Unsound, inspect, inspect_header, settle_region};
 pub use record::{CqRecord, SqRecord, close_cq, close_sq, create_cq, create_sq};
+pub(crate) use record::{count_change, count_if_changing, is_changing_data};
 pub use recovery::{Conclusion, Unanswered, conclude, free_slot};
 pub use submission::{Accepted, Look, SubmissionQueue};
 pub use watch::Watch;

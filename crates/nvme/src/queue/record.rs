@@ -2,9 +2,10 @@
 
 use std::sync::atomic::Ordering;
 
-use state::region::{ControllerRegion, SLOT_FREE};
+use spec::nvme::NvmOpcode;
+use state::region::{ControllerRegion, SLOT_ACCEPTED, SLOT_FREE, Slot};
 
-use super::submission::{head_seq, seq_of};
+use super::submission::{command_in, head_seq, seq_of, state_of};
 use crate::store::{publish32, publish64, put32, put64};
 
 /// What the region says of a submission queue.
@@ -113,12 +114,44 @@ pub fn close_cq(region: &ControllerRegion, cqid: u16) {
     }
 }
 
-/// The submission queue is no more; size first, then the slots, so that nobody finds commands of half a queue.
+/// Commands of this queue that may have changed data and are not counted as writes: one more.
+pub(crate) fn count_change(region: &ControllerRegion, sqid: u16) {
+    if let Some(record) = region.sqs.get(usize::from(sqid)) {
+        put64(&record.other_changes, record.other_changes.load(Ordering::Relaxed).wrapping_add(1));
+    }
+}
+
+/// The command in this slot has no answer, and changes data of namespaces when it is executed.
+fn may_change_data(sqid: u16, slot: &Slot) -> bool {
+    let changes = |opcode| matches!(opcode, NvmOpcode::Write | NvmOpcode::WriteZeroes | NvmOpcode::Copy);
+    sqid != 0 && state_of(slot) == SLOT_ACCEPTED && changes(command_in(slot).nvm_opcode())
+}
+
+/// Counts such a command, for it will not be counted as a write.
+pub(crate) fn count_if_changing(region: &ControllerRegion, sqid: u16, slot: u16) {
+    let place = region.slots.get(usize::from(sqid)).and_then(|slots| slots.get(usize::from(slot)));
+    if place.is_some_and(|place| may_change_data(sqid, place)) {
+        count_change(region, sqid);
+    }
+}
+
+/// Some I/O queue has such a command.
+pub(crate) fn is_changing_data(region: &ControllerRegion) -> bool {
+    let queues = (0..).zip(&region.sqs).zip(&region.slots);
+    let mut open = queues.filter(|((_, record), _)| record.size.load(Ordering::Acquire) != 0);
+    open.any(|((sqid, _), slots)| slots.iter().any(|slot| may_change_data(sqid, slot)))
+}
+
+/// The submission queue is no more; size first, then the slots, so that nobody finds commands of half a queue. What was not
+/// answered may have been carried out: it is counted before it is forgotten.
 pub fn close_sq(region: &ControllerRegion, sqid: u16) {
     let queue = usize::from(sqid);
     let (Some(record), Some(slots)) = (region.sqs.get(queue), region.slots.get(queue)) else { return };
     publish32(&record.size, 0);
     for slot in slots {
+        if may_change_data(sqid, slot) {
+            count_change(region, sqid);
+        }
         if slot.word.load(Ordering::Relaxed) != SLOT_FREE {
             publish64(&slot.word, SLOT_FREE);
         }

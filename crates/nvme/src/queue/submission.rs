@@ -8,7 +8,7 @@ use spec::nvme::Command;
 use state::region::{ControllerRegion, SLOT_ACCEPTED, SLOT_FREE, SLOT_POSTING, SLOTS_MAX, Slot};
 
 use super::completion::CompletionQueue;
-use super::record::SqRecord;
+use super::record::{SqRecord, count_if_changing};
 use super::steps;
 use crate::store::publish64;
 
@@ -340,6 +340,7 @@ impl SubmissionQueue {
 
     /// Gives a command up without an answer: the queue goes away (reset, deletion).
     pub fn abandon(&mut self, region: &ControllerRegion, accepted: Accepted) {
+        count_if_changing(region, self.sqid, accepted.slot);
         self.release(region, accepted.slot);
         accepted.spend();
     }

@@ -445,3 +445,50 @@ fn nothing_of_a_record_is_wiped_under_a_namespace_that_is_there() {
     assert!(world.host.drive.iter().all(|page| *page == 1), "no block of the namespace was touched");
     assert!(world.controller.record().to_wipe.is_empty());
 }
+
+/// Base 2.1, 5.1.12.1.33 (GDE): set only while no user data has been written since the sanitize, or ever.
+#[test]
+fn nothing_is_called_globally_erased_that_may_have_been_written() {
+    use std::sync::atomic::Ordering::Relaxed;
+    let gde = |world: &mut World| sanitize_log(world).sstat.gde();
+    let erased = || {
+        let mut world = World::ready();
+        world.region.sqs[1].writes.store(3, Relaxed);
+        assert!(!gde(&mut world));
+        assert_eq!(status(&mut world, command(0x84, 0, [2, 0])), Status::SUCCESS);
+        world.pump();
+        assert!(gde(&mut world));
+        world
+    };
+    let mut world = erased();
+    world.region.sqs[1].other_changes.store(1, Relaxed);
+    assert!(!gde(&mut world), "a write that failed or was abandoned");
+    // A write that a group has begun, by the region's words.
+    let mut world = erased();
+    nvme::queue::create_cq(&world.region, 1, 0, 16, None);
+    nvme::queue::create_sq(&world.region, 1, 0, 16, 1);
+    let region = std::sync::Arc::clone(&world.region);
+    let slot = &region.slots[1][5];
+    for (opcode, expected) in [(0x01, false), (0x08, false), (0x19, false), (0x02, true), (0x00, true)] {
+        slot.command[0].store(opcode, Relaxed);
+        slot.word.store(state::region::SLOT_ACCEPTED, Relaxed);
+        assert_eq!(gde(&mut world), expected, "opcode {opcode:#x} at the drive");
+    }
+    nvme::queue::close_sq(&world.region, 1);
+    assert!(gde(&mut world));
+    // Shut down, and powered on again.
+    let mut world = erased();
+    world.write32(spec::nvme::registers::CC, 0x0046_4001);
+    world.pump();
+    let record = world.host.records.last().cloned().expect("on record");
+    assert!(record.clean);
+    let mut again = World::with_record(&record);
+    again.enable();
+    assert!(gde(&mut again));
+    // The power went: what was written after the last record is not in it.
+    let record = again.host.records.last().cloned().expect("on record");
+    assert!(!record.clean);
+    let mut again = World::with_record(&record);
+    again.enable();
+    assert!(!gde(&mut again));
+}

@@ -385,3 +385,58 @@ fn answers_of_a_deleted_queue_leave_no_hole_in_a_completion_queue_that_was_unmap
     world.turn();
     assert_eq!(world.reap().len(), 2, "both answers, the one of the deleted queue too");
 }
+
+/// Base 2.1, 5.1.12.1.33 (GDE): what may be on the drive counts as a change, though no host was told of its success.
+#[test]
+fn writes_that_failed_or_were_abandoned_are_counted_as_changes() {
+    let mut world = World::new();
+    let changes = |world: &World| {
+        let counters = &world.region.sqs[1];
+        (counters.writes.load(Ordering::Relaxed), counters.other_changes.load(Ordering::Relaxed))
+    };
+    let beyond = world.command(NvmOpcode::Write, 1, u64::MAX / 2, 1);
+    assert_eq!(world.run(&beyond).bare(), Status::LBA_OUT_OF_RANGE);
+    let read = world.command(NvmOpcode::Read, 1, 0, 1);
+    assert_eq!(world.run(&read), Status::SUCCESS);
+    assert_eq!(changes(&world), (0, 0), "nothing reached the drive");
+    let zeroes = world.command(NvmOpcode::WriteZeroes, 1, 0, 1);
+    assert_eq!(world.run(&zeroes), Status::SUCCESS);
+    let write = world.command(NvmOpcode::Write, 1, 0, 1);
+    assert_eq!(world.run(&write), Status::SUCCESS);
+    assert_eq!(changes(&world), (1, 1));
+    for mode in [Mode::AtOnce, Mode::Later] {
+        (world.drive.fault, world.drive.mode) = (Some(block::Fault::Media), mode);
+        let write = world.command(NvmOpcode::Write, 1, 0, 1);
+        assert_eq!(world.run(&write).bare(), Status::WRITE_FAULT);
+    }
+    world.drive.fault = None;
+    assert_eq!(changes(&world), (1, 3));
+    // At the drive when the process ends, and again when the controller is reset.
+    let write = world.command(NvmOpcode::Write, 1, 0, 1);
+    world.put(&write);
+    world.ring();
+    world.turn();
+    world.drive.later.clear();
+    world.succeed();
+    assert_eq!(changes(&world), (1, 4));
+    world.turn();
+    world.tell(GroupCommand::Reset { id: 9 });
+    world.deliver();
+    world.turn();
+    assert_eq!(changes(&world), (1, 5));
+}
+
+/// As above: also where no group had its queues when they went.
+#[test]
+fn commands_that_go_with_their_queue_are_counted_as_changes() {
+    let mut world = World::new();
+    world.drive.mode = Mode::Later;
+    for opcode in [NvmOpcode::Write, NvmOpcode::Read, NvmOpcode::Flush] {
+        let command = world.command(opcode, 1, 0, 1);
+        world.put(&command);
+    }
+    world.ring();
+    world.turn();
+    nvme::queue::close_sq(&world.region, 1);
+    assert_eq!(world.region.sqs[1].other_changes.load(Ordering::Relaxed), 1);
+}

@@ -28,7 +28,7 @@ fn main() {
     };
     let drive = Drive::open(&config).unwrap();
     let (map, buffers) = guest(block, depth);
-    let mut door = drive.door().unwrap();
+    let mut door = drive.door(&uring::Rings::new(None)).unwrap();
     door.memory_changed(&map);
     if path == "ram" {
         fill(&mut *door);

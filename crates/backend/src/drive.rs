@@ -88,11 +88,11 @@ enum Kind {
 }
 
 /// Whoever outlives this process and holds a duplicate of each io_uring, so that a successor can wait for what was in flight.
-pub trait Rings: Send + Sync {
+pub trait RingHolder: Send + Sync {
     /// A ring was made. Nothing is submitted to it before this returns.
     ///
     /// # Errors
-    /// The ring cannot be held: the door is not opened.
+    /// The ring cannot be held: it is not used.
     fn opened(&self, ring: BorrowedFd<'_>) -> io::Result<()>;
     /// All that the ring took has ended; it is about to be closed.
     fn closing(&self, ring: BorrowedFd<'_>);
@@ -151,24 +151,16 @@ impl Drive {
         }
     }
 
-    /// One more door. Call it on the thread that will use the door, which must not leave that thread.
+    /// One more door, for the thread whose `rings` they are. It does not leave that thread.
     ///
     /// # Errors
     /// No ring or memory to be had.
-    pub fn door(&self) -> io::Result<Box<dyn Backend>> {
-        self.door_kept(None)
-    }
-
-    /// As [`Drive::door`]; `rings` is told of the io_uring behind it, if there is one.
-    ///
-    /// # Errors
-    /// No ring or memory to be had.
-    pub fn door_kept(&self, rings: Option<Arc<dyn Rings>>) -> io::Result<Box<dyn Backend>> {
+    pub fn door(&self, rings: &uring::Rings) -> io::Result<Box<dyn Backend>> {
         Ok(match &self.0 {
             Kind::Null(limits) => Box::new(null::Null::new(*limits)),
             Kind::Ram(memory) => Box::new(ram::Ram::new(Arc::clone(memory))),
             Kind::Uring(target) => Box::new(uring::Uring::new(Arc::clone(target), rings)?),
-            Kind::Faulty(inner, plan) => Box::new(faulty::Faulty::new(inner.door_kept(rings)?, plan.clone())),
+            Kind::Faulty(inner, plan) => Box::new(faulty::Faulty::new(inner.door(rings)?, plan.clone())),
         })
     }
 

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!  Config --Drive::open, once per ssd--> Drive (holds the file or memory; shared)
-//!                                          +-- door(), on reactor 0's thread --> Box<dyn Backend>
-//!                                          +-- door(), on reactor 1's thread --> Box<dyn Backend>
+//!                                          +-- door(&its rings), on reactor 0's thread --> Box<dyn Backend>
+//!                                          +-- door(&its rings), on reactor 1's thread --> Box<dyn Backend>
 //! ```
 //!
 //! - [`uring`]: a file or block device through io_uring, without a copy.
@@ -19,7 +19,7 @@ pub mod null;
 pub mod ram;
 pub mod uring;
 
-pub use drive::{Config, Drive, Error, Rings};
+pub use drive::{Config, Drive, Error, RingHolder};
 
 use block::{Fault, Limits, Op, Outcome, Request};
 

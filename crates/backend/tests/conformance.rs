@@ -32,7 +32,7 @@ struct Bed {
 impl Bed {
     fn new(drive: &Drive) -> Bed {
         let done = Vec::with_capacity(16);
-        Bed { door: drive.door().unwrap(), ended: HashMap::new(), done, next: 0 }
+        Bed { door: drive.door(&uring::Rings::new(None)).unwrap(), ended: HashMap::new(), done, next: 0 }
     }
 
     /// Submits until it is taken. The memory must live until `drain`.
@@ -300,7 +300,7 @@ fn a_door_dropped_with_requests_in_flight_leaves_no_write_behind() {
         }
         bed.door.kick();
         let null = Drive::open(&Config::Null { size_bytes: 4096 }).unwrap();
-        bed.door = null.door().unwrap();
+        bed.door = null.door(&uring::Rings::new(None)).unwrap();
         memory.iter_mut().for_each(|bytes| bytes.fill(7));
         std::thread::sleep(std::time::Duration::from_millis(20));
         assert!(memory.iter().flatten().all(|byte| *byte == 7));

@@ -4,8 +4,9 @@
 #![expect(unsafe_code, reason = "submits memory to a backend")]
 // UNSAFETY: one call of `Backend::submit`, whose memory is leaked.
 
+use backend::uring::Rings;
 use backend::uring::fence::OldRing;
-use backend::{Config, Drive, Rings};
+use backend::{Config, Drive, RingHolder};
 use block::{Op, Outcome, Range, Request, Token};
 use memory::Segment;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open, pidfd_send_signal};
@@ -21,7 +22,7 @@ const BLOCK: usize = 64 << 10;
 
 struct Tell;
 
-impl Rings for Tell {
+impl RingHolder for Tell {
     fn opened(&self, ring: BorrowedFd<'_>) -> std::io::Result<()> {
         println!("ring {}", ring.as_raw_fd());
         // Until the parent has its duplicate.
@@ -44,7 +45,7 @@ fn drive(path: &Path) -> Config {
 fn victim() {
     let Some(path) = std::env::var_os("GODWIT_VICTIM") else { return };
     let drive = Drive::open(&drive(Path::new(&path))).unwrap();
-    let mut door = drive.door_kept(Some(Arc::new(Tell))).unwrap();
+    let mut door = drive.door(&Rings::new(Some(Arc::new(Tell)))).unwrap();
     let mut done = Vec::with_capacity(256);
     let blocks = SIZE / BLOCK as u64;
     let buffers: Vec<&'static mut [u64]> =

@@ -13,6 +13,7 @@ use crate::interrupts::Table;
 use crate::message::{Address, Answer, Call, Client, News, Settlement};
 use crate::records::Records;
 use crate::seat::{Seat, Turn};
+use backend::uring::Rings;
 use block::{Now, Request, Submitted};
 use freezing::Freezing;
 use links::Links;
@@ -80,10 +81,16 @@ impl Host for Errand<'_> {
 
 impl Home {
     /// Opens the drive on this thread and, for a moved ssd, goes on with the queues that exist.
-    pub(crate) fn new(plan: Settlement, reactors: Vec<Address>, records: Records, now: Now) -> Self {
+    pub(crate) fn new(
+        plan: Settlement,
+        reactors: Vec<Address>,
+        records: Records,
+        rings: &Rings,
+        now: Now,
+    ) -> Self {
         let Settlement { ssd, power, controller, memory, interrupts, namespaces, resume, client, private } =
             plan;
-        let seat = Seat::new(ssd, power, &memory, interrupts, Arc::clone(&namespaces));
+        let seat = Seat::new(ssd, power, &memory, interrupts, Arc::clone(&namespaces), rings);
         let links = Links::new(reactors, records, memory, namespaces);
         let mut home = Self {
             seat,

@@ -1,6 +1,6 @@
 //! The keeper, as this process sees it: who holds what a successor needs.
 
-use backend::Rings;
+use backend::RingHolder;
 use link::control::{Link, Packet, PowerOn, Role, ToKeeper};
 use rustix::io::Errno;
 use std::collections::HashMap;
@@ -69,7 +69,7 @@ pub(crate) struct PowerCycle {
     pub(crate) record: Option<Vec<u8>>,
 }
 
-impl Rings for Keeper {
+impl RingHolder for Keeper {
     fn opened(&self, ring: BorrowedFd<'_>) -> io::Result<()> {
         let number = u32::try_from(ring.as_raw_fd()).map_err(io::Error::other)?;
         let (waiter, kept) = sync_channel(1);

@@ -81,7 +81,7 @@ impl Engine {
             };
             let mut all = addresses.clone();
             all.rotate_left(index);
-            let thread = reactor::spawn(index, all, options, records.clone(), counters)?;
+            let thread = reactor::spawn(index, all, options, records.clone(), None, counters)?;
             reactors.push((Arc::clone(&addresses[index]), thread));
         }
         let mut servers = Vec::new();

@@ -1,21 +1,25 @@
 //! A reactor: one thread, run to completion, shared nothing.
 //!
 //! A turn looks at the mailbox, then gives each seat its turn: completions of the drive, submission doorbells, completion
-//! doorbells. Without work it spins for a while, then sleeps for spans that grow with the pause up to the configured one; with no
+//! doorbells. What all of them submitted then goes to the kernel with one call. Without work it spins for a while, then sleeps for spans that grow with the pause up to the configured one; with no
 //! guest enabled it sleeps until a message comes.
 
 use crate::blame::Line;
 use crate::clock::{Clock, ticks};
 use crate::home::{Home, Next};
+use crate::keeper::Keeper;
 use crate::mailbox::Mailbox;
 use crate::message::{Address, Answer, Call, Life, Message, News, SsdId};
 use crate::records::Records;
 use crate::seat::{Branch, Seat, Turn};
 use crate::stats::{Counters, add};
 use crate::vhost::{Order, VhostSeat};
+use backend::RingHolder;
+use backend::uring::Rings;
 use block::Now;
 use nvme::queue::Watch;
 use rustix::io::Errno;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::thread::JoinHandle;
@@ -96,6 +100,16 @@ impl Place {
             Place::Moved(..) => Turn::default(),
         }
     }
+
+    #[inline]
+    fn kick(&mut self) {
+        match self {
+            Place::Home(home) => home.seat.kick(),
+            Place::Branch(branch) => branch.seat.kick(),
+            Place::Vhost(seat) => seat.kick(),
+            Place::Moved(..) => {}
+        }
+    }
 }
 
 /// What a reactor's thread begins with.
@@ -105,6 +119,7 @@ struct Setup {
     reactors: Vec<Address>,
     options: Options,
     records: Records,
+    keeper: Option<Arc<Keeper>>,
     counters: Option<Counters>,
     /// Its index; a private reactor has none, and ends with its only ssd.
     shared: Option<usize>,
@@ -116,9 +131,10 @@ pub(crate) fn spawn(
     reactors: Vec<Address>,
     options: Options,
     records: Records,
+    keeper: Option<Arc<Keeper>>,
     counters: Counters,
 ) -> std::io::Result<JoinHandle<()>> {
-    let setup = Setup { reactors, options, records, counters: Some(counters), shared: Some(index) };
+    let setup = Setup { reactors, options, records, keeper, counters: Some(counters), shared: Some(index) };
     setup.spawn(format!("reactor-{index}"))
 }
 
@@ -127,7 +143,8 @@ impl Setup {
         // Drives are opened on the thread and never leave it, so the reactor is made there.
         let run = || {
             let line = self.shared.map_or_else(Line::of_other, Line::of_reactor);
-            Reactor { setup: self, places: Vec::new(), stopping: false, complained: None, line }.run();
+            let rings = Rings::new(self.keeper.clone().map(|keeper| keeper as Arc<dyn RingHolder>));
+            Reactor { setup: self, places: Vec::new(), rings, stopping: false, complained: None, line }.run();
         };
         std::thread::Builder::new().name(name).spawn(run)
     }
@@ -137,6 +154,8 @@ impl Setup {
 struct Reactor {
     setup: Setup,
     places: Vec<Place>,
+    /// What the seats' doors to their drives share.
+    rings: Rings,
     stopping: bool,
     /// When it last said that a private reactor cannot be started.
     complained: Option<std::time::Instant>,
@@ -152,6 +171,7 @@ impl Reactor {
             reactors: vec![Arc::clone(&mailbox)],
             options: Options { cpu: None, ..self.setup.options.clone() },
             records: self.setup.records.clone(),
+            keeper: self.setup.keeper.clone(),
             counters: None,
             shared: None,
         };
@@ -215,6 +235,7 @@ impl Reactor {
                 self.move_out(at);
             }
         }
+        self.places.iter_mut().for_each(Place::kick);
         all
     }
 
@@ -237,7 +258,7 @@ impl Reactor {
     /// can come is a doorbell, looks at nothing else and sleeps on.
     fn sleep(&mut self, sleep_ns: u64, now: Now) {
         self.line.turn_to(None);
-        if !self.places.iter_mut().all(Place::arm) {
+        if !self.places.iter_mut().all(Place::arm) || self.rings.is_ready() {
             return;
         }
         let mut watches = Vec::new();
@@ -250,8 +271,11 @@ impl Reactor {
             });
         let seats = || self.places.iter().filter_map(Place::seat);
         let disks = || self.places.iter().filter_map(Place::vhost);
-        let fds: Vec<_> =
+        let mut fds: Vec<_> =
             seats().filter_map(Seat::wake_fd).chain(disks().flat_map(VhostSeat::wake_fds)).collect();
+        // Drives of one ring.
+        fds.sort_unstable_by_key(AsRawFd::as_raw_fd);
+        fds.dedup_by_key(|fd| fd.as_raw_fd());
         let unwatched = seats().any(|seat| seat.is_busy() && seat.wake_fd().is_none());
         let polled =
             unwatched || seats().any(|seat| seat.power.is_enabled()) || disks().any(VhostSeat::is_polled);
@@ -302,9 +326,17 @@ impl Reactor {
             Message::Settle(plan) => {
                 self.vacate(plan.ssd.id);
                 let (reactors, records) = (self.setup.reactors.clone(), self.setup.records.clone());
-                self.places.push(Place::Home(Box::new(Home::new(*plan, reactors, records, now))));
+                self.places.push(Place::Home(Box::new(Home::new(
+                    *plan,
+                    reactors,
+                    records,
+                    &self.rings,
+                    now,
+                ))));
             }
-            Message::Branch(plan) => self.places.push(Place::Branch(Box::new(Branch::new(*plan)))),
+            Message::Branch(plan) => {
+                self.places.push(Place::Branch(Box::new(Branch::new(*plan, &self.rings))))
+            }
             Message::Leave(id) => self.vacate(id),
             Message::Call(id, call, reply) => self.call(id, call, reply, now),
             Message::Group(id, command) => {
@@ -361,7 +393,7 @@ impl Reactor {
             }
             (None, Order::Sit(plan)) => {
                 let (ssd, device, setting) = *plan;
-                self.places.push(Place::Vhost(Box::new(VhostSeat::new(ssd, device, setting))));
+                self.places.push(Place::Vhost(Box::new(VhostSeat::new(ssd, device, setting, &self.rings))));
             }
             _ => {}
         }

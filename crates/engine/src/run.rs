@@ -284,7 +284,8 @@ impl House {
             };
             let mut all = addresses.clone();
             all.rotate_left(at);
-            reactors.push(reactor::spawn(at, all, options, records.clone(), counters)?);
+            let holder = Some(Arc::clone(&keeper));
+            reactors.push(reactor::spawn(at, all, options, records.clone(), holder, counters)?);
         }
         Ok(Self {
             keeper,

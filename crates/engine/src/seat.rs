@@ -6,6 +6,7 @@
 use crate::interrupts::Table;
 use crate::message::{Address, Branching, Life, Message, News, SsdId};
 use crate::ssd::{Power, Ssd};
+use backend::uring::Rings;
 use block::{Backend, Completion, Fault, Limits, Now, Outcome, Request, Submitted};
 use nvme::group::QueueGroup;
 use nvme::namespace::NamespaceTable;
@@ -100,8 +101,9 @@ impl Seat {
         memory: &Arc<memory::MemoryMap>,
         interrupts: Table,
         namespaces: Arc<NamespaceTable>,
+        rings: &Rings,
     ) -> Self {
-        let mut backend = open_door(&ssd);
+        let mut backend = open_door(&ssd, rings);
         backend.memory_changed(memory);
         let group = QueueGroup::new(power.group_config(&ssd), Arc::clone(memory), namespaces);
         let desk = Desk { backend, interrupts, reports: VecDeque::new(), left_bytes: 0, line_news: false };
@@ -116,8 +118,7 @@ impl Seat {
         Life { ssd: self.ssd.id, number: self.power.number }
     }
 
-    /// The drive's completions, then the guest's new commands, then one doorbell ring to the drive and one interrupt a
-    /// queue. Completions of the controller's own requests go to `controllers`.
+    /// The drive's completions, then the guest's new commands, then one interrupt a queue. Completions of the controller's own requests go to `controllers`.
     #[inline]
     pub(crate) fn turn(&mut self, now: Now, mut controllers: impl FnMut(&mut Desk, Completion)) -> Turn {
         let mut turn = Turn::default();
@@ -137,8 +138,13 @@ impl Seat {
         turn.work += turn.commands;
         // In every turn: commands of an earlier one may have gone on, and drains ended, without new ones.
         self.group.flush(&mut self.desk);
-        self.desk.backend.kick();
         turn
+    }
+
+    /// Hands what the turn submitted to the drive.
+    #[inline]
+    pub(crate) fn kick(&mut self) {
+        self.desk.backend.kick();
     }
 
     /// Passes a command to the group, and what it concerns to the backend.
@@ -167,9 +173,8 @@ impl Seat {
 }
 
 /// A door to the drive on this thread, or one behind which all I/O fails.
-pub(crate) fn open_door(ssd: &Ssd) -> Box<dyn Backend> {
-    let rings = ssd.keeper.clone().map(|keeper| keeper as Arc<dyn backend::Rings>);
-    ssd.drive.door_kept(rings).unwrap_or_else(|error| {
+pub(crate) fn open_door(ssd: &Ssd, rings: &Rings) -> Box<dyn Backend> {
+    ssd.drive.door(rings).unwrap_or_else(|error| {
         tracing::error!(ssd = ssd.name, %error, "the drive cannot be opened on a reactor: I/O on it fails");
         Box::new(ClosedDoor(ssd.limits))
     })
@@ -209,9 +214,9 @@ pub(crate) struct Branch {
 }
 
 impl Branch {
-    pub(crate) fn new(plan: Branching) -> Self {
+    pub(crate) fn new(plan: Branching, rings: &Rings) -> Self {
         let Branching { ssd, power, memory, interrupts, namespaces, home } = plan;
-        let seat = Seat::new(ssd, power, &memory, interrupts, namespaces);
+        let seat = Seat::new(ssd, power, &memory, interrupts, namespaces, rings);
         Self { seat, home, memory }
     }
 

@@ -5,13 +5,12 @@
 // UNSAFETY: what is registered lies in mappings that `map` keeps alive, and is unregistered before `map` is let go;
 // the kernel holds its own pins besides.
 
+use super::ring::Lane;
 use io_uring::Submitter;
 use memory::{MemoryMap, Segment};
 use std::io;
 use std::sync::Arc;
 
-/// Slots of the ring's buffer table.
-const BUFFERS_MAX: u32 = 1024;
 /// The kernel's own limit for one buffer.
 const PIECE_BYTES: usize = 1 << 30;
 
@@ -25,26 +24,12 @@ struct Piece {
 /// What is registered, by address.
 #[derive(Default)]
 pub(crate) struct Buffers {
-    /// The kernel has a table.
-    ready: bool,
     pieces: Vec<Piece>,
-    free: Vec<u16>,
     /// Keeps the registered memory mapped, so that its addresses cannot be reused before it is forgotten.
     map: Option<Arc<MemoryMap>>,
 }
 
 impl Buffers {
-    /// Makes the (empty) table. Without one, everything stays unregistered.
-    pub(crate) fn prepare(&mut self, submitter: &Submitter<'_>) {
-        match submitter.register_buffers_sparse(BUFFERS_MAX) {
-            Ok(()) => {
-                self.ready = true;
-                self.free = (0..u16::try_from(BUFFERS_MAX).unwrap_or(u16::MAX)).rev().collect();
-            }
-            Err(error) => tracing::warn!(%error, "the ring takes no buffers: going on without"),
-        }
-    }
-
     /// The buffer that holds all of a segment.
     #[inline]
     pub(crate) fn find(&self, segment: Segment) -> Option<u16> {
@@ -57,11 +42,8 @@ impl Buffers {
         (start + segment.len() <= piece.end).then_some(piece.index)
     }
 
-    /// Forgets what is gone and registers what came.
-    pub(crate) fn changed(&mut self, submitter: &Submitter<'_>, map: &Arc<MemoryMap>) {
-        if !self.ready {
-            return;
-        }
+    /// Forgets what is gone and registers what came. Without a table, everything stays unregistered.
+    pub(crate) fn changed(&mut self, lane: &Lane, map: &Arc<MemoryMap>) {
         let mut wanted: Vec<(usize, usize)> = map
             .regions()
             .filter(|region| region.access().write && !region.is_poisoned())
@@ -70,39 +52,54 @@ impl Buffers {
             .collect();
         wanted.sort_unstable();
         wanted.dedup();
-        let (kept, gone): (Vec<Piece>, Vec<Piece>) = core::mem::take(&mut self.pieces)
-            .into_iter()
-            .partition(|piece| wanted.binary_search(&(piece.start, piece.end)).is_ok());
+        let changed = lane.with_buffers(|submitter, free| {
+            self.forget(submitter, free, |piece| wanted.binary_search(&(piece.start, piece.end)).is_err());
+            self.register(submitter, free, wanted)
+        });
+        if let Some(Err(error)) = changed {
+            tracing::warn!(%error, "guest memory stays unregistered: raise the locked-memory limit to change that");
+        }
+        self.map = Some(Arc::clone(map));
+    }
+
+    /// Forgets all. Before the lane is given up.
+    pub(crate) fn clear(&mut self, lane: &Lane) {
+        lane.with_buffers(|submitter, free| self.forget(submitter, free, |_| true));
+        self.map = None;
+    }
+
+    fn forget(&mut self, submitter: &Submitter<'_>, free: &mut Vec<u16>, is_gone: impl Fn(&Piece) -> bool) {
+        let (gone, kept): (Vec<Piece>, Vec<Piece>) =
+            core::mem::take(&mut self.pieces).into_iter().partition(is_gone);
         self.pieces = kept;
         for piece in gone {
             // An index that could not be cleared is not used again.
             if update(submitter, piece.index, Segment::default()).is_ok() {
-                self.free.push(piece.index);
+                free.push(piece.index);
             }
         }
-        let mut refused: Option<io::Error> = None;
+    }
+
+    fn register(
+        &mut self,
+        submitter: &Submitter<'_>,
+        free: &mut Vec<u16>,
+        wanted: Vec<(usize, usize)>,
+    ) -> io::Result<()> {
         for (start, end) in wanted {
             if self.pieces.iter().any(|piece| piece.start < end && start < piece.end) {
                 continue;
             }
-            let Some(index) = self.free.pop() else { break };
+            let Some(index) = free.pop() else { break };
             let segment = Segment::from_raw(core::ptr::with_exposed_provenance_mut(start), end - start);
-            match update(submitter, index, segment) {
-                Ok(()) => {
-                    let at = self.pieces.partition_point(|piece| piece.start < start);
-                    self.pieces.insert(at, Piece { start, end, index });
-                }
-                Err(error) => {
-                    self.free.push(index);
-                    refused = Some(error);
-                    break;
-                }
+            if let Err(error) = update(submitter, index, segment) {
+                free.push(index);
+                return Err(error);
             }
+            let at = self.pieces.partition_point(|piece| piece.start < start);
+            self.pieces.insert(at, Piece { start, end, index });
         }
-        if let Some(error) = refused {
-            tracing::warn!(%error, "guest memory stays unregistered: raise the locked-memory limit to change that");
-        }
-        self.map = Some(Arc::clone(map));
+        Ok(())
     }
 }
 

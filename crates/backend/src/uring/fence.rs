@@ -9,7 +9,7 @@
 //! The counts are read from the `fdinfo` of whoever holds the descriptor: the kernel refuses to send rings over sockets, so a
 //! successor need not have one itself.
 //!
-//! The completion queue cannot overflow: it has twice as many entries as a door has slots, and a slot has one request.
+//! The completion queue cannot overflow: it has as many entries as its doors have slots together, and a slot has one request.
 
 use std::io;
 use std::os::fd::RawFd;

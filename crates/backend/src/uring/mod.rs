@@ -1,9 +1,9 @@
 //! A file or block device through io_uring.
 //!
 //! ```text
-//!  submit: slot <- request; SQE (READ/WRITE, fixed or not; READV/WRITEV; FALLOCATE; FSYNC) -> submission ring
+//!  submit: slot <- request; SQE (READ/WRITE, fixed or not; READV/WRITEV; FALLOCATE; FSYNC) -> the thread's submission ring
 //!  kick:   one io_uring_enter for all of them
-//!  poll:   completion ring -> result -> the rest again, the next stage, or the submitter's token
+//!  poll:   completion ring -> lane -> result -> the rest again, the next stage, or the submitter's token
 //! ```
 //!
 //! The ring is of the kind whose completions wait until this thread is in the kernel (`COOP_TASKRUN`): the kernel never
@@ -19,21 +19,24 @@ mod arena;
 mod buffers;
 pub mod fence;
 mod request;
+mod ring;
 mod target;
 
+pub use ring::Rings;
 pub use target::{Config, Direct, Target};
 
-use crate::{Rings, checked};
+use crate::checked;
 use arena::{Bounces, Lists};
 use block::{Backend, Completion, Fault, Limits, Op, Outcome, Request, Submitted};
 use buffers::Buffers;
 use core::ffi::c_int;
 use io_uring::squeue::Entry;
-use io_uring::{EnterFlags, IoUring, opcode, types};
+use io_uring::{opcode, types};
 use memory::{MemoryMap, Segment};
 use request::{InFlight, Next, Stage, ZEROS_BYTES};
+use ring::Lane;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 #[repr(C, align(4096))]
@@ -42,24 +45,20 @@ struct Zeros([u8; 256 * 1024]);
 static ZEROS: Zeros = Zeros([0; 256 * 1024]);
 const _: () = assert!(size_of::<Zeros>() as u64 == ZEROS_BYTES);
 
-/// The target in the ring's table of files.
-const FILE: types::Fixed = types::Fixed(0);
-
 /// One reactor's door to a file or device. Stays on the thread that made it.
 pub struct Uring {
-    ring: IoUring,
     work: Work,
-    /// Entries in the submission ring that the kernel has not taken.
-    waiting: u32,
-    /// The last enter left entries, or poll made new ones: the next poll has to enter.
-    must_enter: bool,
-    /// Who holds a duplicate of the ring.
-    rings: Option<Arc<dyn Rings>>,
+    /// Slots whose next entry found no room in the ring.
+    again: Vec<u32>,
+    /// After the work: given up when nothing of it is in the kernel.
+    lane: Lane,
 }
 
-/// All but the ring, so that both can be borrowed at once.
+/// All but the lane, so that both can be borrowed at once.
 struct Work {
     target: Arc<Target>,
+    /// The target in the ring's table of files.
+    file: types::Fixed,
     slots: Vec<Option<InFlight>>,
     free: Vec<u32>,
     lists: Lists,
@@ -68,57 +67,36 @@ struct Work {
 }
 
 impl Uring {
-    /// A ring of this thread's own.
+    /// A door at one of this thread's rings.
     ///
     /// # Errors
-    /// The kernel has no io_uring, forbids it, or has no memory for a ring; `rings` refuses it.
-    pub fn new(target: Arc<Target>, rings: Option<Arc<dyn Rings>>) -> io::Result<Uring> {
+    /// The kernel has no io_uring, forbids it, or has no memory for a ring; the rings' holder refuses it.
+    pub fn new(target: Arc<Target>, rings: &Rings) -> io::Result<Uring> {
         let depth = usize::from(target.config.depth);
-        let ring = ring(u32::from(target.config.depth))?;
-        ring.submitter().register_files(&[target.file.as_raw_fd()])?;
-        let mut buffers = Buffers::default();
-        if target.config.register_buffers {
-            buffers.prepare(&ring.submitter());
+        let lane = rings.lane(target.config.depth, target.file.as_raw_fd())?;
+        if target.config.register_buffers
+            && let Err(error) = lane.prepare_buffers()
+        {
+            tracing::warn!(%error, "the ring takes no buffers: going on without");
         }
         let work = Work {
+            file: lane.file(),
             slots: vec![None; depth],
             free: (0..u32::from(target.config.depth)).rev().collect(),
             lists: Lists::new(depth)?,
             bounces: Bounces::new()?,
-            buffers,
+            buffers: Buffers::default(),
             target,
         };
-        let door = Uring { ring, work, waiting: 0, must_enter: false, rings };
-        if let Some(rings) = &door.rings {
-            rings.opened(door.as_fd())?;
-        }
-        Ok(door)
+        Ok(Uring { work, again: Vec::with_capacity(depth), lane })
     }
 
-    /// Gives the kernel what waits, and lets it finish what it has deferred to us.
-    fn enter(&mut self, want: u32) -> io::Result<()> {
-        let flags = EnterFlags::GETEVENTS.bits();
-        // SAFETY: the entries name memory as stated at the top of the module; no signal mask is passed.
-        let taken = unsafe { self.ring.submitter().enter::<libc::sigset_t>(self.waiting, want, flags, None) };
-        match taken {
-            Ok(taken) => {
-                self.waiting = self.waiting.saturating_sub(u32::try_from(taken).unwrap_or(u32::MAX));
-                self.must_enter = self.waiting > 0;
-                Ok(())
-            }
-            Err(error) => {
-                // EINTR, or EAGAIN and EBUSY for want of kernel memory: what waits still waits.
-                self.must_enter = self.waiting > 0;
-                Err(error)
-            }
+    /// Pushes the next entry of a slot that is under way.
+    fn go_on(&mut self, slot: u32) {
+        let entry = self.work.entry(slot);
+        if !self.lane.push(slot, entry) {
+            self.again.push(slot);
         }
-    }
-
-    fn push(&mut self, entry: &Entry) {
-        // SAFETY: the entry names memory as stated at the top of the module.
-        let pushed = unsafe { self.ring.submission().push(entry) };
-        debug_assert!(pushed.is_ok(), "a slot has one entry, and there are as many entries as slots");
-        self.waiting += u32::from(pushed.is_ok());
     }
 }
 
@@ -136,38 +114,38 @@ impl Backend for Uring {
         }
         let Some(slot) = self.work.take(request) else { return Submitted::Full };
         let entry = self.work.entry(slot);
-        self.push(&entry);
-        Submitted::Queued
+        if self.lane.push(slot, entry) {
+            return Submitted::Queued;
+        }
+        self.work.end(slot);
+        Submitted::Full
     }
 
     fn kick(&mut self) {
-        if self.waiting > 0 {
-            // An error leaves `must_enter`, and poll tries again.
-            let _ = self.enter(0);
-        }
+        self.lane.kick();
     }
 
     fn poll(&mut self, done: &mut Vec<Completion>) {
         if self.work.in_flight() == 0 {
             return;
         }
-        if self.must_enter || self.ring.completion().is_empty() && wants_enter(&mut self.ring) {
-            let _ = self.enter(0);
+        self.lane.turn();
+        for slot in core::mem::take(&mut self.again) {
+            self.go_on(slot);
         }
+        let mut goes_on = false;
         while done.len() < done.capacity() {
-            let Some(entry) = self.ring.completion().next() else { break };
-            let Ok(slot) = u32::try_from(entry.user_data()) else { continue };
-            match self.work.result(slot, entry.result()) {
+            let Some((slot, result)) = self.lane.result() else { break };
+            match self.work.result(slot, result) {
                 Next::Again => {
-                    let entry = self.work.entry(slot);
-                    self.push(&entry);
-                    self.must_enter = true;
+                    self.go_on(slot);
+                    goes_on = true;
                 }
                 Next::End(outcome) => done.extend(self.work.end(slot).map(|ended| (ended.token, outcome))),
             }
         }
-        if self.must_enter {
-            let _ = self.enter(0);
+        if goes_on {
+            self.lane.kick();
         }
     }
 
@@ -176,20 +154,13 @@ impl Backend for Uring {
     }
 
     fn wake_fd(&self) -> Option<RawFd> {
-        Some(self.ring.as_raw_fd())
+        Some(self.lane.wake_fd())
     }
 
     fn memory_changed(&mut self, map: &Arc<MemoryMap>) {
         if self.work.target.config.register_buffers {
-            self.work.buffers.changed(&self.ring.submitter(), map);
+            self.work.buffers.changed(&self.lane, map);
         }
-    }
-}
-
-impl AsFd for Uring {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the descriptor is the ring's, which lives as long as the borrow of `self`.
-        unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) }
     }
 }
 
@@ -197,26 +168,26 @@ impl Drop for Uring {
     /// Waits for the kernel: it must not write to memory that its owner takes back after this. Where it cannot be waited for, the
     /// process ends: its successor waits for it then.
     fn drop(&mut self) {
-        let taken_back = std::mem::take(&mut self.waiting);
-        let mut held =
-            self.work.in_flight().saturating_sub(usize::try_from(taken_back).unwrap_or(usize::MAX));
-        while held > 0 {
-            held = held.saturating_sub(self.ring.completion().count());
+        for slot in self.again.drain(..) {
+            self.work.end(slot);
+        }
+        loop {
+            self.lane.turn();
+            while let Some((slot, _)) = self.lane.result() {
+                self.work.end(slot);
+            }
+            let held = self.work.in_flight();
             if held == 0 {
                 break;
             }
-            if let Err(error) = self.enter(1)
+            if let Err(error) = self.lane.wait()
                 && !matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY))
             {
                 tracing::error!(%error, held, "cannot wait for I/O under way; ending the process");
                 std::process::abort();
             }
         }
-        if let Some(rings) = self.rings.take() {
-            rings.closing(self.as_fd());
-        }
-        // The kernel takes a ring apart later; the file, and with it its lock, shall be free now.
-        let _ = self.ring.submitter().unregister_files();
+        self.work.buffers.clear(&self.lane);
     }
 }
 
@@ -263,20 +234,22 @@ impl Work {
         let index = slot as usize;
         let Some(Some(flight)) = self.slots.get_mut(index) else {
             debug_assert!(false, "an entry for a free slot");
-            return opcode::Nop::new().build().user_data(u64::from(slot));
+            return opcode::Nop::new().build();
         };
         flight.asked = flight.step();
         let (at, asked) = (flight.at, flight.asked);
         let sync = if flight.is_fua() { libc::RWF_DSYNC } else { 0 };
-        let entry = match flight.stage {
-            Stage::Transfer => transfer(flight, index, &mut self.lists, &self.bounces, &self.buffers),
-            Stage::Allocate(mode) => opcode::Fallocate::new(FILE, asked).offset(at).mode(mode).build(),
-            Stage::Fill => {
-                opcode::Write::new(FILE, ZEROS.0.as_ptr(), u32_of(asked)).offset(at).rw_flags(sync).build()
+        match flight.stage {
+            Stage::Transfer => {
+                transfer(self.file, flight, index, &mut self.lists, &self.bounces, &self.buffers)
             }
-            Stage::Sync => opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build(),
-        };
-        entry.user_data(u64::from(slot))
+            Stage::Allocate(mode) => opcode::Fallocate::new(self.file, asked).offset(at).mode(mode).build(),
+            Stage::Fill => opcode::Write::new(self.file, ZEROS.0.as_ptr(), u32_of(asked))
+                .offset(at)
+                .rw_flags(sync)
+                .build(),
+            Stage::Sync => opcode::Fsync::new(self.file).flags(types::FsyncFlags::DATASYNC).build(),
+        }
     }
 
     /// What a result means for its slot.
@@ -315,6 +288,7 @@ impl Work {
 
 /// The entry for a step of a read or write.
 fn transfer(
+    file: types::Fixed,
     flight: &mut InFlight,
     index: usize,
     lists: &mut Lists,
@@ -335,9 +309,9 @@ fn transfer(
         let rest = flight.rest(list);
         let (iovecs, count) = (rest.as_ptr().cast::<libc::iovec>(), u32_of(rest.len() as u64));
         return if is_read {
-            opcode::Readv::new(FILE, iovecs, count).offset(at).build()
+            opcode::Readv::new(file, iovecs, count).offset(at).build()
         } else {
-            opcode::Writev::new(FILE, iovecs, count).offset(at).rw_flags(sync).build()
+            opcode::Writev::new(file, iovecs, count).offset(at).rw_flags(sync).build()
         };
     } else {
         let segment = flight.only.split_at(len_of(asked)).0;
@@ -345,38 +319,13 @@ fn transfer(
     };
     let (addr, len) = (segment.addr(), u32_of(segment.len() as u64));
     match (is_read, fixed) {
-        (true, None) => opcode::Read::new(FILE, addr, len).offset(at).build(),
-        (false, None) => opcode::Write::new(FILE, addr, len).offset(at).rw_flags(sync).build(),
-        (true, Some(buffer)) => opcode::ReadFixed::new(FILE, addr, len, buffer).offset(at).build(),
+        (true, None) => opcode::Read::new(file, addr, len).offset(at).build(),
+        (false, None) => opcode::Write::new(file, addr, len).offset(at).rw_flags(sync).build(),
+        (true, Some(buffer)) => opcode::ReadFixed::new(file, addr, len, buffer).offset(at).build(),
         (false, Some(buffer)) => {
-            opcode::WriteFixed::new(FILE, addr, len, buffer).offset(at).rw_flags(sync).build()
+            opcode::WriteFixed::new(file, addr, len, buffer).offset(at).rw_flags(sync).build()
         }
     }
-}
-
-/// The best kind of ring this kernel has.
-///
-/// Not `DEFER_TASKRUN`: nobody asleep on the descriptor of such a ring is woken (seen on Linux 6.18), and it was no
-/// faster here.
-fn ring(depth: u32) -> io::Result<IoUring> {
-    let cooperative = || {
-        let mut builder = IoUring::builder();
-        builder.setup_coop_taskrun().setup_taskrun_flag().setup_submit_all().dontfork();
-        builder
-    };
-    match cooperative().setup_single_issuer().build(depth) {
-        // Before Linux 6.0, and before 5.19.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            cooperative().build(depth).or_else(|_| IoUring::builder().dontfork().build(depth))
-        }
-        other => other,
-    }
-}
-
-/// Has the kernel deferred work to this thread?
-fn wants_enter(ring: &mut IoUring) -> bool {
-    let queue = ring.submission();
-    queue.taskrun() || queue.cq_overflow()
 }
 
 /// Copies segments, those that touch as one. How many it takes then. `to` has room for all.

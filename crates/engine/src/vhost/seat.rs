@@ -8,6 +8,7 @@ use super::{Done, Events, Order, Setting};
 use crate::message::SsdId;
 use crate::seat::{COMPLETIONS_MAX, TURN_BYTES_MAX, Turn, open_door};
 use crate::ssd::Ssd;
+use backend::uring::Rings;
 use block::{Backend, Completion, Op, Outcome, Range, Request, Submitted, Token};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -81,8 +82,8 @@ impl Sink for Desk {
 
 impl VhostSeat {
     /// Opens the drive on this thread.
-    pub(crate) fn new(ssd: Arc<Ssd>, device: Arc<Device>, setting: Setting) -> Self {
-        let mut backend = open_door(&ssd);
+    pub(crate) fn new(ssd: Arc<Ssd>, device: Arc<Device>, setting: Setting, rings: &Rings) -> Self {
+        let mut backend = open_door(&ssd, rings);
         backend.memory_changed(&setting.map);
         let mut group = VirtQueueGroup::new(device, Arc::clone(&setting.map));
         group.set_features(setting.features);
@@ -110,7 +111,7 @@ impl VhostSeat {
         self.ssd.id
     }
 
-    /// The drive's completions, then the guest's new requests, then one doorbell ring to the drive and one call a ring.
+    /// The drive's completions, then the guest's new requests, then one call a ring.
     #[inline]
     pub(crate) fn turn(&mut self) -> Turn {
         let mut turn = Turn::default();
@@ -139,13 +140,18 @@ impl VhostSeat {
         if self.flush.is_some() {
             self.submit_flush();
         }
-        self.desk.backend.kick();
         if !self.desk.reports.is_empty() {
             self.tell();
         }
         if self.pause.is_some() && self.desk.backend.in_flight() == 0 && self.group.in_flight() == 0 {
             self.paused();
         }
+    }
+
+    /// Hands what the turn submitted to the drive.
+    #[inline]
+    pub(crate) fn kick(&mut self) {
+        self.desk.backend.kick();
     }
 
     #[cold]

@@ -35,8 +35,10 @@ impl Siege {
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let host = Host::start(&[("victim", backend), ("neighbour", crate::host::RAM)], reactors);
         let neighbour = Neighbour::start(host.connect("neighbour"));
-        // One client comes and goes, so that what is made once is made.
-        drop(Self::client(&host));
+        // One client comes and goes, so that what is made once is made: a ring a reactor.
+        let mut first = Self::client(&host);
+        (1..=3).for_each(|qid| first.create_queue_pair(qid, 16).unwrap());
+        drop(first);
         std::thread::sleep(Duration::from_millis(50));
         let baseline = Holdings::now();
         Self { host: Some(host), neighbour: Some(neighbour), baseline, _turn: turn }

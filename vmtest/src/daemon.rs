@@ -170,15 +170,28 @@ impl Daemon {
         self.engine(Some(old)).map(drop)
     }
 
-    /// Hands over to a fresh engine of the same program; returns when it serves.
+    /// Hands over to a fresh engine of the same program; returns when it serves. An engine that has just been started is waited for.
     pub fn upgrade(&self) -> Result<()> {
+        let deadline = Instant::now() + START_PATIENCE;
+        loop {
+            let said = self.ask("{\"command\":\"upgrade\",\"no_wait\":true}\n")?;
+            if said.contains("\"done\"") {
+                return Ok(());
+            }
+            let too_early = said.contains("no engine is serving now") && Instant::now() < deadline;
+            ensure!(too_early, "the upgrade was refused: {said}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// A request over the control socket, and all that is answered.
+    fn ask(&self, request: &str) -> Result<String> {
         let mut socket = UnixStream::connect(self.folder.join(CONTROL)).context("the control socket")?;
         socket.set_read_timeout(Some(START_PATIENCE)).context("set the control socket's timeout")?;
-        socket.write_all(b"{\"command\":\"upgrade\",\"no_wait\":true}\n").context("ask for an upgrade")?;
+        socket.write_all(request.as_bytes()).context("send a request")?;
         let mut said = String::new();
-        socket.read_to_string(&mut said).context("wait for the upgrade")?;
-        ensure!(said.contains("\"done\""), "the upgrade was refused: {said}");
-        Ok(())
+        socket.read_to_string(&mut said).context("wait for the answer")?;
+        Ok(said)
     }
 
     /// The engine's process: the keeper's child, once there is one other than `old`.

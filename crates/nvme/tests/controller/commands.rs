@@ -208,15 +208,20 @@ fn data_pointers_are_checked_and_may_cross_a_page() {
     let data = world.data(0x3800);
     assert_eq!(data[0x800], 0x6f);
     assert_eq!(data[0x3000..0x3004], [196, 9, 0, 0], "byte 2048: the first power state, 25 W");
-    for (prp1, prp2, status) in [
-        (DATA + 0x802, DATA, Status::PRP_OFFSET_INVALID),
-        (DATA + 0x800, DATA + 8, Status::PRP_OFFSET_INVALID),
-        (1 << 60, 0, Status::DATA_TRANSFER_ERROR),
-        (DATA + 0x800, 1 << 60, Status::DATA_TRANSFER_ERROR),
-        (u64::MAX - 3, 0, Status::DATA_TRANSFER_ERROR),
+    for (prp1, prp2, status, location) in [
+        (DATA + 0x802, DATA, Status::PRP_OFFSET_INVALID, 24),
+        (DATA + 0x800, DATA + 8, Status::PRP_OFFSET_INVALID, 32),
+        (0, DATA, Status::INVALID_FIELD, 24),
+        (DATA + 0x800, 0, Status::INVALID_FIELD, 32),
+        (1 << 60, 0, Status::DATA_TRANSFER_ERROR, 0xffff),
+        (DATA + 0x800, 1 << 60, Status::DATA_TRANSFER_ERROR, 0xffff),
+        (u64::MAX - 3, 0, Status::DATA_TRANSFER_ERROR, 0xffff),
     ] {
         (identify.prp1, identify.prp2) = (prp1, prp2);
         fails(&mut world, identify, status);
+        succeeds(&mut world, log(1, 64));
+        let entry = ErrorInformation::read_from_bytes(&world.data(64)).expect("an entry");
+        assert_eq!(entry.parameter_error_location, location, "{prp1:#x} {prp2:#x}");
     }
     let mut sgl = command(0x06, 0, [1, 0]);
     sgl.cdw0.set_psdt(1);

@@ -84,3 +84,22 @@ fn client(packed: bool, plan: &Plan) -> vhost_user::Options {
         ..vhost_user::Options::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn over_some_seeds_every_kind_of_client_comes_and_a_seed_says_which() {
+        let mut seen = std::collections::HashSet::new();
+        for seed in 0..400 {
+            let seed = super::super::soak::of_ssd(seed, 3);
+            let plan = Plan { lanes: 3, depth: 16, seed, patience: Duration::from_secs(1) };
+            let options = client(false, &plan);
+            assert_eq!(format!("{options:?}"), format!("{:?}", client(false, &plan)));
+            let vhost_user::Options { inflight, kick, event_idx, indirect, mem_slots, .. } = options;
+            seen.insert([inflight, kick, event_idx, indirect, mem_slots]);
+        }
+        assert_eq!(seen.len(), 32);
+    }
+}

@@ -89,7 +89,7 @@ pub fn run(settings: &Settings) -> Result<Found> {
     let now = || u64::try_from(epoch.elapsed().as_nanos()).unwrap_or(u64::MAX);
     let (mut guests, mut talks) = (Vec::new(), Vec::new());
     for (number, ssd) in (1..).zip(&ssds) {
-        let seed = settings.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(number);
+        let seed = of_ssd(settings.seed, number);
         let Settings { lanes, depth, patience, .. } = *settings;
         let plan = Plan { lanes, depth, seed: seed ^ 0x55, patience };
         let Plugged { door, partner, what } = plug(&daemon, ssd, &plan)?;
@@ -123,6 +123,11 @@ pub fn run(settings: &Settings) -> Result<Found> {
     drop(daemon);
     let folder = settings.keep.then(|| folder.keep());
     Ok(Found { row: run.row, faults: run.faults, log, folder })
+}
+
+/// The seed of one ssd.
+pub(super) fn of_ssd(seed: u64, number: u64) -> u64 {
+    seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(number)
 }
 
 /// The binaries that upgrades go to: another one and back.

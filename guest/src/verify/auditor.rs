@@ -160,6 +160,12 @@ impl Auditor {
         self.tally
     }
 
+    /// The ssd's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The first faults, in words.
     #[must_use]
     pub fn faults(&self) -> &[String] {

@@ -20,6 +20,11 @@ impl Gaps {
         self.last_ns = now_ns;
     }
 
+    /// Nobody waits for anything.
+    pub fn idle(&mut self, now_ns: u64) {
+        self.last_ns = now_ns;
+    }
+
     /// The longest gap of the window that ends now, one that is still open included, and a new window. A gap that reaches
     /// over the border counts in both, whole: it is as long as it is.
     pub fn take(&mut self, now_ns: u64) -> u64 {
@@ -43,5 +48,15 @@ mod tests {
         assert_eq!(gaps.take(60), 25, "the gap that began before the window");
         gaps.completion(61);
         assert_eq!(gaps.take(61), 1);
+    }
+
+    #[test]
+    fn a_rest_is_no_gap() {
+        let mut gaps = Gaps::new(0);
+        gaps.completion(10);
+        gaps.idle(500);
+        assert_eq!(gaps.take(505), 10);
+        gaps.completion(520);
+        assert_eq!(gaps.take(520), 20);
     }
 }

@@ -75,6 +75,9 @@ impl Load {
     /// # Errors
     /// The device is gone.
     pub fn turn(&mut self, now: &dyn Fn() -> u64) -> Result<usize> {
+        if self.is_done() {
+            self.gaps.idle(now());
+        }
         let mut answers = 0;
         for lane in 0..self.lanes.len() {
             let taken = self.take(lane, now)?;
@@ -93,6 +96,11 @@ impl Load {
     /// Sends nothing more.
     pub fn drain(&mut self) {
         self.phase = Phase::Draining;
+    }
+
+    /// Sends everything again.
+    pub fn go_on(&mut self) {
+        self.phase = Phase::Mixed;
     }
 
     /// Reads every block once.

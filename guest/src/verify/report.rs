@@ -32,6 +32,8 @@ pub struct Row {
     pub messages: u64,
     /// In nanoseconds.
     pub message_max_ns: u64,
+    /// Whose it was, and about what.
+    pub message_max_of: String,
     /// Seconds.
     pub seconds: f64,
 }
@@ -62,6 +64,7 @@ impl Row {
             "met_messages": self.met_messages,
             "messages": self.messages,
             "message_max_ns": self.message_max_ns,
+            "message_max_of": self.message_max_of,
             "seconds": self.seconds,
         })
     }
@@ -73,7 +76,7 @@ impl Row {
         let Tally { answered, checked_bytes, errors, lost, repeated, wrong_bytes } = self.tally;
         format!(
             "{}: {} events ({} met a message), {errors} errors, {lost} lost, {repeated} repeated, {wrong_bytes} wrong bytes; blackout p50 {} \
-             p99 {} max {} (disks p99 {}, calm p99 {}); {answered} operations ({} by virtio-blk), {} MiB checked, {} messages (longest {}), {:.1} s; \
+             p99 {} max {} (disks p99 {}, calm p99 {}); {answered} operations ({} by virtio-blk), {} MiB checked, {} messages (longest {}: {}), {:.1} s; \
              seed {}",
             self.name,
             self.events,
@@ -87,6 +90,7 @@ impl Row {
             checked_bytes >> 20,
             self.messages,
             ms(self.message_max_ns),
+            self.message_max_of,
             self.seconds,
             self.seed,
         )

@@ -58,6 +58,9 @@ pub struct Found {
 /// Windows without events, before them.
 const CALM_WINDOWS: u64 = 20;
 const CALM_WINDOW: Duration = Duration::from_millis(100);
+/// Every so often all guests let their queues run empty and do nothing, so that an engine, also a new one, sleeps and is woken.
+const REST_EVERY_NS: u64 = 250_000_000;
+const REST_NS: u64 = 6_000_000;
 /// After so long without work the load lets others run.
 const SPIN: Duration = Duration::from_micros(20);
 /// The load itself was not run for so long.
@@ -112,6 +115,7 @@ pub fn run(settings: &Settings) -> Result<Found> {
         faults: Vec::new(),
         gone: false,
         patience: settings.patience,
+        breath: Breath::Working { until_ns: REST_EVERY_NS },
         spin: Instant::now(),
         last_turn_ns: now(),
     };
@@ -163,8 +167,23 @@ struct Run {
     /// The device is gone: no use going on.
     gone: bool,
     patience: Duration,
+    breath: Breath,
     spin: Instant,
     last_turn_ns: u64,
+}
+
+/// Guests work and rest.
+#[derive(Clone, Copy)]
+enum Breath {
+    Working {
+        until_ns: u64,
+    },
+    Draining,
+    Resting {
+        until_ns: u64,
+    },
+    /// The run ends: the loads themselves say when.
+    Last,
 }
 
 /// Of any ssd, and of those that are disks.
@@ -221,18 +240,43 @@ impl Run {
             quiet.store(true, Ordering::Relaxed);
             talks.into_iter().map(|talk| talk.join().unwrap_or_default()).collect::<Vec<Heard>>()
         });
-        for heard in heard {
+        for (number, heard) in heard.into_iter().enumerate() {
+            let name = self.guests[number].load.auditor.name().to_owned();
             self.row.messages += heard.exchanges;
-            let longest = u64::try_from(heard.longest.as_nanos()).unwrap_or(u64::MAX);
-            self.row.message_max_ns = self.row.message_max_ns.max(longest);
-            heard.faults.iter().for_each(|fault| self.error(&format!("chat: {fault}")));
+            let longest = u64::try_from(heard.longest.0.as_nanos()).unwrap_or(u64::MAX);
+            if longest > self.row.message_max_ns {
+                self.row.message_max_ns = longest;
+                self.row.message_max_of = format!("{name}, topic {}", heard.longest.1);
+            }
+            heard.faults.iter().for_each(|fault| self.error(&format!("chat with {name}: {fault}")));
         }
     }
 
-    /// Runs the loads until `end`, or until they are done.
+    fn is_done(&self) -> bool {
+        self.guests.iter().all(|guest| guest.load.is_done())
+    }
+
+    fn breathe(&mut self, now_ns: u64) {
+        self.breath = match self.breath {
+            Breath::Working { until_ns } if now_ns > until_ns => {
+                self.guests.iter_mut().for_each(|guest| guest.load.drain());
+                Breath::Draining
+            }
+            Breath::Draining if self.is_done() => Breath::Resting { until_ns: now_ns + REST_NS },
+            Breath::Resting { until_ns } if now_ns > until_ns => {
+                self.guests.iter_mut().for_each(|guest| guest.load.go_on());
+                Breath::Working { until_ns: now_ns + REST_EVERY_NS }
+            }
+            as_before => as_before,
+        };
+    }
+
+    /// Runs the loads until `end`, or until their last breath.
     fn work(&mut self, now: &dyn Fn() -> u64, end: impl Fn() -> bool) {
-        while !end() && !self.gone && !self.guests.iter().all(|guest| guest.load.is_done()) {
+        let over = |run: &Self| run.gone || matches!(run.breath, Breath::Last) && run.is_done();
+        while !end() && !over(self) {
             let start_ns = now();
+            self.breathe(start_ns);
             if start_ns - self.last_turn_ns > OWN_PAUSE_NS {
                 self.row.own_pauses += 1;
             }
@@ -276,6 +320,7 @@ impl Run {
 
     /// Lets everything be answered, then reads every block.
     fn finish(&mut self, sabotage: Vec<PathBuf>, now: &dyn Fn() -> u64) {
+        self.breath = Breath::Last;
         self.guests.iter_mut().for_each(|guest| guest.load.drain());
         self.work(now, || false);
         for file in sabotage {

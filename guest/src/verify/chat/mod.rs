@@ -14,8 +14,8 @@ use crate::load::workload::Random;
 pub struct Heard {
     /// Exchanges.
     pub exchanges: u64,
-    /// The longest of them.
-    pub longest: Duration,
+    /// The longest of them, and its topic.
+    pub longest: (Duration, u64),
     /// What went wrong; the chat ends with the first error of the connection.
     pub faults: Vec<String>,
 }
@@ -50,7 +50,7 @@ pub fn run(partner: &mut dyn Partner, mut random: Random, talking: &AtomicU64, s
             }
         }
         heard.exchanges += 1;
-        heard.longest = heard.longest.max(start.elapsed());
+        heard.longest = heard.longest.max((start.elapsed(), topic));
         std::thread::sleep(Duration::from_micros(random.below(10_000)));
     }
     heard

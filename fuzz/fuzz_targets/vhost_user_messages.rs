@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 use arbitrary::Arbitrary;
 use frontend::vhost_user::{
-    BackendChannel, Blk, BlkInfo, ClientFd, Errno, F_RING_PACKED, FDS_MAX, FdId, HEADER_BYTES, Header,
+    Blk, BlkInfo, ClientFd, Errno, F_RING_PACKED, FDS_MAX, FdId, HEADER_BYTES, Header,
     Inflight, Log, Message, NewInflight, Region, Ring, Session,
 };
 use godwit_fuzz::edge::Edge;
@@ -237,12 +237,6 @@ impl Blk for Device {
     }
 
     fn set_log_event(&mut self, _fd: OwnedFd) -> Result<(), Errno> {
-        self.asked()
-    }
-
-    fn set_backend_channel(&mut self, channel: BackendChannel) -> Result<(), Errno> {
-        // Not a socket: an error, and nothing else.
-        assert!(channel.config_changed().is_err());
         self.asked()
     }
 

@@ -134,6 +134,7 @@ impl Process {
         if !same {
             bail!("the keeper's ssds are not those of the configuration");
         }
+        crate::identities::check_distinct(&config)?;
         Ok(config)
     }
 
@@ -141,11 +142,13 @@ impl Process {
     fn check(&mut self) -> anyhow::Result<()> {
         let config = self.config()?;
         let door = |ssd: usize| config.ssds.get(ssd).map(door_of);
+        let mut drives = BTreeMap::new();
         for (ssd, (saved, fds)) in std::mem::take(&mut self.told.saved) {
             let name = self.name(ssd);
             let check = || {
                 // A disk has no controller and no record.
                 if door(ssd) == Some(Door::VHOST_USER) {
+                    drives.insert(ssd, Parts::new(&saved, fds).0.remove(&Role::DRIVE));
                     return anyhow::Ok(());
                 }
                 let region = Parts::new(&saved, fds).region()?;
@@ -162,7 +165,13 @@ impl Process {
                 other if Some(other) != door(index(deposit.ssd)) => {
                     bail!("ssd \"{name}\" has a client of a kind that this engine does not serve")
                 }
-                Door::VHOST_USER => _ = VhostUserV1::from_bytes(&deposit.bytes).with_context(context)?,
+                Door::VHOST_USER => {
+                    let session = VhostUserV1::from_bytes(&deposit.bytes).with_context(context)?;
+                    let at = index(deposit.ssd);
+                    if let Some((config, drive)) = config.ssds.get(at).zip(drives.remove(&at).flatten()) {
+                        vhost::check_size(config, drive, &session).with_context(context)?;
+                    }
+                }
                 _ => _ = VfioUserV1::from_bytes(&deposit.bytes).with_context(context)?,
             }
         }

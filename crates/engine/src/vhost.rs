@@ -20,7 +20,7 @@ mod seat;
 mod serve;
 mod slot;
 
-pub(crate) use disk::open_ssd;
+pub(crate) use disk::{check_size, open_ssd};
 pub(crate) use seat::VhostSeat;
 pub(crate) use serve::{Opened, open, start};
 pub(crate) use slot::{VhostPlan, VhostSlot};

@@ -5,9 +5,9 @@
 mod disk;
 
 use api::config::Config;
-use disk::{Checked, FILE, RAM, kinds};
+use disk::{Checked, FILE, RAM, kinds, place, read, transfer, wait, write};
 use engine::Engine;
-use guest::vhost_user::request::{self, SECTOR_BYTES};
+use guest::vhost_user::request;
 use guest::vhost_user::ring::Piece;
 use guest::vhost_user::{Driver, Options};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -251,62 +251,6 @@ fn a_kick_that_is_no_eventfd_is_refused() {
     }
     write(&mut driver, 0, 9);
     host.stop();
-}
-
-fn place(
-    driver: &mut Driver,
-    kind: u32,
-    sector: u64,
-    data: Vec<u8>,
-    device_writes: bool,
-) -> (guest::ram::Buffer, u32) {
-    // Data, then header and status in a page of their own.
-    let room = data.len().next_multiple_of(4096);
-    let buffer = driver.ram().alloc(room + 4096).unwrap();
-    buffer.write(0, &data);
-    buffer.write(room, &request::header(kind, sector));
-    buffer.write(room + 64, &[request::UNANSWERED]);
-    let iova = buffer.iova();
-    let pieces = [
-        Piece { iova: iova + room as u64, len: 16, device_writes: false },
-        Piece { iova, len: data.len() as u32, device_writes },
-        Piece { iova: iova + room as u64 + 64, len: 1, device_writes: true },
-    ];
-    let token = driver.queues[0].ring.add(&pieces).unwrap();
-    (buffer, token)
-}
-
-fn wait(driver: &mut Driver) {
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while driver.queues[0].ring.take().is_none() {
-        assert!(Instant::now() < deadline);
-        std::thread::yield_now();
-    }
-}
-
-fn transfer(
-    driver: &mut Driver,
-    kind: u32,
-    sector: u64,
-    data: Vec<u8>,
-    device_writes: bool,
-) -> (Vec<u8>, u8) {
-    let len = data.len();
-    let (buffer, _) = place(driver, kind, sector, data, device_writes);
-    driver.queues[0].publish().unwrap();
-    wait(driver);
-    (buffer.bytes(0, len), buffer.bytes(len.next_multiple_of(4096) + 64, 1)[0])
-}
-
-fn write(driver: &mut Driver, sector: u64, byte: u8) {
-    assert_eq!(SECTOR_BYTES, 512);
-    assert_eq!(transfer(driver, request::OUT, sector, vec![byte; 4096], false).1, request::OK);
-}
-
-fn read(driver: &mut Driver, sector: u64) -> Vec<u8> {
-    let (data, status) = transfer(driver, request::IN, sector, vec![0; 4096], true);
-    assert_eq!(status, request::OK);
-    data
 }
 
 fn called(driver: &Driver, patience: Duration) -> bool {

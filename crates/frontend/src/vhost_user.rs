@@ -17,6 +17,7 @@
 //! Not implemented: vIOMMU (IOTLB messages), post-copy, in-band notifications, host notifiers, GET_VRING_BASE that leaves
 //! requests in flight, rings of another endianness, device state over a descriptor, shared objects.
 
+mod channel;
 pub mod device;
 pub mod frame;
 mod rings;
@@ -25,9 +26,7 @@ mod serve;
 mod session;
 mod table;
 
-pub use device::{
-    BackendChannel, Blk, BlkInfo, Errno, F_RING_PACKED, Inflight, Log, NewInflight, Region, Ring,
-};
+pub use device::{Blk, BlkInfo, Errno, F_RING_PACKED, Inflight, Log, NewInflight, Region, Ring};
 pub use frame::{
     BrokenStream, ClientFd, FDS_MAX, FdId, HEADER_BYTES, Header, Message, PAYLOAD_BYTES_MAX, Refusal,
 };

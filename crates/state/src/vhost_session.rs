@@ -60,6 +60,9 @@ pub struct VhostUserV1 {
     #[n(10)]
     #[cbor(default)]
     pub forget: bool,
+    /// The capacity that the client has read, in sectors of 512 bytes. Builds before this field told nobody of growth.
+    #[n(11)]
+    pub told_sectors: Option<u64>,
 }
 
 /// A memory region.

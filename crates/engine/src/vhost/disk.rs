@@ -7,14 +7,15 @@ use crate::message::{Address, Message, SsdId};
 use crate::serve::backend_config;
 use crate::session::{map_errno, mapping_errno};
 use crate::ssd::Ssd;
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use api::config;
-use frontend::vhost_user::{BackendChannel, Blk, BlkInfo, Errno, Inflight, Log, NewInflight, Region, Ring};
+use frontend::vhost_user::{Blk, BlkInfo, Errno, Inflight, Log, NewInflight, Region, Ring};
 use memory::{Access, Iova, Mapping, MemoryMap, Window};
 use nvme::profile::{Identity, IdentityConfig, Profile};
 use rustix::fs::{MemfdFlags, SealFlags};
 use spec::vhost_user::F_LOG_ALL;
 use spec::virtio_blk as blk;
+use state::vhost_session::VhostUserV1;
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::sync_channel;
@@ -44,6 +45,20 @@ pub(crate) fn open_ssd(
         Profile::by_name(&config.profile).with_context(|| format!("no profile \"{}\"", config.profile))?;
     let (name, record_path) = (config.name.clone(), None);
     Ok(Arc::new(Ssd { id: SsdId(at), name, drive, limits, profile, identity, record_path, keeper }))
+}
+
+/// Refuses a drive that has become smaller than its client was told. A larger one is announced when the session goes on.
+///
+/// `kept` is the drive's descriptor; without one there is no looking while another engine holds the drive.
+pub(crate) fn check_size(config: &config::Ssd, kept: OwnedFd, session: &VhostUserV1) -> anyhow::Result<()> {
+    let drive = backend::Drive::take_over(&backend_config(config)?, Some(kept))?;
+    let bytes = drive.limits().capacity_bytes;
+    let told = session.told_sectors.map_or(0, |sectors| sectors.saturating_mul(blk::SECTOR_BYTES));
+    ensure!(
+        told <= bytes,
+        "its drive has {bytes} bytes, and its client was told {told}: give the drive back its size"
+    );
+    Ok(())
 }
 
 /// Set when the engine pauses for another: from then on no seat is taken, because it would not hear of the pause.
@@ -96,7 +111,6 @@ pub(crate) struct Disk {
     /// By queue.
     events: Vec<Events>,
     running: BTreeSet<u16>,
-    channel: Option<BackendChannel>,
     frozen: Frozen,
     /// Requests that a predecessor had taken and not answered.
     replayed: u64,
@@ -137,7 +151,6 @@ impl Disk {
             log_event: None,
             flights: None,
             running: BTreeSet::new(),
-            channel: None,
             frozen: Frozen::default(),
             replayed: 0,
         }
@@ -332,11 +345,6 @@ impl Blk for Disk {
 
     fn set_log_event(&mut self, fd: OwnedFd) -> Result<(), Errno> {
         self.log_event = eventfd(Some(fd))?;
-        Ok(())
-    }
-
-    fn set_backend_channel(&mut self, channel: BackendChannel) -> Result<(), Errno> {
-        self.channel = Some(channel);
         Ok(())
     }
 

@@ -33,6 +33,7 @@ pub(crate) fn written(saved: &Saved) -> VhostUserV1 {
         log: saved.log.map(|SavedLog { fd, offset, size }| AreaV1 { fd, offset, size }),
         log_event: saved.log_event,
         backend_channel: saved.backend_channel,
+        told_sectors: saved.told_sectors,
         forget: saved.forget,
     }
 }
@@ -69,6 +70,7 @@ pub(crate) fn read(written: &VhostUserV1) -> Saved {
         log: written.log.map(|AreaV1 { fd, offset, size }| SavedLog { fd, offset, size }),
         log_event: written.log_event,
         backend_channel: written.backend_channel,
+        told_sectors: written.told_sectors,
         forget: written.forget,
     }
 }

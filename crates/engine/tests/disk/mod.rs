@@ -2,13 +2,18 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+use guest::ram::Buffer;
 use guest::verify::load::Load;
-use guest::vhost_user::{Options, VhostDoor};
+use guest::vhost_user::request::{self, SECTOR_BYTES};
+use guest::vhost_user::ring::Piece;
+use guest::vhost_user::{Driver, Options, VhostDoor};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 pub(crate) const RAM: &str = "{ type = \"ram\" }";
 pub(crate) const FILE: &str = "{ type = \"uring\", path = \"DIR/disk.img\", direct = false }";
+/// The whole of a file, however long that is.
+pub(crate) const WHOLE: &str = "{ type = \"uring\", path = \"DIR/whole.img\", direct = false }";
 /// Longer without any answer is a hang.
 const HANG: Duration = Duration::from_secs(20);
 
@@ -16,9 +21,12 @@ const HANG: Duration = Duration::from_secs(20);
 pub(crate) fn config(name: &str, backend: &str, directory: &Path) -> String {
     let dir = directory.display().to_string();
     let backend = backend.replace("DIR", &dir);
-    format!(
-        "[[ssd]]\nname = \"{name}\"\nsize = \"64MiB\"\nvhost_socket = \"{dir}/{name}.sock\"\nbackend = {backend}\n"
-    )
+    let whole = directory.join("whole.img");
+    let size = if backend.contains("whole.img") { "" } else { "size = \"64MiB\"\n" };
+    if size.is_empty() && !whole.exists() {
+        std::fs::File::create(whole).unwrap().set_len(64 << 20).unwrap();
+    }
+    format!("[[ssd]]\nname = \"{name}\"\n{size}vhost_socket = \"{dir}/{name}.sock\"\nbackend = {backend}\n")
 }
 
 /// Every kind of client there is: split and packed, with and without a region of its own, kicked and polled.
@@ -108,4 +116,65 @@ impl Checked {
         }
         self.answers
     }
+}
+
+/// Puts a request on the first ring, not yet shown to the device: its data, and the token it is answered by.
+pub(crate) fn place(
+    driver: &mut Driver,
+    kind: u32,
+    sector: u64,
+    data: Vec<u8>,
+    device_writes: bool,
+) -> (Buffer, u32) {
+    // Data, then header and status in a page of their own.
+    let room = data.len().next_multiple_of(4096);
+    let buffer = driver.ram().alloc(room + 4096).unwrap();
+    buffer.write(0, &data);
+    buffer.write(room, &request::header(kind, sector));
+    buffer.write(room + 64, &[request::UNANSWERED]);
+    let iova = buffer.iova();
+    let pieces = [
+        Piece { iova: iova + room as u64, len: 16, device_writes: false },
+        Piece { iova, len: data.len() as u32, device_writes },
+        Piece { iova: iova + room as u64 + 64, len: 1, device_writes: true },
+    ];
+    let token = driver.queues[0].ring.add(&pieces).unwrap();
+    (buffer, token)
+}
+
+/// Until one request of the first ring is answered.
+pub(crate) fn wait(driver: &mut Driver) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while driver.queues[0].ring.take().is_none() {
+        assert!(Instant::now() < deadline);
+        std::thread::yield_now();
+    }
+}
+
+/// A request from beginning to end: its data then, and its status.
+pub(crate) fn transfer(
+    driver: &mut Driver,
+    kind: u32,
+    sector: u64,
+    data: Vec<u8>,
+    device_writes: bool,
+) -> (Vec<u8>, u8) {
+    let len = data.len();
+    let (buffer, _) = place(driver, kind, sector, data, device_writes);
+    driver.queues[0].publish().unwrap();
+    wait(driver);
+    (buffer.bytes(0, len), buffer.bytes(len.next_multiple_of(4096) + 64, 1)[0])
+}
+
+/// Writes 4 KiB of a byte.
+pub(crate) fn write(driver: &mut Driver, sector: u64, byte: u8) {
+    assert_eq!(SECTOR_BYTES, 512);
+    assert_eq!(transfer(driver, request::OUT, sector, vec![byte; 4096], false).1, request::OK);
+}
+
+/// Reads 4 KiB.
+pub(crate) fn read(driver: &mut Driver, sector: u64) -> Vec<u8> {
+    let (data, status) = transfer(driver, request::IN, sector, vec![0; 4096], true);
+    assert_eq!(status, request::OK);
+    data
 }

@@ -1,10 +1,16 @@
 //! The same for virtio-blk disks: rings go on, requests in flight are executed again, and the client's socket never closes.
 
-use super::disk::{Checked, kinds};
+use super::disk::{Checked, WHOLE, kinds, read, write};
 use super::house::House;
 use super::{FILE, RAM};
+use guest::vhost_user::client::request;
 use guest::vhost_user::{Driver, Options};
-use std::time::Duration;
+use std::io::Read as _;
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+const SET_BACKEND_REQ_FD: u32 = 21;
 
 fn killed_under_load(backend: &str, options: Options, seed: u64, kills: u64) {
     let house = House::start(&[("victim", &format!("virtio-blk on {backend}"))], 2);
@@ -95,9 +101,9 @@ fn a_client_that_wrote_nonsense_into_its_in_flight_region_loses_its_session_and_
     let map = guest::mapping::Mapping::new(region, 0, 4096, true).unwrap();
     map.fill(0, 4096, 0xA5);
     house.kill();
-    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(10);
     while driver.client().ask_number(1).is_ok() {
-        assert!(std::time::Instant::now() < deadline, "it is still served");
+        assert!(Instant::now() < deadline, "it is still served");
         std::thread::sleep(Duration::from_millis(5));
     }
     drop(driver);
@@ -108,12 +114,73 @@ fn a_client_that_wrote_nonsense_into_its_in_flight_region_loses_its_session_and_
     house.stop();
 }
 
+/// A client with a channel for the back-end's own requests, as QEMU has.
+fn with_channel(house: &House) -> (Driver, UnixStream) {
+    let driver = connect(house, Options::default());
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    ours.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    // MQ, REPLY_ACK, BACKEND_REQ, CONFIG.
+    driver.client().tell(request::SET_PROTOCOL_FEATURES, &0x229_u64.to_le_bytes(), &[]).unwrap();
+    driver.client().tell(SET_BACKEND_REQ_FD, &[], &[theirs.as_fd()]).unwrap();
+    (driver, ours)
+}
+
+fn sectors(driver: &Driver) -> u64 {
+    let asked: Vec<u8> = [0, 60, 0_u32].into_iter().flat_map(u32::to_le_bytes).chain([0; 60]).collect();
+    let (answer, _) = driver.client().ask(request::GET_CONFIG, &asked).unwrap();
+    u64::from_le_bytes(answer[12..20].try_into().unwrap())
+}
+
+#[test]
+fn a_drive_that_grew_before_the_engine_died_is_announced_and_used_to_its_end() {
+    let house = House::start(&[("victim", &format!("virtio-blk on {WHOLE}"))], 2);
+    let (mut driver, mut channel) = with_channel(&house);
+    assert_eq!(sectors(&driver), 64 << 11);
+    write(&mut driver, 8, 1);
+    house.drive("whole.img").set_len(96 << 20).unwrap();
+    house.kill();
+    let mut said = [0; 12];
+    channel.read_exact(&mut said).unwrap();
+    assert_eq!(said, [2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0], "the configuration has changed");
+    assert_eq!(sectors(&driver), 96 << 11);
+    let last = (96 << 11) - 8;
+    write(&mut driver, last, 7);
+    assert_eq!((read(&mut driver, 8), read(&mut driver, last)), (vec![1; 4096], vec![7; 4096]));
+    // Its client has looked: the next engine says nothing.
+    house.kill();
+    assert_eq!(read(&mut driver, last), vec![7; 4096]);
+    channel.set_nonblocking(true).unwrap();
+    assert!(channel.read(&mut said).is_err());
+    drop(driver);
+    house.stop();
+}
+
+#[test]
+fn a_client_whose_drive_shrank_before_the_engine_died_loses_its_session_and_not_the_disk() {
+    let house = House::start(&[("victim", &format!("virtio-blk on {WHOLE}"))], 1);
+    let driver = connect(&house, Options::default());
+    assert_eq!(sectors(&driver), 64 << 11);
+    house.drive("whole.img").set_len(32 << 20).unwrap();
+    house.kill();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while driver.client().ask_number(1).is_ok() {
+        assert!(Instant::now() < deadline, "it is still served");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    drop(driver);
+    let mut driver = connect(&house, Options::default());
+    assert_eq!(sectors(&driver), 32 << 11);
+    write(&mut driver, 8, 1);
+    drop(driver);
+    house.stop();
+}
+
 fn connect(house: &House, options: Options) -> Driver {
-    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         match Driver::connect(house.socket("victim"), options) {
             Ok(driver) => return driver,
-            Err(error) => assert!(std::time::Instant::now() < deadline, "{error}"),
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
         }
         std::thread::sleep(Duration::from_millis(10));
     }

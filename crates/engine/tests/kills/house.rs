@@ -100,6 +100,11 @@ impl House {
         self.directory.path().join(format!("{name}.sock"))
     }
 
+    /// A drive's file, to be changed under the engine.
+    pub(crate) fn drive(&self, name: &str) -> std::fs::File {
+        std::fs::File::options().write(true).open(self.directory.path().join(name)).unwrap()
+    }
+
     fn pid(&self) -> Option<Pid> {
         let text = std::fs::read_to_string(self.directory.path().join("pid")).ok()?;
         Pid::from_raw(text.trim().parse().ok()?)

@@ -3,9 +3,8 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::net::SendFlags;
+#[cfg(doc)]
 use spec::vhost_user as wire;
-use zerocopy::IntoBytes;
 
 pub use rustix::io::Errno;
 
@@ -33,7 +32,7 @@ pub const RING_ENTRIES_MAX: u16 = 32_768;
 pub trait Blk {
     /// What the client may know of the device. Must not change during a session.
     fn info(&self) -> &BlkInfo;
-    /// The configuration space (virtio 1.2, 5.2.4): at most 256 bytes; what follows reads as zeros.
+    /// The configuration space (virtio 1.2, 5.2.4): the capacity and what follows it, at most 256 bytes; the rest reads as zeros.
     fn config(&self) -> Vec<u8>;
     /// The write-back byte of the configuration space (virtio 1.2, 5.2.5).
     fn set_writeback(&mut self, on: bool) -> Result<(), Errno>;
@@ -63,8 +62,6 @@ pub trait Blk {
     fn set_log(&mut self, log: Log) -> Result<(), Errno>;
     /// An eventfd to tell of changes of the log.
     fn set_log_event(&mut self, fd: OwnedFd) -> Result<(), Errno>;
-    /// By which the front-end is told when the configuration space has changed.
-    fn set_backend_channel(&mut self, channel: BackendChannel) -> Result<(), Errno>;
     /// The ring runs. If the in-flight region knows of this ring, the device goes on from what it and the ring itself say
     /// (it may have been running in a process that crashed); otherwise from [`Ring::base`].
     fn start(&mut self, queue: u16, ring: Ring) -> Result<(), Errno>;
@@ -156,29 +153,4 @@ pub struct Log {
     pub offset: u64,
     /// Bytes; `offset + size` does not wrap.
     pub size: u64,
-}
-
-/// The socket for our own requests. Clones share it.
-#[derive(Debug, Clone)]
-pub struct BackendChannel(Arc<OwnedFd>);
-
-impl BackendChannel {
-    pub(crate) fn new(fd: OwnedFd) -> Self {
-        Self(Arc::new(fd))
-    }
-
-    /// Tells the front-end that the configuration space has changed, if the socket has room (it reads the space anew then,
-    /// so one message is as good as many). No reply is asked for.
-    pub fn config_changed(&self) -> Result<(), Errno> {
-        let header = wire::Header {
-            request: wire::BackendRequestId::ConfigChange.0,
-            flags: wire::HeaderFlags(wire::VERSION),
-            size: 0,
-        };
-        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        match rustix::net::send(&*self.0, header.as_bytes(), flags) {
-            Ok(_) | Err(Errno::AGAIN) => Ok(()),
-            Err(errno) => Err(errno),
-        }
-    }
 }

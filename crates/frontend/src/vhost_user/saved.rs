@@ -27,6 +27,8 @@ pub struct Saved {
     pub log_event: Option<FdId>,
     /// The socket for our own requests.
     pub backend_channel: Option<FdId>,
+    /// The capacity that the client has read, in sectors of 512 bytes.
+    pub told_sectors: Option<u64>,
     /// The device was reset, and the device's own in-flight region has yet to forget all rings.
     pub forget: bool,
 }

@@ -15,7 +15,8 @@ use spec::vhost_user as wire;
 use spec::vhost_user::{F_LOG_ALL, F_PROTOCOL_FEATURES, MemoryRegion, ProtocolFeatures};
 use zerocopy::{Immutable, IntoBytes};
 
-use super::device::{BackendChannel, Blk, F_RING_PACKED, Inflight, Log, Region};
+use super::channel::BackendChannel;
+use super::device::{Blk, F_RING_PACKED, Inflight, Log, Region};
 use super::frame::{
     self, ClientFd, FdId, Header, InflightShape, Message, Refusal, Request, RequestId, VringEvent,
 };
@@ -30,6 +31,8 @@ pub const MEM_SLOTS_MAX: usize = 509;
 pub const DEVICE_FDS: FdId = 1 << 31;
 /// Where the write-back byte stands in the configuration space (virtio 1.2, 5.2.4).
 const WRITEBACK_OFFSET: usize = 32;
+/// The capacity stands first (virtio 1.2, 5.2.4).
+const CAPACITY_BYTES: usize = 8;
 
 const PROTOCOL_FEATURES: ProtocolFeatures = ProtocolFeatures::MQ
     .union(ProtocolFeatures::REPLY_ACK)
@@ -86,7 +89,9 @@ pub struct Session {
     inflight: Option<SavedInflight>,
     log: Option<SavedLog>,
     log_event: Option<FdId>,
-    backend_channel: Option<FdId>,
+    backend_channel: Option<(FdId, BackendChannel)>,
+    /// The capacity that the client has read, in sectors.
+    told_sectors: Option<u64>,
     /// The device was reset: our in-flight region must forget all rings before the next message is carried out.
     forget: bool,
     /// Made while the present message is handled.
@@ -109,6 +114,7 @@ impl Session {
             log: None,
             log_event: None,
             backend_channel: None,
+            told_sectors: None,
             forget: false,
             made: Vec::new(),
             broken: false,
@@ -148,14 +154,16 @@ impl Session {
             inflight: self.inflight,
             log: self.log,
             log_event: self.log_event,
-            backend_channel: self.backend_channel,
+            backend_channel: self.backend_channel.as_ref().map(|(id, _)| *id),
+            told_sectors: self.told_sectors,
             forget: self.forget,
         }
     }
 
     /// Goes on with a predecessor's conversation: the device is told all, and the rings that ran run again.
     ///
-    /// An error means that the state does not fit this device or its descriptors: the session cannot be served.
+    /// An error means that the state does not fit this device (it may have shrunk) or its descriptors: the session cannot be
+    /// served.
     pub fn restore(saved: &Saved, fds: Vec<(FdId, OwnedFd)>, blk: &mut dyn Blk) -> Result<Self, Refusal> {
         let mut kept = Kept(fds.into_iter().collect());
         let mut session = Self::new(blk);
@@ -163,6 +171,10 @@ impl Session {
         if saved.features & !all != 0 || saved.protocol_features & !protocol_features(blk).bits() != 0 {
             return Err(Refusal::new(Errno::OPNOTSUPP, "features in use that this device does not have"));
         }
+        if saved.told_sectors.is_some_and(|told| told > sectors(blk)) {
+            return Err(Refusal::new(Errno::NOSPC, "the drive is smaller than its client was told"));
+        }
+        session.told_sectors = saved.told_sectors;
         session.features = saved.features;
         session.protocol_features = ProtocolFeatures::from_bits_retain(saved.protocol_features);
         session.status = saved.status;
@@ -199,8 +211,7 @@ impl Session {
             session.log_event = Some(id);
         }
         if let Some(id) = saved.backend_channel {
-            blk.set_backend_channel(BackendChannel::new(kept.take(id)?)).map_err(device)?;
-            session.backend_channel = Some(id);
+            session.backend_channel = Some((id, BackendChannel::new(kept.take(id)?)));
         }
         if let Some(inflight) = saved.inflight {
             let fd = Arc::new(kept.take(inflight.fd)?);
@@ -208,7 +219,20 @@ impl Session {
         }
         session.rings.restore(&saved.vrings, &mut |id| kept.take(id), blk)?;
         session.settle(None, blk)?;
+        session.announce(blk);
         Ok(session)
+    }
+
+    /// Tells of a device that has grown since the client looked, again and again until it looks.
+    fn announce(&self, blk: &dyn Blk) {
+        let agreed =
+            self.protocol_features.contains(ProtocolFeatures::CONFIG | ProtocolFeatures::BACKEND_REQ);
+        if let Some((_, channel)) = self.backend_channel.as_ref().filter(|_| agreed)
+            && self.told_sectors.is_some_and(|told| told != sectors(blk))
+        {
+            // One who does not hear of it sees it when it looks.
+            let _ = channel.config_changed();
+        }
     }
 
     /// The rings that run, for whoever ends the session.
@@ -236,9 +260,17 @@ impl Session {
             Request::SetVringFd { event, index, fd } => self.set_fd(event, index, fd, blk),
             Request::SetVringEnable { index, on } => self.enable(index, on, blk),
             Request::GetQueueNum => number(u64::from(blk.info().queues_max)),
-            Request::GetConfig { offset, size } => get_config(offset, size, blk),
+            Request::GetConfig { offset, size } => {
+                if offset == 0 && size >= CAPACITY_BYTES {
+                    self.told_sectors = Some(sectors(blk));
+                }
+                get_config(offset, size, blk)
+            }
             Request::SetConfig { offset, data } => self.set_config(offset, &data, blk),
-            Request::SetBackendReqFd(fd) => self.set_backend_channel(fd, blk),
+            Request::SetBackendReqFd(fd) => {
+                self.backend_channel = Some((fd.id, BackendChannel::new(fd.fd)));
+                Ok(Answer::Done)
+            }
             Request::GetInflightFd(shape) => self.get_inflight(&shape, blk),
             Request::SetInflightFd(shape, fd) => self.set_inflight(&shape, fd, blk),
             Request::SetLogBase(log, fd) => self.set_log(&log, fd, blk),
@@ -414,12 +446,6 @@ impl Session {
         self.settle(Some(index), blk)
     }
 
-    fn set_backend_channel(&mut self, fd: ClientFd, blk: &mut dyn Blk) -> Handled {
-        blk.set_backend_channel(BackendChannel::new(fd.fd)).map_err(device)?;
-        self.backend_channel = Some(fd.id);
-        Ok(Answer::Done)
-    }
-
     fn set_config(&mut self, offset: usize, data: &[u8], blk: &mut dyn Blk) -> Handled {
         // "Back-ends MUST NOT accept SET_CONFIG for read-only configuration space fields": all but this one are.
         match (offset, data) {
@@ -566,6 +592,11 @@ fn check_shape(shape: &InflightShape, blk: &dyn Blk) -> Result<(), Refusal> {
         return Err(invalid("an in-flight region for rings of no entries, or of too many"));
     }
     Ok(())
+}
+
+/// The device's capacity.
+fn sectors(blk: &dyn Blk) -> u64 {
+    blk.config().first_chunk::<CAPACITY_BYTES>().map_or(0, |bytes| u64::from_le_bytes(*bytes))
 }
 
 /// "Back-end's payload size MUST match the front-end's request" (GET_CONFIG), also beyond the device's own fields.

@@ -5,8 +5,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use frontend::vhost_user::{
-    BackendChannel, Blk, BlkInfo, ClientFd, Errno, F_RING_PACKED, FdId, HEADER_BYTES, Header, Inflight, Log,
-    Message, NewInflight, Outcome, Region, Ring, Session,
+    Blk, BlkInfo, ClientFd, Errno, F_RING_PACKED, FdId, HEADER_BYTES, Header, Inflight, Log, Message,
+    NewInflight, Outcome, Region, Ring, Session,
 };
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -74,16 +74,20 @@ pub fn event() -> OwnedFd {
     eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd")
 }
 
+/// Bytes 1 to 8, to see them apart.
+pub const CAPACITY: u64 = 0x0807_0605_0403_0201;
+
 /// Records, and panics when the session breaks a promise of [`Blk`].
 pub struct Fake {
-    info: BlkInfo,
+    pub info: BlkInfo,
     pub calls: Vec<String>,
     pub running: BTreeMap<u16, Ring>,
     pub memory: BTreeMap<u64, u64>,
     /// Where each ring is when it is stopped.
     pub positions: BTreeMap<u16, u32>,
     pub inflight: Option<(u16, u16, bool)>,
-    pub channel: Option<BackendChannel>,
+    /// Sectors.
+    pub capacity: u64,
     pub features: u64,
     pub events: BTreeSet<(&'static str, u16)>,
     /// The next call fails so.
@@ -100,7 +104,7 @@ impl Fake {
             memory: BTreeMap::new(),
             positions: BTreeMap::new(),
             inflight: None,
-            channel: None,
+            capacity: CAPACITY,
             features: 0,
             events: BTreeSet::new(),
             fail: None,
@@ -161,7 +165,7 @@ impl Blk for Fake {
     }
 
     fn config(&self) -> Vec<u8> {
-        (0..96).map(|byte| byte + 1).collect()
+        self.capacity.to_le_bytes().into_iter().chain(9..97).collect()
     }
 
     fn set_writeback(&mut self, on: bool) -> Result<(), Errno> {
@@ -241,11 +245,6 @@ impl Blk for Fake {
 
     fn set_log_event(&mut self, _fd: OwnedFd) -> Result<(), Errno> {
         self.note("log event")
-    }
-
-    fn set_backend_channel(&mut self, channel: BackendChannel) -> Result<(), Errno> {
-        self.channel = Some(channel);
-        self.note("channel")
     }
 
     fn start(&mut self, queue: u16, ring: Ring) -> Result<(), Errno> {
@@ -426,12 +425,16 @@ impl Client {
 
     /// What a successor makes of it.
     pub fn successor(&self) -> Result<Client, frontend::vhost_user::Refusal> {
+        self.successor_with(Fake::new())
+    }
+
+    /// On a device that is another than it was.
+    pub fn successor_with(&self, mut blk: Fake) -> Result<Client, frontend::vhost_user::Refusal> {
         let saved = self.session.saved();
         let keep = saved.fd_ids();
         let dup = |id: &FdId| Some((*id, self.held.get(id)?.try_clone().expect("dup")));
         let fds: Vec<_> = keep.iter().filter_map(dup).collect();
         let held = fds.iter().map(|(id, fd)| (*id, fd.try_clone().expect("dup"))).collect();
-        let mut blk = Fake::new();
         let session = Session::restore(&saved, fds, &mut blk)?;
         Ok(Client { session, blk, next_fd: self.next_fd, held })
     }

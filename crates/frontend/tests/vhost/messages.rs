@@ -288,22 +288,6 @@ fn the_deprecated_reset_of_the_owner_stops_all_rings() {
 }
 
 #[test]
-fn a_changed_configuration_is_told_on_the_back_ends_channel() {
-    let mut client = Client::negotiated();
-    let (ours, theirs) = std::os::unix::net::UnixStream::pair().expect("pair");
-    client.tell(SET_BACKEND_REQ_FD, &[], vec![theirs.into()]);
-    let channel = client.blk.channel.clone().expect("a channel");
-    channel.config_changed().expect("told");
-    let mut bytes = [0; 64];
-    let count = rustix::io::read(&ours, &mut bytes).expect("read");
-    assert_eq!(bytes[..count], u32s(&[2, 1, 0]));
-    // A client that never reads is not waited for.
-    (0..100_000).for_each(|_| channel.config_changed().expect("dropped"));
-    drop(ours);
-    assert_eq!(channel.config_changed(), Err(Errno::PIPE));
-}
-
-#[test]
 fn what_the_device_refuses_is_told_and_changes_nothing() {
     let mut client = Client::running();
     let before = client.session.saved();

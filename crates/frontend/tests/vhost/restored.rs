@@ -29,10 +29,9 @@ fn a_successor_tells_the_device_all_that_the_client_said() {
     assert_eq!(successor.blk.events, client.blk.events);
     assert_eq!(successor.blk.features, client.blk.features);
     assert_eq!(successor.blk.inflight, client.blk.inflight);
-    assert!(successor.blk.channel.is_some());
     let calls = &successor.blk.calls;
     let at = |call: &str| calls.iter().position(|one| one.starts_with(call)).expect(call);
-    for before in ["memory", "inflight", "log", "features", "writeback", "kick 0", "channel"] {
+    for before in ["memory", "inflight", "log", "features", "writeback", "kick 0"] {
         assert!(at(before) < at("start 0"), "{before} comes before the first start: {calls:?}");
     }
     assert!(!calls.iter().any(|call| call.starts_with("clear") || call.starts_with("new inflight")));
@@ -90,6 +89,48 @@ fn a_saved_session_that_does_not_fit_the_device_is_refused() {
     assert!(restore(&|saved| saved.regions[0].size = 0).is_err());
     assert!(restore(&|saved| saved.regions.push(saved.regions[0])).is_err());
     assert!(restore(&|saved| saved.features |= F_RING_PACKED | 1 << 63).is_err());
+}
+
+#[test]
+fn a_successor_whose_device_has_grown_says_so_until_the_client_has_looked() {
+    let mut client = Client::running();
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().expect("pair");
+    ours.set_nonblocking(true).expect("socket");
+    client.tell(SET_BACKEND_REQ_FD, &[], vec![theirs.into()]);
+    let heard = || {
+        let mut bytes = [0; 64];
+        rustix::io::read(&ours, &mut bytes).map(|count| bytes[..count].to_vec())
+    };
+    let sized = |capacity| Fake { capacity, ..Fake::new() };
+    let look = |client: &mut Client| {
+        let answer = client.ask(GET_CONFIG, &[u32s(&[0, 60, 0]), vec![0; 60]].concat());
+        u64_of(&answer[12..20])
+    };
+    assert_eq!(look(&mut client), CAPACITY);
+    let client = client.successor_with(sized(CAPACITY)).expect("restored");
+    assert_eq!(heard(), Err(Errno::AGAIN), "nothing has changed");
+    let client = client.successor_with(sized(CAPACITY + 9)).expect("restored");
+    assert_eq!(heard(), Ok(u32s(&[2, 1, 0])));
+    // It may have died before the client could look.
+    let mut client = client.successor_with(sized(CAPACITY + 9)).expect("restored");
+    assert_eq!(heard(), Ok(u32s(&[2, 1, 0])));
+    assert_eq!(look(&mut client), CAPACITY + 9);
+    let client = client.successor_with(sized(CAPACITY + 9)).expect("restored");
+    assert_eq!(heard(), Err(Errno::AGAIN), "it knows");
+    let refusal = client.successor_with(sized(CAPACITY + 8)).map(drop).expect_err("smaller");
+    assert_eq!(refusal.errno, Errno::NOSPC);
+}
+
+#[test]
+fn a_client_that_has_no_channel_or_has_closed_it_finds_the_grown_device_when_it_looks() {
+    let mut client = Client::running();
+    client.ask(GET_CONFIG, &[u32s(&[0, 60, 0]), vec![0; 60]].concat());
+    let client = client.successor_with(Fake { capacity: CAPACITY + 9, ..Fake::new() }).expect("restored");
+    let mut client = client;
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().expect("pair");
+    client.tell(SET_BACKEND_REQ_FD, &[], vec![theirs.into()]);
+    drop(ours);
+    client.successor_with(Fake { capacity: CAPACITY + 9, ..Fake::new() }).expect("restored");
 }
 
 #[test]

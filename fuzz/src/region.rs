@@ -33,11 +33,11 @@ fn clear(region: &ControllerRegion) {
     header.magic.store(0, Relaxed);
     header.size_bytes.store(0, Relaxed);
     header.layout_version.store(0, Relaxed);
-    header.reserved.store(0, Relaxed);
+    header.power_cycle.store(0, Relaxed);
     for word in [&registers.cc, &registers.csts, &registers.aqa, &registers.interrupt_mask] {
         word.store(0, Relaxed);
     }
-    for word in [&registers.asq, &registers.acq, &registers.reset_count] {
+    for word in [&registers.asq, &registers.acq, &registers.reset_count, &registers.reset_kind] {
         word.store(0, Relaxed);
     }
     zero32(&pci.config);
@@ -68,9 +68,10 @@ fn clear(region: &ControllerRegion) {
         }
     }
     for (sq, slots) in sqs.iter().zip(slots) {
-        let words = [&sq.base, &sq.head_seq, &sq.reads, &sq.writes, &sq.read_sectors, &sq.write_sectors];
-        let used = words.iter().any(|word| word.load(Relaxed) != 0) || sq.size.load(Relaxed) != 0;
-        words.iter().for_each(|word| word.store(0, Relaxed));
+        let counters = [&sq.reads, &sq.writes, &sq.read_sectors, &sq.write_sectors, &sq.other_changes];
+        let words = [&sq.base, &sq.head_seq].into_iter().chain(counters);
+        let used = words.clone().any(|word| word.load(Relaxed) != 0) || sq.size.load(Relaxed) != 0;
+        words.for_each(|word| word.store(0, Relaxed));
         sq.size.store(0, Relaxed);
         sq.cqid.store(0, Relaxed);
         if !used {

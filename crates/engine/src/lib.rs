@@ -13,6 +13,7 @@ mod blame;
 mod channel;
 mod clock;
 mod home;
+mod identities;
 mod interrupts;
 mod keeper;
 mod mailbox;
@@ -57,6 +58,7 @@ impl Engine {
     /// # Errors
     /// Says which ssd, what failed and what to do.
     pub fn start(config: &Config, stats_path: Option<PathBuf>) -> anyhow::Result<Self> {
+        identities::check_distinct(config)?;
         raise_descriptor_limit();
         let clock = clock::Clock::calibrate();
         let count = config.engine.reactors;

@@ -1,6 +1,7 @@
 //! One ssd from start to stop: its record, its power cycles, its clients one after the other.
 
 use crate::clock::{Clock, ticks};
+use crate::identities::identity_of;
 use crate::interrupts::Table;
 use crate::keeper::Keeper;
 use crate::message::{Address, Call, Message, Settlement, SsdId};
@@ -12,7 +13,7 @@ use api::config;
 use frontend::vfio_user::{Connection, Limits, Listener, Shutdown};
 use memory::MemoryMap;
 use nvme::controller::{Controller, ControllerConfig};
-use nvme::profile::{Identity, IdentityConfig, Profile};
+use nvme::profile::Profile;
 use state::ssd::SsdV1;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -54,13 +55,7 @@ pub(crate) fn open_ssd(
     let profile =
         Profile::by_name(&config.profile).with_context(|| format!("no profile \"{}\"", config.profile))?;
     let record = read_record(config, kept.record, &profile, limits.capacity_bytes)?;
-    let identity = Identity::new(&IdentityConfig {
-        serial: &config.identity.serial,
-        nqn: config.identity.nqn.as_deref(),
-        uuid: config.identity.uuid,
-        block_bytes: config.lba_bytes,
-        ..IdentityConfig::default()
-    })?;
+    let identity = identity_of(config)?;
     let ssd = Ssd {
         id: SsdId(at),
         name: config.name.clone(),

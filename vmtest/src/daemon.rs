@@ -40,12 +40,21 @@ pub struct Ssd {
     pub file: Option<PathBuf>,
     /// It is a virtio-blk disk over vhost-user instead of NVMe over vfio-user.
     pub disk: bool,
+    /// It is the whole of its file, however long that is.
+    pub whole: bool,
 }
 
 impl Ssd {
     /// An ssd on a sparse file.
     pub fn new(name: &str, size_mib: u64) -> Ssd {
-        Ssd { name: name.to_owned(), size_mib, backend: Backend::Uring, file: None, disk: false }
+        Ssd {
+            name: name.to_owned(),
+            size_mib,
+            backend: Backend::Uring,
+            file: None,
+            disk: false,
+            whole: false,
+        }
     }
 
     /// The same on another backend.
@@ -59,6 +68,13 @@ impl Ssd {
     #[must_use]
     pub fn as_disk(mut self) -> Ssd {
         self.disk = true;
+        self
+    }
+
+    /// The same without a size: the whole of its file.
+    #[must_use]
+    pub fn as_whole_file(mut self) -> Ssd {
+        self.whole = true;
         self
     }
 
@@ -79,7 +95,8 @@ impl Ssd {
         } else {
             format!("socket = \"{folder}/{name}.sock\"\nstate = \"{folder}/{name}.state\"")
         };
-        format!("[[ssd]]\nname = \"{name}\"\nsize = \"{size_mib}MiB\"\n{door}\nbackend = {backend}\n\n")
+        let size = if self.whole { String::new() } else { format!("size = \"{size_mib}MiB\"\n") };
+        format!("[[ssd]]\nname = \"{name}\"\n{size}{door}\nbackend = {backend}\n\n")
     }
 }
 

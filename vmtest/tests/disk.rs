@@ -103,6 +103,28 @@ fn a_guest_under_qemu_7_2_reads_what_it_wrote_and_zeros_where_it_discarded_over_
     })
 }
 
+#[test]
+fn a_disk_whose_file_grew_is_larger_in_the_guest_after_an_upgrade_and_one_that_shrank_is_refused()
+-> Result<()> {
+    with_guest(&[Ssd::new("a", 64).as_disk().as_whole_file()], |bed| {
+        find_disk(bed)?;
+        bed.vm()
+            .run_ok("mkfs.ext4 -q /dev/vda && mount /dev/vda /mnt && head -c 8M /dev/urandom > /mnt/d")?;
+        let file = std::fs::File::options().write(true).open(bed.folder().join("a.img"))?;
+        file.set_len(96 << 20)?;
+        bed.daemon().upgrade()?;
+        let grown = "for i in $(seq 100); do [ $(blockdev --getsize64 /dev/vda) = 100663296 ] && exit; sleep 0.1; done; exit 1";
+        bed.vm().run_ok(grown)?;
+        bed.vm().run_ok("resize2fs /dev/vda && sync && umount /mnt && e2fsck -fn /dev/vda")?;
+        fio_verify(bed, "--filename=/dev/vda --offset=92m --size=4m --rw=randwrite --bs=4k --iodepth=16")?;
+        file.set_len(80 << 20)?;
+        let refusal = bed.daemon().upgrade().expect_err("the drive has shrunk").to_string();
+        ensure!(refusal.contains("its client was told 100663296"), "{refusal}");
+        file.set_len(96 << 20)?;
+        bed.daemon().upgrade()
+    })
+}
+
 /// QEMU has no `reconnect` here: it must not notice.
 #[test]
 fn a_guest_does_not_notice_that_the_engine_of_its_disk_is_killed() -> Result<()> {

@@ -163,6 +163,10 @@ impl VirtQueueGroup {
         let (mut ring, again) = Ring::open(&config, &self.map)?;
         // Whoever served the ring before may have asked the driver not to kick.
         ring.want_kicks(true, self.log.as_ref())?;
+        if let Some(log) = &self.log {
+            // It may have died between a store and its mark.
+            ring.mark_all(log);
+        }
         let slots = config.inflight.as_ref().map_or(config.size, |region| region.desc_num);
         let call = config.inflight.is_some();
         let count = again.len();

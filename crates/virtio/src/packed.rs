@@ -498,6 +498,11 @@ impl Packed {
         Ok(())
     }
 
+    /// All but the event suppression, which every start writes.
+    pub(crate) fn mark_all(&self, log: &DirtyLog) {
+        log.mark(self.ring.iova().0, self.ring.len() as u64);
+    }
+
     pub(crate) fn base(&self) -> u32 {
         u32::from(self.used.bits()) << 16 | u32::from(self.avail.bits())
     }

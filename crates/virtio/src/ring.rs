@@ -118,6 +118,11 @@ impl Ring {
         each!(self, ring => ring.want_kicks(wanted, log))
     }
 
+    /// Marks all that the device may ever write of the ring.
+    pub(crate) fn mark_all(&self, log: &DirtyLog) {
+        each!(self, ring => ring.mark_all(log));
+    }
+
     /// GET_VRING_BASE.
     pub(crate) fn base(&self) -> u32 {
         each!(self, ring => ring.base())

@@ -329,6 +329,12 @@ impl Split {
         Ok(())
     }
 
+    pub(crate) fn mark_all(&self, log: &DirtyLog) {
+        if let Some(at) = self.log_address {
+            log.mark(at, self.used.len() as u64);
+        }
+    }
+
     pub(crate) fn base(&self) -> u32 {
         u32::from(self.last_avail)
     }

@@ -519,6 +519,26 @@ fn an_armed_log_has_the_pages_of_data_status_and_ring_and_no_others() {
     assert_eq!(bits, 1 << (DEVICE >> 12) | 1 << (REQUESTS >> 12));
 }
 
+/// The mark of a store comes after it: whoever dies in between leaves it to the next one.
+#[test]
+fn a_successor_marks_what_its_predecessor_may_have_written_to_the_ring_without_a_mark() {
+    let mut world = World::new(true, 8);
+    assert!(world.give(PLAIN));
+    let mut engine = Engine::default();
+    let mut group = world.group();
+    group.start(0, world.config()).expect("sound");
+    turn(&mut group, &mut engine);
+    finish(&mut group, &mut engine, 0);
+    group.flush(&mut engine);
+    let log = mapped(4096);
+    let window = memory::Window::new(&log, Iova(0), 4096, Access::BOTH).expect("mapped");
+    let mut group = world.group();
+    group.set_log(Some(crate::dirty::DirtyLog::new(window)));
+    group.start(0, world.config()).expect("sound");
+    let bits: u16 = log.read(Iova(0)).expect("mapped");
+    assert_eq!(bits, 1 << (DESC >> 12) | 1 << (DEVICE >> 12));
+}
+
 #[test]
 fn a_stopped_queue_answers_what_it_took_and_says_where_it_goes_on() {
     for (packed, base) in [(false, 1), (true, 0x8003_8003)] {

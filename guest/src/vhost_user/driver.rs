@@ -427,7 +427,9 @@ impl Driver {
         self.client.tell(request::SET_MEM_TABLE, &payload, &fds)
     }
 
-    fn user_address(&self, iova: u64) -> u64 {
+    /// Where the front-end has guest memory.
+    #[must_use]
+    pub fn user_address(&self, iova: u64) -> u64 {
         USER_ADDRESS + (iova - self.ram.iova())
     }
 

@@ -1,16 +1,20 @@
 //! The same for virtio-blk disks: rings go on, requests in flight are executed again, and the client's socket never closes.
 
-use super::disk::{Checked, WHOLE, kinds, read, write};
+use super::disk::{Checked, WHOLE, kinds, place, read, wait, write};
 use super::house::House;
 use super::{FILE, RAM};
+use guest::mapping::Mapping;
 use guest::vhost_user::client::request;
+use guest::vhost_user::request::IN;
 use guest::vhost_user::{Driver, Options};
 use std::io::Read as _;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+const SET_LOG_BASE: u32 = 6;
 const SET_BACKEND_REQ_FD: u32 = 21;
+const LOG_ALL: u64 = 1 << 26;
 
 fn killed_under_load(backend: &str, options: Options, seed: u64, kills: u64) {
     let house = House::start(&[("victim", &format!("virtio-blk on {backend}"))], 2);
@@ -98,7 +102,7 @@ fn a_client_that_wrote_nonsense_into_its_in_flight_region_loses_its_session_and_
     let house = House::start(&[("victim", &format!("virtio-blk on {RAM}"))], 1);
     let driver = connect(&house, Options { inflight: true, kick: true, ..Options::default() });
     let region = driver.inflight_region().unwrap();
-    let map = guest::mapping::Mapping::new(region, 0, 4096, true).unwrap();
+    let map = Mapping::new(region, 0, 4096, true).unwrap();
     map.fill(0, 4096, 0xA5);
     house.kill();
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -112,6 +116,93 @@ fn a_client_that_wrote_nonsense_into_its_in_flight_region_loses_its_session_and_
     load.finish();
     drop(load);
     house.stop();
+}
+
+/// The dirty log of a client that is about to move its guest.
+struct Logged {
+    map: Mapping,
+}
+
+impl Logged {
+    /// As QEMU turns it on, under rings that run.
+    fn arm(driver: &Driver) -> Self {
+        let fd = rustix::fs::memfd_create("log", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&fd, 4096).unwrap();
+        let client = driver.client();
+        let inflight = if driver.options().inflight { 1 << 12 } else { 0 };
+        // MQ, LOG_SHMFD, REPLY_ACK, CONFIG.
+        client.tell(request::SET_PROTOCOL_FEATURES, &(0x20B_u64 | inflight).to_le_bytes(), &[]).unwrap();
+        let area: Vec<u8> = [4096, 0_u64].into_iter().flat_map(u64::to_le_bytes).collect();
+        client.tell(SET_LOG_BASE, &area, &[fd.as_fd()]).unwrap();
+        client.tell(request::SET_FEATURES, &(driver.features() | LOG_ALL).to_le_bytes(), &[]).unwrap();
+        let [descriptors, available, used] = driver.queues[0].ring.places();
+        let user = |iova| driver.user_address(iova);
+        // Ring 0, with the flag that its used ring is logged too.
+        let words = [1 << 32, user(descriptors), user(used), user(available), used];
+        let payload: Vec<u8> = words.into_iter().flat_map(u64::to_le_bytes).collect();
+        client.tell(request::SET_VRING_ADDR, &payload, &[]).unwrap();
+        Self { map: Mapping::new(fd, 0, 4096, true).unwrap() }
+    }
+
+    fn has(&self, iova: u64) -> bool {
+        let (mut byte, page) = ([0], iova >> 12);
+        self.map.read(page as usize / 8, &mut byte);
+        byte[0] >> (page % 8) & 1 == 1
+    }
+
+    fn take_all(&self) {
+        self.map.fill(0, 4096, 0);
+    }
+}
+
+/// The pages in which the device answers: the used ring, or the packed ring.
+fn answers_of(driver: &Driver) -> (u64, Vec<u8>) {
+    let [descriptors, _, used] = driver.queues[0].ring.places();
+    let start = if driver.options().packed { descriptors } else { used };
+    let mut bytes = vec![0; 4096];
+    driver.ram().mapping().read((start - driver.ram().iova()) as usize, &mut bytes);
+    (start, bytes)
+}
+
+#[test]
+fn every_page_that_the_device_writes_is_in_the_dirty_log_whoever_dies_in_between() {
+    for kind in 0..4 {
+        let (packed, inflight) = (kind & 1 == 1, kind & 2 == 2);
+        let house = House::start(&[("victim", &format!("virtio-blk on {FILE}"))], 1);
+        let mut driver = connect(&house, Options { packed, inflight, ..Options::default() });
+        for at in 0..64 {
+            write(&mut driver, at * 8, 0x11);
+        }
+        let log = Logged::arm(&driver);
+        for round in 0..8_u64 {
+            log.take_all();
+            let reads: Vec<_> =
+                (0..64).map(|at| place(&mut driver, IN, at * 8, vec![0; 4096], true).0).collect();
+            let (ring, before) = answers_of(&driver);
+            driver.queues[0].publish().unwrap();
+            if round % 4 != 0 {
+                std::thread::sleep(Duration::from_micros(round * 150));
+                house.kill();
+            }
+            reads.iter().for_each(|_| wait(&mut driver));
+            for buffer in &reads {
+                assert!(buffer.to_vec()[..4096] == [0x11; 4096]);
+                let (data, status) = (log.has(buffer.iova()), log.has(buffer.iova() + 4096));
+                assert!(data && status, "data {data}, status {status}, round {round} of {kind}");
+            }
+            // Page by page, as a migration looks.
+            let after = answers_of(&driver).1;
+            for at in (0..4096).filter(|at| before[*at] != after[*at]) {
+                assert!(log.has(ring + at as u64), "byte {at} of the ring, round {round} of {kind}");
+            }
+        }
+        driver.client().tell(request::SET_FEATURES, &driver.features().to_le_bytes(), &[]).unwrap();
+        log.take_all();
+        read(&mut driver, 0);
+        assert!((0..49 << 8).all(|page| !log.has(page << 12)), "the log is off");
+        drop(driver);
+        house.stop();
+    }
 }
 
 /// A client with a channel for the back-end's own requests, as QEMU has.

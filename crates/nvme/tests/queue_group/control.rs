@@ -426,7 +426,7 @@ fn writes_that_failed_or_were_abandoned_are_counted_as_changes() {
     assert_eq!(changes(&world), (1, 5));
 }
 
-/// As above: also where no group had its queues when they went.
+/// Base 2.1, 5.1.12.1.33 (GDE), as above: also where no group had its queues when they went.
 #[test]
 fn commands_that_go_with_their_queue_are_counted_as_changes() {
     let mut world = World::new();

@@ -48,6 +48,9 @@ const FENCE_PATIENCE: Duration = Duration::from_secs(120);
 /// What the keeper was told, too: the engine cannot serve.
 pub fn run(link: OwnedFd) -> anyhow::Result<()> {
     blame::abort_on_panic();
+    if let Err(error) = memory::heir::appoint() {
+        tracing::warn!(%error, "no heir: with large guests, the end of this engine will be told late");
+    }
     let keeper = Arc::new(Keeper::new(Link::new(link)));
     let (welcome, page) = match receive(&keeper)? {
         (ToEngine::Welcome(welcome), fds) => (welcome, fds.into_iter().next()),

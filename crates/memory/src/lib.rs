@@ -15,6 +15,7 @@
 
 pub mod crash;
 mod doorbells;
+pub mod heir;
 mod map;
 mod mapping;
 mod segment;

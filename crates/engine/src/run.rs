@@ -5,7 +5,7 @@
 
 use crate::blame;
 use crate::clock::Clock;
-use crate::keeper::Keeper;
+use crate::keeper::{Keeper, PowerCycle};
 use crate::mailbox::Mailbox;
 use crate::message::{Address, Message};
 use crate::reactor::{self, Options};
@@ -13,7 +13,7 @@ use crate::records::Records;
 use crate::serve::{Kept, open_ssd};
 use crate::served::{Served, door_of};
 use crate::slot::{Plan, Plug, Slot};
-use crate::ssd::Power;
+use crate::ssd::{Power, Ssd};
 use crate::stats;
 use crate::vhost::{self, VhostPlan, VhostSlot};
 use anyhow::{Context, bail};
@@ -399,9 +399,13 @@ impl House {
             }
         };
         let Kept { drive, record } = kept;
+        let lost = found.is_some() && drive.is_none();
         let (ssd, record) = patiently(found.is_some(), drive, |drive| {
             open_ssd(at, config, Kept { drive, record: record.clone() }, Some(Arc::clone(&self.keeper)))
         })?;
+        if lost {
+            self.give_drive(at, &ssd)?;
+        }
         let home = Arc::clone(&self.addresses[at % self.addresses.len()]);
         let (keeper, clock) = (Arc::clone(&self.keeper), self.clock);
         Ok(Plan { ssd, record, keeper, found, client, home, records, clock })
@@ -418,14 +422,27 @@ impl House {
     ) -> anyhow::Result<Served> {
         let was_found = found.is_some();
         let drive = found.and_then(|(saved, fds)| Parts::new(&saved, fds).0.remove(&Role::DRIVE));
+        let lost = was_found && drive.is_none();
         let keeper = Arc::clone(&self.keeper);
         let ssd = patiently(was_found, drive, |drive| {
             vhost::open_ssd(at, config, drive, Some(Arc::clone(&keeper)))
         })?;
+        if lost {
+            self.give_drive(at, &ssd)?;
+        }
         let mut reactors = self.addresses.clone();
         reactors.rotate_left(at % self.addresses.len());
         let plan = VhostPlan { ssd, keeper, found: was_found, client, reactors };
         Ok(Served::Vhost(VhostSlot::start(plan, ready)?))
+    }
+
+    /// Gives the keeper the drive of an ssd that it has all of but that, because a keeper before it died. Before the drive gets
+    /// a ring: a ring that the keeper holds for a dead engine holds the drive's open file, too, and with it a lock that no
+    /// successor could take without this descriptor.
+    fn give_drive(&self, at: usize, ssd: &Ssd) -> anyhow::Result<()> {
+        let Some(drive) = ssd.drive.descriptor()? else { return Ok(()) };
+        let parts = vec![(Role::DRIVE, drive)];
+        Ok(self.keeper.power_on(at, PowerCycle { ended: None, parts, record: None })?)
     }
 
     fn plug(&self, session: &Session, link: OwnedFd) {

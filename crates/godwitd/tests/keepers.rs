@@ -24,15 +24,21 @@ struct House {
 
 impl House {
     fn start(managed: bool) -> Self {
+        Self::start_on(managed, "{ type = \"ram\" }", "")
+    }
+
+    /// On another drive, and with more in the configuration; `DIR` stands for the folder.
+    fn start_on(managed: bool, backend: &str, more: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name).display().to_string();
         let text = format!(
             "control = \"{}\"\n[[ssd]]\nname = \"a\"\nsize = \"16MiB\"\nsocket = \"{}\"\nstate = \"{}\"\n\
-             backend = {{ type = \"ram\" }}\n",
+             backend = {backend}\n{more}",
             at("control"),
             at("a.sock"),
             at("a.state")
         );
+        let text = text.replace("DIR", &folder.path().display().to_string());
         std::fs::write(folder.path().join("godwit.toml"), text).unwrap();
         let manager = managed.then(|| Manager::new(folder.path()).unwrap());
         let child = spawn(folder.path(), manager.as_ref());
@@ -188,6 +194,37 @@ fn a_guest_goes_on_when_its_keeper_is_killed_under_a_service_manager() {
     use_drive(&mut driver, 5);
     assert_eq!(house.serving()["keeper_generation"], 6);
     assert_eq!(house.manager.as_ref().unwrap().wrong(), Vec::<String>::new());
+}
+
+/// The lock of a drive belongs to its open file, and a dead engine's ring, which the keeper holds, has that open.
+#[test]
+fn an_engine_killed_after_its_keeper_was_leaves_its_files_to_the_next() {
+    let file = |name: &str| format!("{{ type = \"uring\", path = \"DIR/{name}.img\", direct = false }}");
+    let disk = format!(
+        "[[ssd]]\nname = \"b\"\nsize = \"16MiB\"\nvhost_socket = \"DIR/b.sock\"\nbackend = {}\n",
+        file("b")
+    );
+    let mut house = House::start_on(true, &file("a"), &disk);
+    let mut driver = house.driver();
+    let options = guest::vhost_user::Options { mem_slots: true, ..Default::default() };
+    let mut disk = guest::vhost_user::Driver::connect(house.path("b.sock"), options).unwrap();
+    disk.set_timeout(PATIENCE);
+    let config = disk.read_config().unwrap();
+    for round in 0..6 {
+        use_drive(&mut driver, round);
+        if round % 3 == 0 {
+            house.signal(Signal::KILL);
+            house.end();
+            house.restart();
+            house.serving();
+        } else {
+            let engine = house.serving()["engine"]["pid"].as_i64().unwrap();
+            let engine = Pid::from_raw(i32::try_from(engine).unwrap()).unwrap();
+            kill_process(engine, Signal::KILL).unwrap();
+        }
+        assert_eq!(disk.read_config().unwrap(), config);
+    }
+    use_drive(&mut driver, 6);
 }
 
 #[test]

@@ -63,6 +63,8 @@ enum What {
     Keeper,
     /// The keeper is killed; a service manager kept its descriptors and starts it again.
     Restarts,
+    /// All of these, with engines that die in the middle of it.
+    Mixed,
 }
 
 fn main() -> Result<ExitCode> {
@@ -73,12 +75,13 @@ fn main() -> Result<ExitCode> {
         What::Upgrades => Kind::Upgrades,
         What::Keeper => Kind::Keeper,
         What::Restarts => Kind::Restarts,
+        What::Mixed => Kind::Mixed,
     };
     let count = arguments.count.unwrap_or(match kind {
         Kind::Calm => 20,
         Kind::Kills => 1000,
         Kind::Upgrades => 200,
-        Kind::Keeper | Kind::Restarts => 100,
+        Kind::Keeper | Kind::Restarts | Kind::Mixed => 100,
     });
     let settings = Settings {
         kind,

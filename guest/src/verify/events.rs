@@ -27,6 +27,8 @@ pub enum Kind {
     Keeper,
     /// The keeper is killed, and started again by a service manager that kept its descriptors.
     Restarts,
+    /// Any of these, and engines killed in the middle of an upgrade or while the keeper is replaced.
+    Mixed,
 }
 
 impl Kind {
@@ -39,6 +41,7 @@ impl Kind {
             Kind::Upgrades => "upgrades",
             Kind::Keeper => "keeper",
             Kind::Restarts => "restarts",
+            Kind::Mixed => "mixed",
         }
     }
 }
@@ -127,29 +130,51 @@ impl Events {
     }
 
     fn happen(&mut self, number: u64, progress: &Progress) -> Result<()> {
-        match self.kind {
-            Kind::Calm => {
+        let all = [Kind::Kills, Kind::Upgrades, Kind::Keeper, Kind::Restarts];
+        let any = all[usize::try_from(self.random.below(4))?];
+        let kind = if self.kind == Kind::Mixed { any } else { self.kind };
+        let request = match kind {
+            Kind::Calm | Kind::Mixed => {
                 progress.begin();
-                Ok(())
+                return Ok(());
             }
-            Kind::Kills => self.kill(progress),
-            Kind::Upgrades => {
-                let count = self.binaries.len().max(1);
-                let binary = self.binaries.get(usize::try_from(number)? % count);
-                progress.begin();
-                self.ask(&json!({"command": "upgrade", "binary": binary, "no_wait": true}))
-            }
-            Kind::Keeper => {
-                progress.begin();
-                self.ask(&json!({"command": "upgrade", "keeper": true, "no_wait": true}))
-            }
+            Kind::Kills => return self.kill(progress),
             Kind::Restarts => {
                 let engine = self.engine(None)?;
                 progress.begin();
                 self.keeper.kill_and_restart()?;
-                self.engine(Some(engine)).map(|_| ())
+                return self.engine(Some(engine)).map(|_| ());
             }
+            Kind::Upgrades => {
+                let count = self.binaries.len().max(1);
+                let binary = self.binaries.get(usize::try_from(number)? % count);
+                json!({"command": "upgrade", "binary": binary, "no_wait": true})
+            }
+            Kind::Keeper => json!({"command": "upgrade", "keeper": true, "no_wait": true}),
+        };
+        if self.kind == Kind::Mixed {
+            return self.disturbed(&request, progress);
         }
+        progress.begin();
+        match self.ask(&request)? {
+            None => Ok(()),
+            Some(refusal) => bail!("{request} was refused: {refusal}"),
+        }
+    }
+
+    /// A request, with an engine that dies in the middle of it. The request may fail, the guests not.
+    fn disturbed(&mut self, request: &Value, progress: &Progress) -> Result<()> {
+        let victim = self.engine(None)?;
+        let delay = Duration::from_micros(self.random.below(40_000));
+        progress.begin();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                std::thread::sleep(delay);
+                signal(victim, Signal::KILL)
+            });
+            self.ask(request)
+        })?;
+        self.engine(Some(victim)).map(|_| ())
     }
 
     fn kill(&mut self, progress: &Progress) -> Result<()> {
@@ -188,8 +213,8 @@ impl Events {
         }
     }
 
-    /// A request on the control socket (`crates/api/src/control.rs`: a line of JSON, answered by lines).
-    fn ask(&self, request: &Value) -> Result<()> {
+    /// A request on the control socket (`crates/api/src/control.rs`: a line of JSON, answered by lines). What it says if it fails.
+    fn ask(&self, request: &Value) -> Result<Option<Value>> {
         let mut socket =
             UnixStream::connect(&self.control).with_context(|| self.control.display().to_string())?;
         socket.set_read_timeout(Some(BACK_BY))?;
@@ -197,10 +222,10 @@ impl Events {
         for line in BufReader::new(socket).lines() {
             let answer: Value = serde_json::from_str(&line?)?;
             if let Some(error) = answer.get("error") {
-                bail!("{request} was refused: {error}");
+                return Ok(Some(error.clone()));
             }
             if answer.get("done").is_some() {
-                return Ok(());
+                return Ok(None);
             }
         }
         bail!("{request} had no answer")

@@ -85,7 +85,7 @@ pub fn run(settings: &Settings) -> Result<Found> {
     let folder = tempfile::Builder::new().prefix("godwit-soak").tempdir_in(&settings.directory)?;
     let ssds = ssds();
     let control = folder.path().join("control.sock");
-    let managed = settings.kind == Kind::Restarts;
+    let managed = matches!(settings.kind, Kind::Restarts | Kind::Mixed);
     let mut daemon =
         Daemon::start(&settings.godwitd, folder.path(), &ssds, settings.reactors, &control, managed)?;
     let epoch = Instant::now();
@@ -136,7 +136,7 @@ pub(super) fn of_ssd(seed: u64, number: u64) -> u64 {
 
 /// The binaries that upgrades go to: another one and back.
 fn binaries(settings: &Settings, daemon: &Daemon) -> Result<Vec<PathBuf>> {
-    if settings.kind != Kind::Upgrades {
+    if !matches!(settings.kind, Kind::Upgrades | Kind::Mixed) {
         return Ok(Vec::new());
     }
     let other = match &settings.other {

@@ -19,6 +19,8 @@ mod saved;
 mod seat;
 mod serve;
 mod slot;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use disk::{check_size, open_ssd};
 pub(crate) use seat::VhostSeat;

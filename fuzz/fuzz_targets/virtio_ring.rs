@@ -10,6 +10,7 @@ use godwit_fuzz::edge::Edge;
 use godwit_fuzz::guest::{self, Place};
 use libfuzzer_sys::fuzz_target;
 use memory::{Access, Iova, MemoryMap, Window};
+use spec::vhost_inflight::queue_bytes;
 use spec::virtio_blk as blk;
 use virtio::config::Device;
 use virtio::dirty::DirtyLog;
@@ -97,6 +98,18 @@ enum Action {
         queue: u8,
     },
     Writeback(bool),
+    /// A field of a queue's in-flight region, which the device finds nearly as it left it.
+    Region {
+        queue: u8,
+        entry: u8,
+        field: u8,
+        value: u16,
+    },
+    /// The whole in-flight region, with or without the heads of the queues.
+    Scribble {
+        seed: u64,
+        heads: bool,
+    },
     /// The process dies; another one goes on with the guest's memory and the region.
     Crash,
 }
@@ -294,6 +307,23 @@ impl<'a> World<'a> {
             Action::Stop { queue } => _ = group.stop(u16::from(*queue) % QUEUES),
             Action::Start { queue } => self.start(u16::from(*queue) % QUEUES),
             Action::Writeback(on) => group.set_writeback(*on),
+            Action::Region { queue, entry, field, value } => {
+                let entries = size(input).max(1);
+                let part = queue_bytes(input.packed, entries) as u64 * u64::from(u16::from(*queue) % QUEUES);
+                // Entry 0 stands after the head, which is as long as one or two.
+                let at = u64::from(*entry) % (u64::from(entries) + 2) * 16 + u64::from(*field % 8) * 2;
+                guest::poke(INFLIGHT + part + at, &value.to_le_bytes());
+            }
+            Action::Scribble { seed, heads } => {
+                let part = queue_bytes(input.packed, size(input).max(1)) as u64;
+                let mut word = *seed;
+                for at in (0..part * u64::from(QUEUES)).step_by(8) {
+                    word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    if *heads || at % part >= 32 {
+                        guest::poke(INFLIGHT + at, &(word ^ word >> 33).to_le_bytes());
+                    }
+                }
+            }
             Action::Crash => self.crash(),
         }
     }

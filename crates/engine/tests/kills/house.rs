@@ -105,7 +105,8 @@ impl House {
         std::fs::File::options().write(true).open(self.directory.path().join(name)).unwrap()
     }
 
-    fn pid(&self) -> Option<Pid> {
+    /// The newest engine.
+    pub(crate) fn pid(&self) -> Option<Pid> {
         let text = std::fs::read_to_string(self.directory.path().join("pid")).ok()?;
         Pid::from_raw(text.trim().parse().ok()?)
     }

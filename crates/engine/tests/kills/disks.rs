@@ -147,6 +147,12 @@ fn an_in_flight_region_that_its_client_changed_at_will_never_brings_an_engine_do
             let value = [0, 1, 7, 255, 256, 0xFFFF, random() as u16][random() as usize % 7];
             region.store_u16(offset as usize / 2 * 2, value);
         }
+        if round % 4 == 1 {
+            // A batch that begins nowhere, with one request in flight (split: last_batch_head, used_idx, entry 0).
+            region.store_u16(12, 0xFFFF);
+            region.store_u16(14, region.load_u16(14).wrapping_sub(1));
+            region.store_u16(16, 1);
+        }
         // Served or hung up on, but by one engine.
         while house.pid() == killed {
             load.turn();

@@ -18,8 +18,11 @@ impl Backoff {
             self.failures = 0;
             return Duration::ZERO;
         }
-        let doublings = self.failures.min(20);
-        self.failures += 1;
+        self.failures = self.failures.saturating_add(1);
+        let Some(doublings) = self.failures.checked_sub(limits.backoff_after + 1) else {
+            return Duration::ZERO;
+        };
+        let doublings = doublings.min(20);
         limits.backoff_first.saturating_mul(1 << doublings).min(limits.backoff_max)
     }
 
@@ -52,11 +55,11 @@ impl Blame {
         certain.or_else(|| {
             let unsure = |verdict: &Verdict| verdict.certain.is_empty();
             if self.crashes.iter().filter(|(_, verdict)| unsure(verdict)).count()
-                < limits.blame_crashes * UNSURE_FACTOR
+                < limits.blame_crashes.saturating_mul(UNSURE_FACTOR)
             {
                 return None;
             }
-            self.worst(|verdict| &verdict.possible, limits.blame_crashes * UNSURE_FACTOR)
+            self.worst(|verdict| &verdict.possible, limits.blame_crashes.saturating_mul(UNSURE_FACTOR))
         })
     }
 
@@ -100,11 +103,12 @@ mod tests {
         let limits = Limits::default();
         let mut backoff = Backoff::default();
         assert_eq!(backoff.pause(Some(Duration::from_secs(1)), &limits), Duration::ZERO);
-        let pauses: Vec<_> = (0..12).map(|_| backoff.pause(None, &limits).as_millis()).collect();
-        assert_eq!(pauses, [10, 20, 40, 80, 160, 320, 640, 1280, 2560, 5000, 5000, 5000]);
-        assert_eq!(backoff.failures(), 12);
+        let pauses: Vec<_> = (0..14).map(|_| backoff.pause(None, &limits).as_millis()).collect();
+        assert_eq!(pauses, [0, 0, 0, 10, 20, 40, 80, 160, 320, 640, 1280, 2560, 5000, 5000]);
+        assert_eq!(backoff.failures(), 14);
+        assert_eq!(backoff.pause(Some(Duration::from_millis(99)), &limits).as_millis(), 5000);
         assert_eq!(backoff.pause(Some(Duration::from_millis(100)), &limits), Duration::ZERO);
-        assert_eq!(backoff.pause(Some(Duration::from_millis(99)), &limits).as_millis(), 10);
+        assert_eq!(backoff.pause(None, &limits), Duration::ZERO);
     }
 
     #[test]

@@ -17,7 +17,10 @@ pub struct Limits {
     pub stop_time: Duration,
     /// How long a new engine is watched after an upgrade: if it fails, the former binary runs again.
     pub probation: Duration,
-    /// The first pause after an engine that served nothing; doubles with each.
+    /// After so many engines in a row that served nothing the next one still starts at once: before an ssd can be blamed
+    /// ([`Limits::blame_crashes`]), a pause would only make all guests wait.
+    pub backoff_after: u32,
+    /// The first pause after one more; doubles with each.
     pub backoff_first: Duration,
     /// The longest pause.
     pub backoff_max: Duration,
@@ -39,6 +42,7 @@ impl Default for Limits {
             pause_time: seconds(3),
             stop_time: seconds(60),
             probation: seconds(5),
+            backoff_after: 3,
             backoff_first: Duration::from_millis(10),
             backoff_max: seconds(5),
             short_life: Duration::from_millis(100),

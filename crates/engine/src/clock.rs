@@ -45,10 +45,24 @@ pub(crate) struct Clock {
     scale: u64,
 }
 
-impl Clock {
-    /// Measures the counter against the monotonic clock for a millisecond: a restarted engine must not keep its guests waiting.
-    pub(crate) fn calibrate() -> Self {
+/// The counter is measured against the monotonic clock over a millisecond. A restarted engine, whose guests wait, begins that
+/// before it does anything else.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Calibration {
+    start_ns: u64,
+    start_ticks: u64,
+}
+
+impl Calibration {
+    pub(crate) fn begin() -> Self {
         let (start_ns, start_ticks) = pair();
+        Self { start_ns, start_ticks }
+    }
+}
+
+impl Clock {
+    /// Waits out the millisecond.
+    pub(crate) fn calibrate(Calibration { start_ns, start_ticks }: Calibration) -> Self {
         while monotonic_ns().saturating_sub(start_ns) < 1_000_000 {
             std::hint::spin_loop();
         }
@@ -77,7 +91,7 @@ mod tests {
 
     #[test]
     fn the_clock_agrees_with_the_monotonic_clock() {
-        let clock = Clock::calibrate();
+        let clock = Clock::calibrate(Calibration::begin());
         let (from, from_ticks) = (Instant::now(), ticks());
         std::thread::sleep(Duration::from_millis(20));
         let (span, span_ticks) = (from.elapsed(), ticks() - from_ticks);

@@ -60,7 +60,7 @@ impl Engine {
     pub fn start(config: &Config, stats_path: Option<PathBuf>) -> anyhow::Result<Self> {
         identities::check_distinct(config)?;
         raise_descriptor_limit();
-        let clock = clock::Clock::calibrate();
+        let clock = clock::Clock::calibrate(clock::Calibration::begin());
         let count = config.engine.reactors;
         let counters =
             stats::open(stats_path.as_deref(), count).context("cannot make the statistics page")?;

@@ -4,7 +4,7 @@
 //! on others, because what they wait for may come over that link.
 
 use crate::blame;
-use crate::clock::Clock;
+use crate::clock::{Calibration, Clock};
 use crate::keeper::{Keeper, PowerCycle};
 use crate::mailbox::Mailbox;
 use crate::message::{Address, Message};
@@ -48,6 +48,7 @@ const FENCE_PATIENCE: Duration = Duration::from_secs(120);
 /// What the keeper was told, too: the engine cannot serve.
 pub fn run(link: OwnedFd) -> anyhow::Result<()> {
     blame::abort_on_panic();
+    let calibration = Calibration::begin();
     if let Err(error) = memory::heir::appoint() {
         tracing::warn!(%error, "no heir: with large guests, the end of this engine will be told late");
     }
@@ -70,7 +71,7 @@ pub fn run(link: OwnedFd) -> anyhow::Result<()> {
     if let Some(page) = page {
         blame::open(SharedRegion::from_fd(page).context("the page of blame")?);
     }
-    let result = Process { keeper: Arc::clone(&keeper), welcome, told: Told::default() }.run();
+    let result = Process { keeper: Arc::clone(&keeper), calibration, welcome, told: Told::default() }.run();
     if let Err(error) = &result {
         keeper.tell(&ToKeeper::Refused(Refused { reason: format!("{error:#}"), ssd: None }));
     }
@@ -101,6 +102,7 @@ struct Told {
 
 struct Process {
     keeper: Arc<Keeper>,
+    calibration: Calibration,
     welcome: Welcome,
     told: Told,
 }
@@ -187,7 +189,7 @@ impl Process {
 
     fn serve(mut self) -> anyhow::Result<()> {
         let config = self.config()?;
-        let clock = Clock::calibrate();
+        let clock = Clock::calibrate(self.calibration);
         let told = std::mem::take(&mut self.told);
         let stats = self.welcome.stats.as_ref().map(PathBuf::from);
         let house = Arc::new(House::start(&config, stats, clock, Arc::clone(&self.keeper))?);

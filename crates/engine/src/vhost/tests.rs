@@ -5,7 +5,7 @@
 mod disk;
 
 use super::disk::Disk;
-use crate::clock::Clock;
+use crate::clock::{Calibration, Clock};
 use crate::mailbox::Mailbox;
 use crate::message::{Message, SsdId};
 use crate::reactor;
@@ -48,8 +48,8 @@ fn with_disk(plan: Plan, test: impl FnOnce(&Path)) {
     let (records, keeper) = Records::start().unwrap();
     let address = Arc::new(Mailbox::new().unwrap());
     let counters = crate::stats::open(None, 1).unwrap().remove(0);
-    let options =
-        reactor::Options { cpu: None, spin_ns: 20_000, idle_ns: 1_000_000, clock: Clock::calibrate() };
+    let clock = Clock::calibrate(Calibration::begin());
+    let options = reactor::Options { cpu: None, spin_ns: 20_000, idle_ns: 1_000_000, clock };
     let all = vec![Arc::clone(&address)];
     let reactor = reactor::spawn(0, all, options, records.clone(), None, counters).unwrap();
     let directory = tempfile::tempdir().unwrap();

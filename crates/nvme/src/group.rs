@@ -29,7 +29,7 @@ use crate::io::{Begun, Executor, Kind, Quick, Started, ended};
 use crate::namespace::NamespaceTable;
 use crate::queue::{
     Accepted, Answer, CompletionQueue, Doorbells, Look, SubmissionQueue, Watch, count_change, cq_index,
-    sq_index,
+    free_slot, sq_index,
 };
 use crate::sink::{DoorbellError, ErrorRecord, GroupEvent, Sink};
 use drain::Drains;
@@ -89,6 +89,8 @@ pub struct QueueGroup {
     full: bool,
     /// Entries were posted since the last flush.
     posted: bool,
+    /// A completion queue has entries that its client did not take.
+    late: bool,
     errors: Budget,
     /// `NeedsRemote` was said for this map.
     asked_remote: bool,
@@ -146,6 +148,7 @@ impl QueueGroup {
             at_backend: 0,
             full: false,
             posted: false,
+            late: false,
             errors: Budget { left: ERRORS_BURST, refilled: Now(0) },
             asked_remote: false,
         }
@@ -166,7 +169,12 @@ impl QueueGroup {
     /// When the group has nothing to do but to wait for doorbells: adds one watch for each submission queue. `false`: it has,
     /// and wants its turns.
     pub fn watch(&self, watches: &mut Vec<Watch>) -> bool {
-        if self.at_backend > 0 || self.posted || !self.retries.is_empty() || self.drains.is_watching() {
+        if self.at_backend > 0
+            || self.posted
+            || self.late
+            || !self.retries.is_empty()
+            || self.drains.is_watching()
+        {
             return false;
         }
         for sq in self.active_sqs.iter().filter_map(|sqid| self.sqs.get(usize::from(*sqid))?.as_deref()) {
@@ -182,6 +190,9 @@ impl QueueGroup {
 
     /// One look at each submission queue. Returns the number of commands taken.
     pub fn poll(&mut self, now: Now, sink: &mut impl Sink) -> usize {
+        if self.late && !self.drains.is_stopped() {
+            self.write_late(now);
+        }
         if self.active_sqs.is_empty() {
             return 0;
         }
@@ -501,8 +512,9 @@ impl QueueGroup {
     pub fn flush(&mut self, sink: &mut impl Sink) {
         if core::mem::take(&mut self.posted) {
             for &cqid in &self.active_cqs {
-                if let Some(Some(cq)) = self.cqs.get_mut(usize::from(cqid))
-                    && cq.take_posted()
+                let Some(Some(cq)) = self.cqs.get_mut(usize::from(cqid)) else { continue };
+                self.late |= cq.late_at().is_some();
+                if cq.take_posted()
                     && let Some(vector) = cq.vector()
                 {
                     sink.interrupt(vector);
@@ -511,6 +523,19 @@ impl QueueGroup {
         }
         if self.drains.is_watching() {
             self.check_drains(sink);
+        }
+    }
+
+    /// Tries the entries again that a client did not take.
+    #[cold]
+    fn write_late(&mut self, now: Now) {
+        self.late = false;
+        for cq in self.cqs.iter_mut().flatten() {
+            if cq.late_at().is_some_and(|at| at <= now) {
+                self.posted |= write_unwritten(&self.region, cq, &mut self.sqs);
+                cq.put_off(now);
+            }
+            self.late |= cq.late_at().is_some();
         }
     }
 
@@ -537,6 +562,21 @@ impl Drop for QueueGroup {
             sq.live.take_all().for_each(|live| live.accepted.forget());
         }
     }
+}
+
+/// Writes what can be written of what a completion queue could not write when it was due. Whether anything was.
+fn write_unwritten(region: &ControllerRegion, cq: &mut CompletionQueue, sqs: &mut [Option<Box<Sq>>]) -> bool {
+    let mut any = false;
+    while let Some(written) = cq.next_unwritten() {
+        any = true;
+        match sqs.get_mut(usize::from(written.sqid)) {
+            _ if written.orphan => {}
+            Some(Some(sq)) => sq.queue.release(region, written.slot),
+            // Not opened yet.
+            _ => free_slot(region, written.sqid, written.slot),
+        }
+    }
+    any
 }
 
 /// The ticket of a command: unique among the ssd's outstanding ones.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use block::Now;
 use memory::{DoorbellPage, Fault, MemoryMap};
 use spec::nvme::{Command, Status};
 use state::region::ControllerRegion;
@@ -65,8 +66,25 @@ impl AdminQueue {
     pub(crate) fn adopt(&mut self, region: &ControllerRegion, map: &Arc<MemoryMap>) {
         self.sq.adopt(map);
         self.cq.adopt(map);
+        self.write_unwritten(region);
+    }
+
+    fn write_unwritten(&mut self, region: &ControllerRegion) {
         while let Some(late) = self.cq.next_unwritten() {
             self.sq.release(region, late.slot);
+        }
+    }
+
+    /// When [`Self::write_late`] is due, if ever.
+    pub(crate) fn late_at(&self) -> Option<Now> {
+        self.cq.late_at()
+    }
+
+    /// Tries the answers again that the client did not take.
+    pub(crate) fn write_late(&mut self, region: &ControllerRegion, now: Now) {
+        if self.cq.late_at().is_some_and(|at| at <= now) {
+            self.write_unwritten(region);
+            self.cq.put_off(now);
         }
     }
 

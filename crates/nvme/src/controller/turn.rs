@@ -21,6 +21,9 @@ impl Controller {
             return 0;
         }
         self.resume_if_due(host);
+        if let Some(queue) = &mut self.queue {
+            queue.write_late(&self.region, now);
+        }
         self.expire_keep_alive();
         if self.flush_is_due() {
             self.flush_for_shutdown(host);
@@ -70,7 +73,8 @@ impl Controller {
         if self.resume || self.flush_is_due() || self.backend_wants_room() {
             return Some(self.now);
         }
-        self.keep_alive_deadline()
+        let late = self.queue.as_ref().and_then(crate::admin::queue::AdminQueue::late_at);
+        late.into_iter().chain(self.keep_alive_deadline()).min()
     }
 
     /// Interrupts for what was posted, and parked events for what happened.

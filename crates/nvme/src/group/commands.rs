@@ -6,12 +6,10 @@ use memory::MemoryMap;
 use spec::nvme::{Fuse, Status};
 
 use super::live::{Live, Slots, State};
-use super::{QueueGroup, Sq, command_of_ticket, ticket_of};
+use super::{QueueGroup, Sq, command_of_ticket, ticket_of, write_unwritten};
 use crate::io::Kind;
 use crate::io::fault::Refusal;
-use crate::queue::{
-    Accepted, CompletionQueue, SqRecord, SubmissionQueue, conclude, count_if_changing, free_slot,
-};
+use crate::queue::{Accepted, CompletionQueue, SqRecord, SubmissionQueue, conclude, count_if_changing};
 use crate::sink::{GroupCommand, GroupEvent, Sink};
 
 impl QueueGroup {
@@ -183,15 +181,8 @@ impl QueueGroup {
         for cq in self.cqs.iter_mut().flatten() {
             cq.adopt(&map);
             fault = fault.or(cq.fault().filter(|fault| *fault == memory::Fault::Remote));
-            while let Some(written) = cq.next_unwritten() {
-                self.posted = true;
-                match self.sqs.get_mut(usize::from(written.sqid)) {
-                    _ if written.orphan => {}
-                    Some(Some(sq)) => sq.queue.release(&self.region, written.slot),
-                    // Not opened yet.
-                    _ => free_slot(&self.region, written.sqid, written.slot),
-                }
-            }
+            self.posted |= write_unwritten(&self.region, cq, &mut self.sqs);
+            self.late |= cq.late_at().is_some();
         }
         self.ask_for(fault, sink);
     }

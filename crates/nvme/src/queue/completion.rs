@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use block::Now;
 use memory::{Access, Fault, Iova, MemoryMap, Window};
 use spec::nvme::{Completion, Status};
 use state::region::{ControllerRegion, SLOT_ACCEPTED, SLOT_POSTING};
@@ -14,6 +15,8 @@ use crate::store::{put_completion, put32};
 
 /// Bytes in an entry (IOCQES = 4).
 const ENTRY_BYTES: usize = 16;
+/// Between two attempts at an entry that the client's memory did not take.
+const AGAIN_NS: u64 = 1_000_000;
 /// Where the phase to post with stands in a slot's word.
 pub(super) const WORD_PHASE: u64 = 1 << 8;
 
@@ -36,7 +39,7 @@ impl Answer {
     }
 }
 
-/// A completion whose queue memory was not mapped when it was due. Its slot stays POSTING.
+/// A completion whose queue memory was not mapped when it was due, or whose client did not take it. Its slot stays POSTING.
 #[derive(Clone, Copy, Debug)]
 pub struct Unwritten {
     /// The submission queue the slot belongs to.
@@ -68,6 +71,8 @@ pub struct CompletionQueue {
     fault: Option<Fault>,
     base: u64,
     backlog: VecDeque<Unwritten>,
+    /// When the oldest of them is tried again.
+    again_at: Now,
 }
 
 impl CompletionQueue {
@@ -90,6 +95,7 @@ impl CompletionQueue {
             fault: None,
             base: record.base,
             backlog: VecDeque::new(),
+            again_at: Now(0),
         };
         // Entries that a predecessor set aside stay set aside, whichever of the submission queues is opened first.
         queue.room = queue.room.saturating_sub(queue.unread()).saturating_sub(set_aside(region, cqid));
@@ -244,7 +250,7 @@ impl CompletionQueue {
     }
 
     /// Writes the oldest entry that could not be written when it was due, and returns it so that its slot can be released.
-    /// `None`: there is none, or the ring is still not mapped.
+    /// `None`: there is none, or the ring is still not mapped, or the client still does not take it.
     pub fn next_unwritten(&mut self) -> Option<Unwritten> {
         let next = *self.backlog.front()?;
         if !self.write(next.position, next.dwords) {
@@ -252,6 +258,19 @@ impl CompletionQueue {
         }
         self.posted = true;
         self.backlog.pop_front()
+    }
+
+    /// When [`CompletionQueue::next_unwritten`] is due. Memory without a descriptor takes an entry by a message, which the client
+    /// may refuse or leave without an answer for once: nobody but us tries again. `None`: nothing is late, or it waits for a map.
+    #[must_use]
+    #[inline]
+    pub fn late_at(&self) -> Option<Now> {
+        (!self.backlog.is_empty() && self.ring.is_some()).then_some(self.again_at)
+    }
+
+    /// All was tried that could be: what is still late waits a while.
+    pub fn put_off(&mut self, now: Now) {
+        self.again_at = Now(now.0.saturating_add(AGAIN_NS));
     }
 
     /// A submission queue goes away. Its entries keep their places in the queue and are still written when they can be: a

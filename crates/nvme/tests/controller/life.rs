@@ -1,5 +1,10 @@
 //! Registers, enable, reset, shutdown (Base 2.1, 3.1.4, 3.5 to 3.7).
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use block::Now;
+use memory::{Access, Iova};
 use nvme::sink::{DoorbellError, GroupCommand, GroupEvent};
 use spec::nvme::registers as reg;
 
@@ -269,4 +274,49 @@ fn a_successor_leaves_the_only_completion_queue_entry_to_the_command_that_had_it
         world.pump();
     }
     assert!(world.reap().is_none());
+}
+
+/// A client without descriptors: whether it takes what is written, and the last entry it took.
+#[derive(Default)]
+struct Fussy(AtomicBool, AtomicU32);
+
+impl memory::Remote for Fussy {
+    fn read(&self, _: Iova, _: &mut [u8]) -> Result<(), memory::Fault> {
+        Err(memory::Fault::Unmapped)
+    }
+
+    fn write(&self, _: Iova, src: &[u8]) -> Result<(), memory::Fault> {
+        if !self.0.load(Ordering::Relaxed) {
+            return Err(memory::Fault::Unmapped);
+        }
+        // Dword 3 ends the entry.
+        let last = src.last_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
+        self.1.store(last, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// Ours: docs/formats/controller-region.md.
+#[test]
+fn an_admin_answer_that_the_client_does_not_take_is_tried_again() {
+    let mut world = World::new();
+    let client = Arc::new(Fussy::default());
+    let map = world.map.with(Iova(1 << 40), 4096, Access::BOTH, None).expect("a region");
+    let map = Arc::new(map.with_remote(Arc::clone(&client) as Arc<dyn memory::Remote>));
+    world.controller.memory(map, Now(0), &mut world.host);
+    world.set_queues(32, 32);
+    world.write64(reg::ACQ, 1 << 40);
+    world.write32(reg::CC, 0x0046_0001);
+    world.pump();
+    assert_eq!(world.csts() & 3, 1);
+    let cid = world.submit(command(0x06, 0, [1, 0]));
+    world.pump();
+    assert_eq!(client.1.load(Ordering::Relaxed), 0);
+    assert_eq!(world.controller.deadline(), Some(Now(1_000_000)), "nobody rings for what is late");
+    client.0.store(true, Ordering::Relaxed);
+    world.now = 1_000_000;
+    world.host.interrupts.clear();
+    world.pump();
+    assert_eq!(client.1.load(Ordering::Relaxed), 1 << 16 | u32::from(cid), "success, with the first phase");
+    assert_eq!((world.host.interrupts.len(), world.controller.deadline()), (1, None));
 }

@@ -1,12 +1,14 @@
 //! What the controller asks of a group: holds, memory, deletion, reset, pause, shadow doorbells.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use block::Now;
 use memory::{Access, Iova, MemoryMap};
-use nvme::queue::{cq_index, sq_index};
+use nvme::queue::{cq_index, create_cq, create_sq, sq_index};
 use nvme::sink::{DoorbellError, GroupCommand, GroupEvent, Scope};
 use spec::nvme::{NvmOpcode, Status};
+use zerocopy::IntoBytes;
 
 use crate::world::{DATA, ENTRIES, Mode, World};
 
@@ -113,12 +115,12 @@ fn data_in_a_region_without_an_fd_asks_for_a_private_reactor_once() {
     assert_eq!(remote.0.lock().expect("sound")[..512], world.drive.disk[3 * 512..4 * 512]);
 }
 
-/// Memory at the other end of a socket.
-struct Far(std::sync::Mutex<[u8; 4096]>);
+/// Memory at the other end of a socket, whether the client refuses writes, and how many it refused.
+struct Far(std::sync::Mutex<[u8; 4096]>, AtomicBool, AtomicU32);
 
 impl Default for Far {
     fn default() -> Self {
-        Self(std::sync::Mutex::new([0; 4096]))
+        Self(std::sync::Mutex::new([0; 4096]), AtomicBool::new(false), AtomicU32::new(0))
     }
 }
 
@@ -129,10 +131,54 @@ impl memory::Remote for Far {
         Ok(())
     }
     fn write(&self, iova: Iova, src: &[u8]) -> Result<(), memory::Fault> {
+        if self.1.load(Ordering::Relaxed) {
+            self.2.fetch_add(1, Ordering::Relaxed);
+            return Err(memory::Fault::Unmapped);
+        }
         let at = (iova.0 - (1 << 40)) as usize;
         self.0.lock().expect("sound")[at..at + src.len()].copy_from_slice(src);
         Ok(())
     }
+}
+
+/// Ours: docs/formats/controller-region.md.
+#[test]
+fn answers_that_a_client_does_not_take_are_tried_again_without_a_new_map() {
+    const SECOND_SQ: u64 = 0x3_0000;
+    let mut world = World::new();
+    let far = Arc::new(Far::default());
+    let map = world.map.with(Iova(1 << 40), 4096, Access::BOTH, None).expect("a region");
+    let map = Arc::new(map.with_remote(Arc::clone(&far) as Arc<dyn memory::Remote>));
+    world.tell(GroupCommand::Memory { map });
+    create_cq(&world.region, 2, 1 << 40, ENTRIES, Some(4));
+    create_sq(&world.region, 2, SECOND_SQ, ENTRIES, 2);
+    world.tell(GroupCommand::CreateCq { cqid: 2 });
+    world.tell(GroupCommand::CreateSq { sqid: 2 });
+    world.turn();
+    for i in 0..3 {
+        let read = world.command(NvmOpcode::Read, 1, i, 1);
+        world.poke(SECOND_SQ + i * 64, read.as_bytes());
+    }
+    far.1.store(true, Ordering::Relaxed);
+    world.page.store(sq_index(2), 3);
+    let mut turn = |now: u64| {
+        world.group.poll(Now(now), &mut world.drive);
+        world.group.flush(&mut world.drive);
+    };
+    let phases = || (0..3).filter(|i| far.0.lock().expect("sound")[i * 16 + 14] & 1 == 1).count();
+    (0..100).for_each(|_| turn(0));
+    assert_eq!(phases(), 0);
+    assert!(far.2.load(Ordering::Relaxed) <= 2, "a client that refuses is asked again and again");
+    turn(1_000_000);
+    far.1.store(false, Ordering::Relaxed);
+    turn(1_500_000);
+    assert_eq!(phases(), 0, "asked again too soon");
+    turn(2_000_000);
+    assert_eq!(phases(), 3);
+    assert!(!world.drive.interrupts.contains(&3) && world.drive.interrupts.contains(&4));
+    let busy = |slot: &&state::region::Slot| slot.word.load(Ordering::Relaxed) & 3 != 0;
+    assert_eq!(world.region.slots[2].iter().filter(busy).count(), 0);
+    assert!(world.group.watch(&mut Vec::new()), "nothing is late any more");
 }
 
 /// Base 2.1, 5.2.4.

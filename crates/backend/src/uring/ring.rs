@@ -48,11 +48,15 @@ impl Rings {
         Rings(Rc::new(Inner { holder, open: RefCell::default() }))
     }
 
-    /// A door polled and met results of others, which have not polled since: do not sleep on
-    /// [`wake_fd`](block::Backend::wake_fd) now.
+    /// There is something to poll for of which [`wake_fd`](block::Backend::wake_fd) says nothing, so do not sleep on it now: a door
+    /// polled and met results of others, or the kernel did not take all entries.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.0.open.borrow().iter().any(|ring| ring.shared.borrow().unread > 0)
+        let ready = |ring: &Rc<Ring>| {
+            let shared = ring.shared.borrow();
+            shared.unread > 0 || shared.must_enter
+        };
+        self.0.open.borrow().iter().any(ready)
     }
 
     /// A place for a door with at most `depth` requests in the kernel, and its file.

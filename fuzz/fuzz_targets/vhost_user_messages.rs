@@ -9,8 +9,8 @@ use std::sync::{Arc, OnceLock};
 
 use arbitrary::Arbitrary;
 use frontend::vhost_user::{
-    Blk, BlkInfo, ClientFd, Errno, F_RING_PACKED, FDS_MAX, FdId, HEADER_BYTES, Header,
-    Inflight, Log, Message, NewInflight, Region, Ring, Session,
+    Blk, BlkInfo, ClientFd, Errno, F_RING_PACKED, FDS_MAX, FdId, HEADER_BYTES, Header, Inflight, Log,
+    Message, NewInflight, Region, Ring, Session,
 };
 use godwit_fuzz::edge::Edge;
 use libfuzzer_sys::fuzz_target;

@@ -151,7 +151,6 @@ impl Seat {
     pub(crate) fn command(&mut self, command: GroupCommand) {
         self.group.command(command, &mut self.desk);
         self.group.flush(&mut self.desk);
-        self.desk.backend.kick();
     }
 
     /// Registered guest memory follows the map. Called when no I/O of the former map is in flight.
@@ -166,10 +165,15 @@ impl Seat {
 
     /// What wakes a sleeping reactor when the drive is done.
     pub(crate) fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
-        let fd = self.desk.backend.wake_fd().filter(|_| self.desk.backend.in_flight() > 0)?;
-        // SAFETY: the descriptor belongs to the backend, which lives as long as the borrow of `self`.
-        Some(unsafe { BorrowedFd::borrow_raw(fd) })
+        wake_fd(self.desk.backend.as_ref())
     }
+}
+
+/// What becomes readable when something of a drive ends. `None`: nothing is in flight, or only polling tells.
+pub(crate) fn wake_fd(backend: &dyn Backend) -> Option<BorrowedFd<'_>> {
+    let fd = backend.wake_fd().filter(|_| backend.in_flight() > 0)?;
+    // SAFETY: the descriptor belongs to the backend, which lives as long as the borrow.
+    Some(unsafe { BorrowedFd::borrow_raw(fd) })
 }
 
 /// A door to the drive on this thread, or one behind which all I/O fails.

@@ -19,10 +19,10 @@ impl Backoff {
             return Duration::ZERO;
         }
         self.failures = self.failures.saturating_add(1);
-        let Some(doublings) = self.failures.checked_sub(limits.backoff_after + 1) else {
+        if self.failures <= limits.backoff_after {
             return Duration::ZERO;
-        };
-        let doublings = doublings.min(20);
+        }
+        let doublings = (self.failures - limits.backoff_after - 1).min(20);
         limits.backoff_first.saturating_mul(1 << doublings).min(limits.backoff_max)
     }
 

@@ -88,7 +88,7 @@ impl Uring {
             buffers: Buffers::default(),
             target,
         };
-        Ok(Uring { work, again: Vec::with_capacity(depth), lane })
+        Ok(Uring { work, again: Vec::new(), lane })
     }
 
     /// Pushes the next entry of a slot that is under way.

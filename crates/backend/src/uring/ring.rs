@@ -33,10 +33,7 @@ const LANES_MAX: usize = 1024;
 const BUFFERS_MAX: u16 = 16_384;
 
 /// The rings of one thread. They stay on it, and live as long as it or the last door.
-#[derive(Clone)]
-pub struct Rings(Rc<Inner>);
-
-struct Inner {
+pub struct Rings {
     holder: Option<Arc<dyn RingHolder>>,
     open: RefCell<Vec<Rc<Ring>>>,
 }
@@ -45,7 +42,7 @@ impl Rings {
     /// None yet: a ring is made with the first door that needs it. `holder` is told of each.
     #[must_use]
     pub fn new(holder: Option<Arc<dyn RingHolder>>) -> Rings {
-        Rings(Rc::new(Inner { holder, open: RefCell::default() }))
+        Rings { holder, open: RefCell::default() }
     }
 
     /// There is something to poll for of which [`wake_fd`](block::Backend::wake_fd) says nothing, so do not sleep on it now: a door
@@ -56,7 +53,7 @@ impl Rings {
             let shared = ring.shared.borrow();
             shared.unread > 0 || shared.must_enter
         };
-        self.0.open.borrow().iter().any(ready)
+        self.open.borrow().iter().any(ready)
     }
 
     /// A place for a door with at most `depth` requests in the kernel, and its file.
@@ -64,11 +61,11 @@ impl Rings {
     /// # Errors
     /// The kernel has no io_uring, forbids it, or has no memory for it; the holder refuses the ring.
     pub(super) fn lane(&self, depth: u16, file: RawFd) -> io::Result<Lane> {
-        let mut open = self.0.open.borrow_mut();
+        let mut open = self.open.borrow_mut();
         if let Some(lane) = open.iter().find_map(|ring| ring.lane(depth, file)) {
             return lane;
         }
-        let ring = Rc::new(Ring::new(self.0.holder.clone())?);
+        let ring = Rc::new(Ring::new(self.holder.clone())?);
         open.push(Rc::clone(&ring));
         ring.lane(depth, file).unwrap_or_else(|| Err(io::ErrorKind::QuotaExceeded.into()))
     }
@@ -76,7 +73,7 @@ impl Rings {
 
 impl core::fmt::Debug for Rings {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Rings").field("open", &self.0.open.borrow().len()).finish_non_exhaustive()
+        f.debug_struct("Rings").field("open", &self.open.borrow().len()).finish_non_exhaustive()
     }
 }
 
@@ -91,7 +88,7 @@ struct Shared {
     io: IoUring,
     /// Entries in the submission ring that the kernel has not taken.
     waiting: u32,
-    /// The last enter left entries, or a poll made new ones: the next poll has to enter.
+    /// The last enter left entries: the next poll has to enter. Entries that wait for their first enter are no reason.
     must_enter: bool,
     /// Results by lane. `None`: a free lane.
     lanes: Vec<Option<VecDeque<(u32, i32)>>>,

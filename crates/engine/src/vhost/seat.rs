@@ -6,7 +6,7 @@
 use super::kicks::Kicks;
 use super::{Done, Events, Order, Setting};
 use crate::message::SsdId;
-use crate::seat::{COMPLETIONS_MAX, TURN_BYTES_MAX, Turn, open_door};
+use crate::seat::{COMPLETIONS_MAX, TURN_BYTES_MAX, Turn, open_door, wake_fd};
 use crate::ssd::Ssd;
 use backend::uring::Rings;
 use block::{Backend, Completion, Op, Outcome, Range, Request, Submitted, Token};
@@ -306,9 +306,7 @@ impl VhostSeat {
     }
 
     fn drive_fd(&self) -> Option<BorrowedFd<'_>> {
-        let fd = self.desk.backend.wake_fd().filter(|_| self.desk.backend.in_flight() > 0)?;
-        // SAFETY: the descriptor belongs to the backend, which lives as long as the borrow of `self`.
-        Some(unsafe { BorrowedFd::borrow_raw(fd) })
+        wake_fd(self.desk.backend.as_ref())
     }
 
     /// What wakes a sleeping reactor.

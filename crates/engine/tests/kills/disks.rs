@@ -105,11 +105,7 @@ fn a_client_that_wrote_nonsense_into_its_in_flight_region_loses_its_session_and_
     let map = Mapping::new(region, 0, 4096, true).unwrap();
     map.fill(0, 4096, 0xA5);
     house.kill();
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while driver.client().ask_number(1).is_ok() {
-        assert!(Instant::now() < deadline, "it is still served");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_for_hang_up(&driver);
     drop(driver);
     let mut load = Checked::connect(&house.socket("victim"), 2, 8, Options::default(), 5);
     load.run_for(Duration::from_millis(100));
@@ -304,17 +300,22 @@ fn a_client_whose_drive_shrank_before_the_engine_died_loses_its_session_and_not_
     assert_eq!(sectors(&driver), 64 << 11);
     house.drive("whole.img").set_len(32 << 20).unwrap();
     house.kill();
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while driver.client().ask_number(1).is_ok() {
-        assert!(Instant::now() < deadline, "it is still served");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_for_hang_up(&driver);
     drop(driver);
     let mut driver = connect(&house, Options::default());
     assert_eq!(sectors(&driver), 32 << 11);
     write(&mut driver, 8, 1);
     drop(driver);
     house.stop();
+}
+
+/// Until the device has ended this client's session.
+fn wait_for_hang_up(driver: &Driver) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while driver.client().ask_number(1).is_ok() {
+        assert!(Instant::now() < deadline, "it is still served");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 fn connect(house: &House, options: Options) -> Driver {

@@ -43,6 +43,8 @@ pub(crate) struct Options {
     pub(crate) spin_ns: u64,
     pub(crate) idle_ns: u64,
     pub(crate) clock: Clock,
+    /// Drives to come need a ring: it is made before a guest waits for it.
+    pub(crate) prepares_ring: bool,
 }
 
 /// An ssd's place here.
@@ -169,7 +171,7 @@ impl Reactor {
         let mailbox = Arc::new(Mailbox::new()?);
         let setup = Setup {
             reactors: vec![Arc::clone(&mailbox)],
-            options: Options { cpu: None, ..self.setup.options.clone() },
+            options: Options { cpu: None, prepares_ring: false, ..self.setup.options.clone() },
             records: self.setup.records.clone(),
             keeper: self.setup.keeper.clone(),
             counters: None,
@@ -188,6 +190,10 @@ impl Reactor {
             && let Err(error) = pin(cpu)
         {
             tracing::warn!(cpu, %error, "a reactor cannot be pinned to its CPU; it runs unpinned");
+        }
+        if self.setup.options.prepares_ring {
+            // What is wrong is said with the first drive.
+            let _ = self.rings.prepare();
         }
         // Sleeps are short: the default slack of 50 µs would double them.
         let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));

@@ -17,7 +17,7 @@ use crate::ssd::{Power, Ssd};
 use crate::stats;
 use crate::vhost::{self, VhostPlan, VhostSlot};
 use anyhow::{Context, bail};
-use api::config::Config;
+use api::config::{Backend, Config};
 use backend::uring::fence::OldRing;
 use link::control::{
     Deposit, Door, Format, Hello, Link, Ready, Received, Refused, Role, Saved, Session, ToEngine, ToKeeper,
@@ -71,7 +71,8 @@ pub fn run(link: OwnedFd) -> anyhow::Result<()> {
     if let Some(page) = page {
         blame::open(SharedRegion::from_fd(page).context("the page of blame")?);
     }
-    let result = Process { keeper: Arc::clone(&keeper), calibration, welcome, told: Told::default() }.run();
+    let told = Told::default();
+    let result = Process { keeper: Arc::clone(&keeper), calibration, welcome, told, house: None }.run();
     if let Err(error) = &result {
         keeper.tell(&ToKeeper::Refused(Refused { reason: format!("{error:#}"), ssd: None }));
     }
@@ -105,6 +106,7 @@ struct Process {
     calibration: Calibration,
     welcome: Welcome,
     told: Told,
+    house: Option<Arc<House>>,
 }
 
 impl Process {
@@ -122,11 +124,13 @@ impl Process {
                 (ToEngine::Check, _) => {
                     self.check()?;
                     self.told = Told::default();
+                    // Guests need not wait for this when the other engine has paused.
+                    self.house(&self.config()?)?;
                     self.keeper.tell(&ToKeeper::Ready(Ready::default()));
                 }
                 (ToEngine::Start, _) => return self.serve(),
                 (ToEngine::Stop | ToEngine::Pause, _) => return Ok(()),
-                (ToEngine::RingKept { .. }, _) => {}
+                (ToEngine::RingKept { number, kept }, _) => self.keeper.ring_kept(number, kept),
                 (ToEngine::Welcome(_), _) => bail!("a second welcome"),
             }
         }
@@ -187,12 +191,21 @@ impl Process {
         self.welcome.ssds.get(ssd).map_or("?", |slot| &slot.name)
     }
 
+    /// The house: reactors that sleep, with their rings made, and nobody to serve yet.
+    fn house(&mut self, config: &Config) -> anyhow::Result<Arc<House>> {
+        if let Some(house) = &self.house {
+            return Ok(Arc::clone(house));
+        }
+        let stats = self.welcome.stats.as_ref().map(PathBuf::from);
+        let clock = Clock::calibrate(self.calibration);
+        let house = Arc::new(House::start(config, stats, clock, Arc::clone(&self.keeper))?);
+        Ok(Arc::clone(self.house.insert(house)))
+    }
+
     fn serve(mut self) -> anyhow::Result<()> {
         let config = self.config()?;
-        let clock = Clock::calibrate(self.calibration);
+        let house = self.house(&config)?;
         let told = std::mem::take(&mut self.told);
-        let stats = self.welcome.stats.as_ref().map(PathBuf::from);
-        let house = Arc::new(House::start(&config, stats, clock, Arc::clone(&self.keeper))?);
         let start = {
             let (house, welcome) = (Arc::clone(&house), self.welcome.clone());
             move || {
@@ -295,6 +308,7 @@ impl House {
                 spin_ns: u64::from(config.engine.spin_us) * 1000,
                 idle_ns: u64::from(config.engine.idle_us) * 1000,
                 clock,
+                prepares_ring: config.ssds.iter().any(|ssd| matches!(ssd.backend, Backend::Uring { .. })),
             };
             let mut all = addresses.clone();
             all.rotate_left(at);

@@ -14,6 +14,10 @@ use crate::ram::Ram;
 use crate::vfio_user::{Client, region};
 use crate::{Error, Result};
 
+/// How long a wait gives its processor away without sleeping, and how long it sleeps then.
+const PATIENCE: Duration = Duration::from_micros(200);
+const NAP: Duration = Duration::from_micros(50);
+
 /// How a driver sets itself up.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -225,12 +229,12 @@ impl Driver {
             return Ok(completion);
         }
         let cqid = self.sqs.get(&sqid).ok_or(Error::NoQueue(sqid))?.cqid;
-        let deadline = Instant::now() + self.options.timeout;
+        let (begin, timeout) = (Instant::now(), self.options.timeout);
         loop {
             match self.poll_ring(cqid)? {
                 Some(completion) if wanted(&completion) => return Ok(completion),
                 Some(completion) => self.stash.push_back(completion),
-                None => self.idle(deadline)?,
+                None => self.idle(begin, timeout)?,
             }
         }
     }
@@ -240,11 +244,11 @@ impl Driver {
     /// # Errors
     /// [`Error::Timeout`], [`Error::NoQueue`] or the client's.
     pub fn wait_any(&mut self, cqid: u16, timeout: Duration) -> Result<Completion> {
-        let deadline = Instant::now() + timeout;
+        let begin = Instant::now();
         loop {
             match self.poll(cqid)? {
                 Some(completion) => return Ok(completion),
-                None => self.idle(deadline)?,
+                None => self.idle(begin, timeout)?,
             }
         }
     }
@@ -261,15 +265,17 @@ impl Driver {
         Ok(Some(completion))
     }
 
-    /// Nothing to do: serve the server if it must ask for memory, let others run, and mind the time.
-    fn idle(&mut self, deadline: Instant) -> Result<()> {
+    /// Nothing to do: serve the server if it must ask for memory, let others run, and mind the time. Who waits for long sleeps, as
+    /// a guest does, and leaves the processor to the daemon that it waits for.
+    fn idle(&mut self, begin: Instant, timeout: Duration) -> Result<()> {
         if !self.options.share_ram {
             self.client.serve_dma(Duration::ZERO)?;
         }
-        if Instant::now() > deadline {
-            return Err(Error::Timeout(self.options.timeout));
+        match begin.elapsed() {
+            waited if waited > timeout => return Err(Error::Timeout(timeout)),
+            waited if waited > PATIENCE => std::thread::sleep(NAP),
+            _ => std::thread::yield_now(),
         }
-        std::thread::yield_now();
         Ok(())
     }
 

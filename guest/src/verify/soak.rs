@@ -58,11 +58,13 @@ pub struct Found {
 /// Windows without events, before them.
 const CALM_WINDOWS: u64 = 20;
 const CALM_WINDOW: Duration = Duration::from_millis(100);
+const WARM_UP_NS: u64 = 500_000_000;
 /// Every so often all guests let their queues run empty and do nothing, so that an engine, also a new one, sleeps and is woken.
 const REST_EVERY_NS: u64 = 250_000_000;
 const REST_NS: u64 = 6_000_000;
-/// After so long without work the load lets others run.
-const SPIN: Duration = Duration::from_micros(20);
+/// A turn is followed by a nap as long as itself, and not shorter than this: two processors have to carry the guests and the daemon,
+/// and where the guests took all of one, a pause would be the scheduler's and not the daemon's.
+const NAP_MIN: Duration = Duration::from_micros(20);
 /// The load itself was not run for so long.
 const OWN_PAUSE_NS: u64 = 5_000_000;
 
@@ -116,7 +118,6 @@ pub fn run(settings: &Settings) -> Result<Found> {
         gone: false,
         patience: settings.patience,
         breath: Breath::Working { until_ns: REST_EVERY_NS },
-        spin: Instant::now(),
         last_turn_ns: now(),
     };
     let files = ssds.iter().filter(|_| settings.sabotage).filter_map(|ssd| ssd.file(folder.path())).collect();
@@ -168,7 +169,6 @@ struct Run {
     gone: bool,
     patience: Duration,
     breath: Breath,
-    spin: Instant,
     last_turn_ns: u64,
 }
 
@@ -209,6 +209,9 @@ impl Run {
                 scope.spawn(move || chat::run(&mut *partner, random, talking, quiet))
             };
             let talks: Vec<_> = talks.into_iter().map(talk).collect();
+            // The first touch of every page is no window.
+            self.work(now, || now() > WARM_UP_NS);
+            _ = self.window(now());
             for _ in 0..CALM_WINDOWS {
                 let end = Instant::now() + CALM_WINDOW;
                 self.work(now, || Instant::now() > end);
@@ -280,24 +283,16 @@ impl Run {
             if start_ns - self.last_turn_ns > OWN_PAUSE_NS {
                 self.row.own_pauses += 1;
             }
-            let mut answers = 0;
             for Guest { load, .. } in &mut self.guests {
-                match load.turn(now) {
-                    Ok(taken) => answers += taken,
-                    Err(error) => {
-                        load.auditor.error(&error.to_string());
-                        self.gone = true;
-                    }
+                if let Err(error) = load.turn(now) {
+                    load.auditor.error(&error.to_string());
+                    self.gone = true;
                 }
                 load.give_up(start_ns, self.patience);
                 self.gone |= load.auditor.tally().lost > 0;
             }
             self.last_turn_ns = now();
-            if answers > 0 {
-                self.spin = Instant::now();
-            } else if self.spin.elapsed() > SPIN {
-                std::thread::yield_now();
-            }
+            std::thread::sleep(Duration::from_nanos(self.last_turn_ns - start_ns).max(NAP_MIN));
         }
     }
 

@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 mod daemon;
+mod drive;
+mod output;
 mod qemu;
 
 /// Virtual NVMe SSDs for virtual machines.
@@ -58,6 +60,9 @@ enum Command {
     /// Act on one ssd.
     #[command(subcommand)]
     Ssd(SsdCommand),
+    /// The drives of this host. Needs no daemon and no configuration.
+    #[command(subcommand)]
+    Drive(drive::DriveCommand),
 }
 
 #[derive(Subcommand)]
@@ -80,6 +85,10 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    if let Command::Drive(command) = &arguments.command {
+        print!("{}", drive::run(command)?);
+        return Ok(());
+    }
     let config = Config::load(&arguments.config)?;
     match &arguments.command {
         Command::QemuArgs { name, memory, device_only } => {
@@ -99,6 +108,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         Command::Ssd(SsdCommand::Resume { name }) => {
             println!("{}", daemon::ask(&config, &Request::Resume { ssd: name.clone() })?);
         }
+        Command::Drive(_) => {}
     }
     Ok(())
 }

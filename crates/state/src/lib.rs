@@ -4,6 +4,7 @@
 //! - [`ssd`]: the record of one ssd that outlives a daemon restart (namespaces, marks, sanitize progress, totals).
 //! - [`session`]: what is kept of a client's session.
 //! - [`vhost_session`]: the same of a vhost-user client.
+//! - [`pool`]: headers, map and journal of a pool on its drive.
 //! - [`keeper`]: all that a keeper holds, for the keeper after it.
 //! - [`envelope`]: magic, version, length and checksum around every record, outside its body.
 //!
@@ -12,6 +13,7 @@
 
 pub mod envelope;
 pub mod keeper;
+pub mod pool;
 pub mod region;
 pub mod session;
 pub mod ssd;

@@ -131,6 +131,18 @@ impl ExtentMap {
         }
     }
 
+    /// Changes `count` entries from `logical` on, as [`ExtentMap::set`] does: `entry` is the first, the physical numbers
+    /// of the others follow it.
+    pub fn set_run(&self, logical: u32, count: u32, entry: Entry) {
+        let first = logical as usize;
+        let end = first.saturating_add(count as usize).min(self.entries.len());
+        let (mut word, step) = (entry.encode(), u32::from(entry != Entry::Unmapped));
+        for place in self.entries.get(first..end).unwrap_or_default() {
+            place.store(word, Ordering::Release);
+            word = word.wrapping_add(step);
+        }
+    }
+
     /// Counts the changes that took an extent away. A reactor publishes the value it read *before* it looked an entry
     /// up, until that request has ended; what was taken away before a value that all have passed is in nobody's hands.
     #[must_use]
@@ -169,6 +181,19 @@ mod tests {
                 assert_eq!((map.entry(1), map.entry(3)), (Entry::Unmapped, Entry::Unmapped));
             }
         }
+    }
+
+    #[test]
+    fn a_run_is_its_entries_one_by_one_and_ends_with_the_map() {
+        let map = ExtentMap::new(8 * MIB, MIB, 0).expect("small");
+        map.set_run(5, 9, Entry::Shared { physical: 70 });
+        map.set_run(1, 2, Entry::Mapped { physical: 3 });
+        map.set_run(6, 1, Entry::Unmapped);
+        let physical: Vec<Entry> = (0..8).map(|at| map.entry(at)).collect();
+        let (own, shared) = (|physical| Entry::Mapped { physical }, |physical| Entry::Shared { physical });
+        let none = Entry::Unmapped;
+        assert_eq!(physical, [none, own(3), own(4), none, none, shared(70), none, shared(72)]);
+        map.set_run(9, 1, Entry::Mapped { physical: 1 });
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! - [`Pool`]: the owner of a pool's layout. Every change is durable when its call returns, and atomic when the power
 //!   fails in the middle. It never touches guests' data: it says what is to be copied and zeroed, and is told when
 //!   that is done.
-//! - `check` (to come): explains every inconsistency of a pool at rest, and repairs what is safe.
+//! - [`check()`]: explains every inconsistency of a pool at rest, and repairs what is safe.
 //! - [`ExtentMap`]: what reactors read to find a block.
 //! - [`Disk`]: the drive as the layout sees it.
 //!
@@ -14,11 +14,21 @@
 //! keep a fenced owner's *data* writes off the drive (its caller's lock on the drive does that on one host).
 #![forbid(unsafe_code)]
 
+mod check;
 mod disk;
 mod error;
 mod extent_map;
+mod geometry;
+mod header;
+mod journal;
+mod ledger;
+mod load;
+mod map_area;
 mod pool;
+mod records;
+mod runs;
 
+pub use check::{Finding, Report, Severity, check};
 pub use disk::Disk;
 pub use error::PoolError;
 pub use extent_map::{EXTENTS_MAX, Entry, ExtentMap};

@@ -1,9 +1,23 @@
 //! The owner of a pool's layout, and what it can be asked.
 
-use std::fmt;
-use std::ops::Range;
-use std::sync::Arc;
+mod commit;
+mod extents;
+mod opening;
+mod volumes;
+mod wipes;
 
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Weak;
+
+use state::pool::HeaderV1;
+
+use self::extents::Copies;
+pub(crate) use self::opening::{accept, claim, may_have};
+use self::wipes::Wipes;
+use crate::geometry::Geometry;
+use crate::journal::Tail;
+use crate::ledger::{Ledger, Unfit};
 use crate::{Disk, ExtentMap, PoolError};
 
 /// A volume's number in its pool. Never used twice.
@@ -105,7 +119,7 @@ pub struct PoolInfo {
 /// How a drive becomes a pool.
 #[derive(Clone, Debug)]
 pub struct FormatOptions {
-    /// Identity of the pool: random.
+    /// Identity of the pool: random, never used before.
     pub uuid: [u8; 16],
     /// Its name, for people.
     pub name: String,
@@ -139,7 +153,7 @@ pub enum Allocation {
         /// The extent.
         physical: u32,
     },
-    /// Others read it: copy it as told, flush is not needed, then call [`Pool::copied`].
+    /// Others read it: copy it as told (no flush is needed), then call [`Pool::copied`].
     Copy(CopyOrder),
     /// A copy ordered before is still under way.
     Copying,
@@ -169,233 +183,95 @@ pub struct WipeOrder {
     pub count: u32,
 }
 
-/// The owner of a pool's layout.
+/// The owner of a pool's layout. For one thread; what other threads need is in the [`ExtentMap`]s.
 pub struct Pool {
     disk: Box<dyn Disk + Send>,
+    header: HeaderV1,
+    geometry: Geometry,
+    ledger: Ledger,
+    tail: Tail,
+    /// What is on the drive is not known any more.
+    stopped: bool,
+    maps: BTreeMap<u64, Vec<Weak<ExtentMap>>>,
+    /// Where the search for free extents begins.
+    cursor: u32,
+    copies: Copies,
+    wipes: Wipes,
 }
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pool").finish_non_exhaustive()
+        f.debug_struct("Pool")
+            .field("header", &self.header)
+            .field("stopped", &self.stopped)
+            .finish_non_exhaustive()
     }
 }
 
 impl Pool {
-    /// Makes a drive a pool without volumes. Whatever was on it is lost.
-    ///
-    /// # Errors
-    /// The drive is too small, carries a pool already, or fails.
-    pub fn format(disk: &dyn Disk, options: &FormatOptions) -> Result<(), PoolError> {
-        let _ = (disk, options);
-        Err(PoolError::NoPool)
-    }
-
-    /// Opens the pool on a drive and fences off whoever had it open before.
-    ///
-    /// # Errors
-    /// There is none, it is damaged, of a newer version, or another host's.
-    pub fn open(disk: Box<dyn Disk + Send>, options: &OpenOptions) -> Result<Self, PoolError> {
-        let _ = (disk, options);
-        Err(PoolError::NoPool)
-    }
-
     /// What the pool is, now.
     #[must_use]
     pub fn info(&self) -> PoolInfo {
-        let _ = self.disk.len_bytes();
-        PoolInfo {
-            uuid: [0; 16],
-            name: String::new(),
-            owner: None,
-            epoch: 0,
-            extent_bytes: 0,
-            data_offset_bytes: 0,
-            extents: 0,
-            free: 0,
-            used: 0,
-            wiping: 0,
-            quarantined: 0,
-        }
+        info_of(&self.header, &self.ledger)
     }
 
     /// The volumes, by ascending number.
     #[must_use]
     pub fn volumes(&self) -> Vec<VolumeInfo> {
-        Vec::new()
+        self.ledger.volumes.values().map(volume_info).collect()
     }
 
     /// One volume.
     #[must_use]
     pub fn volume(&self, id: VolumeId) -> Option<VolumeInfo> {
-        self.volumes().into_iter().find(|volume| volume.id == id)
+        self.ledger.volumes.get(&id.0).map(volume_info)
     }
 
     /// The volume of a name.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<VolumeId> {
-        self.volumes().into_iter().find(|volume| volume.name == name).map(|volume| volume.id)
+        self.ledger.named(name).map(VolumeId)
     }
 
     /// Where a physical extent begins on the drive.
     #[must_use]
     pub fn drive_offset(&self, physical: u32) -> u64 {
-        u64::from(physical)
+        self.geometry.extent_at(physical)
     }
+}
 
-    /// The map that reactors read; kept true as long as anyone holds it. After a [`Pool::grow`] ask again.
-    ///
-    /// # Errors
-    /// No such volume.
-    pub fn map(&mut self, id: VolumeId) -> Result<Arc<ExtentMap>, PoolError> {
-        Err(PoolError::NoVolume(id))
+/// What a header and a ledger say of a pool.
+pub(crate) fn info_of(header: &HeaderV1, ledger: &Ledger) -> PoolInfo {
+    let unfit = |which: Unfit| -> u64 {
+        ledger.unfit.iter().filter(|run| run.value == which).map(|run| u64::from(run.count)).sum()
+    };
+    PoolInfo {
+        uuid: header.uuid,
+        name: header.name.clone(),
+        owner: header.owner.map(HostId),
+        epoch: header.epoch,
+        extent_bytes: header.extent_bytes,
+        data_offset_bytes: header.data_offset_bytes,
+        extents: u64::from(header.extents),
+        free: ledger.free.total(),
+        used: ledger.used.total(),
+        wiping: unfit(Unfit::Wiping),
+        quarantined: unfit(Unfit::Quarantined),
     }
+}
 
-    /// A new volume. A full one has all its extents when this returns.
-    ///
-    /// # Errors
-    /// The name is taken or cannot be, the size cannot be, or there is no space.
-    pub fn create(&mut self, spec: &VolumeSpec) -> Result<VolumeId, PoolError> {
-        Err(PoolError::NameTaken(spec.name.clone()))
-    }
-
-    /// Removes a volume. Extents that no other refers to are to be wiped, after [`Pool::grace_over`].
-    ///
-    /// # Errors
-    /// No such volume.
-    pub fn delete(&mut self, id: VolumeId) -> Result<(), PoolError> {
-        Err(PoolError::NoVolume(id))
-    }
-
-    /// Makes a volume larger. Maps handed out before stay true for the old size.
-    ///
-    /// # Errors
-    /// No such volume, a smaller or unfit size, or no space for a full one.
-    pub fn grow(&mut self, id: VolumeId, size_bytes: u64) -> Result<(), PoolError> {
-        let _ = size_bytes;
-        Err(PoolError::NoVolume(id))
-    }
-
-    /// A read-only volume with the content `id` has now. When this returns, both maps say `Shared`; writes that were
-    /// under way before are in the snapshot or not, as they happen to land, until the caller's grace is over. No copy
-    /// of an extent may begin before that.
-    ///
-    /// # Errors
-    /// No such volume, or the name is taken.
-    pub fn snapshot(&mut self, id: VolumeId, name: &str, uuid: [u8; 16]) -> Result<VolumeId, PoolError> {
-        let _ = (name, uuid);
-        Err(PoolError::NoVolume(id))
-    }
-
-    /// A thin volume that begins with the content `id` has now. As for [`Pool::snapshot`].
-    ///
-    /// # Errors
-    /// No such volume, or the name is taken.
-    pub fn clone_volume(&mut self, id: VolumeId, name: &str, uuid: [u8; 16]) -> Result<VolumeId, PoolError> {
-        let _ = (name, uuid);
-        Err(PoolError::NoVolume(id))
-    }
-
-    /// Gives volumes extents to write into: one journal write for all of them. The answers come in the order asked.
-    ///
-    /// # Errors
-    /// No such volume or extent, or a snapshot; then nothing was given.
-    pub fn allocate(&mut self, wanted: &[(VolumeId, u32)]) -> Result<Vec<Allocation>, PoolError> {
-        wanted.first().map_or(Ok(Vec::new()), |(id, _)| Err(PoolError::NoVolume(*id)))
-    }
-
-    /// The ordered copies were made (writes finished; the pool flushes): the maps point at them when this returns. An
-    /// order whose extent was released or deleted meanwhile is dropped; its copy will be wiped.
-    ///
-    /// # Errors
-    /// An order that was not given.
-    pub fn copied(&mut self, orders: &[CopyOrder]) -> Result<(), PoolError> {
-        orders.first().map_or(Ok(()), |order| Err(PoolError::StaleOrder(format!("{order:?}"))))
-    }
-
-    /// An ordered copy could not be made: the map stays as it is and the target will be wiped.
-    ///
-    /// # Errors
-    /// An order that was not given.
-    pub fn copy_failed(&mut self, order: CopyOrder) -> Result<(), PoolError> {
-        Err(PoolError::StaleOrder(format!("{order:?}")))
-    }
-
-    /// Unmaps logical extents of a thin volume; they read as zeros when this returns. Returns how many were mapped.
-    /// What nobody refers to any more is to be wiped, after [`Pool::grace_over`].
-    ///
-    /// # Errors
-    /// No such volume, a snapshot, or a full volume.
-    pub fn release(&mut self, id: VolumeId, logical: Range<u32>) -> Result<u32, PoolError> {
-        let _ = logical;
-        Err(PoolError::NoVolume(id))
-    }
-
-    /// The number of the newest change that took extents away ([`Pool::delete`], [`Pool::release`],
-    /// [`Pool::copied`]). I/O that looked its extents up before that change may still be under way.
-    #[must_use]
-    pub fn grace(&self) -> u64 {
-        0
-    }
-
-    /// No I/O is under way any more that looked an extent up before change `grace`: what was taken away up to then
-    /// may be wiped.
-    pub fn grace_over(&mut self, grace: u64) {
-        let _ = grace;
-    }
-
-    /// Extents to be zeroed and verified, at most `extents_max`; each is ordered once until it is answered.
-    pub fn next_wipe(&mut self, extents_max: u32) -> Option<WipeOrder> {
-        let _ = extents_max;
-        None
-    }
-
-    /// They read as zeros (writes finished and verified; the pool flushes): they are free when this returns.
-    ///
-    /// # Errors
-    /// Not an order that is outstanding.
-    pub fn wiped(&mut self, order: WipeOrder) -> Result<(), PoolError> {
-        Err(PoolError::StaleOrder(format!("{order:?}")))
-    }
-
-    /// They could not be zeroed or verified: quarantined, never to be used.
-    ///
-    /// # Errors
-    /// Not an order that is outstanding.
-    pub fn wipe_failed(&mut self, order: WipeOrder) -> Result<(), PoolError> {
-        Err(PoolError::StaleOrder(format!("{order:?}")))
-    }
-
-    /// Has quarantined extents wiped once more. Returns how many.
-    ///
-    /// # Errors
-    /// The drive fails.
-    pub fn retry_quarantined(&mut self) -> Result<u64, PoolError> {
-        Ok(0)
-    }
-
-    /// Takes ownership of a volume: its epoch rises by one, durably, if it still is `expected`. Returns the new one.
-    ///
-    /// # Errors
-    /// No such volume, or another owner was faster.
-    pub fn advance_epoch(&mut self, id: VolumeId, expected: u64) -> Result<u64, PoolError> {
-        let _ = expected;
-        Err(PoolError::NoVolume(id))
-    }
-
-    /// Replaces what is kept with a volume for its user.
-    ///
-    /// # Errors
-    /// No such volume, or more than 1024 bytes.
-    pub fn set_attributes(&mut self, id: VolumeId, attributes: &[u8]) -> Result<(), PoolError> {
-        let _ = attributes;
-        Err(PoolError::NoVolume(id))
-    }
-
-    /// Gives the pool up: any host may open it afterwards.
-    ///
-    /// # Errors
-    /// The drive fails.
-    pub fn export(self) -> Result<(), PoolError> {
-        Err(PoolError::Stopped)
+fn volume_info(volume: &crate::ledger::Volume) -> VolumeInfo {
+    let saved = &volume.saved;
+    VolumeInfo {
+        id: VolumeId(saved.id),
+        name: saved.name.clone(),
+        uuid: saved.uuid,
+        size_bytes: saved.size_bytes,
+        provisioning: if saved.full { Provisioning::Full } else { Provisioning::Thin },
+        read_only: saved.read_only,
+        parent: saved.parent.map(VolumeId),
+        epoch: saved.epoch,
+        attributes: saved.attributes.clone(),
+        mapped_extents: volume.map.total(),
     }
 }

@@ -1,0 +1,11 @@
+//! What a pool promises, on a drive that forgets what was not flushed.
+
+mod checks;
+mod crashes;
+mod drive;
+mod golden;
+mod openings;
+mod promises;
+mod sequences;
+mod speed;
+mod world;

@@ -83,7 +83,7 @@ fn a_guest_killed_under_load_leaves_the_drive_to_the_next_one() -> Result<()> {
 }
 
 #[test]
-#[ignore = "QEMU 11.1.3 aborts in device_del (memory.c:2617, subregion->container == mr); whether our BAR layout provokes it is open"]
+#[ignore = "QEMU up to 11.1.3 aborts when any vfio-user device with MSI-X is unplugged (vfio_user_msix_teardown); for a QEMU that has the fix"]
 fn a_drive_unplugged_and_plugged_again_finds_its_data() -> Result<()> {
     if Drive::chosen() == Drive::Qemu {
         return Ok(());

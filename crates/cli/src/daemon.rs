@@ -25,6 +25,18 @@ pub(crate) fn status(config: &Config, json: bool) -> anyhow::Result<String> {
     }
 }
 
+/// Refuses an ssd that no new client would get.
+pub(crate) fn check_free(config: &Config, name: &str) -> anyhow::Result<()> {
+    let Response::Status(status) = exchange(config, &Request::Status)? else {
+        bail!("the daemon answered something else than its status");
+    };
+    match status.ssds.iter().find(|ssd| ssd.name == name) {
+        None => bail!("the running daemon has no ssd \"{name}\": it was started with another configuration"),
+        Some(ssd) if ssd.client => bail!("ssd \"{name}\" has a client: it belongs to one guest at a time"),
+        Some(_) => Ok(()),
+    }
+}
+
 fn exchange(config: &Config, request: &Request) -> anyhow::Result<Response> {
     let path = config.control.as_deref().unwrap_or(Path::new(DEFAULT_SOCKET));
     let mut socket = UnixStream::connect(path).with_context(|| {

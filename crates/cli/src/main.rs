@@ -1,7 +1,6 @@
 //! `godwit`: the command line for people.
 #![forbid(unsafe_code)]
 
-use anyhow::Context;
 use api::config::Config;
 use api::control::Request;
 use api::size::Size;
@@ -9,10 +8,12 @@ use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+mod attachment;
 mod daemon;
 mod drive;
+mod hypervisor;
 mod output;
-mod qemu;
+mod qmp;
 
 /// Virtual NVMe SSDs for virtual machines.
 #[derive(Parser)]
@@ -27,7 +28,11 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Print the QEMU arguments that give an ssd to a guest: NVMe needs QEMU 10.1 or later.
+    /// Give an ssd to a guest: print what its hypervisor needs, or plug it into a running QEMU.
+    Attach(attachment::Attach),
+    /// Take an ssd out of a running QEMU.
+    Detach(attachment::Detach),
+    /// The same as `attach --qemu`: NVMe needs QEMU 10.1 or later.
     QemuArgs {
         /// The ssd.
         name: String,
@@ -91,13 +96,13 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     let config = Config::load(&arguments.config)?;
     match &arguments.command {
+        Command::Attach(attach) => {
+            println!("{}", attachment::attach(&config, &arguments.config, attach)?);
+        }
+        Command::Detach(detach) => println!("{}", attachment::detach(detach)?),
         Command::QemuArgs { name, memory, device_only } => {
-            let ssd = config.ssd(name).with_context(|| {
-                let names: Vec<&str> = config.ssds.iter().map(|ssd| ssd.name.as_str()).collect();
-                format!("{} has no ssd \"{name}\"; it has: {}", arguments.config.display(), names.join(", "))
-            })?;
-            let socket = std::path::absolute(&ssd.socket)?;
-            println!("{}", qemu::arguments(ssd, &socket, (!device_only).then_some(*memory)));
+            let memory = (!device_only).then_some(*memory);
+            println!("{}", attachment::qemu_arguments(&config, &arguments.config, name, memory)?);
         }
         Command::Status { json } => print!("{}", daemon::status(&config, *json)?),
         Command::Upgrade { binary, keeper, no_wait } => {

@@ -1,0 +1,109 @@
+//! `godwit attach` and `godwit detach`: an ssd as a guest's device.
+
+use crate::daemon;
+use crate::hypervisor::{Device, Hypervisor, text};
+use crate::qmp::{self, Monitor};
+use anyhow::bail;
+use api::config::{Config, Ssd};
+use api::size::Size;
+use clap::Args;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// What `attach` takes.
+#[derive(Args)]
+pub(crate) struct Attach {
+    /// The ssd.
+    name: String,
+    #[command(flatten)]
+    way: Way,
+    /// The guest's memory. It must be shared with the daemon, so what is printed defines it.
+    #[arg(long, value_name = "SIZE", default_value = "4GiB", conflicts_with = "qmp")]
+    memory: Size,
+    /// Print the device alone: the guest has shared memory already (a second ssd, or memory of your own definition).
+    #[arg(long, conflicts_with = "qmp")]
+    device_only: bool,
+    /// The bus to plug into, such as the id of a pcie-root-port. Without it: one that is free, for a running guest.
+    #[arg(long, value_name = "ID", conflicts_with_all = ["libvirt", "cloud_hypervisor"])]
+    bus: Option<String>,
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct Way {
+    /// Print arguments of QEMU.
+    #[arg(long)]
+    qemu: bool,
+    /// Print elements of a libvirt domain.
+    #[arg(long)]
+    libvirt: bool,
+    /// Print arguments of Cloud Hypervisor.
+    #[arg(long)]
+    cloud_hypervisor: bool,
+    /// Plug it into the running QEMU that serves a QMP monitor here.
+    #[arg(long, value_name = "PATH")]
+    qmp: Option<PathBuf>,
+}
+
+/// What `detach` takes.
+#[derive(Args)]
+pub(crate) struct Detach {
+    /// The ssd.
+    name: String,
+    /// The QMP monitor of the running QEMU.
+    #[arg(long, value_name = "PATH")]
+    qmp: PathBuf,
+    /// How long the guest may take to let it go, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    wait: u64,
+    /// Unplug an NVMe ssd although QEMU up to 11.1 aborts when one is unplugged: yours has the fix.
+    #[arg(long)]
+    even_if_qemu_aborts: bool,
+}
+
+/// Prints, or plugs and says where.
+pub(crate) fn attach(config: &Config, file: &Path, arguments: &Attach) -> anyhow::Result<String> {
+    let Attach { name, way, memory, device_only, bus } = arguments;
+    let ssd = find(config, file, name)?;
+    let device = Device::new(ssd)?;
+    let Some(path) = &way.qmp else {
+        let to = match (way.libvirt, way.cloud_hypervisor) {
+            (true, _) => Hypervisor::Libvirt,
+            (_, true) => Hypervisor::Cloud,
+            _ => Hypervisor::Qemu,
+        };
+        return Ok(text(to, &device, (!device_only).then_some(*memory), bus.as_deref()));
+    };
+    // QEMU would say no more than that it could not connect.
+    daemon::check_free(config, name)?;
+    let mut monitor = Monitor::connect(path)?;
+    let said = qmp::attach(&mut monitor, &device, bus.as_deref())?;
+    Ok(format!("{name}: {said}"))
+}
+
+/// Unplugs and waits. The ssd need not be in the configuration any more.
+pub(crate) fn detach(arguments: &Detach) -> anyhow::Result<String> {
+    let Detach { name, qmp: path, wait, even_if_qemu_aborts } = arguments;
+    let mut monitor = Monitor::connect(path)?;
+    let id = format!("godwit-{name}");
+    let said = qmp::detach(&mut monitor, &id, Duration::from_secs(*wait), *even_if_qemu_aborts)?;
+    Ok(format!("{name}: {said}"))
+}
+
+/// QEMU's arguments, as `qemu-args` prints them.
+pub(crate) fn qemu_arguments(
+    config: &Config,
+    file: &Path,
+    name: &str,
+    memory: Option<Size>,
+) -> anyhow::Result<String> {
+    Ok(text(Hypervisor::Qemu, &Device::new(find(config, file, name)?)?, memory, None))
+}
+
+fn find<'a>(config: &'a Config, file: &Path, name: &str) -> anyhow::Result<&'a Ssd> {
+    let Some(ssd) = config.ssd(name) else {
+        let names: Vec<&str> = config.ssds.iter().map(|ssd| ssd.name.as_str()).collect();
+        bail!("{} has no ssd \"{name}\"; it has: {}", file.display(), names.join(", "));
+    };
+    Ok(ssd)
+}

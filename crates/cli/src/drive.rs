@@ -4,11 +4,14 @@ use crate::output::{self, Output};
 use ::drive::discovery::Host;
 use ::drive::nvme::health::Verdict;
 use ::drive::survey::Survey;
+use ::drive::wipe::Shelf;
 use anyhow::Context;
 use clap::Subcommand;
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+
+mod wipe;
 
 #[derive(Subcommand)]
 pub(crate) enum DriveCommand {
@@ -28,6 +31,14 @@ pub(crate) enum DriveCommand {
         #[arg(short, long, value_enum, default_value_t)]
         output: Output,
     },
+    /// Wipe a drive or one NVMe namespace: by the best way it has, read back, with a certificate. An interrupted wipe goes on
+    /// where it was.
+    Wipe {
+        /// The device or file.
+        drive: PathBuf,
+        #[command(flatten)]
+        how: wipe::Arguments,
+    },
 }
 
 /// Runs a command; returns what to print.
@@ -40,10 +51,17 @@ pub(crate) fn run(command: &DriveCommand) -> anyhow::Result<String> {
             } else {
                 drives.iter().map(|path| survey(&host, path)).collect::<anyhow::Result<_>>()?
             };
+            let surveys: Vec<Survey> =
+                surveys.into_iter().map(|survey| survey.with_wipes(&shelf())).collect();
             list(&surveys, *output)
         }
-        DriveCommand::Show { drive, output } => show(&survey(&host, drive)?, *output),
+        DriveCommand::Show { drive, output } => show(&survey(&host, drive)?.with_wipes(&shelf()), *output),
+        DriveCommand::Wipe { drive, how } => wipe::run(&host, drive, how),
     }
+}
+
+fn shelf() -> Shelf {
+    Shelf::new(Path::new(::drive::wipe::DEFAULT_FOLDER))
 }
 
 fn survey(host: &Host, path: &Path) -> anyhow::Result<Survey> {

@@ -26,6 +26,19 @@ pub enum Refusal {
         /// The drive.
         path: PathBuf,
     },
+    /// A wipe of it has not ended well. Nothing overrides this but a wipe.
+    #[error(
+        "{} is {}: finish its wipe first, with `godwit drive wipe {}`",
+        path.display(),
+        state.name(),
+        path.display()
+    )]
+    Unclean {
+        /// The drive.
+        path: PathBuf,
+        /// How it is.
+        state: State,
+    },
     /// It carries data, and nobody said that these may go.
     #[error(
         "{} is taken: {contents}. To destroy what is on it for good, add --force-destroy-data {confirmation:?}",
@@ -83,6 +96,7 @@ impl Survey {
         match self.state {
             State::InUse => return Err(Refusal::InUse { path, users: self.device.users.join(", ") }),
             State::ReadOnly => return Err(Refusal::ReadOnly { path }),
+            State::Wiping | State::Quarantined => return Err(Refusal::Unclean { path, state: self.state }),
             State::Free | State::Pool | State::Taken => {}
         }
         if let Some(given) = serial {
@@ -192,6 +206,10 @@ mod tests {
         let confirmation = survey.device.confirmation();
         survey.state = State::ReadOnly;
         assert!(matches!(survey.clear(Some(&confirmation)), Err(Refusal::ReadOnly { .. })));
+        for unclean in [State::Wiping, State::Quarantined] {
+            survey.state = unclean;
+            assert!(matches!(survey.clear(Some(&confirmation)), Err(Refusal::Unclean { .. })));
+        }
         survey.state = State::InUse;
         survey.device.users = vec!["mounted at /".to_owned()];
         let error = survey.clear(Some(&confirmation)).unwrap_err().to_string();

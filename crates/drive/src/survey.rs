@@ -6,6 +6,7 @@ use crate::nvme::capability::{Capabilities, Carving};
 use crate::nvme::health::Health;
 use crate::nvme::ioctl::Ioctl;
 use crate::source::Opened;
+use crate::wipe::{Shelf, Step};
 use serde::Serialize;
 use std::fs::{self, File};
 use std::io;
@@ -26,6 +27,10 @@ pub enum State {
     InUse,
     /// It cannot be written.
     ReadOnly,
+    /// A wipe goes on, or was interrupted: it is refused until that has ended.
+    Wiping,
+    /// A wipe failed: it is refused.
+    Quarantined,
 }
 
 impl State {
@@ -38,6 +43,8 @@ impl State {
             State::Taken => "taken",
             State::InUse => "in-use",
             State::ReadOnly => "read-only",
+            State::Wiping => "wiping",
+            State::Quarantined => "quarantined",
         }
     }
 }
@@ -152,6 +159,17 @@ impl Survey {
             }
         }
         survey
+    }
+
+    /// Looks whether a wipe keeps the drive from being used.
+    #[must_use]
+    pub fn with_wipes(mut self, shelf: &Shelf) -> Survey {
+        match shelf.holds(&self.device) {
+            Some(Step::Quarantined) => self.state = State::Quarantined,
+            Some(_) => self.state = State::Wiping,
+            None => {}
+        }
+        self
     }
 
     fn ask(&mut self, admin: &mut Ioctl) {

@@ -3,6 +3,7 @@
 pub mod capability;
 pub mod health;
 pub mod ioctl;
+pub mod model;
 
 use spec::nvme::admin::{GetLogPageCdw10, GetLogPageCdw11, IdentifyCdw10};
 use spec::nvme::identify::{Cns, IdentifyController, IdentifyNamespace, NamespaceList};

@@ -1,0 +1,111 @@
+//! The folder of a host's wipes: a record for each that has not ended well, a certificate for each that has ended.
+
+use super::journal::FileJournal;
+use super::record::{Record, RecordError, Scope, Step, Target};
+use super::{Certificate, Journal};
+use crate::discovery::Device;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Where they are, if nobody says.
+pub const DEFAULT_FOLDER: &str = "/var/lib/godwit/wipes";
+/// Most records that are looked at.
+const RECORDS_MAX: usize = 4096;
+
+impl Target {
+    /// All of a device.
+    #[must_use]
+    pub fn of(device: &Device) -> Target {
+        Target {
+            name: device.name.clone(),
+            model: device.model.clone(),
+            serial: device.confirmation(),
+            wwid: device.wwid.clone(),
+            nsid: device.nvme.as_ref().map_or(0, |nvme| nvme.nsid),
+            offset_bytes: 0,
+            len_bytes: device.size_bytes,
+        }
+    }
+}
+
+/// A folder of records and certificates.
+#[derive(Clone, Debug)]
+pub struct Shelf {
+    folder: PathBuf,
+}
+
+impl Shelf {
+    /// The shelf in a folder, which is made when something is put there.
+    #[must_use]
+    pub fn new(folder: &Path) -> Shelf {
+        Shelf { folder: folder.to_owned() }
+    }
+
+    fn stem(target: &Target) -> String {
+        let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+        let serial: String = target.serial.chars().map(plain).take(128).collect();
+        format!("{serial}-{}", target.nsid)
+    }
+
+    fn record_path(&self, target: &Target) -> PathBuf {
+        self.folder.join(format!("{}.record.json", Shelf::stem(target)))
+    }
+
+    /// Where the wipe of a target is recorded.
+    ///
+    /// # Errors
+    /// The folder cannot be made.
+    pub fn journal(&self, target: &Target) -> io::Result<FileJournal> {
+        fs::create_dir_all(&self.folder)?;
+        Ok(FileJournal::new(&self.record_path(target)))
+    }
+
+    /// The record of a target's wipe, if one was begun and has not ended well.
+    ///
+    /// # Errors
+    /// It cannot be read; inside: it makes no sense.
+    pub fn record(&self, target: &Target) -> io::Result<Option<Result<Record, RecordError>>> {
+        FileJournal::new(&self.record_path(target)).load()
+    }
+
+    /// Keeps a certificate, and takes away the record of a wipe that ended well. Returns the certificate's file.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn conclude(&self, certificate: &Certificate) -> io::Result<PathBuf> {
+        let path = self.folder.join(format!("{}.certificate.json", certificate.id));
+        super::journal::replace(
+            &path,
+            &serde_json::to_string_pretty(certificate).map_err(io::Error::other)?,
+        )?;
+        if certificate.verdict == super::Verdict::Wiped {
+            fs::remove_file(self.record_path(&certificate.target))?;
+        }
+        Ok(path)
+    }
+
+    /// The wipe that keeps this device from being used: one that goes on or was interrupted, or ended in quarantine. A damaged record
+    /// counts: what it was about is not known to be clean.
+    #[must_use]
+    pub fn holds(&self, device: &Device) -> Option<Step> {
+        let target = Target::of(device);
+        if let Ok(Some(own)) = self.record(&target) {
+            return Some(own.map_or(Step::Quarantined, |record| record.at));
+        }
+        // A wipe of the whole drive is about every namespace of it.
+        let entries = fs::read_dir(&self.folder).ok()?;
+        let records = entries.flatten().take(RECORDS_MAX).map(|entry| entry.path());
+        records
+            .filter(|path| path.to_string_lossy().ends_with(".record.json"))
+            .filter_map(|path| FileJournal::new(&path).load().ok()??.ok())
+            .find(|record| record.scope == Scope::Drive && record.target.serial == target.serial)
+            .map(|record| record.at)
+    }
+}
+
+impl Journal for Shelf {
+    fn save(&mut self, record: &Record) -> io::Result<()> {
+        self.journal(&record.target)?.save(record)
+    }
+}

@@ -54,12 +54,23 @@ pub struct Ssd {
     pub state: Option<PathBuf>,
     /// Where its data lives.
     pub backend: Backend,
+    /// Where the key of its data comes from. `None`: its data lies there in the clear.
+    pub key: Option<KeySource>,
     /// Block size of its first namespace: 512 or 4096.
     pub lba_bytes: u32,
     /// The device model's profile.
     pub profile: String,
     /// What names it to the guest.
     pub identity: Identity,
+}
+
+/// Where the key of an ssd's data comes from. It is read when the ssd is powered on, and not again while the daemon runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeySource {
+    /// A file with 64 bytes, or their 128 hexadecimal digits.
+    File(PathBuf),
+    /// A program that prints them, and its arguments.
+    Command(PathBuf, Vec<String>),
 }
 
 /// What is spoken at an ssd's socket, and thereby what the guest sees.
@@ -205,6 +216,14 @@ struct RawSsd {
     serial: Option<Spanned<String>>,
     nqn: Option<Spanned<String>>,
     uuid: Option<Spanned<String>>,
+    encryption: Option<Spanned<RawEncryption>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawEncryption {
+    key_file: Option<PathBuf>,
+    key_command: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -310,6 +329,7 @@ fn check_ssd(raw: &RawSsd) -> Result<Ssd, Wrong> {
         door,
         state: raw.state.as_ref().map(|state| state.get_ref().clone()),
         identity: check_identity(raw, &name)?,
+        key: check_encryption(raw, &backend)?,
         name,
         backend,
         lba_bytes,
@@ -372,6 +392,25 @@ fn check_size(raw: &RawSsd, backend: &Backend) -> Result<Option<u64>, Wrong> {
         return Err(wrong(size, "size must be at most 1024TiB"));
     }
     Ok(Some(bytes))
+}
+
+fn check_encryption(raw: &RawSsd, backend: &Backend) -> Result<Option<KeySource>, Wrong> {
+    let Some(at) = &raw.encryption else { return Ok(None) };
+    if let Backend::Null = backend {
+        return Err(wrong(at, "a null backend keeps no data to encrypt; leave `encryption` out"));
+    }
+    let hint = "encryption needs a key of 64 bytes from one place: key_file = \"/etc/godwit/keys/NAME\" or \
+                key_command = [\"/usr/bin/program\", \"argument\"]";
+    let source = match (&at.get_ref().key_file, at.get_ref().key_command.as_deref()) {
+        (Some(file), None) => KeySource::File(file.clone()),
+        (None, Some([program, arguments @ ..])) => KeySource::Command(program.into(), arguments.to_vec()),
+        _ => return Err(wrong(at, hint)),
+    };
+    let (KeySource::File(path) | KeySource::Command(path, _)) = &source;
+    if !path.is_absolute() {
+        return Err(wrong(at, "the daemon may start anywhere: write the key's path from / on"));
+    }
+    Ok(Some(source))
 }
 
 fn check_backend(raw: &RawBackend) -> Result<Backend, Wrong> {

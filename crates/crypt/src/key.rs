@@ -1,16 +1,17 @@
 //! The key of one ssd.
 
 use crate::xts;
-use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// A key's length: two AES-256 keys, of the data and of the tweak.
-pub(crate) const KEY_BYTES: usize = 64;
+pub const KEY_BYTES: usize = 64;
 /// Its length as text.
 const HEX_BYTES: usize = 2 * KEY_BYTES;
+/// No drive has so many: its data lies nowhere, so that what it looks like says nothing.
+const CHECK_SECTOR: u64 = 1 << 63;
 /// What is read at most: a key as text, and an end of line.
 const READ_MAX: u64 = 1024;
 
@@ -76,7 +77,7 @@ impl Key {
     ///
     /// # Errors
     /// [`KeyError`].
-    pub fn from_command(program: &Path, arguments: &[OsString]) -> Result<Key, KeyError> {
+    pub fn from_command(program: &Path, arguments: &[String]) -> Result<Key, KeyError> {
         let failed = |what: String| KeyError::Command { program: program.to_owned(), what };
         let output = Command::new(program)
             .args(arguments)
@@ -111,8 +112,24 @@ impl Key {
         Key::new(bytes)
     }
 
-    pub(crate) fn bytes(&self) -> &[u8; KEY_BYTES] {
+    /// The secret itself, for memory in which it is kept.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8; KEY_BYTES] {
         &self.0
+    }
+
+    /// What tells this key from any other and says nothing about it: the beginning of a sector of zeros at a place where no data can lie.
+    ///
+    /// # Panics
+    /// The library has no memory for a context.
+    #[must_use]
+    pub fn check(&self) -> [u8; 16] {
+        let mut sector = [0; xts::SECTOR_BYTES];
+        let Some(mut xts) = xts::Xts::new(self) else { panic!("no memory for a cipher") };
+        xts.encrypt(CHECK_SECTOR, &mut sector);
+        let mut check = [0; 16];
+        check.copy_from_slice(&sector[..16]);
+        check
     }
 }
 
@@ -163,7 +180,7 @@ mod tests {
 
     #[test]
     fn a_key_comes_from_a_command_that_succeeds() {
-        let run = |script: String| Key::from_command(Path::new("/bin/sh"), &["-c".into(), script.into()]);
+        let run = |script: String| Key::from_command(Path::new("/bin/sh"), &["-c".into(), script]);
         assert_eq!(run(format!("echo {}", text())).unwrap().bytes()[..3], [0, 1, 2]);
         let error = run("exit 3".to_owned()).unwrap_err().to_string();
         assert!(error.contains("/bin/sh") && error.contains('3'), "{error}");

@@ -18,5 +18,5 @@ mod key;
 mod xts;
 
 pub use door::Crypt;
-pub use key::{Key, KeyError};
+pub use key::{KEY_BYTES, Key, KeyError};
 pub use xts::SECTOR_BYTES;

@@ -12,6 +12,7 @@
 mod blame;
 mod channel;
 mod clock;
+mod data_key;
 mod home;
 mod identities;
 mod interrupts;

@@ -405,19 +405,20 @@ impl House {
             Some((saved, fds)) => {
                 let Parts(mut parts) = Parts::new(&saved, fds);
                 let mut part = |role| parts.remove(&role);
-                let drive = part(Role::DRIVE);
+                let (drive, key) = (part(Role::DRIVE), part(Role::KEY));
                 let (Some(region), Some(doorbells)) = (part(Role::REGION), part(Role::DOORBELLS)) else {
                     bail!("its controller's shared state is missing");
                 };
                 let power = Power::found(region, doorbells).context("its shared state cannot be mapped")?;
                 queue::inspect(&power.region)?;
-                (Some(power), Kept { drive, record: saved.record })
+                (Some(power), Kept { drive, key, record: saved.record })
             }
         };
-        let Kept { drive, record } = kept;
+        let Kept { drive, key, record } = kept;
         let lost = found.is_some() && drive.is_none();
         let (ssd, record) = patiently(found.is_some(), drive, |drive| {
-            open_ssd(at, config, Kept { drive, record: record.clone() }, Some(Arc::clone(&self.keeper)))
+            let key = key.as_ref().map(OwnedFd::try_clone).transpose()?;
+            open_ssd(at, config, Kept { drive, key, record: record.clone() }, Some(Arc::clone(&self.keeper)))
         })?;
         if lost {
             self.give_drive(at, &ssd)?;
@@ -437,11 +438,14 @@ impl House {
         ready: Sender<anyhow::Result<Left>>,
     ) -> anyhow::Result<Served> {
         let was_found = found.is_some();
-        let drive = found.and_then(|(saved, fds)| Parts::new(&saved, fds).0.remove(&Role::DRIVE));
+        let mut parts = found.map(|(saved, fds)| Parts::new(&saved, fds).0).unwrap_or_default();
+        let (drive, key) = (parts.remove(&Role::DRIVE), parts.remove(&Role::KEY));
         let lost = was_found && drive.is_none();
         let keeper = Arc::clone(&self.keeper);
         let ssd = patiently(was_found, drive, |drive| {
-            vhost::open_ssd(at, config, drive, Some(Arc::clone(&keeper)))
+            let key = key.as_ref().map(OwnedFd::try_clone).transpose()?;
+            let kept = Kept { drive, key, record: None };
+            vhost::open_ssd(at, config, kept, Some(Arc::clone(&keeper)))
         })?;
         if lost {
             self.give_drive(at, &ssd)?;
@@ -456,8 +460,7 @@ impl House {
     /// a ring: a ring that the keeper holds for a dead engine holds the drive's open file, too, and with it a lock that no
     /// successor could take without this descriptor.
     fn give_drive(&self, at: usize, ssd: &Ssd) -> anyhow::Result<()> {
-        let Some(drive) = ssd.drive.descriptor()? else { return Ok(()) };
-        let parts = vec![(Role::DRIVE, drive)];
+        let parts = ssd.drive_parts()?;
         Ok(self.keeper.power_on(at, PowerCycle { ended: None, parts, record: None })?)
     }
 

@@ -8,6 +8,7 @@ use crate::message::{Address, Branching, Life, Message, News, SsdId};
 use crate::ssd::{Power, Ssd};
 use backend::uring::Rings;
 use block::{Backend, Completion, Fault, Limits, Now, Outcome, Request, Submitted};
+use crypt::Crypt;
 use nvme::group::QueueGroup;
 use nvme::namespace::NamespaceTable;
 use nvme::sink::{GroupCommand, GroupEvent, Sink};
@@ -178,10 +179,18 @@ pub(crate) fn wake_fd(backend: &dyn Backend) -> Option<BorrowedFd<'_>> {
 
 /// A door to the drive on this thread, or one behind which all I/O fails.
 pub(crate) fn open_door(ssd: &Ssd, rings: &Rings) -> Box<dyn Backend> {
-    ssd.drive.door(rings).unwrap_or_else(|error| {
+    let plain = ssd.drive.door(rings).unwrap_or_else(|error| {
         tracing::error!(ssd = ssd.name, %error, "the drive cannot be opened on a reactor: I/O on it fails");
         Box::new(ClosedDoor(ssd.limits))
-    })
+    });
+    let Some(key) = &ssd.data_key else { return plain };
+    match Crypt::new(plain, key.key()) {
+        Some(door) => Box::new(door),
+        None => {
+            tracing::error!(ssd = ssd.name, "no memory for its cipher: I/O on it fails");
+            Box::new(ClosedDoor(ssd.limits))
+        }
+    }
 }
 
 /// In the place of a drive that could not be opened on this reactor.

@@ -1,6 +1,7 @@
 //! One ssd from start to stop: its record, its power cycles, its clients one after the other.
 
 use crate::clock::{Clock, ticks};
+use crate::data_key::{DataKey, check_key};
 use crate::identities::identity_of;
 use crate::interrupts::Table;
 use crate::keeper::Keeper;
@@ -31,6 +32,8 @@ pub(crate) struct Opened {
 pub(crate) struct Kept {
     /// Of its drive.
     pub(crate) drive: Option<OwnedFd>,
+    /// The key of its data.
+    pub(crate) key: Option<OwnedFd>,
     /// Its record, for an ssd without a state file.
     pub(crate) record: Option<Vec<u8>>,
 }
@@ -42,6 +45,7 @@ pub(crate) fn open_ssd(
     kept: Kept,
     keeper: Option<Arc<Keeper>>,
 ) -> anyhow::Result<(Arc<Ssd>, SsdV1)> {
+    let data_key = DataKey::open(config, kept.key)?;
     let drive = backend::Drive::take_over(&backend_config(config)?, kept.drive)?;
     let limits = drive.limits();
     if config.lba_bytes < limits.block_bytes {
@@ -54,12 +58,14 @@ pub(crate) fn open_ssd(
     }
     let profile =
         Profile::by_name(&config.profile).with_context(|| format!("no profile \"{}\"", config.profile))?;
-    let record = read_record(config, kept.record, &profile, limits.capacity_bytes)?;
+    let mut record = read_record(config, kept.record, &profile, limits.capacity_bytes)?;
+    check_key(data_key.as_ref(), &mut record)?;
     let identity = identity_of(config)?;
     let ssd = Ssd {
         id: SsdId(at),
         name: config.name.clone(),
         drive,
+        data_key,
         limits,
         profile,
         identity,

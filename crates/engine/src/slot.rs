@@ -250,7 +250,7 @@ impl Keeping {
             (Role::DOORBELLS, fd(self.power.doorbells.fd())?),
         ];
         if ended.is_none() {
-            parts.extend(self.ssd.drive.descriptor()?.map(|drive| (Role::DRIVE, drive)));
+            parts.extend(self.ssd.drive_parts()?);
         }
         let kept = match &self.ssd.record_path {
             Some(_) => None,

@@ -1,7 +1,9 @@
 //! What is known of an ssd on every reactor.
 
+use crate::data_key::DataKey;
 use crate::keeper::Keeper;
 use crate::message::SsdId;
+use link::control::Role;
 use memory::{DoorbellPage, SharedRegion};
 use nvme::group::GroupConfig;
 use nvme::profile::{Identity, Profile};
@@ -16,6 +18,8 @@ pub(crate) struct Ssd {
     pub(crate) id: SsdId,
     pub(crate) name: String,
     pub(crate) drive: backend::Drive,
+    /// Of what lies on the drive. `None`: it lies there in the clear.
+    pub(crate) data_key: Option<DataKey>,
     pub(crate) limits: block::Limits,
     pub(crate) profile: Profile,
     pub(crate) identity: Identity,
@@ -23,6 +27,15 @@ pub(crate) struct Ssd {
     pub(crate) record_path: Option<PathBuf>,
     /// Who outlives this process, if anyone does.
     pub(crate) keeper: Option<Arc<Keeper>>,
+}
+
+impl Ssd {
+    /// What a successor needs of the drive, beside what is on it.
+    pub(crate) fn drive_parts(&self) -> std::io::Result<Vec<(Role, OwnedFd)>> {
+        let drive = self.drive.descriptor()?.map(|drive| (Role::DRIVE, drive));
+        let key = self.data_key.as_ref().map(DataKey::descriptor).transpose()?.map(|key| (Role::KEY, key));
+        Ok(drive.into_iter().chain(key).collect())
+    }
 }
 
 fn next_life() -> u64 {

@@ -27,6 +27,41 @@ fn what_is_written_is_read_back_on_every_backend_with_data() {
 }
 
 #[test]
+fn encrypted_data_is_noise_without_its_key_and_no_other_key_is_taken_for_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let keys = directory.path().join("keys");
+    std::fs::create_dir(&keys).unwrap();
+    for (name, digit) in [("right", 'a'), ("wrong", 'b')] {
+        std::fs::write(keys.join(name), format!("{}{}\n", "0".repeat(127), digit)).unwrap();
+    }
+    let with = |key: &str| format!("{FILE}\nencryption = {{ key_file = \"DIR/keys/{key}\" }}");
+    let host = Host::start_in(directory, &[("file", &with("right"))], 1);
+    let mut driver = host.connect("file");
+    driver.create_queue_pair(1, 16).unwrap();
+    let text = b"nobody reads this on the drive: ".repeat(4096);
+    write(&mut driver, 1, 64, &text);
+    assert_eq!(read(&mut driver, 1, 64, text.len()), text);
+    assert!(read(&mut driver, 1, 4096, 8192).iter().all(|byte| *byte == 0), "never written");
+    drop(driver);
+    let directory = host.stop();
+    let raw = std::fs::read(directory.path().join("disk.img")).unwrap();
+    assert!(raw.iter().any(|byte| *byte != 0) && !raw.windows(32).any(|bytes| bytes == &text[..32]));
+
+    for (backend, reason) in [(with("wrong"), "not the key"), (FILE.to_owned(), "is encrypted")] {
+        let error = format!(
+            "{:#}",
+            Host::try_start(&host::text(&directory, &[("file", &backend)], 1)).err().unwrap()
+        );
+        assert!(error.contains(reason), "{error}");
+    }
+    let host = Host::start_in(directory, &[("file", &with("right"))], 1);
+    let mut driver = host.connect("file");
+    driver.create_queue_pair(1, 16).unwrap();
+    assert_eq!(read(&mut driver, 1, 64, text.len()), text);
+    host.stop();
+}
+
+#[test]
 fn queue_pairs_on_several_reactors_serve_one_namespace() {
     let host = Host::start(&[("file", FILE)], 3);
     let mut driver = host.connect("file");

@@ -188,6 +188,8 @@ impl Role {
     pub const DRIVE: Self = Self(2);
     /// Nothing: beside a virtio-blk disk, which has no controller, so that it is powered on all the same.
     pub const POWERED: Self = Self(3);
+    /// The key of its data, read once: a successor must not depend on whoever gave it.
+    pub const KEY: Self = Self(4);
 }
 
 /// A client's session.

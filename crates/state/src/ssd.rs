@@ -56,6 +56,10 @@ pub struct SsdV1 {
     #[n(9)]
     #[cbor(default)]
     pub created: u64,
+    /// What tells the key of its data from any other. Since 0.2. `None`: its data is not encrypted.
+    #[n(10)]
+    #[cbor(default, with = "minicbor::bytes")]
+    pub key_check: Option<[u8; 16]>,
 }
 
 /// A namespace at rest.

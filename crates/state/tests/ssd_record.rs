@@ -60,6 +60,7 @@ fn full() -> SsdV1 {
             failing_lba: Some(77),
         }],
         created: 4,
+        key_check: Some([0x5A; 16]),
     }
 }
 
@@ -74,8 +75,16 @@ fn the_golden_record_of_version_1_is_read_for_ever() {
 fn a_record_of_an_older_build_has_none_of_the_counters_that_came_later() {
     let mut expected = full();
     (expected.totals.base.other_changes, expected.totals.live.other_changes) = (0, 0);
+    expected.key_check = None;
     let golden = include_bytes!("golden/ssd-v1-before-other-changes.bin");
     assert_eq!(SsdV1::from_bytes(golden).expect("readable"), expected);
+}
+
+/// Written before data could be encrypted.
+#[test]
+fn a_record_of_a_build_without_encryption_is_of_data_in_the_clear() {
+    let golden = include_bytes!("golden/ssd-v1-before-keys.bin");
+    assert_eq!(SsdV1::from_bytes(golden).expect("readable"), SsdV1 { key_check: None, ..full() });
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! What a session acts on: the disk as its client set it up. Calls of the session become orders to the seats, and wait for them.
 
 use super::{Done, Events, Order, Setting};
+use crate::data_key::DataKey;
 use crate::interrupts::Eventfd;
 use crate::keeper::Keeper;
 use crate::message::{Address, Message, SsdId};
-use crate::serve::backend_config;
+use crate::serve::{Kept, backend_config};
 use crate::session::{map_errno, mapping_errno};
 use crate::ssd::Ssd;
 use anyhow::{Context, ensure};
@@ -34,17 +35,18 @@ const QUEUE_SIZE_MAX: u16 = 1024;
 pub(crate) fn open_ssd(
     at: usize,
     config: &config::Ssd,
-    kept: Option<OwnedFd>,
+    kept: Kept,
     keeper: Option<Arc<Keeper>>,
 ) -> anyhow::Result<Arc<Ssd>> {
-    let drive = backend::Drive::take_over(&backend_config(config)?, kept)?;
+    let data_key = DataKey::open(config, kept.key)?;
+    let drive = backend::Drive::take_over(&backend_config(config)?, kept.drive)?;
     let limits = drive.limits();
     let serial = &config.identity.serial;
     let identity = Identity::new(&IdentityConfig { serial, ..IdentityConfig::default() })?;
     let profile =
         Profile::by_name(&config.profile).with_context(|| format!("no profile \"{}\"", config.profile))?;
     let (name, record_path) = (config.name.clone(), None);
-    Ok(Arc::new(Ssd { id: SsdId(at), name, drive, limits, profile, identity, record_path, keeper }))
+    Ok(Arc::new(Ssd { id: SsdId(at), name, drive, data_key, limits, profile, identity, record_path, keeper }))
 }
 
 /// Refuses a drive that has become smaller than its client was told. A larger one is announced when the session goes on.

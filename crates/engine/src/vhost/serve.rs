@@ -2,7 +2,7 @@
 
 use super::disk::{Disk, open_ssd};
 use crate::message::Address;
-use crate::serve::Server;
+use crate::serve::{Kept, Server};
 use crate::ssd::Ssd;
 use anyhow::Context;
 use api::config;
@@ -18,7 +18,7 @@ pub(crate) struct Opened {
 
 /// Opens a disk and binds its socket.
 pub(crate) fn open(at: usize, config: &config::Ssd) -> anyhow::Result<Opened> {
-    let ssd = open_ssd(at, config, None, None)?;
+    let ssd = open_ssd(at, config, Kept::default(), None)?;
     let path = config.socket.display();
     let listener = Listener::bind(&config.socket).with_context(|| {
         format!(

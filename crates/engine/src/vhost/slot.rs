@@ -241,7 +241,7 @@ impl Keeping {
         if ended.is_none() {
             let mark = rustix::fs::memfd_create("godwit-powered", MemfdFlags::CLOEXEC)?;
             parts.push((Role::POWERED, mark));
-            parts.extend(ssd.drive.descriptor()?.map(|drive| (Role::DRIVE, drive)));
+            parts.extend(ssd.drive_parts()?);
         }
         Ok(self.keeper.power_on(ssd.id.0, PowerCycle { ended, parts, record: None })?)
     }

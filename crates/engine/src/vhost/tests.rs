@@ -36,6 +36,7 @@ fn faulty(plan: Plan) -> Arc<Ssd> {
         name: "faulty".to_owned(),
         limits: drive.limits(),
         drive,
+        data_key: None,
         profile: Profile::ALL[0].clone(),
         identity: Identity::new(&IdentityConfig { serial: "GW0", ..IdentityConfig::default() }).unwrap(),
         record_path: None,

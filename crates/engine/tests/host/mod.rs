@@ -23,17 +23,15 @@ impl Host {
     }
 
     pub(crate) fn start_in(directory: TempDir, ssds: &[(&str, &str)], reactors: usize) -> Self {
-        let dir = directory.path().display().to_string();
-        let mut text = format!("[engine]\nreactors = {reactors}\n");
-        for (name, backend) in ssds {
-            text.push_str(&format!(
-                "[[ssd]]\nname = \"{name}\"\nsize = \"64MiB\"\nsocket = \"{dir}/{name}.sock\"\n\
-                 state = \"{dir}/{name}.state\"\nbackend = {}\n",
-                backend.replace("DIR", &dir)
-            ));
-        }
-        let config = Config::parse(Path::new("test.toml"), &text).unwrap();
-        Self { engine: Engine::start(&config, None).unwrap(), directory }
+        let text = text(&directory, ssds, reactors);
+        let engine = Self::try_start(&text).unwrap();
+        Self { engine, directory }
+    }
+
+    /// An engine of this configuration, or why there is none.
+    pub(crate) fn try_start(text: &str) -> anyhow::Result<Engine> {
+        let config = Config::parse(Path::new("test.toml"), text).unwrap();
+        Engine::start(&config, None)
     }
 
     pub(crate) fn socket(&self, name: &str) -> PathBuf {
@@ -59,6 +57,20 @@ impl Host {
         self.engine.stop().unwrap();
         self.directory
     }
+}
+
+/// The configuration of [`Host::start`].
+pub(crate) fn text(directory: &TempDir, ssds: &[(&str, &str)], reactors: usize) -> String {
+    let dir = directory.path().display().to_string();
+    let mut text = format!("[engine]\nreactors = {reactors}\n");
+    for (name, backend) in ssds {
+        text.push_str(&format!(
+            "[[ssd]]\nname = \"{name}\"\nsize = \"64MiB\"\nsocket = \"{dir}/{name}.sock\"\n\
+             state = \"{dir}/{name}.state\"\nbackend = {}\n",
+            backend.replace("DIR", &dir)
+        ));
+    }
+    text
 }
 
 pub(crate) const RAM: &str = "{ type = \"ram\" }";

@@ -65,6 +65,13 @@ fn an_engine_killed_under_load_on_a_file_costs_no_command_and_no_byte() {
     killed_under_load(FILE, 2, 20);
 }
 
+/// A key that can be had once: who takes over has it from the keeper.
+#[test]
+fn an_engine_killed_under_load_on_an_encrypted_file_needs_no_second_look_at_the_key() {
+    let once = r#"["/bin/sh", "-c", "mkdir DIR/once && printf %0128d 1"]"#;
+    killed_under_load(&format!("{FILE}\nencryption = {{ key_command = {once} }}"), 3, 5);
+}
+
 #[test]
 fn admin_commands_registers_and_queues_go_on_over_kills() {
     let house = House::start(&[("victim", RAM)], 2);

@@ -115,6 +115,8 @@ pub struct Controller {
     media_errors_recorded_at: Option<Now>,
     pub(crate) self_tests: Vec<SelfTestV1>,
     pub(crate) created: u64,
+    /// Carried along: of whoever encrypts the data.
+    key_check: Option<[u8; 16]>,
     clean: bool,
     pub(crate) errors: VecDeque<ErrorInformation>,
     pub(crate) needs_remote: bool,
@@ -164,6 +166,7 @@ impl Controller {
             media_errors_recorded_at: None,
             self_tests: record.self_tests.clone(),
             created: record.created,
+            key_check: record.key_check,
             clean: record.clean,
             errors: VecDeque::new(),
             needs_remote: false,

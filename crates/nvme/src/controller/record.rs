@@ -102,6 +102,7 @@ impl Controller {
             clean: self.clean,
             self_tests: self.self_tests.clone(),
             created: self.created,
+            key_check: self.key_check,
         }
     }
 

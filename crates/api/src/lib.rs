@@ -7,4 +7,5 @@
 pub mod config;
 pub mod control;
 pub mod identity;
+pub mod rest;
 pub mod size;

@@ -4,10 +4,11 @@
 use api::config::Config;
 use api::control::Request;
 use api::size::Size;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+mod agent;
 mod attachment;
 mod daemon;
 mod drive;
@@ -62,12 +63,28 @@ enum Command {
         #[arg(long)]
         no_wait: bool,
     },
-    /// Act on one ssd.
+    /// Make, show, change and delete ssds, through the agent.
     #[command(subcommand)]
     Ssd(SsdCommand),
     /// The drives of this host. Needs no daemon and no configuration.
     #[command(subcommand)]
     Drive(drive::DriveCommand),
+    /// Named sizes and limits.
+    #[command(subcommand)]
+    Flavor(agent::FlavorCommand),
+    /// What the agent does, and has done.
+    #[command(subcommand)]
+    Operation(agent::OperationCommand),
+    /// Print what a shell needs to complete commands of `godwit`.
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages.
+    Man {
+        /// The folder for them.
+        folder: PathBuf,
+    },
 }
 
 #[derive(Subcommand)]
@@ -77,6 +94,8 @@ enum SsdCommand {
         /// The ssd.
         name: String,
     },
+    #[command(flatten)]
+    Agent(agent::SsdCommand),
 }
 
 fn main() -> ExitCode {
@@ -90,9 +109,20 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    if let Command::Drive(command) = &arguments.command {
-        print!("{}", drive::run(command)?);
-        return Ok(());
+    match &arguments.command {
+        Command::Drive(command) => {
+            print!("{}", drive::run(command)?);
+            return Ok(());
+        }
+        Command::Ssd(SsdCommand::Agent(command)) => return agent::ssd(command),
+        Command::Flavor(command) => return agent::flavor(command),
+        Command::Operation(command) => return agent::operation(command),
+        Command::Completion { shell } => {
+            clap_complete::generate(*shell, &mut Arguments::command(), "godwit", &mut std::io::stdout());
+            return Ok(());
+        }
+        Command::Man { folder } => return Ok(clap_mangen::generate_to(Arguments::command(), folder)?),
+        _ => {}
     }
     let config = Config::load(&arguments.config)?;
     match &arguments.command {
@@ -113,7 +143,35 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         Command::Ssd(SsdCommand::Resume { name }) => {
             println!("{}", daemon::ask(&config, &Request::Resume { ssd: name.clone() })?);
         }
-        Command::Drive(_) => {}
+        // Done above: they need no configuration.
+        _ => {}
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_have_no_contradictions_and_every_one_is_explained() {
+        let command = Arguments::command();
+        command.clone().debug_assert();
+        let mut waiting = vec![command];
+        while let Some(command) = waiting.pop() {
+            assert!(command.get_about().is_some(), "`{}` is not explained", command.get_name());
+            waiting.extend(command.get_subcommands().cloned());
+        }
+    }
+
+    #[test]
+    fn shells_and_manual_pages_know_the_nouns_and_the_verbs() {
+        let mut text = Vec::new();
+        clap_complete::generate(clap_complete::Shell::Bash, &mut Arguments::command(), "godwit", &mut text);
+        let text = String::from_utf8(text).unwrap();
+        assert!(
+            text.contains("godwit__subcmd__ssd__subcmd__create") || text.contains("godwit__ssd__create"),
+            "{text}"
+        );
+    }
 }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 #[command(version)]
 struct Arguments {
     /// The configuration.
-    #[arg(long, value_name = "FILE", default_value = "/etc/godwit/godwit.toml")]
+    #[arg(long, value_name = "FILE", default_value = "/etc/godwit/godwit.toml", global = true)]
     config: PathBuf,
     /// Read and check the configuration, then exit.
     #[arg(long)]
@@ -47,6 +47,37 @@ enum Command {
     /// Says whether this program could go on from a keeper's state, which is on the standard input. Not for people.
     #[command(hide = true)]
     KeeperCheck,
+    /// The control plane: keeps what is wanted, serves REST, and has the daemon serve it.
+    Agent(AgentArguments),
+}
+
+#[derive(clap::Args)]
+struct AgentArguments {
+    /// Where the desired state is kept.
+    #[arg(long, value_name = "FILE", default_value = "/var/lib/godwit/agent.db")]
+    state: PathBuf,
+    /// Where the agent listens.
+    #[arg(long, value_name = "PATH", default_value = api::rest::DEFAULT_SOCKET)]
+    socket: PathBuf,
+    /// Who may ask: the permissions of the socket, in octal.
+    #[arg(long, value_name = "MODE", default_value = "600", value_parser = mode_of)]
+    socket_mode: u32,
+    /// Where the daemon listens for `godwit`.
+    #[arg(long, value_name = "PATH", default_value = api::control::DEFAULT_SOCKET)]
+    control: PathBuf,
+    /// Where ssds that live in files are kept.
+    #[arg(long, value_name = "FOLDER", default_value = "/var/lib/godwit/ssds")]
+    ssds: PathBuf,
+    /// Where the sockets of ssds are made.
+    #[arg(long, value_name = "FOLDER", default_value = "/run/godwit")]
+    sockets: PathBuf,
+}
+
+fn mode_of(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode & !0o777 == 0 => Ok(mode),
+        _ => Err("permissions are three octal digits, such as 660".to_owned()),
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -59,6 +90,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     start_log(arguments.log_format);
     let (name, result) = match arguments.command {
+        Some(Command::Agent(agent)) => ("godwitd agent", run_agent(agent, arguments.config)),
         Some(Command::Engine { link: _ }) => ("godwitd engine", run_engine()),
         Some(Command::KeeperCheck) => ("godwitd keeper-check", keeper::check()),
         None => ("godwitd", run_keeper(arguments)),
@@ -77,6 +109,22 @@ fn run_engine() -> anyhow::Result<()> {
     let link =
         std::io::stdin().as_fd().try_clone_to_owned().context("there is no link on the standard input")?;
     engine::run(link)
+}
+
+fn run_agent(arguments: AgentArguments, config: PathBuf) -> anyhow::Result<()> {
+    let stop = signals(&[signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])?;
+    let absolute = |path: PathBuf| {
+        std::path::absolute(&path).with_context(|| format!("{}: what path is this?", path.display()))
+    };
+    let options = agent::Options {
+        state: absolute(arguments.state)?,
+        socket: absolute(arguments.socket)?,
+        mode: arguments.socket_mode,
+        control: absolute(arguments.control)?,
+        place: agent::Place { ssds: absolute(arguments.ssds)?, sockets: absolute(arguments.sockets)? },
+        base: absolute(config)?,
+    };
+    agent::run(options, stop)
 }
 
 fn run_keeper(arguments: Arguments) -> anyhow::Result<()> {

@@ -1,0 +1,276 @@
+//! Wishes: each is checked and written down in one transaction, as an operation. What it is done to changes when the data plane has
+//! accepted it (`work`).
+
+use crate::place::Place;
+use crate::refusal::Refusal;
+use crate::store::{self, PoolSpec, SsdRow, SsdSpec};
+use api::rest::{
+    Limits, Operation, OperationState, Phase, PoolCreate, SIZE_BYTES_MAX, SIZE_UNIT_BYTES, SsdChange,
+    SsdCreate, is_name,
+};
+use rusqlite::Connection;
+use serde::{Deserialize, Serialize};
+
+/// Longest path of a unix socket.
+const SOCKET_BYTES_MAX: usize = 107;
+/// Most ssds, as the daemon's configuration has it.
+const SSDS_MAX: usize = api::config::SSDS_MAX;
+
+/// What is wanted. Written down as the operation's request: variants and fields are added, never renamed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "wish", rename_all = "kebab-case")]
+pub(crate) enum Wish {
+    SsdCreate { name: String, uuid: String, spec: SsdSpec },
+    SsdChange { name: String, spec: SsdSpec },
+    SsdDelete { name: String, force: bool },
+    PoolCreate { name: String, spec: PoolSpec },
+    PoolDelete { name: String },
+}
+
+impl Wish {
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::SsdCreate { .. } => "ssd-create",
+            Self::SsdChange { .. } => "ssd-change",
+            Self::SsdDelete { .. } => "ssd-delete",
+            Self::PoolCreate { .. } => "pool-create",
+            Self::PoolDelete { .. } => "pool-delete",
+        }
+    }
+}
+
+/// What somebody asked for, as he asked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "kebab-case")]
+pub(crate) enum Ask {
+    SsdCreate { body: SsdCreate },
+    SsdChange { name: String, body: SsdChange },
+    SsdDelete { name: String, force: bool },
+    PoolCreate { body: PoolCreate },
+    PoolDelete { name: String },
+}
+
+impl Ask {
+    fn target(&self) -> &str {
+        match self {
+            Self::SsdCreate { body } => &body.name,
+            Self::PoolCreate { body } => &body.name,
+            Self::SsdChange { name, .. } | Self::SsdDelete { name, .. } | Self::PoolDelete { name } => name,
+        }
+    }
+}
+
+/// What an operation keeps: what was asked, to know it when it is asked again, and what that meant at the time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Kept {
+    pub(crate) ask: Ask,
+    pub(crate) wish: Wish,
+}
+
+/// Who asks, when and on what condition.
+#[derive(Clone, Debug)]
+pub(crate) struct Terms {
+    /// The operation's id.
+    pub(crate) id: String,
+    /// The generation that the ssd must have.
+    pub(crate) if_match: Option<u64>,
+    pub(crate) now_ms: u64,
+    /// The identity of what is made.
+    pub(crate) uuid: String,
+}
+
+/// Writes an operation down, or finds the one that was written down under this id.
+pub(crate) fn submit(
+    sqlite: &Connection,
+    place: &Place,
+    ask: &Ask,
+    terms: &Terms,
+) -> Result<Operation, Refusal> {
+    if !is_name(&terms.id) {
+        return Err(Refusal::bad_name("an operation's id", &terms.id));
+    }
+    if let Some(known) = store::operation(sqlite, &terms.id)? {
+        let kept: Kept = kept(&known.request)?;
+        return match kept.ask == *ask {
+            true => Ok(known.shown),
+            false => Err(Refusal::conflict(
+                format!("operation {} was asked for something else", terms.id),
+                "give each operation an id of its own",
+            )),
+        };
+    }
+    let wish = check(sqlite, place, ask, terms)?;
+    let operation = Operation {
+        id: terms.id.clone(),
+        kind: wish.kind().to_owned(),
+        target: ask.target().to_owned(),
+        state: OperationState::Running,
+        step: "begin".to_owned(),
+        message: None,
+        created_ms: terms.now_ms,
+        finished_ms: None,
+    };
+    hold(sqlite, &wish, &terms.id)?;
+    let kept = Kept { ask: ask.clone(), wish };
+    store::add_operation(sqlite, &operation, &serde_json::to_string(&kept).map_err(Refusal::bug)?)?;
+    Ok(operation)
+}
+
+/// What would be done, without doing it.
+pub(crate) fn check(sqlite: &Connection, place: &Place, ask: &Ask, terms: &Terms) -> Result<Wish, Refusal> {
+    match ask {
+        Ask::SsdCreate { body } => create_ssd(sqlite, place, body, terms),
+        Ask::SsdChange { name, body } => change_ssd(sqlite, name, body, terms),
+        Ask::SsdDelete { name, force } => {
+            free_ssd(sqlite, name, terms)?;
+            Ok(Wish::SsdDelete { name: name.clone(), force: *force })
+        }
+        Ask::PoolCreate { .. } | Ask::PoolDelete { .. } => Err(no_pools()),
+    }
+}
+
+fn no_pools() -> Refusal {
+    Refusal::new(
+        501,
+        "not-yet",
+        "this release's agent does not make pools".to_owned(),
+        "make an ssd in a file: leave the pool out",
+    )
+}
+
+pub(crate) fn kept<T: serde::de::DeserializeOwned>(request: &str) -> Result<T, Refusal> {
+    serde_json::from_str(request).map_err(Refusal::bug)
+}
+
+fn create_ssd(sqlite: &Connection, place: &Place, body: &SsdCreate, terms: &Terms) -> Result<Wish, Refusal> {
+    if !is_name(&body.name) {
+        return Err(Refusal::bad_name("an ssd's name", &body.name));
+    }
+    if let Some(known) = store::ssd(sqlite, &body.name)? {
+        let text = format!("there is an ssd \"{}\" ({})", body.name, known.phase.word());
+        return Err(Refusal::conflict(text, "take another name, or delete that one first"));
+    }
+    if store::ssds(sqlite)?.len() >= SSDS_MAX {
+        let text = format!("there are {SSDS_MAX} ssds, and a daemon serves no more");
+        return Err(Refusal::conflict(text, "delete some"));
+    }
+    if body.pool.is_some() {
+        return Err(no_pools());
+    }
+    let flavor = match &body.flavor {
+        None => None,
+        Some(name) => Some(store::flavor(sqlite, name)?.ok_or_else(|| Refusal::missing("flavor", name))?),
+    };
+    let size_bytes = body.size_bytes.or_else(|| flavor.as_ref().map(|flavor| flavor.size_bytes));
+    let Some(size_bytes) = size_bytes else {
+        return Err(Refusal::bad(
+            "an ssd needs a size".to_owned(),
+            "give it a size (--size) or a flavor (--flavor)",
+        ));
+    };
+    check_size(size_bytes)?;
+    let limits = body.limits.clone().or_else(|| flavor.map(|flavor| flavor.limits)).unwrap_or_default();
+    check_limits(&limits)?;
+    let socket = place.socket(&body.name, body.interface);
+    if socket.as_os_str().len() > SOCKET_BYTES_MAX {
+        let text = format!(
+            "the socket {} would have a path of more than {SOCKET_BYTES_MAX} bytes",
+            socket.display()
+        );
+        return Err(Refusal::bad(text, "take a shorter name, or run the agent with a shorter --sockets"));
+    }
+    let spec = SsdSpec {
+        size_bytes,
+        interface: body.interface,
+        pool: body.pool.clone(),
+        thin: body.thin.unwrap_or(body.pool.is_none()),
+        flavor: body.flavor.clone(),
+        limits,
+    };
+    Ok(Wish::SsdCreate { name: body.name.clone(), uuid: terms.uuid.clone(), spec })
+}
+
+fn change_ssd(sqlite: &Connection, name: &str, body: &SsdChange, terms: &Terms) -> Result<Wish, Refusal> {
+    let ssd = free_ssd(sqlite, name, terms)?;
+    if ssd.phase != Phase::Ready {
+        let text = format!("ssd \"{name}\" is {}", ssd.phase.word());
+        return Err(Refusal::conflict(text, "only an ssd that is ready can be changed; delete this one"));
+    }
+    let mut spec = ssd.spec;
+    if let Some(size_bytes) = body.size_bytes {
+        check_size(size_bytes)?;
+        if size_bytes < spec.size_bytes {
+            let text = format!("ssd \"{name}\" has {} bytes, and an ssd does not shrink", spec.size_bytes);
+            return Err(Refusal::conflict(text, "make a smaller one and copy the data in the guest"));
+        }
+        spec.size_bytes = size_bytes;
+    }
+    if let Some(limits) = &body.limits {
+        check_limits(limits)?;
+        spec.limits = limits.clone();
+    }
+    Ok(Wish::SsdChange { name: name.to_owned(), spec })
+}
+
+/// An ssd on which no operation works, at the generation that was asked for.
+fn free_ssd(sqlite: &Connection, name: &str, terms: &Terms) -> Result<SsdRow, Refusal> {
+    let ssd = store::ssd(sqlite, name)?.ok_or_else(|| Refusal::missing("ssd", name))?;
+    if let Some(wanted) = terms.if_match.filter(|wanted| *wanted != ssd.generation) {
+        let text =
+            format!("ssd \"{name}\" is at generation {}, not {wanted}: somebody changed it", ssd.generation);
+        return Err(Refusal::new(412, "precondition", text, "look at it again, and decide again"));
+    }
+    match &ssd.operation {
+        None => Ok(ssd),
+        Some(operation) => {
+            let text = format!("operation {operation} works on ssd \"{name}\"");
+            Err(Refusal::conflict(text, "wait for it: godwit operation show ID --wait"))
+        }
+    }
+}
+
+pub(crate) fn check_size(size_bytes: u64) -> Result<(), Refusal> {
+    if size_bytes == 0 || !size_bytes.is_multiple_of(SIZE_UNIT_BYTES) || size_bytes > SIZE_BYTES_MAX {
+        let text = format!("{size_bytes} bytes is no size of an ssd");
+        return Err(Refusal::bad(text, "a size is a multiple of 1MiB, from 1MiB to 1024TiB"));
+    }
+    Ok(())
+}
+
+/// Numbers that the daemon's configuration can hold.
+pub(crate) fn check_limits(limits: &Limits) -> Result<(), Refusal> {
+    if !limits.is_empty() {
+        return Err(Refusal::new(
+            501,
+            "not-yet",
+            "this release's agent does not limit ssds".to_owned(),
+            "leave the limits out",
+        ));
+    }
+    Ok(())
+}
+
+/// Marks what an operation works on, so that no other one does.
+fn hold(sqlite: &Connection, wish: &Wish, id: &str) -> Result<(), Refusal> {
+    match wish {
+        Wish::SsdCreate { name, uuid, spec } => {
+            let ssd = SsdRow {
+                name: name.clone(),
+                uuid: uuid.clone(),
+                generation: 1,
+                phase: Phase::Creating,
+                operation: Some(id.to_owned()),
+                reason: None,
+                spec: spec.clone(),
+            };
+            store::put_ssd(sqlite, &ssd)?;
+        }
+        Wish::SsdChange { name, .. } | Wish::SsdDelete { name, .. } => {
+            let mut ssd = store::ssd(sqlite, name)?.ok_or_else(|| Refusal::missing("ssd", name))?;
+            ssd.operation = Some(id.to_owned());
+            store::put_ssd(sqlite, &ssd)?;
+        }
+        Wish::PoolCreate { .. } | Wish::PoolDelete { .. } => return Err(no_pools()),
+    }
+    Ok(())
+}

@@ -1,0 +1,124 @@
+//! The desired state as a configuration of the daemon.
+
+use crate::place::Place;
+use crate::store::{PoolRow, SsdRow};
+use api::rest::{Interface, Phase};
+use api::size::Size;
+use serde::Serialize;
+
+/// An `[[ssd]]` of `godwit.toml`.
+#[derive(Serialize)]
+struct Entry {
+    name: String,
+    size: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    socket: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vhost_socket: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    uuid: Option<String>,
+    serial: String,
+    backend: Backend,
+}
+
+#[derive(Serialize)]
+struct Backend {
+    r#type: &'static str,
+    path: String,
+}
+
+#[derive(Serialize)]
+struct Entries {
+    ssd: Vec<Entry>,
+}
+
+/// The serial number of an ssd: of this one alone, also when another had its name.
+fn serial(uuid: &str) -> String {
+    let digits: String = uuid.chars().filter(char::is_ascii_hexdigit).take(16).collect();
+    format!("GW{}", digits.to_uppercase())
+}
+
+fn entry(ssd: &SsdRow, place: &Place) -> Entry {
+    let socket = place.socket(&ssd.name, ssd.spec.interface).display().to_string();
+    let nvme = ssd.spec.interface == Interface::Nvme;
+    Entry {
+        name: ssd.name.clone(),
+        size: Size { bytes: ssd.spec.size_bytes }.to_string(),
+        socket: nvme.then(|| socket.clone()),
+        vhost_socket: (!nvme).then_some(socket),
+        state: nvme.then(|| place.state(ssd).display().to_string()),
+        uuid: nvme.then(|| ssd.uuid.clone()),
+        serial: serial(&ssd.uuid),
+        backend: Backend { r#type: "uring", path: place.data(ssd).display().to_string() },
+    }
+}
+
+/// What the daemon is to serve: the text of its own file, and the agent's ssds after it.
+pub(crate) fn configuration(
+    base: &str,
+    place: &Place,
+    _pools: &[PoolRow],
+    ssds: &[SsdRow],
+) -> Result<String, toml::ser::Error> {
+    let ssd: Vec<Entry> =
+        ssds.iter().filter(|ssd| ssd.phase == Phase::Ready).map(|ssd| entry(ssd, place)).collect();
+    let own = match ssd.is_empty() {
+        true => String::new(),
+        false => toml::to_string(&Entries { ssd })?,
+    };
+    Ok(format!("{}\n\n{own}", base.trim_end()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::SsdSpec;
+    use api::config::{Config, Door};
+    use api::rest::Limits;
+    use std::path::Path;
+
+    fn row(name: &str, interface: Interface) -> SsdRow {
+        SsdRow {
+            name: name.to_owned(),
+            uuid: "1b4e28ba-2fa1-11d2-883f-0016d3cca427".replace('1', &name.len().to_string()),
+            generation: 1,
+            phase: Phase::Ready,
+            operation: None,
+            reason: None,
+            spec: SsdSpec {
+                size_bytes: 3 << 20,
+                interface,
+                pool: None,
+                thin: true,
+                flavor: None,
+                limits: Limits::default(),
+            },
+        }
+    }
+
+    #[test]
+    fn the_daemon_reads_what_is_rendered_beside_its_own_ssds_whatever_the_folders_are_called() {
+        let base = "control = \"/c\"\n[engine]\nreactors = 2\n[[ssd]]\nname = \"own\"\nsize = \"1MiB\"\nsocket = \"/own\"\nbackend = { type = \"ram\" }";
+        let place = Place { ssds: "/srv/a \"b\" \\ é".into(), sockets: "/run/'g'".into() };
+        let mut gone = row("gone", Interface::Nvme);
+        gone.phase = Phase::Deleting;
+        let rows = [row("a", Interface::Nvme), row("bb", Interface::VirtioBlk), gone];
+        let text = configuration(base, &place, &[], &rows).unwrap();
+        let config = Config::parse(Path::new("x"), &text).unwrap();
+        let names: Vec<&str> = config.ssds.iter().map(|ssd| ssd.name.as_str()).collect();
+        assert_eq!(names, ["own", "a", "bb"]);
+        assert_eq!(config.engine.reactors, 2);
+        assert_eq!(config.ssds[1].size_bytes, Some(3 << 20));
+        assert_eq!(config.ssds[1].state.as_deref(), Some(place.state(&rows[0]).as_path()));
+        assert_eq!((config.ssds[2].door, &config.ssds[2].state), (Door::VhostUser, &None));
+    }
+
+    #[test]
+    fn an_agent_without_ssds_leaves_the_daemon_its_own() {
+        let place = Place { ssds: "/s".into(), sockets: "/r".into() };
+        let text = configuration("control = \"/c\"\n", &place, &[], &[]).unwrap();
+        assert!(Config::parse(Path::new("x"), &text).unwrap().ssds.is_empty());
+    }
+}

@@ -1,0 +1,414 @@
+//! The desired state and the operations, in one SQLite file. Each change is one transaction, durable when it returns.
+//!
+//! One process has the file at a time: it holds SQLite's exclusive lock for its life.
+
+use api::rest::{Change, Flavor, Interface, Limits, Operation, OperationState, Phase};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::path::Path;
+
+/// Changes that are remembered for those who watch.
+const CHANGES_KEPT: i64 = 10_000;
+/// Ended operations that are remembered.
+const OPERATIONS_KEPT: i64 = 10_000;
+/// The layout of the tables; a file with a higher one was written by a later release.
+const LAYOUT: i64 = 1;
+
+const TABLES: &str = "
+    CREATE TABLE ssds (
+        name TEXT PRIMARY KEY, uuid TEXT NOT NULL UNIQUE, generation INTEGER NOT NULL, phase TEXT NOT NULL,
+        operation TEXT, reason TEXT, spec TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE pools (
+        name TEXT PRIMARY KEY, phase TEXT NOT NULL, operation TEXT, spec TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE flavors (name TEXT PRIMARY KEY, spec TEXT NOT NULL) STRICT;
+    CREATE TABLE operations (
+        number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, kind TEXT NOT NULL, target TEXT NOT NULL,
+        request TEXT NOT NULL, state TEXT NOT NULL, step TEXT NOT NULL, message TEXT,
+        created_ms INTEGER NOT NULL, finished_ms INTEGER
+    ) STRICT;
+    CREATE INDEX running ON operations (number) WHERE state = 'running';
+    CREATE TABLE changes (
+        version INTEGER PRIMARY KEY AUTOINCREMENT, kind TEXT NOT NULL, name TEXT NOT NULL, gone INTEGER NOT NULL
+    ) STRICT;
+";
+
+/// What is wanted of an ssd. Fields are added, never renamed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SsdSpec {
+    pub(crate) size_bytes: u64,
+    pub(crate) interface: Interface,
+    #[serde(default)]
+    pub(crate) pool: Option<String>,
+    #[serde(default)]
+    pub(crate) thin: bool,
+    #[serde(default)]
+    pub(crate) flavor: Option<String>,
+    #[serde(default)]
+    pub(crate) limits: Limits,
+}
+
+/// An ssd as it is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SsdRow {
+    pub(crate) name: String,
+    pub(crate) uuid: String,
+    pub(crate) generation: u64,
+    pub(crate) phase: Phase,
+    pub(crate) operation: Option<String>,
+    pub(crate) reason: Option<String>,
+    pub(crate) spec: SsdSpec,
+}
+
+/// What is wanted of a pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PoolSpec {
+    pub(crate) path: String,
+}
+
+/// A pool as it is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PoolRow {
+    pub(crate) name: String,
+    pub(crate) phase: Phase,
+    pub(crate) operation: Option<String>,
+    pub(crate) spec: PoolSpec,
+}
+
+/// An operation as it is kept.
+#[derive(Clone, Debug)]
+pub(crate) struct OperationRow {
+    pub(crate) number: i64,
+    pub(crate) shown: Operation,
+    /// The wish, to the letter: the same id with another wish is refused.
+    pub(crate) request: String,
+}
+
+/// The file could not be read or written, or says what cannot be.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StoreError {
+    #[error("{0}")]
+    Sqlite(#[from] rusqlite::Error),
+    #[error("the state file holds what cannot be ({0}); restore it from a copy")]
+    Content(String),
+}
+
+/// The file.
+#[derive(Debug)]
+pub(crate) struct Store {
+    connection: Connection,
+}
+
+impl Store {
+    /// Opens the file, or makes it.
+    pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
+        use anyhow::{Context, bail};
+        let connection = Connection::open(path)
+            .with_context(|| format!("{}: cannot be opened: is its directory there?", path.display()))?;
+        let store = Self { connection };
+        let layout = store.prepare().with_context(|| {
+            let path = path.display();
+            format!("{path}: cannot be used: does another agent run with it, or is it no state file?")
+        })?;
+        if layout > LAYOUT {
+            bail!(
+                "{}: written by a later release (layout {layout}, this one knows {LAYOUT}); run that release",
+                path.display()
+            );
+        }
+        Ok(store)
+    }
+
+    fn prepare(&self) -> rusqlite::Result<i64> {
+        let sqlite = &self.connection;
+        sqlite.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+        sqlite.pragma_update(None, "journal_mode", "WAL")?;
+        sqlite.pragma_update(None, "synchronous", "FULL")?;
+        let transaction = Transaction::new_unchecked(sqlite, TransactionBehavior::Exclusive)?;
+        let layout: i64 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        if layout == 0 {
+            transaction.execute_batch(TABLES)?;
+            for (name, slices) in
+                [("local-1500", 3_u64), ("local-2500", 5), ("local-3500", 7), ("local-4500", 9)]
+            {
+                let flavor = Flavor {
+                    name: name.to_owned(),
+                    size_bytes: slices * (465 << 30),
+                    limits: Limits::default(),
+                };
+                put_flavor(&transaction, &flavor)?;
+            }
+            transaction.pragma_update(None, "user_version", LAYOUT)?;
+        }
+        transaction.commit()?;
+        Ok(layout)
+    }
+
+    /// All that `change` does, or nothing.
+    pub(crate) fn write<T, E: From<StoreError>>(
+        &mut self,
+        change: impl FnOnce(&Transaction<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let begun = self.connection.transaction_with_behavior(TransactionBehavior::Immediate);
+        let transaction = begun.map_err(StoreError::from)?;
+        let result = change(&transaction)?;
+        forget(&transaction).map_err(StoreError::from)?;
+        transaction.commit().map_err(StoreError::from)?;
+        Ok(result)
+    }
+
+    /// For questions.
+    pub(crate) fn read(&self) -> &Connection {
+        &self.connection
+    }
+}
+
+fn forget(sqlite: &Connection) -> rusqlite::Result<()> {
+    sqlite.execute(
+        "DELETE FROM changes WHERE version <= (SELECT MAX(version) FROM changes) - ?1",
+        [CHANGES_KEPT],
+    )?;
+    sqlite.execute(
+        "DELETE FROM operations WHERE state <> 'running' AND number <= (SELECT MAX(number) FROM operations) - ?1",
+        [OPERATIONS_KEPT],
+    )?;
+    Ok(())
+}
+
+fn json<T: DeserializeOwned>(text: &str) -> rusqlite::Result<T> {
+    serde_json::from_str(text)
+        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(e)))
+}
+
+fn to_json(value: &impl Serialize) -> rusqlite::Result<String> {
+    serde_json::to_string(value).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))
+}
+
+/// A word of an enum, as JSON has it.
+fn word<T: DeserializeOwned>(text: &str) -> rusqlite::Result<T> {
+    json(&format!("\"{text}\""))
+}
+
+fn note(sqlite: &Connection, kind: &str, name: &str, gone: bool) -> rusqlite::Result<()> {
+    sqlite.execute(
+        "INSERT INTO changes (kind, name, gone) VALUES (?1, ?2, ?3)",
+        params![kind, name, i64::from(gone)],
+    )?;
+    Ok(())
+}
+
+fn ssd_of(row: &Row<'_>) -> rusqlite::Result<SsdRow> {
+    Ok(SsdRow {
+        name: row.get("name")?,
+        uuid: row.get("uuid")?,
+        generation: row.get::<_, i64>("generation")?.unsigned_abs(),
+        phase: word(&row.get::<_, String>("phase")?)?,
+        operation: row.get("operation")?,
+        reason: row.get("reason")?,
+        spec: json(&row.get::<_, String>("spec")?)?,
+    })
+}
+
+pub(crate) fn ssd(sqlite: &Connection, name: &str) -> Result<Option<SsdRow>, StoreError> {
+    Ok(sqlite.query_row("SELECT * FROM ssds WHERE name = ?1", [name], ssd_of).optional()?)
+}
+
+pub(crate) fn ssds(sqlite: &Connection) -> Result<Vec<SsdRow>, StoreError> {
+    let mut query = sqlite.prepare("SELECT * FROM ssds ORDER BY name")?;
+    Ok(query.query_map([], ssd_of)?.collect::<Result<_, _>>()?)
+}
+
+pub(crate) fn put_ssd(sqlite: &Connection, ssd: &SsdRow) -> Result<(), StoreError> {
+    sqlite.execute(
+        "INSERT INTO ssds (name, uuid, generation, phase, operation, reason, spec) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+         ON CONFLICT (name) DO UPDATE SET uuid = ?2, generation = ?3, phase = ?4, operation = ?5, reason = ?6, spec = ?7",
+        params![
+            ssd.name,
+            ssd.uuid,
+            ssd.generation.cast_signed(),
+            ssd.phase.word(),
+            ssd.operation,
+            ssd.reason,
+            to_json(&ssd.spec)?
+        ],
+    )?;
+    Ok(note(sqlite, "ssd", &ssd.name, false)?)
+}
+
+pub(crate) fn remove_ssd(sqlite: &Connection, name: &str) -> Result<(), StoreError> {
+    sqlite.execute("DELETE FROM ssds WHERE name = ?1", [name])?;
+    Ok(note(sqlite, "ssd", name, true)?)
+}
+
+fn pool_of(row: &Row<'_>) -> rusqlite::Result<PoolRow> {
+    Ok(PoolRow {
+        name: row.get("name")?,
+        phase: word(&row.get::<_, String>("phase")?)?,
+        operation: row.get("operation")?,
+        spec: json(&row.get::<_, String>("spec")?)?,
+    })
+}
+
+pub(crate) fn pool(sqlite: &Connection, name: &str) -> Result<Option<PoolRow>, StoreError> {
+    Ok(sqlite.query_row("SELECT * FROM pools WHERE name = ?1", [name], pool_of).optional()?)
+}
+
+pub(crate) fn pools(sqlite: &Connection) -> Result<Vec<PoolRow>, StoreError> {
+    let mut query = sqlite.prepare("SELECT * FROM pools ORDER BY name")?;
+    Ok(query.query_map([], pool_of)?.collect::<Result<_, _>>()?)
+}
+
+#[expect(dead_code, reason = "pools come with the daemon's")]
+pub(crate) fn put_pool(sqlite: &Connection, pool: &PoolRow) -> Result<(), StoreError> {
+    sqlite.execute(
+        "INSERT INTO pools (name, phase, operation, spec) VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT (name) DO UPDATE SET phase = ?2, operation = ?3, spec = ?4",
+        params![pool.name, pool.phase.word(), pool.operation, to_json(&pool.spec)?],
+    )?;
+    Ok(note(sqlite, "pool", &pool.name, false)?)
+}
+
+#[expect(dead_code, reason = "pools come with the daemon's")]
+pub(crate) fn remove_pool(sqlite: &Connection, name: &str) -> Result<(), StoreError> {
+    sqlite.execute("DELETE FROM pools WHERE name = ?1", [name])?;
+    Ok(note(sqlite, "pool", name, true)?)
+}
+
+pub(crate) fn flavor(sqlite: &Connection, name: &str) -> Result<Option<Flavor>, StoreError> {
+    let of = |row: &Row<'_>| json(&row.get::<_, String>(0)?);
+    Ok(sqlite.query_row("SELECT spec FROM flavors WHERE name = ?1", [name], of).optional()?)
+}
+
+pub(crate) fn flavors(sqlite: &Connection) -> Result<Vec<Flavor>, StoreError> {
+    let mut query = sqlite.prepare("SELECT spec FROM flavors ORDER BY name")?;
+    let of = |row: &Row<'_>| json(&row.get::<_, String>(0)?);
+    Ok(query.query_map([], of)?.collect::<Result<_, _>>()?)
+}
+
+pub(crate) fn put_flavor(sqlite: &Connection, flavor: &Flavor) -> rusqlite::Result<()> {
+    sqlite.execute(
+        "INSERT INTO flavors (name, spec) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET spec = ?2",
+        params![flavor.name, to_json(flavor)?],
+    )?;
+    note(sqlite, "flavor", &flavor.name, false)
+}
+
+pub(crate) fn remove_flavor(sqlite: &Connection, name: &str) -> Result<(), StoreError> {
+    sqlite.execute("DELETE FROM flavors WHERE name = ?1", [name])?;
+    Ok(note(sqlite, "flavor", name, true)?)
+}
+
+fn operation_of(row: &Row<'_>) -> rusqlite::Result<OperationRow> {
+    let shown = Operation {
+        id: row.get("id")?,
+        kind: row.get("kind")?,
+        target: row.get("target")?,
+        state: word(&row.get::<_, String>("state")?)?,
+        step: row.get("step")?,
+        message: row.get("message")?,
+        created_ms: row.get::<_, i64>("created_ms")?.unsigned_abs(),
+        finished_ms: row.get::<_, Option<i64>>("finished_ms")?.map(i64::unsigned_abs),
+    };
+    Ok(OperationRow { number: row.get("number")?, shown, request: row.get("request")? })
+}
+
+pub(crate) fn operation(sqlite: &Connection, id: &str) -> Result<Option<OperationRow>, StoreError> {
+    Ok(sqlite.query_row("SELECT * FROM operations WHERE id = ?1", [id], operation_of).optional()?)
+}
+
+/// The newest, newest first.
+pub(crate) fn operations(sqlite: &Connection, count: u32) -> Result<Vec<OperationRow>, StoreError> {
+    let mut query = sqlite.prepare("SELECT * FROM operations ORDER BY number DESC LIMIT ?1")?;
+    Ok(query.query_map([count], operation_of)?.collect::<Result<_, _>>()?)
+}
+
+/// Those that the agent works on, oldest first.
+pub(crate) fn running(sqlite: &Connection) -> Result<Vec<OperationRow>, StoreError> {
+    let mut query = sqlite.prepare("SELECT * FROM operations WHERE state = 'running' ORDER BY number")?;
+    Ok(query.query_map([], operation_of)?.collect::<Result<_, _>>()?)
+}
+
+pub(crate) fn add_operation(sqlite: &Connection, shown: &Operation, request: &str) -> Result<(), StoreError> {
+    sqlite.execute(
+        "INSERT INTO operations (id, kind, target, request, state, step, message, created_ms, finished_ms)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        params![
+            shown.id,
+            shown.kind,
+            shown.target,
+            request,
+            shown.state.word(),
+            shown.step,
+            shown.message,
+            shown.created_ms.cast_signed(),
+            shown.finished_ms.map(u64::cast_signed)
+        ],
+    )?;
+    Ok(note(sqlite, "operation", &shown.id, false)?)
+}
+
+/// Writes down where a running operation is. One that has ended stays as it ended.
+pub(crate) fn step(
+    sqlite: &Connection,
+    number: i64,
+    id: &str,
+    step: &str,
+    message: Option<&str>,
+) -> Result<(), StoreError> {
+    let changed = sqlite.execute(
+        "UPDATE operations SET step = ?2, message = ?3
+         WHERE number = ?1 AND state = 'running' AND (step <> ?2 OR message IS NOT ?3)",
+        params![number, step, message],
+    )?;
+    if changed == 1 {
+        note(sqlite, "operation", id, false)?;
+    }
+    Ok(())
+}
+
+/// Ends an operation.
+pub(crate) fn end(
+    sqlite: &Connection,
+    operation: &OperationRow,
+    state: OperationState,
+    message: Option<&str>,
+    now_ms: u64,
+) -> Result<(), StoreError> {
+    let changed = sqlite.execute(
+        "UPDATE operations SET state = ?2, step = 'end', message = ?3, finished_ms = ?4
+         WHERE number = ?1 AND state = 'running'",
+        params![operation.number, state.word(), message, now_ms.cast_signed()],
+    )?;
+    match changed {
+        1 => Ok(note(sqlite, "operation", &operation.shown.id, false)?),
+        _ => Err(StoreError::Content(format!("operation {} ends twice", operation.shown.id))),
+    }
+}
+
+pub(crate) fn version(sqlite: &Connection) -> Result<u64, StoreError> {
+    let newest: Option<i64> = sqlite.query_row("SELECT MAX(version) FROM changes", [], |row| row.get(0))?;
+    Ok(newest.unwrap_or(0).unsigned_abs())
+}
+
+/// The changes after a version, and whether some are forgotten.
+pub(crate) fn changes(
+    sqlite: &Connection,
+    after: u64,
+    count: u32,
+) -> Result<(Vec<Change>, bool), StoreError> {
+    let after = i64::try_from(after).unwrap_or(i64::MAX);
+    let oldest: Option<i64> = sqlite.query_row("SELECT MIN(version) FROM changes", [], |row| row.get(0))?;
+    let newest = version(sqlite)?;
+    let lost = oldest.is_some_and(|oldest| after.saturating_add(1) < oldest) || after.unsigned_abs() > newest;
+    let mut query = sqlite.prepare("SELECT * FROM changes WHERE version > ?1 ORDER BY version LIMIT ?2")?;
+    let of = |row: &Row<'_>| {
+        Ok(Change {
+            version: row.get::<_, i64>("version")?.unsigned_abs(),
+            kind: row.get("kind")?,
+            name: row.get("name")?,
+            gone: row.get::<_, i64>("gone")? != 0,
+        })
+    };
+    Ok((query.query_map(params![after, count], of)?.collect::<Result<_, _>>()?, lost))
+}

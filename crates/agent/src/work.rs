@@ -1,0 +1,387 @@
+//! The one who works: takes operations to their ends, and keeps the daemon at what is wanted.
+//!
+//! Every step can be done again: after a kill at any point, the next agent begins the step anew. What an operation is done to
+//! changes in the transaction that ends it, so it is done once.
+//!
+//! ```text
+//!  ssd-create   apply with it ----------------------> it is ready, end
+//!                  | refused
+//!                  `-> undo: apply without it, remove its files --> it is no more, end: failed
+//!  ssd-change   apply as it will be -----------------> it is so, end
+//!                  | refused
+//!                  `-> undo: apply as it is ---------> end: failed
+//!  ssd-delete   apply without it --> remove: its files --> it is no more, end
+//!                  | refused            | cannot
+//!                  `-> undo (as above)  `-> quarantined, end: failed
+//! ```
+//!
+//! Each operation applies what all others have *ended* with, and its own wish: one that the daemon refuses does not take others
+//! with it.
+
+use crate::book::Book;
+use crate::desired::{Kept, Wish};
+use crate::place::Place;
+use crate::plane::{How, Plane, PlaneError};
+use crate::render;
+use crate::store::{self, OperationRow, SsdRow, StoreError};
+use api::control::Status;
+use api::rest::{OperationState, Phase};
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// How often the daemon is looked at when nothing is to be done.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How soon a step that waits for the daemon is tried again, at first and at most.
+const AGAIN_AFTER: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+
+/// Where the daemon's own configuration comes from.
+#[derive(Clone, Debug)]
+pub struct Base {
+    /// Its file.
+    pub file: PathBuf,
+    /// What takes its place if there is none.
+    pub otherwise: String,
+}
+
+impl Base {
+    fn text(&self) -> Result<String, String> {
+        match std::fs::read_to_string(&self.file) {
+            Ok(text) => Ok(text),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(self.otherwise.clone()),
+            Err(error) => Err(format!("{}: cannot be read: {error}", self.file.display())),
+        }
+    }
+}
+
+/// What is wrong with the daemon, for those who ask.
+pub(crate) type Trouble = Arc<Mutex<Option<String>>>;
+
+/// How a step went.
+enum Step {
+    /// The operation has ended.
+    Ended,
+    /// Go on with the next step at once.
+    On,
+    /// Try it again later; why.
+    Later(String),
+}
+
+/// The worker.
+pub(crate) struct Work {
+    pub(crate) book: Book,
+    pub(crate) plane: Arc<dyn Plane>,
+    pub(crate) place: Place,
+    pub(crate) base: Base,
+    pub(crate) now_ms: fn() -> u64,
+    pub(crate) trouble: Trouble,
+    /// The daemon's life that has been told what is wanted: its process and generation.
+    pub(crate) told: Option<(u32, u64)>,
+    /// Called between any two effects. Tests end the agent there.
+    pub(crate) between: Box<dyn Fn() + Send>,
+}
+
+impl Work {
+    /// Works until nobody can ask any more.
+    pub(crate) fn run(mut self, asked: &Receiver<()>) {
+        let mut again = AGAIN_AFTER.0;
+        loop {
+            while asked.try_recv().is_ok() {}
+            let waits = self.turn();
+            let patience = match waits {
+                true => {
+                    let longer = (again * 2).min(AGAIN_AFTER.1);
+                    std::mem::replace(&mut again, longer)
+                }
+                false => {
+                    again = AGAIN_AFTER.0;
+                    LOOK_EVERY
+                }
+            };
+            match asked.recv_timeout(patience) {
+                Ok(()) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// Takes every operation as far as it goes now. Returns whether something waits for the daemon.
+    pub(crate) fn turn(&mut self) -> bool {
+        let running = match self.book.read(store::running) {
+            Ok(running) => running,
+            Err(error) => return self.failed(&error),
+        };
+        let mut waits = false;
+        for operation in running {
+            match self.finish(operation) {
+                Ok(ended) => waits |= !ended,
+                Err(error) => return self.failed(&error),
+            }
+        }
+        match self.settle() {
+            Ok(()) => *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None,
+            Err(why) => {
+                *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+                waits = true;
+            }
+        }
+        waits
+    }
+
+    fn failed(&self, error: &StoreError) -> bool {
+        tracing::error!(%error, "the state file");
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(format!("the state file: {error}"));
+        true
+    }
+
+    /// Takes an operation to its end, or to where it must wait.
+    fn finish(&mut self, mut operation: OperationRow) -> Result<bool, StoreError> {
+        let kept: Kept = serde_json::from_str(&operation.request)
+            .map_err(|e| StoreError::Content(format!("operation {}: {e}", operation.shown.id)))?;
+        loop {
+            match self.step(&operation, &kept.wish)? {
+                Step::Ended => return Ok(true),
+                Step::On => {
+                    let id = operation.shown.id.clone();
+                    match self.book.read(|sqlite| store::operation(sqlite, &id))? {
+                        Some(row) => operation = row,
+                        None => return Ok(true),
+                    }
+                }
+                Step::Later(why) => {
+                    let step = operation.shown.step.clone();
+                    self.write_step(&operation, &step, Some(&why))?;
+                    return Ok(false);
+                }
+            }
+        }
+    }
+
+    fn write_step(&self, operation: &OperationRow, step: &str, why: Option<&str>) -> Result<(), StoreError> {
+        self.book.write(|sqlite| store::step(sqlite, operation.number, &operation.shown.id, step, why))
+    }
+
+    fn step(&mut self, operation: &OperationRow, wish: &Wish) -> Result<Step, StoreError> {
+        match (operation.shown.step.as_str(), wish) {
+            ("undo", _) => self.undo(operation, wish),
+            ("remove", Wish::SsdDelete { name, .. }) => self.remove(operation, name),
+            (_, Wish::SsdDelete { name, .. })
+                if self.ssd(name)?.is_some_and(|ssd| ssd.phase == Phase::Quarantined) =>
+            {
+                // The daemon has not served it since its first deletion.
+                self.write_step(operation, "remove", None)?;
+                Ok(Step::On)
+            }
+            _ => self.accept(operation, wish),
+        }
+    }
+
+    fn ssd(&self, name: &str) -> Result<Option<SsdRow>, StoreError> {
+        self.book.read(|sqlite| store::ssd(sqlite, name))
+    }
+
+    /// Has the daemon serve what has ended, and this wish.
+    fn accept(&mut self, operation: &OperationRow, wish: &Wish) -> Result<Step, StoreError> {
+        let force = matches!(wish, Wish::SsdDelete { force: true, .. });
+        match self.apply(Some(wish), force)? {
+            Ok(()) => {}
+            Err(PlaneError::Silent(why)) => return Ok(Step::Later(why)),
+            Err(PlaneError::Refused(why)) => {
+                (self.between)();
+                self.write_step(operation, "undo", Some(&why))?;
+                return Ok(Step::On);
+            }
+        }
+        (self.between)();
+        let now_ms = (self.now_ms)();
+        let removes = matches!(wish, Wish::SsdDelete { .. });
+        self.book.write(|sqlite| {
+            accepted(sqlite, wish)?;
+            match removes {
+                true => store::step(sqlite, operation.number, &operation.shown.id, "remove", None),
+                false => store::end(sqlite, operation, OperationState::Done, None, now_ms),
+            }
+        })?;
+        (self.between)();
+        Ok(if removes { Step::On } else { Step::Ended })
+    }
+
+    /// Has the daemon serve what has ended, without this wish: nobody knows whether an earlier agent had it served. As long as
+    /// the daemon refuses that, too, the wish may not be to blame.
+    fn undo(&mut self, operation: &OperationRow, wish: &Wish) -> Result<Step, StoreError> {
+        let creates = matches!(wish, Wish::SsdCreate { .. });
+        if let Err(PlaneError::Silent(_) | PlaneError::Refused(_)) = self.apply(None, creates)? {
+            // The reason of the refusal stays to be seen.
+            return Ok(Step::Later(operation.shown.message.clone().unwrap_or_default()));
+        }
+        (self.between)();
+        if let Wish::SsdCreate { name, .. } = wish
+            && let Some(ssd) = self.ssd(name)?
+            && let Err(error) = self.place.remove(&ssd)
+        {
+            return Ok(Step::Later(format!("the files of ssd \"{name}\" cannot be removed: {error}")));
+        }
+        (self.between)();
+        let why = operation.shown.message.as_deref();
+        let now_ms = (self.now_ms)();
+        self.book.write(|sqlite| {
+            if let Wish::SsdCreate { name, .. } = wish {
+                store::remove_ssd(sqlite, name)?;
+            } else if let Wish::SsdChange { name, .. } | Wish::SsdDelete { name, .. } = wish
+                && let Some(mut ssd) = store::ssd(sqlite, name)?
+            {
+                ssd.operation = None;
+                store::put_ssd(sqlite, &ssd)?;
+            }
+            store::end(sqlite, operation, OperationState::Failed, why, now_ms)
+        })?;
+        (self.between)();
+        Ok(Step::Ended)
+    }
+
+    /// Removes the data of an ssd that is served no more.
+    fn remove(&mut self, operation: &OperationRow, name: &str) -> Result<Step, StoreError> {
+        let Some(mut ssd) = self.ssd(name)? else {
+            return Err(StoreError::Content(format!("ssd {name} left before its deletion ended")));
+        };
+        // A daemon that was started anew may have it from a file of its own.
+        match self.plane.status() {
+            Err(error) => return Ok(Step::Later(error.to_string())),
+            Ok(status) if status.ssds.iter().any(|served| served.name == name) => {
+                if let Err(error) = self.apply(None, false)? {
+                    return Ok(Step::Later(error.to_string()));
+                }
+            }
+            Ok(_) => {}
+        }
+        (self.between)();
+        let result = self.place.remove(&ssd);
+        (self.between)();
+        let now_ms = (self.now_ms)();
+        self.book.write(|sqlite| match &result {
+            Ok(()) => {
+                store::remove_ssd(sqlite, name)?;
+                store::end(sqlite, operation, OperationState::Done, None, now_ms)
+            }
+            Err(error) => {
+                let why = format!("its files in {} cannot be removed: {error}", self.place.ssds.display());
+                ssd.phase = Phase::Quarantined;
+                ssd.operation = None;
+                ssd.reason = Some(why.clone());
+                store::put_ssd(sqlite, &ssd)?;
+                store::end(sqlite, operation, OperationState::Failed, Some(&why), now_ms)
+            }
+        })?;
+        (self.between)();
+        Ok(Step::Ended)
+    }
+
+    /// Has the daemon serve what has ended, with a wish on top.
+    fn apply(&mut self, wish: Option<&Wish>, force: bool) -> Result<Result<(), PlaneError>, StoreError> {
+        let text = match self.configuration(wish)? {
+            Ok(text) => text,
+            Err(why) => return Ok(Err(PlaneError::Silent(why))),
+        };
+        Ok(self.plane.apply(&text, How { dry_run: false, force }).map(|said| tracing::info!(said, "applied")))
+    }
+
+    pub(crate) fn configuration(&self, wish: Option<&Wish>) -> Result<Result<String, String>, StoreError> {
+        configuration(&self.book, &self.base, &self.place, wish)
+    }
+
+    /// Has the daemon serve what has ended, if it does not.
+    fn settle(&mut self) -> Result<(), String> {
+        let status = self.plane.status().map_err(|e| e.to_string())?;
+        let text = self.configuration(None).map_err(|e| e.to_string())??;
+        let life = (status.pid, status.keeper_generation);
+        if self.told == Some(life) && serves(&status, &text) {
+            return Ok(());
+        }
+        let how = How::default();
+        self.plane.apply(&text, how).map_err(|e| e.to_string())?;
+        (self.between)();
+        self.told = Some(life);
+        Ok(())
+    }
+}
+
+/// The text that the daemon is to serve: what has ended, with a wish on top.
+pub(crate) fn configuration(
+    book: &Book,
+    base: &Base,
+    place: &Place,
+    wish: Option<&Wish>,
+) -> Result<Result<String, String>, StoreError> {
+    let base = match base.text() {
+        Ok(base) => base,
+        Err(why) => return Ok(Err(why)),
+    };
+    let (pools, mut ssds) =
+        book.read(|sqlite| Ok::<_, StoreError>((store::pools(sqlite)?, store::ssds(sqlite)?)))?;
+    if let Some(wish) = wish {
+        with(&mut ssds, wish);
+    }
+    Ok(render::configuration(&base, place, &pools, &ssds).map_err(|e| e.to_string()))
+}
+
+/// The ssds as a wish would have them.
+fn with(ssds: &mut Vec<SsdRow>, wish: &Wish) {
+    match wish {
+        Wish::SsdCreate { name, uuid, spec } => {
+            ssds.retain(|ssd| ssd.name != *name);
+            ssds.push(SsdRow {
+                name: name.clone(),
+                uuid: uuid.clone(),
+                generation: 1,
+                phase: Phase::Ready,
+                operation: None,
+                reason: None,
+                spec: spec.clone(),
+            });
+            ssds.sort_by(|one, other| one.name.cmp(&other.name));
+        }
+        Wish::SsdChange { name, spec } => {
+            ssds.iter_mut().filter(|ssd| ssd.name == *name).for_each(|ssd| ssd.spec = spec.clone());
+        }
+        Wish::SsdDelete { name, .. } => ssds.retain(|ssd| ssd.name != *name),
+        Wish::PoolCreate { .. } | Wish::PoolDelete { .. } => {}
+    }
+}
+
+/// The daemon serves it: the ssd is as wished.
+fn accepted(sqlite: &rusqlite::Connection, wish: &Wish) -> Result<(), StoreError> {
+    let (Wish::SsdCreate { name, .. } | Wish::SsdChange { name, .. } | Wish::SsdDelete { name, .. }) = wish
+    else {
+        return Ok(());
+    };
+    let Some(mut ssd) = store::ssd(sqlite, name)? else {
+        return Err(StoreError::Content(format!("ssd {name} left before its operation ended")));
+    };
+    match wish {
+        Wish::SsdDelete { .. } => ssd.phase = Phase::Deleting,
+        Wish::SsdChange { spec, .. } => {
+            ssd.spec = spec.clone();
+            ssd.generation += 1;
+            ssd.operation = None;
+        }
+        _ => {
+            ssd.phase = Phase::Ready;
+            ssd.operation = None;
+        }
+    }
+    store::put_ssd(sqlite, &ssd)
+}
+
+/// The daemon has exactly the ssds of a configuration.
+fn serves(status: &Status, text: &str) -> bool {
+    let Ok(config) = api::config::Config::parse(std::path::Path::new("desired state"), text) else {
+        return false;
+    };
+    let mut wanted: Vec<&str> = config.ssds.iter().map(|ssd| ssd.name.as_str()).collect();
+    let mut served: Vec<&str> = status.ssds.iter().map(|ssd| ssd.name.as_str()).collect();
+    wanted.sort_unstable();
+    served.sort_unstable();
+    wanted == served
+}

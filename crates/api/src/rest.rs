@@ -1,0 +1,372 @@
+//! What the agent and its clients say to one another over REST: JSON objects under [`ROOT`].
+//!
+//! Sizes are bytes, times are milliseconds since 1970. What a client sends is read strictly (an unknown field is refused: it may be a
+//! limit with a typing error); what the agent sends gains fields, and a client ignores those it does not know.
+
+use serde::{Deserialize, Serialize};
+
+/// Where all of it lives.
+pub const ROOT: &str = "/api/v1";
+/// Where the agent listens if nobody says.
+pub const DEFAULT_SOCKET: &str = "/run/godwit/agent.sock";
+/// The header in which a client gives an operation its id. The same id again is the same operation, not a second one.
+pub const OPERATION_HEADER: &str = "idempotency-key";
+/// Longest name of anything, and longest id of an operation.
+pub const NAME_BYTES_MAX: usize = 64;
+/// An ssd's size is a multiple of this.
+pub const SIZE_UNIT_BYTES: u64 = 1 << 20;
+/// The largest ssd.
+pub const SIZE_BYTES_MAX: u64 = 1 << 50;
+
+/// A name or an id: 1 to [`NAME_BYTES_MAX`] letters, digits, `-`, `_` or `.`, and not `.` first. Nothing else can be part of a path.
+#[must_use]
+pub fn is_name(text: &str) -> bool {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    !text.is_empty() && text.len() <= NAME_BYTES_MAX && !text.starts_with('.') && text.chars().all(fits)
+}
+
+/// What the guest sees of an ssd.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Interface {
+    /// An NVMe controller, over vfio-user.
+    #[default]
+    Nvme,
+    /// A virtio-blk disk, over vhost-user.
+    VirtioBlk,
+}
+
+/// What an ssd may use. What is left out is not limited.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Reads and writes a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iops: Option<u64>,
+    /// Reads a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_iops: Option<u64>,
+    /// Writes a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub write_iops: Option<u64>,
+    /// Bytes a second, read and written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_per_s: Option<u64>,
+    /// Bytes read a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_bytes_per_s: Option<u64>,
+    /// Bytes written a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub write_bytes_per_s: Option<u64>,
+    /// Its share of a busy drive and reactor, beside those of others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u32>,
+}
+
+impl Limits {
+    /// Nothing is limited.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Where an ssd is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// It is being made.
+    Creating,
+    /// It is there.
+    Ready,
+    /// It is being deleted: nobody is served, its data is being removed.
+    Deleting,
+    /// Its data could not be removed: it is not served, and its space is nobody's until a deletion succeeds.
+    Quarantined,
+}
+
+impl Phase {
+    /// The word for it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Ready => "ready",
+            Self::Deleting => "deleting",
+            Self::Quarantined => "quarantined",
+        }
+    }
+}
+
+/// How the daemon says an ssd is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(default)]
+pub struct Serving {
+    /// `serving`, `parked` or `quarantined`; `unknown` when the daemon does not answer; `absent` when it does not have it.
+    pub state: String,
+    /// Why.
+    pub reason: Option<String>,
+    /// A client is connected.
+    pub client: bool,
+    /// Its commands that nobody has answered yet.
+    pub unanswered: u64,
+}
+
+/// An ssd.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Ssd {
+    /// Its name.
+    pub name: String,
+    /// Its identity: another one when a deleted ssd is made again under its name.
+    pub uuid: String,
+    /// Counts the changes of what is wanted; what `If-Match` compares.
+    pub generation: u64,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// The operation that works on it.
+    pub operation: Option<String>,
+    /// Capacity.
+    pub size_bytes: u64,
+    /// What the guest sees.
+    pub interface: Interface,
+    /// The pool it lives in. `None`: a file.
+    pub pool: Option<String>,
+    /// Its space is taken when it is written.
+    pub thin: bool,
+    /// The flavor it was made by.
+    pub flavor: Option<String>,
+    /// What it may use.
+    pub limits: Limits,
+    /// Where its guests' hypervisor finds it.
+    pub socket: String,
+    /// Why it is as it is, when that is not well.
+    pub reason: Option<String>,
+    /// How the daemon says it is.
+    pub serving: Serving,
+}
+
+/// The wish for an ssd.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct SsdCreate {
+    /// Its name.
+    pub name: String,
+    /// Capacity, a multiple of 1 MiB. May be left out with a flavor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
+    /// Size and limits by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flavor: Option<String>,
+    /// What the guest sees.
+    #[serde(default)]
+    pub interface: Interface,
+    /// The pool to take it from. `None`: a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+    /// Take space when it is written. Left out: yes for a file, no for a pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thin: Option<bool>,
+    /// What it may use. Left out: as the flavor says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
+}
+
+/// The wish to change an ssd.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct SsdChange {
+    /// The new capacity: not less than the old.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
+    /// The new limits, all of them: what is left out is not limited any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
+}
+
+/// A named size with limits.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Flavor {
+    /// Its name.
+    pub name: String,
+    /// Capacity of an ssd made by it.
+    pub size_bytes: u64,
+    /// Limits of an ssd made by it.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// A drive, or a file in its place, that carries ssds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Pool {
+    /// Its name.
+    pub name: String,
+    /// The drive.
+    pub path: String,
+    /// What ssds in it may hold, as wanted.
+    pub promised_bytes: u64,
+    /// How many ssds live in it.
+    pub ssds: u64,
+    /// The operation that works on it.
+    pub operation: Option<String>,
+    /// Where it is in its life.
+    pub phase: Phase,
+}
+
+/// The wish for a pool.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct PoolCreate {
+    /// Its name.
+    pub name: String,
+    /// The drive, as an absolute path.
+    pub path: String,
+}
+
+/// Where an operation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum OperationState {
+    /// The agent works on it, and goes on after a restart.
+    Running,
+    /// Done, once.
+    Done,
+    /// Not done, and what it had begun is undone.
+    Failed,
+}
+
+impl OperationState {
+    /// The word for it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Done => "done",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// A change that the agent makes, or has made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Operation {
+    /// Its id, as the client gave it.
+    pub id: String,
+    /// What is done: `ssd-create`, `ssd-change`, `ssd-delete`, ...
+    pub kind: String,
+    /// The name of what it is done to.
+    pub target: String,
+    /// Where it is.
+    pub state: OperationState,
+    /// The step that it is at.
+    pub step: String,
+    /// What it waits for, or why it failed.
+    pub message: Option<String>,
+    /// When it was asked for, ms since 1970.
+    pub created_ms: u64,
+    /// When it ended, ms since 1970.
+    pub finished_ms: Option<u64>,
+}
+
+/// A list, and the version of all that the agent holds at that moment: what [`Watch`] goes on from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct List<T> {
+    /// What there is, by name; operations from the newest on.
+    pub items: Vec<T>,
+    /// The version.
+    pub version: u64,
+}
+
+/// Something that has changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Change {
+    /// Its number; they only grow.
+    pub version: u64,
+    /// `ssd`, `flavor`, `pool` or `operation`.
+    pub kind: String,
+    /// The name or the id.
+    pub name: String,
+    /// It is no more.
+    pub gone: bool,
+}
+
+/// What has changed since a version.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Watch {
+    /// The changes, oldest first.
+    pub changes: Vec<Change>,
+    /// The version to ask with next.
+    pub version: u64,
+    /// Older changes are forgotten: list everything again.
+    pub lost: bool,
+}
+
+/// What a change would do (`dry_run=true`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Plan {
+    /// For people.
+    pub plan: String,
+}
+
+/// A host as the agent sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Host {
+    /// Release of the agent.
+    pub release: String,
+    /// The version of all that the agent holds.
+    pub version: u64,
+    /// The daemon answers.
+    pub daemon: bool,
+    /// What is wrong with the daemon, or with what it was last asked to serve.
+    pub reason: Option<String>,
+    /// The engine: `serving`, `starting`, `pausing`, `stopping` or `down`.
+    pub engine: String,
+    /// The engine's number.
+    pub engine_generation: u64,
+    /// Engines that crashed or were killed, in all.
+    pub engine_crashes: u64,
+}
+
+/// Why something was not done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Problem {
+    /// For programs: `bad-request`, `not-found`, `conflict`, `precondition`, ...
+    pub code: String,
+    /// What happened, to what.
+    pub message: String,
+    /// What to do.
+    pub next_step: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_name_is_a_part_of_a_path() {
+        for good in ["a", "vm-1.data_2", &"x".repeat(64)] {
+            assert!(is_name(good), "{good}");
+        }
+        for bad in ["", ".", "..", ".hidden", "a/b", "../a", "a b", "ä", "a\0", "a%2f", &"x".repeat(65)] {
+            assert!(!is_name(bad), "{bad}");
+        }
+    }
+}

@@ -106,8 +106,8 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        // A look every two seconds: ten hours without progress.
-        Options { chunk_bytes: 32 << 20, witnesses: 64, stalled_polls_max: 18_000 }
+        // A look every half second: ten hours without progress.
+        Options { chunk_bytes: 32 << 20, witnesses: 64, stalled_polls_max: 72_000 }
     }
 }
 

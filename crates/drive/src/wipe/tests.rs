@@ -7,10 +7,10 @@ use spec::nvme::{AdminOpcode, Status};
 use std::cell::RefCell;
 use std::io;
 
-const SIZE: usize = 256 << 10;
+const SIZE: usize = 128 << 10;
 
 fn options() -> Options {
-    Options { chunk_bytes: 64 << 10, witnesses: 16, stalled_polls_max: 20 }
+    Options { chunk_bytes: 32 << 10, witnesses: 16, stalled_polls_max: 20 }
 }
 
 /// Fills every namespace with what must not survive.
@@ -277,7 +277,7 @@ fn every_rung_that_blanks_is_read_back_and_the_next_is_tried_when_it_lied() {
 
 #[test]
 fn one_byte_that_does_not_change_is_enough_for_quarantine() {
-    let byte = 200 * 1024 + 17;
+    let byte = 100 * 1024 + 17;
     for (scope, settings) in [(Scope::Namespace, nothing_but_writes()), (Scope::Part, Settings::default())] {
         let faults = Faults { stuck_byte: Some(byte), ..Faults::default() };
         let (_, certificate) = wiped(Settings { faults, ..settings }, scope);
@@ -434,9 +434,9 @@ fn records_that_make_no_sense_are_refused() {
     let good = serde_json::to_string(wipe.record()).unwrap();
     assert!(Record::parse(&good).is_ok());
     for (from, to) in [
-        ("\"chunk_bytes\":65536", "\"chunk_bytes\":0"),
-        ("\"chunk_bytes\":65536", "\"chunk_bytes\":18446744073709551615"),
-        ("\"len_bytes\":262144", "\"len_bytes\":0"),
+        ("\"chunk_bytes\":32768", "\"chunk_bytes\":0"),
+        ("\"chunk_bytes\":32768", "\"chunk_bytes\":18446744073709551615"),
+        ("\"len_bytes\":131072", "\"len_bytes\":0"),
         ("\"offset_bytes\":0", "\"offset_bytes\":18446744073709551615"),
         ("\"step\":\"witness\",\"rung\":0", "\"step\":\"witness\",\"rung\":99"),
         ("\"witnesses\":16", "\"witnesses\":4294967295"),

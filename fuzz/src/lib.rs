@@ -4,5 +4,6 @@ pub mod admin;
 pub mod edge;
 pub mod group;
 pub mod guest;
+pub mod pool;
 pub mod region;
 pub mod rig;

@@ -58,7 +58,7 @@ impl Geometry {
             )));
         }
         // Two runs an extent, so that a volume and a clone may both be as fragmented as can be; an eighth for seams.
-        let map_bytes = ((about * 32 + 2 * MIB) * 8 / 7).next_multiple_of(MIB);
+        let map_bytes = map_bytes_for(about);
         let journal_bytes =
             (about * 64).next_multiple_of(BLOCK_BYTES).clamp(JOURNAL_BYTES_MIN, JOURNAL_BYTES_MAX);
         let data_offset_bytes = (SLOTS_AT + 2 * (map_bytes + journal_bytes)).next_multiple_of(MIB);
@@ -89,6 +89,9 @@ impl Geometry {
             return Err(format!(
                 "its header names a map of {map_bytes} and a journal of {journal_bytes} bytes"
             ));
+        }
+        if map_bytes > 2 * map_bytes_for(u64::from(extents)) {
+            return Err(format!("its header names a map of {map_bytes} bytes for {extents} extents"));
         }
         if !blocks(data_offset_bytes, SLOTS_AT + 2 * (map_bytes + journal_bytes), u64::MAX) {
             return Err(format!("its header has the extents begin at {data_offset_bytes}, inside the map"));
@@ -122,6 +125,10 @@ impl Geometry {
     pub(crate) fn extent_at(&self, physical: u32) -> u64 {
         self.data_offset_bytes + u64::from(physical) * self.extent_bytes
     }
+}
+
+fn map_bytes_for(extents: u64) -> u64 {
+    ((extents * 32 + 2 * MIB) * 8 / 7).next_multiple_of(MIB)
 }
 
 fn fits_extent(extent_bytes: u64) -> bool {

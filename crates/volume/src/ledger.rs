@@ -13,6 +13,8 @@ use crate::runs::{Run, Runs, Step};
 pub(crate) const NAME_BYTES_MAX: usize = 128;
 /// Most bytes a volume's user may keep with it.
 pub(crate) const ATTRIBUTES_BYTES_MAX: usize = 1024;
+/// Most volumes of a pool, snapshots included.
+pub(crate) const VOLUMES_MAX: usize = 1 << 16;
 /// Sizes are multiples of it.
 pub(crate) const SIZE_UNIT_BYTES: u64 = 4096;
 /// Most bytes a run takes in a chunk.
@@ -247,6 +249,9 @@ impl Ledger {
         let id = saved.id;
         if id < self.next_volume || id == u64::MAX {
             return Err(format!("volume number {id} was used before"));
+        }
+        if self.volumes.len() >= VOLUMES_MAX {
+            return Err(format!("there are more volumes than {VOLUMES_MAX}"));
         }
         check_name(&saved.name)?;
         if saved.attributes.len() > ATTRIBUTES_BYTES_MAX {

@@ -82,6 +82,10 @@ impl Loader {
             let why = if unfit.quarantined { Unfit::Quarantined } else { Unfit::Wiping };
             judge.check(self.ledger.load_unfit(unfit.first, unfit.count, why))?;
         }
+        // Not a matter of judgement: what a drive says must not fill the memory.
+        if self.ledger.map_bytes() > self.capacity_bytes {
+            return Err(PoolError::Damaged("the map is larger than its area".to_owned()));
+        }
         Ok(())
     }
 
@@ -90,9 +94,6 @@ impl Loader {
             judge.found(format!("the next volume's number, {next_volume}, was used before"))?;
         }
         self.ledger.next_volume = self.ledger.next_volume.max(next_volume);
-        if self.ledger.map_bytes() > self.capacity_bytes {
-            judge.found("the map is larger than its area".to_owned())?;
-        }
         Ok(self.ledger)
     }
 
@@ -110,7 +111,7 @@ impl Loader {
                 return Err(format!(
                     "extent {} is at {} of volume {id}, and at {} of another that is not derived from the same",
                     known.first,
-                    run.logical + (known.first - run.physical),
+                    u64::from(run.logical) + u64::from(known.first - run.physical),
                     known.value.logical
                 ));
             }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use state::pool::{ChangeV1, RunV1, VolumeV1};
 
 use super::{Pool, Provisioning, VolumeId, VolumeSpec};
-use crate::ledger::{ATTRIBUTES_BYTES_MAX, Refs, SIZE_UNIT_BYTES, Volume, check_name};
+use crate::ledger::{ATTRIBUTES_BYTES_MAX, Refs, SIZE_UNIT_BYTES, VOLUMES_MAX, Volume, check_name};
 use crate::{Entry, ExtentMap, PoolError};
 
 impl Pool {
@@ -44,7 +44,7 @@ impl Pool {
     /// # Errors
     /// The name is taken or cannot be, the size cannot be, or there is no space.
     pub fn create(&mut self, spec: &VolumeSpec) -> Result<VolumeId, PoolError> {
-        self.free_name(&spec.name)?;
+        self.accept_name(&spec.name)?;
         let extents = self.fit_size(spec.size_bytes)?;
         fit_attributes(&spec.attributes)?;
         let id = self.ledger.next_volume;
@@ -148,7 +148,7 @@ impl Pool {
         uuid: [u8; 16],
         read_only: bool,
     ) -> Result<VolumeId, PoolError> {
-        self.free_name(name)?;
+        self.accept_name(name)?;
         let from = &self.known(source)?.saved;
         let id = self.ledger.next_volume;
         let saved = VolumeV1 {
@@ -194,8 +194,13 @@ impl Pool {
         self.ledger.volumes.get(&id.0).ok_or(PoolError::NoVolume(id))
     }
 
-    fn free_name(&self, name: &str) -> Result<(), PoolError> {
+    fn accept_name(&self, name: &str) -> Result<(), PoolError> {
         check_name(name).map_err(PoolError::Invalid)?;
+        if self.ledger.volumes.len() >= VOLUMES_MAX {
+            return Err(PoolError::Invalid(format!(
+                "the pool has {VOLUMES_MAX} volumes, more there cannot be"
+            )));
+        }
         match self.ledger.named(name) {
             Some(_) => Err(PoolError::NameTaken(name.to_owned())),
             None => Ok(()),

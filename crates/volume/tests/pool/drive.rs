@@ -28,6 +28,9 @@ impl Chance {
     }
 }
 
+/// Where the layout has its headers.
+const HEADERS_AT: [u64; 2] = [0, 1 << 20];
+
 type Sector = [u8; SECTOR_LEN];
 
 #[derive(Clone, Debug, Default)]
@@ -201,6 +204,12 @@ impl Disk for SimDisk {
         if content.dead {
             return Err(gone());
         }
+        let other = HEADERS_AT.iter().find(|header| HEADERS_AT.contains(&at) && **header != at);
+        let half_written = |other: &u64| {
+            let sector = content.seen.contains_key(&(other / SECTOR));
+            sector && content.pending.iter().any(|(place, _)| *place == other / SECTOR)
+        };
+        assert!(!other.is_some_and(half_written), "one header is durable before the other is touched");
         for (place, part) in (at / SECTOR..).zip(from.chunks(SECTOR_LEN)) {
             let sector: Sector = part.try_into().expect("whole sectors");
             put(&mut content.seen, place, sector);

@@ -131,7 +131,7 @@ fn format() -> SparseDisk {
 }
 
 fn options(nonce: u64) -> OpenOptions {
-    OpenOptions { host: HOST, nonce, take_over: false }
+    OpenOptions { host: HOST, nonce, take_over: true }
 }
 
 fn seal<T: Encode<()>>(magic: [u8; 8], value: &T) -> Option<(Vec<u8>, u32)> {

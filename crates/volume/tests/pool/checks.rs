@@ -176,10 +176,14 @@ fn a_torn_last_change_never_happened_and_is_no_damage() {
 #[test]
 fn every_contradiction_is_told_and_none_is_opened() {
     type Forgery = (&'static str, fn(&mut ChunkV1));
-    let forgeries: [Forgery; 12] = [
+    let forgeries: [Forgery; 13] = [
         ("not derived from the same", |chunk| {
             chunk.volumes = vec![volume(1, 4), volume(2, 4)];
             chunk.runs = vec![runs(1, &[(0, 2, 3)]), runs(2, &[(0, 1, 4)])];
+        }),
+        ("not derived from the same", |chunk| {
+            chunk.volumes = vec![volume(1, 4), volume(2, 4)];
+            chunk.runs = vec![runs(1, &[(0, 1, 4)]), runs(2, &[(u32::MAX, 2, 3)])];
         }),
         ("extent 3 is at 1 of volume 1, and at 0", |chunk| {
             chunk.volumes = vec![volume(1, 4)];

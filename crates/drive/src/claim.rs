@@ -143,6 +143,9 @@ impl Cleared {
             .custom_flags(exclusive | libc::O_CLOEXEC)
             .open(&path)
             .map_err(failed("cannot be opened for Godwit alone"))?;
+        // An engine locks its files so; a block device it opens exclusively.
+        file.try_lock()
+            .map_err(|error| failed("is in use by another process, such as an engine")(error.into()))?;
         let source = file.try_clone().and_then(Opened::new).map_err(failed("cannot be measured"))?;
         if crate::source::Source::len_bytes(&source) != self.device.size_bytes {
             let error = io::Error::other("its size is another than a moment ago");
@@ -214,6 +217,18 @@ mod tests {
         survey.device.users = vec!["mounted at /".to_owned()];
         let error = survey.clear(Some(&confirmation)).unwrap_err().to_string();
         assert!(error.contains("mounted at /"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_an_engine_serves_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let survey = drive(folder.path(), b"");
+        let cleared = survey.clear(Some(&survey.device.confirmation())).unwrap();
+        let engine = File::open(&survey.device.path).unwrap();
+        engine.lock().unwrap();
+        assert!(matches!(cleared.open(), Err(Refusal::Open { .. })));
+        drop(engine);
+        assert!(cleared.open().is_ok());
     }
 
     #[test]

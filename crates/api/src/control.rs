@@ -109,6 +109,9 @@ pub struct SsdStatus {
     pub unanswered: u64,
     /// Crashes of engines, lately, with it in hand.
     pub crashes: u64,
+    /// Where its page of metrics (`docs/formats/ssd-metrics.md`) can be opened, by whoever may look into the keeper's process. Open it
+    /// once: what is open stays good when the keeper replaces itself.
+    pub metrics: Option<PathBuf>,
 }
 
 /// An engine's end and what followed.

@@ -18,9 +18,14 @@ pub(crate) fn ask(config: &Config, request: &Request) -> anyhow::Result<String> 
 
 /// How things are, for people or as JSON.
 pub(crate) fn status(config: &Config, json: bool) -> anyhow::Result<String> {
+    let status = state(config)?;
+    if json { Ok(serde_json::to_string_pretty(&status)? + "\n") } else { Ok(in_words(&status)) }
+}
+
+/// How the daemon's engine and ssds are.
+pub(crate) fn state(config: &Config) -> anyhow::Result<Status> {
     match exchange(config, &Request::Status)? {
-        Response::Status(status) if json => Ok(serde_json::to_string_pretty(&status)? + "\n"),
-        Response::Status(status) => Ok(in_words(&status)),
+        Response::Status(status) => Ok(*status),
         other => bail!("the daemon answered something else: {other:?}"),
     }
 }
@@ -111,6 +116,7 @@ mod tests {
             client: true,
             unanswered: 2,
             crashes: 3,
+            metrics: None,
         };
         let engine = EngineStatus {
             state: "serving".to_owned(),

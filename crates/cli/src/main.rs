@@ -7,14 +7,17 @@ use api::size::Size;
 use clap::{CommandFactory, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 mod agent;
 mod attachment;
 mod daemon;
 mod drive;
 mod hypervisor;
+mod observe;
 mod output;
 mod qmp;
+mod top;
 
 /// Virtual NVMe SSDs for virtual machines.
 #[derive(Parser)]
@@ -49,6 +52,18 @@ enum Command {
         /// As JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Print what was counted and timed of each ssd, as text that Prometheus reads (node_exporter's textfile collector, for one).
+    Metrics,
+    /// Show what each ssd does now: I/Os and megabytes a second, and how long I/Os wait in their queues, are held back by limits, and
+    /// take at the drive.
+    Top {
+        /// How often to look, in seconds.
+        #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = seconds)]
+        every: f64,
+        /// Print so many times, each after the time to look, and end; without a terminal: once.
+        #[arg(long, value_name = "COUNT")]
+        rounds: Option<u32>,
     },
     /// Replace the running engine with another program, with I/O in flight. If the new one fails within its probation,
     /// the old one runs again.
@@ -98,6 +113,12 @@ enum SsdCommand {
     Agent(agent::SsdCommand),
 }
 
+/// A span that a person would wait.
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|error| format!("{error}"))?;
+    if (0.1..=3600.0).contains(&seconds) { Ok(seconds) } else { Err("0.1 to 3600".to_owned()) }
+}
+
 fn main() -> ExitCode {
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -135,6 +156,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
             println!("{}", attachment::qemu_arguments(&config, &arguments.config, name, memory)?);
         }
         Command::Status { json } => print!("{}", daemon::status(&config, *json)?),
+        Command::Metrics => print!("{}", observe::text(&daemon::state(&config)?)),
+        Command::Top { every, rounds } => top::run(&config, Duration::from_secs_f64(*every), *rounds)?,
         Command::Upgrade { binary, keeper, no_wait } => {
             let binary = binary.as_deref().map(std::path::absolute).transpose()?;
             let request = Request::Upgrade { binary, keeper: *keeper, no_wait: *no_wait };

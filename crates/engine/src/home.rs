@@ -12,8 +12,7 @@ mod waiting;
 use crate::interrupts::Table;
 use crate::message::{Address, Answer, Call, Client, News, Settlement};
 use crate::records::Records;
-use crate::seat::{Seat, Turn};
-use backend::uring::Rings;
+use crate::seat::{Seat, Stand, Turn};
 use block::{Now, Request, Submitted};
 use freezing::Freezing;
 use links::Links;
@@ -85,12 +84,12 @@ impl Home {
         plan: Settlement,
         reactors: Vec<Address>,
         records: Records,
-        rings: &Rings,
+        stand: &Stand<'_>,
         now: Now,
     ) -> Self {
         let Settlement { ssd, power, controller, memory, interrupts, namespaces, resume, client, private } =
             plan;
-        let seat = Seat::new(ssd, power, &memory, interrupts, Arc::clone(&namespaces), rings);
+        let seat = Seat::new(ssd, power, &memory, interrupts, Arc::clone(&namespaces), stand);
         let links = Links::new(reactors, records, memory, namespaces);
         let mut home = Self {
             seat,

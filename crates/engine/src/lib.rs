@@ -19,6 +19,7 @@ mod interrupts;
 mod keeper;
 mod mailbox;
 mod message;
+mod meter;
 mod reactor;
 mod records;
 mod run;

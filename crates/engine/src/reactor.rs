@@ -11,7 +11,7 @@ use crate::keeper::Keeper;
 use crate::mailbox::Mailbox;
 use crate::message::{Address, Answer, Call, Life, Message, News, SsdId};
 use crate::records::Records;
-use crate::seat::{Branch, Seat, Turn};
+use crate::seat::{Branch, Seat, Stand, Turn};
 use crate::stats::{Counters, add};
 use crate::vhost::{Order, VhostSeat};
 use backend::RingHolder;
@@ -98,7 +98,7 @@ impl Place {
         match self {
             Place::Home(home) => home.turn(now),
             Place::Branch(branch) => branch.turn(now),
-            Place::Vhost(seat) => seat.turn(),
+            Place::Vhost(seat) => seat.turn(now),
             Place::Moved(..) => Turn::default(),
         }
     }
@@ -181,6 +181,10 @@ impl Reactor {
         Ok(mailbox)
     }
 
+    fn stand(&self) -> Stand<'_> {
+        Stand { rings: &self.rings, lane: self.setup.shared.unwrap_or(metrics::PRIVATE_LANE) }
+    }
+
     fn mailbox(&self) -> &Address {
         &self.setup.reactors[0]
     }
@@ -219,6 +223,12 @@ impl Reactor {
             if quiet_ns >= self.spin_ns() {
                 let longest_ns = self.setup.options.idle_ns;
                 self.sleep((quiet_ns / SLEEP_PART).clamp(SLEEP_MIN_NS.min(longest_ns), longest_ns), now);
+                // The next turn is not at the time when this one fell asleep.
+                let woken = ticks();
+                let slept_ns = self.setup.options.clock.span_ns(woken.saturating_sub(last));
+                last = woken;
+                quiet_ns += slept_ns;
+                self.count_sleep(slept_ns);
             } else {
                 std::hint::spin_loop();
             }
@@ -317,6 +327,12 @@ impl Reactor {
         add(&counters.turns, 1);
     }
 
+    fn count_sleep(&self, span_ns: u64) {
+        if let Some(counters) = &self.setup.counters {
+            add(&counters.get().idle_ns, span_ns);
+        }
+    }
+
     fn read_mail(&mut self, now: Now) -> usize {
         let mail = self.mailbox().take();
         let count = mail.len();
@@ -332,16 +348,11 @@ impl Reactor {
             Message::Settle(plan) => {
                 self.vacate(plan.ssd.id);
                 let (reactors, records) = (self.setup.reactors.clone(), self.setup.records.clone());
-                self.places.push(Place::Home(Box::new(Home::new(
-                    *plan,
-                    reactors,
-                    records,
-                    &self.rings,
-                    now,
-                ))));
+                let home = Home::new(*plan, reactors, records, &self.stand(), now);
+                self.places.push(Place::Home(Box::new(home)));
             }
             Message::Branch(plan) => {
-                self.places.push(Place::Branch(Box::new(Branch::new(*plan, &self.rings))))
+                self.places.push(Place::Branch(Box::new(Branch::new(*plan, &self.stand()))))
             }
             Message::Leave(id) => self.vacate(id),
             Message::Call(id, call, reply) => self.call(id, call, reply, now),
@@ -399,7 +410,8 @@ impl Reactor {
             }
             (None, Order::Sit(plan)) => {
                 let (ssd, device, setting) = *plan;
-                self.places.push(Place::Vhost(Box::new(VhostSeat::new(ssd, device, setting, &self.rings))));
+                let seat = VhostSeat::new(ssd, device, setting, &self.stand());
+                self.places.push(Place::Vhost(Box::new(seat)));
             }
             _ => {}
         }

@@ -8,6 +8,7 @@ use crate::clock::{Calibration, Clock};
 use crate::keeper::{Keeper, PowerCycle};
 use crate::mailbox::Mailbox;
 use crate::message::{Address, Message};
+use crate::meter;
 use crate::reactor::{self, Options};
 use crate::records::Records;
 use crate::serve::{Kept, open_ssd};
@@ -255,6 +256,7 @@ fn index(ssd: u32) -> usize {
 }
 
 /// The descriptors of an ssd, by their roles.
+#[derive(Default)]
 struct Parts(BTreeMap<Role, OwnedFd>);
 
 impl Parts {
@@ -400,6 +402,7 @@ impl House {
         client: Option<Plug>,
         records: Records,
     ) -> anyhow::Result<Plan> {
+        let (mut page, mut is_new) = (None, false);
         let (found, kept) = match found {
             None => (None, Kept::default()),
             Some((saved, fds)) => {
@@ -411,18 +414,19 @@ impl House {
                 };
                 let power = Power::found(region, doorbells).context("its shared state cannot be mapped")?;
                 queue::inspect(&power.region)?;
-                (Some(power), Kept { drive, key, record: saved.record })
+                let (counted, anew) = meter::page(config, part(Role::METRICS));
+                (page, is_new) = (Some(counted), anew);
+                (Some(power), Kept { drive, key, record: saved.record, page: None })
             }
         };
-        let Kept { drive, key, record } = kept;
+        let Kept { drive, key, record, .. } = kept;
         let lost = found.is_some() && drive.is_none();
         let (ssd, record) = patiently(found.is_some(), drive, |drive| {
             let key = key.as_ref().map(OwnedFd::try_clone).transpose()?;
-            open_ssd(at, config, Kept { drive, key, record: record.clone() }, Some(Arc::clone(&self.keeper)))
+            let kept = Kept { drive, key, record: record.clone(), page: page.clone() };
+            open_ssd(at, config, kept, Some(Arc::clone(&self.keeper)))
         })?;
-        if lost {
-            self.give_drive(at, &ssd)?;
-        }
+        self.give(at, &ssd, lost, is_new)?;
         let home = Arc::clone(&self.addresses[at % self.addresses.len()]);
         let (keeper, clock) = (Arc::clone(&self.keeper), self.clock);
         Ok(Plan { ssd, record, keeper, found, client, home, records, clock })
@@ -441,26 +445,30 @@ impl House {
         let mut parts = found.map(|(saved, fds)| Parts::new(&saved, fds).0).unwrap_or_default();
         let (drive, key) = (parts.remove(&Role::DRIVE), parts.remove(&Role::KEY));
         let lost = was_found && drive.is_none();
+        let (page, is_new) = meter::page(config, parts.remove(&Role::METRICS));
         let keeper = Arc::clone(&self.keeper);
         let ssd = patiently(was_found, drive, |drive| {
             let key = key.as_ref().map(OwnedFd::try_clone).transpose()?;
-            let kept = Kept { drive, key, record: None };
+            let kept = Kept { drive, key, record: None, page: Some(Arc::clone(&page)) };
             vhost::open_ssd(at, config, kept, Some(Arc::clone(&keeper)))
         })?;
-        if lost {
-            self.give_drive(at, &ssd)?;
-        }
+        self.give(at, &ssd, lost, was_found && is_new)?;
         let mut reactors = self.addresses.clone();
         reactors.rotate_left(at % self.addresses.len());
         let plan = VhostPlan { ssd, keeper, found: was_found, client, reactors };
         Ok(Served::Vhost(VhostSlot::start(plan, ready)?))
     }
 
-    /// Gives the keeper the drive of an ssd that it has all of but that, because a keeper before it died. Before the drive gets
-    /// a ring: a ring that the keeper holds for a dead engine holds the drive's open file, too, and with it a lock that no
-    /// successor could take without this descriptor.
-    fn give_drive(&self, at: usize, ssd: &Ssd) -> anyhow::Result<()> {
-        let parts = ssd.drive_parts()?;
+    /// Gives the keeper what it does not have of an ssd that was found: its drive, because a keeper before it died, and the page that
+    /// counts, because an engine before this one had none. Before the drive gets a ring: a ring that the keeper holds for a dead
+    /// engine holds the drive's open file, too, and with it a lock that no successor could take without this descriptor.
+    fn give(&self, at: usize, ssd: &Ssd, drive: bool, page: bool) -> anyhow::Result<()> {
+        let drive = if drive { ssd.drive_parts()? } else { Vec::new() };
+        let page = if page { ssd.page_part()? } else { None };
+        let parts: Vec<_> = drive.into_iter().chain(page).collect();
+        if parts.is_empty() {
+            return Ok(());
+        }
         Ok(self.keeper.power_on(at, PowerCycle { ended: None, parts, record: None })?)
     }
 

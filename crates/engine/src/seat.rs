@@ -5,6 +5,7 @@
 
 use crate::interrupts::Table;
 use crate::message::{Address, Branching, Life, Message, News, SsdId};
+use crate::meter::Meter;
 use crate::ssd::{Power, Ssd};
 use backend::uring::Rings;
 use block::{Backend, Completion, Fault, Limits, Now, Outcome, Request, Submitted};
@@ -21,6 +22,14 @@ pub(crate) const COMPLETIONS_MAX: usize = 256;
 /// Bytes handed to the drive in one turn at most, but for the last request: a drive that is done at once (`ram`) must not
 /// keep the reactor from its other ssds. About half a millisecond of copying.
 pub(crate) const TURN_BYTES_MAX: u64 = 4 << 20;
+
+/// What a reactor gives to every seat on it.
+#[derive(Clone, Copy)]
+pub(crate) struct Stand<'a> {
+    pub(crate) rings: &'a Rings,
+    /// Where it counts in an ssd's page; no other reactor does.
+    pub(crate) lane: usize,
+}
 
 /// What queues on a reactor share with their controller when that lives there too.
 pub(crate) struct Seat {
@@ -42,6 +51,7 @@ pub(crate) struct Desk {
     left_bytes: u64,
     /// INTx is in use and its level may have changed.
     line_news: bool,
+    meter: Meter,
 }
 
 impl Desk {
@@ -72,7 +82,14 @@ impl Desk {
 impl Sink for Desk {
     #[inline]
     fn submit(&mut self, request: &Request<'_>) -> Submitted {
-        self.hand_in(request)
+        let submitted = self.hand_in(request);
+        self.meter.submitted(request, submitted);
+        submitted
+    }
+
+    #[inline]
+    fn waited_since(&mut self, since: Now) {
+        self.meter.waited_since(since);
     }
 
     fn interrupt(&mut self, vector: u16) {
@@ -102,12 +119,14 @@ impl Seat {
         memory: &Arc<memory::MemoryMap>,
         interrupts: Table,
         namespaces: Arc<NamespaceTable>,
-        rings: &Rings,
+        stand: &Stand<'_>,
     ) -> Self {
-        let mut backend = open_door(&ssd, rings);
+        let mut backend = open_door(&ssd, stand.rings);
         backend.memory_changed(memory);
         let group = QueueGroup::new(power.group_config(&ssd), Arc::clone(memory), namespaces);
-        let desk = Desk { backend, interrupts, reports: VecDeque::new(), left_bytes: 0, line_news: false };
+        let meter = Meter::new(&ssd, stand.lane);
+        let reports = VecDeque::new();
+        let desk = Desk { backend, interrupts, reports, left_bytes: 0, line_news: false, meter };
         Self { ssd, power, desk, group, done: Vec::with_capacity(COMPLETIONS_MAX) }
     }
 
@@ -124,6 +143,7 @@ impl Seat {
     pub(crate) fn turn(&mut self, now: Now, mut controllers: impl FnMut(&mut Desk, Completion)) -> Turn {
         let mut turn = Turn::default();
         self.desk.left_bytes = TURN_BYTES_MAX;
+        self.desk.meter.turn(now);
         if self.desk.backend.in_flight() > 0 {
             self.desk.backend.poll(&mut self.done);
             turn.work = self.done.len();
@@ -131,6 +151,7 @@ impl Seat {
                 if is_controllers(token) {
                     controllers(&mut self.desk, (token, outcome));
                 } else {
+                    self.desk.meter.ended(token, outcome);
                     self.group.complete(token, outcome, &mut self.desk);
                 }
             }
@@ -227,9 +248,9 @@ pub(crate) struct Branch {
 }
 
 impl Branch {
-    pub(crate) fn new(plan: Branching, rings: &Rings) -> Self {
+    pub(crate) fn new(plan: Branching, stand: &Stand<'_>) -> Self {
         let Branching { ssd, power, memory, interrupts, namespaces, home } = plan;
-        let seat = Seat::new(ssd, power, &memory, interrupts, namespaces, rings);
+        let seat = Seat::new(ssd, power, &memory, interrupts, namespaces, stand);
         Self { seat, home, memory }
     }
 

@@ -6,13 +6,14 @@ use crate::identities::identity_of;
 use crate::interrupts::Table;
 use crate::keeper::Keeper;
 use crate::message::{Address, Call, Message, Settlement, SsdId};
+use crate::meter;
 use crate::records::{Records, check_writable};
 use crate::session::{Wire, call_home, power_off};
 use crate::ssd::{Power, Ssd};
 use anyhow::{Context, bail};
 use api::config;
 use frontend::vfio_user::{Connection, Limits, Listener, Shutdown};
-use memory::MemoryMap;
+use memory::{MemoryMap, SharedRegion};
 use nvme::controller::{Controller, ControllerConfig};
 use nvme::profile::Profile;
 use state::ssd::SsdV1;
@@ -36,6 +37,8 @@ pub(crate) struct Kept {
     pub(crate) key: Option<OwnedFd>,
     /// Its record, for an ssd without a state file.
     pub(crate) record: Option<Vec<u8>>,
+    /// What is counted of it; `None`: that begins anew.
+    pub(crate) page: Option<Arc<SharedRegion<metrics::Page>>>,
 }
 
 /// Opens the drive and reads the record.
@@ -61,6 +64,7 @@ pub(crate) fn open_ssd(
     let mut record = read_record(config, kept.record, &profile, limits.capacity_bytes)?;
     check_key(data_key.as_ref(), &mut record)?;
     let identity = identity_of(config)?;
+    let page = kept.page.unwrap_or_else(|| meter::page(config, None).0);
     let ssd = Ssd {
         id: SsdId(at),
         name: config.name.clone(),
@@ -70,6 +74,7 @@ pub(crate) fn open_ssd(
         profile,
         identity,
         record_path: config.state.clone(),
+        page,
         keeper,
     };
     Ok((Arc::new(ssd), record))

@@ -251,6 +251,7 @@ impl Keeping {
         ];
         if ended.is_none() {
             parts.extend(self.ssd.drive_parts()?);
+            parts.extend(self.ssd.page_part()?);
         }
         let kept = match &self.ssd.record_path {
             Some(_) => None,

@@ -25,6 +25,8 @@ pub(crate) struct Ssd {
     pub(crate) identity: Identity,
     /// Where the record outlives the daemon.
     pub(crate) record_path: Option<PathBuf>,
+    /// What is counted of it.
+    pub(crate) page: Arc<SharedRegion<metrics::Page>>,
     /// Who outlives this process, if anyone does.
     pub(crate) keeper: Option<Arc<Keeper>>,
 }
@@ -35,6 +37,11 @@ impl Ssd {
         let drive = self.drive.descriptor()?.map(|drive| (Role::DRIVE, drive));
         let key = self.data_key.as_ref().map(DataKey::descriptor).transpose()?.map(|key| (Role::KEY, key));
         Ok(drive.into_iter().chain(key).collect())
+    }
+
+    /// What is counted of it, for the keeper.
+    pub(crate) fn page_part(&self) -> std::io::Result<Option<(Role, OwnedFd)>> {
+        self.page.fd().map(|page| Ok((Role::METRICS, page.try_clone_to_owned()?))).transpose()
     }
 }
 

@@ -9,8 +9,8 @@ use anyhow::Context;
 use api::control::{DEFAULT_SOCKET, EngineStatus, LINE_BYTES_MAX, Request, Response, SsdStatus, Status};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -199,6 +199,11 @@ impl Console {
     }
 }
 
+/// Where another process opens what this one has open.
+fn path_of(fd: BorrowedFd<'_>) -> PathBuf {
+    format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd()).into()
+}
+
 impl Keeper {
     pub(crate) fn guest_ready(&mut self, number: u32, now: Instant) {
         let (question, stays) = self.console.read(number);
@@ -287,6 +292,7 @@ impl Keeper {
                 client: ssd.session.as_ref().is_some_and(|session| session.client.is_some()),
                 unanswered: ssd.session.as_ref().map_or(0, |session| session.unanswered.len() as u64),
                 crashes: self.blame.count(number) as u64,
+                metrics: ssd.memory.get(&link::control::Role::METRICS).map(|page| path_of(page.as_fd())),
             }
         };
         Status {

@@ -190,6 +190,8 @@ impl Role {
     pub const POWERED: Self = Self(3);
     /// The key of its data, read once: a successor must not depend on whoever gave it.
     pub const KEY: Self = Self(4);
+    /// What is counted of the ssd (crate `metrics`).
+    pub const METRICS: Self = Self(5);
 }
 
 /// A client's session.

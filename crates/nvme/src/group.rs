@@ -10,6 +10,7 @@
 //! host with shadow doorbells is asked to ring again only then); each token that was `Queued` comes back through
 //! `complete` once, until the group acknowledged `Reset` or `Pause`.
 
+mod arrivals;
 mod commands;
 mod drain;
 mod fused;
@@ -32,6 +33,7 @@ use crate::queue::{
     free_slot, sq_index,
 };
 use crate::sink::{DoorbellError, ErrorRecord, GroupEvent, Sink};
+use arrivals::Arrivals;
 use drain::Drains;
 use live::{Live, Partner, Slots, State};
 
@@ -62,6 +64,7 @@ pub struct GroupConfig {
 struct Sq {
     queue: SubmissionQueue,
     live: Slots,
+    arrivals: Arrivals,
     /// Looks since something was there.
     idle: u32,
     deleting: bool,
@@ -85,6 +88,8 @@ pub struct QueueGroup {
     drains: Drains,
     /// Requests at the backend.
     at_backend: usize,
+    /// When the doorbells were last looked at.
+    looked: Now,
     /// The backend had no room in this poll: nothing more is fetched.
     full: bool,
     /// Entries were posted since the last flush.
@@ -146,6 +151,7 @@ impl QueueGroup {
             retries: VecDeque::new(),
             drains: Drains::default(),
             at_backend: 0,
+            looked: Now(0),
             full: false,
             posted: false,
             late: false,
@@ -205,13 +211,20 @@ impl QueueGroup {
         if self.drains.is_stopped() {
             return 0;
         }
+        let since = core::mem::replace(&mut self.looked, now);
         let mut taken = 0;
         for index in 0..self.active_sqs.len() {
             if self.full {
                 break;
             }
             let Some(&sqid) = self.active_sqs.get(index) else { break };
-            taken += self.serve(sqid, sink);
+            let here = self.serve(sqid, since, sink);
+            if here > 0
+                && let Some(Some(sq)) = self.sqs.get_mut(usize::from(sqid))
+            {
+                sq.arrivals.took(here);
+                taken += here as usize;
+            }
         }
         taken
     }
@@ -219,7 +232,7 @@ impl QueueGroup {
     /// Fetches and begins a batch of one queue. Longer than the house likes: the borrows of both queues are held over the whole
     /// loop, so that no entry pays for finding them again.
     #[inline]
-    fn serve(&mut self, sqid: u16, sink: &mut impl Sink) -> usize {
+    fn serve(&mut self, sqid: u16, since: Now, sink: &mut impl Sink) -> u32 {
         let Some(Some(sq)) = self.sqs.get_mut(usize::from(sqid)) else { return 0 };
         let tail = self.bells.value(&self.page, sq_index(sqid));
         let waiting = match sq.queue.look(tail) {
@@ -234,6 +247,7 @@ impl QueueGroup {
             return 0;
         }
         sq.idle = 0;
+        sq.arrivals.look(waiting, since);
         for ahead in 0..AHEAD.min(waiting) {
             sq.queue.prefetch(ahead);
         }
@@ -248,8 +262,11 @@ impl QueueGroup {
         }
         let batch = batch.min(cq.room());
         let region: &ControllerRegion = &self.region;
-        let mut taken = 0;
+        let (mut taken, mut timed) = (0, 0);
         while taken < batch {
+            if taken == timed {
+                timed = tell_waited(&sq.arrivals, taken, sink);
+            }
             let Some(command) = sq.queue.fetch(0) else { break };
             if taken + AHEAD < waiting {
                 sq.queue.prefetch(AHEAD);
@@ -263,7 +280,7 @@ impl QueueGroup {
                     taken -= 1;
                 }
                 // The borrow of the queues ended: the rest waits for the next look.
-                return taken as usize;
+                return taken;
             }
             let Some(accepted) = sq.queue.accept(region, cq, &command) else { break };
             taken += 1;
@@ -290,11 +307,11 @@ impl QueueGroup {
                 Quick::Rare(started) => {
                     // The borrow of the queues ended: the rest waits for the next look.
                     self.began(accepted, &command, *started, sink);
-                    return taken as usize;
+                    return taken;
                 }
             }
         }
-        taken as usize
+        taken
     }
 
     /// A doorbell value no queue can have. Within the budget of errors: a host can find any number of them.
@@ -307,7 +324,7 @@ impl QueueGroup {
 
     /// An idle look. With shadow doorbells the host is asked to ring, after a while: while it is busy that would only cost.
     #[inline]
-    fn idle(&mut self, sqid: u16) -> usize {
+    fn idle(&mut self, sqid: u16) -> u32 {
         if !self.bells.is_shadowed() {
             return 0;
         }
@@ -553,6 +570,14 @@ impl QueueGroup {
             self.ask_remote(sink);
         }
     }
+}
+
+/// Says since when the next commands of a queue have waited; returns the number of commands taken at which it must be said again.
+#[inline]
+fn tell_waited(arrivals: &Arrivals, taken: u32, sink: &mut impl Sink) -> u32 {
+    let Some((count, since)) = arrivals.behind(taken) else { return u32::MAX };
+    sink.waited_since(since);
+    taken.saturating_add(count)
 }
 
 impl Drop for QueueGroup {

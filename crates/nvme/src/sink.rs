@@ -17,6 +17,8 @@ pub trait Sink {
     /// [`GroupEvent::MemoryAdopted`] for a newer map; buffers of the group's own live as long as the group, which is dropped
     /// only after the backend or when [`QueueGroup::in_flight`](crate::group::QueueGroup::in_flight) is 0.
     fn submit(&mut self, request: &block::Request<'_>) -> block::Submitted;
+    /// What is submitted from now on was not there yet at `since`. Said before the first of a run of commands; for measuring only.
+    fn waited_since(&mut self, _since: block::Now) {}
     /// Raises an interrupt vector.
     fn interrupt(&mut self, vector: u16);
     /// To the controller, without loss. Bounded in rate by the group, but not per call.

@@ -5,6 +5,7 @@ use crate::data_key::DataKey;
 use crate::interrupts::Eventfd;
 use crate::keeper::Keeper;
 use crate::message::{Address, Message, SsdId};
+use crate::meter;
 use crate::serve::{Kept, backend_config};
 use crate::session::{map_errno, mapping_errno};
 use crate::ssd::Ssd;
@@ -46,7 +47,19 @@ pub(crate) fn open_ssd(
     let profile =
         Profile::by_name(&config.profile).with_context(|| format!("no profile \"{}\"", config.profile))?;
     let (name, record_path) = (config.name.clone(), None);
-    Ok(Arc::new(Ssd { id: SsdId(at), name, drive, data_key, limits, profile, identity, record_path, keeper }))
+    let page = kept.page.unwrap_or_else(|| meter::page(config, None).0);
+    Ok(Arc::new(Ssd {
+        id: SsdId(at),
+        name,
+        drive,
+        data_key,
+        limits,
+        profile,
+        identity,
+        record_path,
+        page,
+        keeper,
+    }))
 }
 
 /// Refuses a drive that has become smaller than its client was told. A larger one is announced when the session goes on.

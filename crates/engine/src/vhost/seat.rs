@@ -6,10 +6,10 @@
 use super::kicks::Kicks;
 use super::{Done, Events, Order, Setting};
 use crate::message::SsdId;
-use crate::seat::{COMPLETIONS_MAX, TURN_BYTES_MAX, Turn, open_door, wake_fd};
+use crate::meter::Meter;
+use crate::seat::{COMPLETIONS_MAX, Stand, TURN_BYTES_MAX, Turn, open_door, wake_fd};
 use crate::ssd::Ssd;
-use backend::uring::Rings;
-use block::{Backend, Completion, Op, Outcome, Range, Request, Submitted, Token};
+use block::{Backend, Completion, Now, Op, Outcome, Range, Request, Submitted, Token};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -53,6 +53,7 @@ struct Desk {
     reports: Vec<Event>,
     /// What may still be handed in in this turn.
     left_bytes: u64,
+    meter: Meter,
 }
 
 impl Sink for Desk {
@@ -65,7 +66,11 @@ impl Sink for Desk {
         self.left_bytes = self.left_bytes.saturating_sub(len_bytes);
         // SAFETY: the segments come from a memory map that the group holds until the request's completion came back through
         // `VhostSeat::turn`; a seat drops its backend before its group (field order).
-        unsafe { self.backend.submit(request) }
+        let submitted = unsafe { self.backend.submit(request) };
+        if request.token != FLUSH {
+            self.meter.submitted(request, submitted);
+        }
+        submitted
     }
 
     #[inline]
@@ -82,8 +87,8 @@ impl Sink for Desk {
 
 impl VhostSeat {
     /// Opens the drive on this thread.
-    pub(crate) fn new(ssd: Arc<Ssd>, device: Arc<Device>, setting: Setting, rings: &Rings) -> Self {
-        let mut backend = open_door(&ssd, rings);
+    pub(crate) fn new(ssd: Arc<Ssd>, device: Arc<Device>, setting: Setting, stand: &Stand<'_>) -> Self {
+        let mut backend = open_door(&ssd, stand.rings);
         backend.memory_changed(&setting.map);
         let mut group = VirtQueueGroup::new(device, Arc::clone(&setting.map));
         group.set_features(setting.features);
@@ -93,9 +98,10 @@ impl VhostSeat {
         let kicks = Kicks::new(QUEUES_MAX).inspect_err(
             |error| tracing::warn!(ssd = ssd.name, %error, "idle rings are polled: no descriptor left"),
         );
+        let meter = Meter::new(&ssd, stand.lane);
         Self {
             ssd,
-            desk: Desk { backend, events, reports: Vec::new(), left_bytes: 0 },
+            desk: Desk { backend, events, reports: Vec::new(), left_bytes: 0, meter },
             group,
             kicks: kicks.ok(),
             stops: Vec::new(),
@@ -113,9 +119,10 @@ impl VhostSeat {
 
     /// The drive's completions, then the guest's new requests, then one call a ring.
     #[inline]
-    pub(crate) fn turn(&mut self) -> Turn {
+    pub(crate) fn turn(&mut self, now: Now) -> Turn {
         let mut turn = Turn::default();
         self.desk.left_bytes = TURN_BYTES_MAX;
+        self.desk.meter.turn(now);
         if self.desk.backend.in_flight() > 0 {
             self.desk.backend.poll(&mut self.done);
             turn.work = self.done.len();
@@ -123,6 +130,7 @@ impl VhostSeat {
                 if token == FLUSH {
                     flushed(&mut self.flush, outcome);
                 } else {
+                    self.desk.meter.ended(token, outcome);
                     self.group.complete(token, outcome, &mut self.desk);
                 }
             }

@@ -242,6 +242,7 @@ impl Keeping {
             let mark = rustix::fs::memfd_create("godwit-powered", MemfdFlags::CLOEXEC)?;
             parts.push((Role::POWERED, mark));
             parts.extend(ssd.drive_parts()?);
+            parts.extend(ssd.page_part()?);
         }
         Ok(self.keeper.power_on(ssd.id.0, PowerCycle { ended, parts, record: None })?)
     }

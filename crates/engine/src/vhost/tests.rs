@@ -40,6 +40,7 @@ fn faulty(plan: Plan) -> Arc<Ssd> {
         profile: Profile::ALL[0].clone(),
         identity: Identity::new(&IdentityConfig { serial: "GW0", ..IdentityConfig::default() }).unwrap(),
         record_path: None,
+        page: Arc::new(memory::SharedRegion::private()),
         keeper: None,
     })
 }

@@ -1,9 +1,12 @@
 //! A keeper on a thread of this process, with engines in processes of their own.
 
+use api::control::{Response, Status};
 use guest::nvme::{Driver, Options};
 use keeper::{Binary, EngineCommand, Keeper, Limits};
 use rustix::process::{Pid, Signal, kill_process};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -46,7 +49,7 @@ impl House {
         log();
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let dir = directory.path().display().to_string();
-        let mut text = format!("[engine]\nreactors = {reactors}\n");
+        let mut text = format!("control = \"{dir}/control.sock\"\n[engine]\nreactors = {reactors}\n");
         for (name, backend) in ssds {
             if let Some(backend) = backend.strip_prefix("virtio-blk on ") {
                 text.push_str(&crate::disk::config(name, backend, directory.path()));
@@ -93,6 +96,18 @@ impl House {
                 Err(error) => assert!(Instant::now() < deadline, "{error}"),
             }
             std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// What the keeper says.
+    pub(crate) fn status(&self) -> Status {
+        let mut socket = UnixStream::connect(self.directory.path().join("control.sock")).unwrap();
+        socket.write_all(b"{\"command\":\"status\"}\n").unwrap();
+        let mut line = String::new();
+        BufReader::new(socket).read_line(&mut line).unwrap();
+        match serde_json::from_str(&line).unwrap() {
+            Response::Status(status) => *status,
+            other => panic!("{other:?}"),
         }
     }
 

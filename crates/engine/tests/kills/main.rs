@@ -8,6 +8,7 @@ mod disk;
 mod disks;
 mod house;
 mod load;
+mod metrics;
 
 use guest::nvme::{Options, Sqe};
 use house::{House, KILLED_NS};

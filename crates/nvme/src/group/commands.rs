@@ -5,6 +5,7 @@ use std::sync::Arc;
 use memory::MemoryMap;
 use spec::nvme::{Fuse, Status};
 
+use super::arrivals::Arrivals;
 use super::live::{Live, Slots, State};
 use super::{QueueGroup, Sq, command_of_ticket, ticket_of, write_unwritten};
 use crate::io::Kind;
@@ -83,7 +84,14 @@ impl QueueGroup {
         let Some(place) = self.sqs.get_mut(usize::from(sqid)).filter(|place| place.is_none()) else { return };
         let Some(queue) = SubmissionQueue::open(&self.region, sqid, &self.io.map) else { return };
         let fault = queue.fault();
-        let mut sq = Box::new(Sq { queue, live: Slots::default(), idle: 0, deleting: false, dead: false });
+        let mut sq = Box::new(Sq {
+            queue,
+            live: Slots::default(),
+            arrivals: Arrivals::default(),
+            idle: 0,
+            deleting: false,
+            dead: false,
+        });
         let conclusion = conclude(&self.region, sqid);
         let mut fused = Vec::new();
         if let (Some(found), Some(Some(cq))) = (conclusion, self.cqs.get_mut(usize::from(sq.queue.cqid()))) {

@@ -1,7 +1,12 @@
 //! `godwit.toml`: what `godwitd` serves. See `docs/guide/configuration.md`.
 
+mod limits;
+
+pub use limits::{Limits, Rate, WEIGHT_DEFAULT};
+
 use crate::identity::{Identity, serial_of_name, uuid_of_text};
 use crate::size::Size;
+use limits::RawLimits;
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::fmt;
@@ -37,6 +42,8 @@ pub struct Engine {
     pub spin_us: u32,
     /// Longest sleep between two looks at the doorbells of an idle guest, µs.
     pub idle_us: u32,
+    /// Drives and reactors that several ssds use are shared by weight.
+    pub isolation: bool,
 }
 
 /// One virtual SSD.
@@ -62,6 +69,10 @@ pub struct Ssd {
     pub profile: String,
     /// What names it to the guest.
     pub identity: Identity,
+    /// How much it may do.
+    pub limits: Limits,
+    /// It shares by weight ([`Engine::isolation`]).
+    pub isolated: bool,
 }
 
 /// Where the key of an ssd's data comes from. It is read when the ssd is powered on, and not again while the daemon runs.
@@ -200,6 +211,7 @@ struct RawEngine {
     cpus: Option<Spanned<Vec<usize>>>,
     spin_us: Option<Spanned<u32>>,
     idle_us: Option<Spanned<u32>>,
+    isolation: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -217,6 +229,7 @@ struct RawSsd {
     nqn: Option<Spanned<String>>,
     uuid: Option<Spanned<String>>,
     encryption: Option<Spanned<RawEncryption>>,
+    limits: Option<RawLimits>,
 }
 
 #[derive(Deserialize)]
@@ -252,7 +265,8 @@ fn check(raw: RawConfig) -> Result<Config, Wrong> {
             format!("more than {SSDS_MAX} ssds; run a second daemon for these"),
         ));
     }
-    let ssds = raw.ssd.iter().map(|ssd| check_ssd(ssd.get_ref())).collect::<Result<Vec<_>, _>>()?;
+    let ssd = |ssd: &Spanned<RawSsd>| check_ssd(ssd.get_ref(), engine.isolation);
+    let ssds = raw.ssd.iter().map(ssd).collect::<Result<Vec<_>, _>>()?;
     check_distinct(&raw.ssd, &ssds)?;
     let control = raw.control.as_ref().map(|path| check_control(path, &ssds)).transpose()?;
     Ok(Config { engine, ssds, control })
@@ -304,10 +318,11 @@ fn check_engine(raw: &RawEngine) -> Result<Engine, Wrong> {
         cpus,
         spin_us: raw.spin_us.as_ref().map_or(50, |us| *us.get_ref()),
         idle_us: raw.idle_us.as_ref().map_or(900, |us| *us.get_ref()),
+        isolation: raw.isolation.unwrap_or(true),
     })
 }
 
-fn check_ssd(raw: &RawSsd) -> Result<Ssd, Wrong> {
+fn check_ssd(raw: &RawSsd, isolated: bool) -> Result<Ssd, Wrong> {
     let name = raw.name.get_ref().clone();
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty() || name.len() > 64 || !name.chars().all(fits) || name.starts_with('.') {
@@ -334,6 +349,8 @@ fn check_ssd(raw: &RawSsd) -> Result<Ssd, Wrong> {
         backend,
         lba_bytes,
         profile: "godwit-1".to_owned(),
+        limits: limits::check(raw.limits.as_ref())?,
+        isolated,
     })
 }
 

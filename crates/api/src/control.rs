@@ -112,6 +112,8 @@ pub struct SsdStatus {
     /// Where its page of metrics (`docs/formats/ssd-metrics.md`) can be opened, by whoever may look into the keeper's process. Open it
     /// once: what is open stays good when the keeper replaces itself.
     pub metrics: Option<PathBuf>,
+    /// How much it may do.
+    pub limits: crate::config::Limits,
 }
 
 /// An engine's end and what followed.

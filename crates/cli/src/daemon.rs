@@ -116,7 +116,7 @@ mod tests {
             client: true,
             unanswered: 2,
             crashes: 3,
-            metrics: None,
+            ..SsdStatus::default()
         };
         let engine = EngineStatus {
             state: "serving".to_owned(),

@@ -114,10 +114,10 @@ impl Home {
 
     /// One turn of the reactor.
     #[inline]
-    pub(crate) fn turn(&mut self, now: Now) -> Turn {
+    pub(crate) fn turn(&mut self, now: Now, crowded: bool) -> Turn {
         let Self { seat, controller, links, waiting, .. } = self;
         let mut own = Vec::new();
-        let mut turn = seat.turn(now, |_, completion| own.push(completion));
+        let mut turn = seat.turn(now, crowded, |_, completion| own.push(completion));
         for (token, outcome) in own {
             if self.freezing.is_wanted() {
                 // What it was part of is done again by who comes next.

@@ -7,8 +7,9 @@
 //! ```
 //!
 //! [`run()`] serves for a keeper, which starts it again: this is `godwitd engine`. [`Engine`] serves in the process that calls it, for tests
-//! and for programs of one's own; its end costs its guests their device. Not here yet: limits, pools.
+//! and for programs of one's own; its end costs its guests their device. Not here yet: pools.
 
+mod admission;
 mod blame;
 mod channel;
 mod clock;
@@ -30,6 +31,7 @@ mod session;
 mod slot;
 mod ssd;
 pub mod stats;
+mod terms;
 mod vhost;
 
 pub use run::run;
@@ -39,8 +41,9 @@ use crate::message::{Address, Message};
 use crate::reactor::Options;
 use crate::records::Records;
 use crate::serve::Server;
+use crate::ssd::Ssd;
 use anyhow::Context;
-use api::config::{Config, Door};
+use api::config::{Config, Door, Limits};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -52,6 +55,8 @@ pub struct Engine {
     records: Option<Records>,
     record_keeper: JoinHandle<()>,
     stats_path: Option<PathBuf>,
+    ssds: Vec<Arc<Ssd>>,
+    clock: clock::Clock,
 }
 
 impl Engine {
@@ -89,10 +94,11 @@ impl Engine {
             let thread = reactor::spawn(index, all, options, records.clone(), None, counters)?;
             reactors.push((Arc::clone(&addresses[index]), thread));
         }
-        let mut servers = Vec::new();
+        let (mut servers, mut all) = (Vec::new(), Vec::new());
         for (at, opened) in ssds.into_iter().enumerate() {
             let mut from_home = addresses.clone();
             from_home.rotate_left(at % count);
+            all.push(Arc::clone(opened.ssd()));
             servers.push(match opened {
                 Opened::Nvme(opened) => {
                     Server::start(*opened, Arc::clone(&from_home[0]), records.clone(), clock)?
@@ -101,7 +107,16 @@ impl Engine {
             });
         }
         tracing::info!(ssds = servers.len(), reactors = count, "serving");
-        Ok(Self { servers, reactors, records: Some(records), record_keeper, stats_path })
+        let records = Some(records);
+        Ok(Self { servers, reactors, records, record_keeper, stats_path, ssds: all, clock })
+    }
+
+    /// Changes the limits of a running ssd. `false`: there is none of that name.
+    pub fn set_limits(&self, name: &str, limits: &Limits) -> bool {
+        let Some(ssd) = self.ssds.iter().find(|ssd| ssd.name == name) else { return false };
+        let reactors: Vec<Address> = self.reactors.iter().map(|(address, _)| Arc::clone(address)).collect();
+        terms::set_limits(ssd, limits, self.clock.at(clock::ticks()), &reactors);
+        true
     }
 
     /// Ends every session, makes what was written durable, writes the records, and ends all threads.
@@ -132,6 +147,15 @@ impl Engine {
 enum Opened {
     Nvme(Box<serve::Opened>),
     Vhost(vhost::Opened),
+}
+
+impl Opened {
+    fn ssd(&self) -> &Arc<Ssd> {
+        match self {
+            Self::Nvme(opened) => opened.ssd(),
+            Self::Vhost(opened) => opened.ssd(),
+        }
+    }
 }
 
 fn open(at: usize, config: &api::config::Ssd) -> anyhow::Result<Opened> {

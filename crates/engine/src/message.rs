@@ -46,6 +46,8 @@ pub(crate) enum Message {
     News(Life, News),
     /// From the record keeper to home.
     Persisted(Life, bool),
+    /// The ssd's limits were changed.
+    Limits(SsdId),
     /// To a disk's seat. It has one here only after [`Order::Sit`].
     Vhost(SsdId, Order),
     /// End the thread. Comes when no ssd is left.
@@ -58,7 +60,11 @@ impl Message {
         match self {
             Self::Settle(plan) => Some(plan.ssd.id),
             Self::Branch(plan) => Some(plan.ssd.id),
-            Self::Leave(id) | Self::Call(id, ..) | Self::Group(id, _) | Self::Interrupts(id, _) => Some(*id),
+            Self::Leave(id)
+            | Self::Limits(id)
+            | Self::Call(id, ..)
+            | Self::Group(id, _)
+            | Self::Interrupts(id, _) => Some(*id),
             Self::Vhost(id, _) => Some(*id),
             Self::News(life, _) | Self::Persisted(life, _) => Some(life.ssd),
             Self::Stop => None,

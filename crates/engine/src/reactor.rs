@@ -33,6 +33,8 @@ const BUSY_SPIN_NS: u64 = 2_000_000;
 
 /// How long a reactor looks at nothing but doorbells before it takes a whole turn again.
 const DOZE_NS: u64 = 100_000_000;
+/// Ssds that are at work within that time are so at once.
+const CROWD_NS: u64 = 10_000_000;
 /// How often clients are checked for memory that they took away.
 const CHECK_NS: u64 = 10_000_000;
 
@@ -93,12 +95,20 @@ impl Place {
         }
     }
 
-    #[inline]
-    fn turn(&mut self, now: Now) -> Turn {
+    /// Until when its limits let nothing begin.
+    fn shut_until(&self) -> Option<Now> {
         match self {
-            Place::Home(home) => home.turn(now),
-            Place::Branch(branch) => branch.turn(now),
-            Place::Vhost(seat) => seat.turn(now),
+            Place::Vhost(seat) => seat.shut_until(),
+            _ => self.seat()?.shut_until(),
+        }
+    }
+
+    #[inline]
+    fn turn(&mut self, now: Now, crowded: bool) -> Turn {
+        match self {
+            Place::Home(home) => home.turn(now, crowded),
+            Place::Branch(branch) => branch.turn(now, crowded),
+            Place::Vhost(seat) => seat.turn(now, crowded),
             Place::Moved(..) => Turn::default(),
         }
     }
@@ -111,6 +121,31 @@ impl Place {
             Place::Vhost(seat) => seat.kick(),
             Place::Moved(..) => {}
         }
+    }
+}
+
+/// Whether several ssds are at work here.
+#[derive(Default)]
+struct Crowd {
+    last: Option<(SsdId, Now)>,
+    until: Now,
+}
+
+impl Crowd {
+    #[inline]
+    fn works(&mut self, id: SsdId, now: Now) {
+        if let Some((other, at)) = self.last
+            && other != id
+            && now.0.saturating_sub(at.0) < CROWD_NS
+        {
+            self.until = Now(now.0.saturating_add(CROWD_NS));
+        }
+        self.last = Some((id, now));
+    }
+
+    #[inline]
+    fn is_there(&self, now: Now) -> bool {
+        now < self.until
     }
 }
 
@@ -146,7 +181,17 @@ impl Setup {
         let run = || {
             let line = self.shared.map_or_else(Line::of_other, Line::of_reactor);
             let rings = Rings::new(self.keeper.clone().map(|keeper| keeper as Arc<dyn RingHolder>));
-            Reactor { setup: self, places: Vec::new(), rings, stopping: false, complained: None, line }.run();
+            let crowd = Crowd::default();
+            Reactor {
+                setup: self,
+                places: Vec::new(),
+                rings,
+                crowd,
+                stopping: false,
+                complained: None,
+                line,
+            }
+            .run();
         };
         std::thread::Builder::new().name(name).spawn(run)
     }
@@ -158,6 +203,7 @@ struct Reactor {
     places: Vec<Place>,
     /// What the seats' doors to their drives share.
     rings: Rings,
+    crowd: Crowd,
     stopping: bool,
     /// When it last said that a private reactor cannot be started.
     complained: Option<std::time::Instant>,
@@ -215,11 +261,10 @@ impl Reactor {
             let span_ns = self.setup.options.clock.span_ns(after.saturating_sub(last));
             last = after;
             self.count(&turn, span_ns);
+            quiet_ns = if turn.is_open { 0 } else { quiet_ns + span_ns };
             if turn.work > 0 {
-                quiet_ns = 0;
                 continue;
             }
-            quiet_ns += span_ns;
             if quiet_ns >= self.spin_ns() {
                 let longest_ns = self.setup.options.idle_ns;
                 self.sleep((quiet_ns / SLEEP_PART).clamp(SLEEP_MIN_NS.min(longest_ns), longest_ns), now);
@@ -240,11 +285,18 @@ impl Reactor {
         if self.mailbox().has_mail() {
             all.work += self.read_mail(now);
         }
+        all.is_open = all.work > 0;
         for at in 0..self.places.len() {
-            self.line.turn_to(Some(self.places[at].id().0));
-            let turn = self.places[at].turn(now);
+            let id = self.places[at].id();
+            self.line.turn_to(Some(id.0));
+            let turn = self.places[at].turn(now, self.crowd.is_there(now));
             all.work += turn.work;
             all.commands += turn.commands;
+            if turn.work > 0 {
+                self.crowd.works(id, now);
+                // One that has reached its limits does not keep the reactor awake for the next look at its queues.
+                all.is_open |= self.places[at].shut_until().is_none();
+            }
             if let Place::Home(home) = &self.places[at]
                 && home.moves()
             {
@@ -266,7 +318,7 @@ impl Reactor {
     }
 
     fn spin_ns(&self) -> u64 {
-        let busy = self.places.iter().any(Place::is_busy);
+        let busy = self.places.iter().any(|place| place.is_busy() && place.shut_until().is_none());
         self.setup.options.spin_ns + if busy { BUSY_SPIN_NS } else { 0 }
     }
 
@@ -299,7 +351,8 @@ impl Reactor {
             Place::Home(home) => home.deadline().map(|at| at.0.saturating_sub(now.0)),
             _ => None,
         });
-        let deadline_ns = deadline.min();
+        let opens = self.places.iter().filter_map(Place::shut_until).map(|at| at.0.saturating_sub(now.0));
+        let deadline_ns = deadline.chain(opens).min();
         let timeout_ns = deadline_ns.into_iter().chain(polled.then_some(sleep_ns)).min();
         let rounds =
             if dozes && polled && deadline_ns.is_none_or(|ns| ns > DOZE_NS) { DOZE_NS / sleep_ns } else { 1 };
@@ -372,6 +425,7 @@ impl Reactor {
                 Some(Place::Moved(_, address)) => address.send(Message::Persisted(life, ok)),
                 _ => {}
             },
+            Message::Limits(id) => self.limits_changed(id),
             Message::Vhost(id, order) => self.order(id, order),
             Message::Stop => self.stopping = true,
         }
@@ -414,6 +468,16 @@ impl Reactor {
                 self.places.push(Place::Vhost(Box::new(seat)));
             }
             _ => {}
+        }
+    }
+
+    fn limits_changed(&mut self, id: SsdId) {
+        match self.find(id) {
+            Some(Place::Home(home)) => home.seat.desk.admission.change(),
+            Some(Place::Branch(branch)) => branch.seat.desk.admission.change(),
+            Some(Place::Vhost(seat)) => seat.limits_changed(),
+            Some(Place::Moved(_, address)) => address.send(Message::Limits(id)),
+            None => {}
         }
     }
 

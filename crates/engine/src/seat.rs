@@ -3,6 +3,7 @@
 // UNSAFETY: one call (and one empty implementation) of `Backend::submit`, whose promise (the memory stays mapped until the completion) is kept by the
 // group and the controller: both hold the `Arc<MemoryMap>` that a request's segments came from until it ended.
 
+use crate::admission::Admission;
 use crate::interrupts::Table;
 use crate::message::{Address, Branching, Life, Message, News, SsdId};
 use crate::meter::Meter;
@@ -19,9 +20,6 @@ use std::sync::Arc;
 
 /// Completions taken from a backend in one turn at most: bounds a turn.
 pub(crate) const COMPLETIONS_MAX: usize = 256;
-/// Bytes handed to the drive in one turn at most, but for the last request: a drive that is done at once (`ram`) must not
-/// keep the reactor from its other ssds. About half a millisecond of copying.
-pub(crate) const TURN_BYTES_MAX: u64 = 4 << 20;
 
 /// What a reactor gives to every seat on it.
 #[derive(Clone, Copy)]
@@ -47,22 +45,23 @@ pub(crate) struct Desk {
     pub(crate) interrupts: Table,
     /// What the group reported in this turn.
     pub(crate) reports: VecDeque<GroupEvent>,
-    /// What may still be handed in in this turn.
-    left_bytes: u64,
+    pub(crate) admission: Admission,
     /// INTx is in use and its level may have changed.
     line_news: bool,
     meter: Meter,
 }
 
 impl Desk {
-    /// Hands a request to the drive.
-    #[inline]
+    /// Hands a request of the controller or the engine to the drive. The guest's limits are not theirs.
     pub(crate) fn hand_in(&mut self, request: &Request<'_>) -> Submitted {
-        let len_bytes = request.range.len_bytes;
-        if self.left_bytes == 0 && len_bytes > 0 {
+        if !self.admission.admits_own(request) {
             return Submitted::Full;
         }
-        self.left_bytes = self.left_bytes.saturating_sub(len_bytes);
+        self.submit_admitted(request)
+    }
+
+    #[inline]
+    fn submit_admitted(&mut self, request: &Request<'_>) -> Submitted {
         // SAFETY: the segments come from a memory map or buffer that the submitting group or controller holds until the
         // request's completion came back through `Seat::turn`; a seat drops its backend before them (field order).
         unsafe { self.backend.submit(request) }
@@ -82,7 +81,13 @@ impl Desk {
 impl Sink for Desk {
     #[inline]
     fn submit(&mut self, request: &Request<'_>) -> Submitted {
-        let submitted = self.hand_in(request);
+        if !self.admission.admits(request) {
+            return Submitted::Full;
+        }
+        let submitted = self.submit_admitted(request);
+        if submitted == Submitted::Full {
+            self.admission.no_room(request);
+        }
         self.meter.submitted(request, submitted);
         submitted
     }
@@ -108,6 +113,8 @@ pub(crate) struct Turn {
     pub(crate) work: usize,
     /// Commands taken from I/O queues.
     pub(crate) commands: usize,
+    /// Of a whole reactor: some of the work was of ssds whose limits are not reached.
+    pub(crate) is_open: bool,
 }
 
 impl Seat {
@@ -124,9 +131,9 @@ impl Seat {
         let mut backend = open_door(&ssd, stand.rings);
         backend.memory_changed(memory);
         let group = QueueGroup::new(power.group_config(&ssd), Arc::clone(memory), namespaces);
-        let meter = Meter::new(&ssd, stand.lane);
+        let (meter, admission) = (Meter::new(&ssd, stand.lane), Admission::new(&ssd.terms));
         let reports = VecDeque::new();
-        let desk = Desk { backend, interrupts, reports, left_bytes: 0, line_news: false, meter };
+        let desk = Desk { backend, interrupts, reports, admission, line_news: false, meter };
         Self { ssd, power, desk, group, done: Vec::with_capacity(COMPLETIONS_MAX) }
     }
 
@@ -139,14 +146,22 @@ impl Seat {
     }
 
     /// The drive's completions, then the guest's new commands, then one interrupt a queue. Completions of the controller's own requests go to `controllers`.
+    /// `crowded`: other ssds are at work on this reactor.
     #[inline]
-    pub(crate) fn turn(&mut self, now: Now, mut controllers: impl FnMut(&mut Desk, Completion)) -> Turn {
+    pub(crate) fn turn(
+        &mut self,
+        now: Now,
+        crowded: bool,
+        mut controllers: impl FnMut(&mut Desk, Completion),
+    ) -> Turn {
         let mut turn = Turn::default();
-        self.desk.left_bytes = TURN_BYTES_MAX;
         self.desk.meter.turn(now);
         if self.desk.backend.in_flight() > 0 {
             self.desk.backend.poll(&mut self.done);
             turn.work = self.done.len();
+        }
+        self.desk.admission.begin(now, crowded, self.desk.backend.in_flight(), turn.work);
+        if turn.work > 0 {
             for (token, outcome) in self.done.drain(..) {
                 if is_controllers(token) {
                     controllers(&mut self.desk, (token, outcome));
@@ -156,10 +171,15 @@ impl Seat {
                 }
             }
         }
-        turn.commands = self.group.poll(now, &mut self.desk);
+        if self.is_shut() {
+            self.group.poll_shut(now);
+        } else {
+            turn.commands = self.group.poll(now, &mut self.desk);
+        }
         turn.work += turn.commands;
         // In every turn: commands of an earlier one may have gone on, and drains ended, without new ones.
         self.group.flush(&mut self.desk);
+        self.desk.admission.end(self.desk.backend.in_flight());
         turn
     }
 
@@ -178,6 +198,16 @@ impl Seat {
     /// Registered guest memory follows the map. Called when no I/O of the former map is in flight.
     pub(crate) fn memory_adopted(&mut self, map: &Arc<memory::MemoryMap>) {
         self.desk.backend.memory_changed(map);
+    }
+
+    /// Its limits are reached: nothing of it begins before then.
+    pub(crate) fn shut_until(&self) -> Option<Now> {
+        self.desk.admission.shut_until()
+    }
+
+    #[inline]
+    fn is_shut(&self) -> bool {
+        self.shut_until().is_some()
     }
 
     /// Something of this ssd is in flight on this reactor.
@@ -254,8 +284,8 @@ impl Branch {
         Self { seat, home, memory }
     }
 
-    pub(crate) fn turn(&mut self, now: Now) -> Turn {
-        let turn = self.seat.turn(now, |_, _| {});
+    pub(crate) fn turn(&mut self, now: Now, crowded: bool) -> Turn {
+        let turn = self.seat.turn(now, crowded, |_, _| {});
         self.tell_home();
         turn
     }

@@ -10,6 +10,7 @@ use crate::meter;
 use crate::records::{Records, check_writable};
 use crate::session::{Wire, call_home, power_off};
 use crate::ssd::{Power, Ssd};
+use crate::terms::Terms;
 use anyhow::{Context, bail};
 use api::config;
 use frontend::vfio_user::{Connection, Limits, Listener, Shutdown};
@@ -26,6 +27,12 @@ pub(crate) struct Opened {
     ssd: Arc<Ssd>,
     record: SsdV1,
     listener: Listener,
+}
+
+impl Opened {
+    pub(crate) fn ssd(&self) -> &Arc<Ssd> {
+        &self.ssd
+    }
 }
 
 /// What a predecessor left of an ssd, beside its controller.
@@ -76,6 +83,7 @@ pub(crate) fn open_ssd(
         record_path: config.state.clone(),
         page,
         keeper,
+        terms: Terms::new(config),
     };
     Ok((Arc::new(ssd), record))
 }

@@ -3,6 +3,7 @@
 use crate::data_key::DataKey;
 use crate::keeper::Keeper;
 use crate::message::SsdId;
+use crate::terms::Terms;
 use link::control::Role;
 use memory::{DoorbellPage, SharedRegion};
 use nvme::group::GroupConfig;
@@ -13,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// An ssd: constant facts.
+/// An ssd: constant facts, but for its terms.
 pub(crate) struct Ssd {
     pub(crate) id: SsdId,
     pub(crate) name: String,
@@ -29,6 +30,8 @@ pub(crate) struct Ssd {
     pub(crate) page: Arc<SharedRegion<metrics::Page>>,
     /// Who outlives this process, if anyone does.
     pub(crate) keeper: Option<Arc<Keeper>>,
+    /// Its limits, which may change, and its share of its drive.
+    pub(crate) terms: Arc<Terms>,
 }
 
 impl Ssd {

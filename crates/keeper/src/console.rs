@@ -293,6 +293,7 @@ impl Keeper {
                 unanswered: ssd.session.as_ref().map_or(0, |session| session.unanswered.len() as u64),
                 crashes: self.blame.count(number) as u64,
                 metrics: ssd.memory.get(&link::control::Role::METRICS).map(|page| path_of(page.as_fd())),
+                limits: ssd.limits,
             }
         };
         Status {

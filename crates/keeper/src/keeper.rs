@@ -119,8 +119,10 @@ impl Keeper {
         raise_descriptor_limit();
         let config = Config::parse(&options.config_path, &options.config_text)?;
         for ssd in &mut ssds {
-            let door = config.ssd(&ssd.name).map(|ssd| ssd.door);
-            ssd.protocol = door.map_or(ssd.protocol, Protocol::at);
+            if let Some(config) = config.ssd(&ssd.name) {
+                ssd.protocol = Protocol::at(config.door);
+                ssd.limits = config.limits;
+            }
         }
         Ok(Self {
             poller: Poller::new().context("cannot watch sockets")?,

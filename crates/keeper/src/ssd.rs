@@ -15,6 +15,7 @@ pub(crate) struct Ssd {
     pub(crate) name: String,
     pub(crate) listener: Listener,
     pub(crate) protocol: &'static Protocol,
+    pub(crate) limits: api::config::Limits,
     /// Region, doorbells, memory: from the engine, for its successors. Empty: never powered on.
     pub(crate) memory: BTreeMap<Role, Arc<OwnedFd>>,
     /// The newest record an engine sent.
@@ -34,6 +35,7 @@ impl Ssd {
             name,
             listener,
             protocol: &VFIO_USER,
+            limits: api::config::Limits::default(),
             memory: BTreeMap::new(),
             record: None,
             session: None,

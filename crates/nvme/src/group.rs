@@ -6,7 +6,7 @@
 //!  flush:    one interrupt for each completion queue that got entries; drains that have come to an end are reported
 //! ```
 //!
-//! Duties of the caller: one reactor thread; `poll` and `flush` in every turn, and some twenty turns without work before it sleeps (a
+//! Duties of the caller: one reactor thread; `poll` (or `poll_shut`) and `flush` in every turn, and some twenty turns without work before it sleeps (a
 //! host with shadow doorbells is asked to ring again only then); each token that was `Queued` comes back through
 //! `complete` once, until the group acknowledged `Reset` or `Pause`.
 
@@ -196,9 +196,7 @@ impl QueueGroup {
 
     /// One look at each submission queue. Returns the number of commands taken.
     pub fn poll(&mut self, now: Now, sink: &mut impl Sink) -> usize {
-        if self.late && !self.drains.is_stopped() {
-            self.write_late(now);
-        }
+        self.poll_shut(now);
         if self.active_sqs.is_empty() {
             return 0;
         }
@@ -227,6 +225,14 @@ impl QueueGroup {
             }
         }
         taken
+    }
+
+    /// In the place of [`QueueGroup::poll`] while the ssd's limits let nothing begin: only entries that a client did not take are
+    /// tried again.
+    pub fn poll_shut(&mut self, now: Now) {
+        if self.late && !self.drains.is_stopped() {
+            self.write_late(now);
+        }
     }
 
     /// Fetches and begins a batch of one queue. Longer than the house likes: the borrows of both queues are held over the whole

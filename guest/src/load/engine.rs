@@ -76,9 +76,17 @@ impl Engine {
     /// # Errors
     /// It does not start, or does not listen within ten seconds.
     pub fn start(binary: &Path, cpu: usize, ssds: &[Ssd]) -> Result<Self> {
+        Self::start_with(binary, cpu, ssds, "")
+    }
+
+    /// The same with `more` lines in the configuration's part of the engine.
+    ///
+    /// # Errors
+    /// It does not start, or does not listen within ten seconds.
+    pub fn start_with(binary: &Path, cpu: usize, ssds: &[Ssd], more: &str) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("godwit-bench").tempdir()?;
         let config = directory.path().join("godwit.toml");
-        fs::write(&config, configuration(directory.path(), cpu, ssds))?;
+        fs::write(&config, configuration(directory.path(), cpu, ssds, more))?;
         let stats = directory.path().join("stats");
         let log = directory.path().join("log");
         let mut command = Command::new(binary);
@@ -146,9 +154,9 @@ fn socket(directory: &Path, name: &str) -> PathBuf {
     directory.join(format!("{name}.sock"))
 }
 
-fn configuration(directory: &Path, cpu: usize, ssds: &[Ssd]) -> String {
+fn configuration(directory: &Path, cpu: usize, ssds: &[Ssd], more: &str) -> String {
     let control = directory.join("control.sock");
-    let mut text = format!("control = {control:?}\n\n[engine]\nreactors = 1\ncpus = [{cpu}]\n");
+    let mut text = format!("control = {control:?}\n\n[engine]\nreactors = 1\ncpus = [{cpu}]\n{more}\n");
     for ssd in ssds {
         let backend = match &ssd.backing {
             Backing::Null => "{ type = \"null\" }".to_owned(),
@@ -247,7 +255,7 @@ mod tests {
             Ssd { name: "a".into(), mebibytes: 64, backing: Backing::Null, disk: false },
             Ssd { name: "b".into(), mebibytes: 128, backing: Backing::Uring("/x/y.img".into()), disk: true },
         ];
-        let text = configuration(Path::new("/run/t"), 0, &ssds);
+        let text = configuration(Path::new("/run/t"), 0, &ssds, "");
         assert!(text.contains("name = \"a\"\nsize = \"64MiB\"\nsocket = \"/run/t/a.sock\""));
         assert!(text.contains("{ type = \"uring\", path = \"/x/y.img\" }"));
         assert!(text.contains("vhost_socket = \"/run/t/b.sock\""));

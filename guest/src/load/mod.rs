@@ -14,6 +14,7 @@ pub mod fio;
 pub mod footprint;
 pub mod histogram;
 pub mod idle;
+pub mod isolation;
 pub mod lane;
 pub mod quiet;
 pub mod report;

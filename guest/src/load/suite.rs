@@ -108,7 +108,8 @@ pub fn run(settings: &Settings, report: &mut Report) -> Result<()> {
     uring(settings, report).context("uring")?;
     super::disks::run(settings, report).context("vhost-user")?;
     footprint::measure(settings, report).context("memory")?;
-    idle::measure(settings, report).context("idle")
+    idle::measure(settings, report).context("idle")?;
+    super::isolation::measure(settings, report).context("isolation")
 }
 
 fn null(settings: &Settings, report: &mut Report) -> Result<()> {

@@ -9,6 +9,7 @@ use crate::meter;
 use crate::serve::{Kept, backend_config};
 use crate::session::{map_errno, mapping_errno};
 use crate::ssd::Ssd;
+use crate::terms::Terms;
 use anyhow::{Context, ensure};
 use api::config;
 use frontend::vhost_user::{Blk, BlkInfo, Errno, Inflight, Log, NewInflight, Region, Ring};
@@ -59,6 +60,7 @@ pub(crate) fn open_ssd(
         record_path,
         page,
         keeper,
+        terms: Terms::new(config),
     }))
 }
 

@@ -5,9 +5,10 @@
 
 use super::kicks::Kicks;
 use super::{Done, Events, Order, Setting};
+use crate::admission::Admission;
 use crate::message::SsdId;
 use crate::meter::Meter;
-use crate::seat::{COMPLETIONS_MAX, Stand, TURN_BYTES_MAX, Turn, open_door, wake_fd};
+use crate::seat::{COMPLETIONS_MAX, Stand, Turn, open_door, wake_fd};
 use crate::ssd::Ssd;
 use block::{Backend, Completion, Now, Op, Outcome, Range, Request, Submitted, Token};
 use rustix::io::Errno;
@@ -51,22 +52,22 @@ struct Desk {
     events: Vec<Events>,
     /// What the group reported in this turn.
     reports: Vec<Event>,
-    /// What may still be handed in in this turn.
-    left_bytes: u64,
     meter: Meter,
+    admission: Admission,
 }
 
 impl Sink for Desk {
     #[inline]
     fn submit(&mut self, request: &Request<'_>) -> Submitted {
-        let len_bytes = request.range.len_bytes;
-        if self.left_bytes == 0 && len_bytes > 0 {
+        if !self.admission.admits(request) {
             return Submitted::Full;
         }
-        self.left_bytes = self.left_bytes.saturating_sub(len_bytes);
         // SAFETY: the segments come from a memory map that the group holds until the request's completion came back through
         // `VhostSeat::turn`; a seat drops its backend before its group (field order).
         let submitted = unsafe { self.backend.submit(request) };
+        if submitted == Submitted::Full {
+            self.admission.no_room(request);
+        }
         if request.token != FLUSH {
             self.meter.submitted(request, submitted);
         }
@@ -98,10 +99,10 @@ impl VhostSeat {
         let kicks = Kicks::new(QUEUES_MAX).inspect_err(
             |error| tracing::warn!(ssd = ssd.name, %error, "idle rings are polled: no descriptor left"),
         );
-        let meter = Meter::new(&ssd, stand.lane);
+        let (meter, admission) = (Meter::new(&ssd, stand.lane), Admission::new(&ssd.terms));
         Self {
             ssd,
-            desk: Desk { backend, events, reports: Vec::new(), left_bytes: 0, meter },
+            desk: Desk { backend, events, reports: Vec::new(), admission, meter },
             group,
             kicks: kicks.ok(),
             stops: Vec::new(),
@@ -117,15 +118,19 @@ impl VhostSeat {
         self.ssd.id
     }
 
-    /// The drive's completions, then the guest's new requests, then one call a ring.
+    /// The drive's completions, then the guest's new requests, then one call a ring. `crowded`: other ssds are at work on this reactor.
     #[inline]
-    pub(crate) fn turn(&mut self, now: Now) -> Turn {
+    pub(crate) fn turn(&mut self, now: Now, crowded: bool) -> Turn {
         let mut turn = Turn::default();
-        self.desk.left_bytes = TURN_BYTES_MAX;
         self.desk.meter.turn(now);
+        // The client waits for the end of what was taken from a ring that it stops.
+        self.desk.admission.wind_up(!self.stops.is_empty());
         if self.desk.backend.in_flight() > 0 {
             self.desk.backend.poll(&mut self.done);
             turn.work = self.done.len();
+        }
+        self.desk.admission.begin(now, crowded, self.desk.backend.in_flight(), turn.work);
+        if turn.work > 0 {
             for (token, outcome) in self.done.drain(..) {
                 if token == FLUSH {
                     flushed(&mut self.flush, outcome);
@@ -135,9 +140,12 @@ impl VhostSeat {
                 }
             }
         }
-        turn.commands = self.group.poll(&mut self.desk);
+        if self.shut_until().is_none() {
+            turn.commands = self.group.poll(&mut self.desk);
+        }
         turn.work += turn.commands;
         self.finish();
+        self.desk.admission.end(self.desk.backend.in_flight());
         turn
     }
 
@@ -236,7 +244,6 @@ impl VhostSeat {
                 return false;
             }
         }
-        self.desk.left_bytes = TURN_BYTES_MAX;
         self.finish();
         true
     }
@@ -289,9 +296,19 @@ impl VhostSeat {
         self.desk.backend.in_flight() > 0 || self.group.in_flight() > 0
     }
 
+    /// Its limits are reached: nothing of it begins before then.
+    pub(crate) fn shut_until(&self) -> Option<Now> {
+        self.desk.admission.shut_until()
+    }
+
+    /// Its limits were changed.
+    pub(crate) fn limits_changed(&mut self) {
+        self.desk.admission.change();
+    }
+
     /// Before a sleep: asks the drivers to kick. `false`: there is something to do.
     pub(crate) fn arm(&mut self) -> bool {
-        self.group.is_empty() || self.group.arm(&mut self.desk)
+        self.shut_until().is_some() || self.group.is_empty() || self.group.arm(&mut self.desk)
     }
 
     /// After a sleep.

@@ -28,6 +28,12 @@ pub(crate) fn open(at: usize, config: &config::Ssd) -> anyhow::Result<Opened> {
     Ok(Opened { ssd, listener })
 }
 
+impl Opened {
+    pub(crate) fn ssd(&self) -> &Arc<Ssd> {
+        &self.ssd
+    }
+}
+
 /// Starts the disk's thread. `reactors` begins with its home.
 pub(crate) fn start(opened: Opened, reactors: Vec<Address>) -> anyhow::Result<Server> {
     let shutdown = Shutdown::new()?;

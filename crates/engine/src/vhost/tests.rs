@@ -42,6 +42,7 @@ fn faulty(plan: Plan) -> Arc<Ssd> {
         record_path: None,
         page: Arc::new(memory::SharedRegion::private()),
         keeper: None,
+        terms: crate::terms::Terms::unlimited(),
     })
 }
 

@@ -14,6 +14,8 @@ pub(crate) const RAM: &str = "{ type = \"ram\" }";
 pub(crate) const FILE: &str = "{ type = \"uring\", path = \"DIR/disk.img\", direct = false }";
 /// The whole of a file, however long that is.
 pub(crate) const WHOLE: &str = "{ type = \"uring\", path = \"DIR/whole.img\", direct = false }";
+/// After a backend: limits that are reached at once.
+pub(crate) const LIMITS: &str = "[ssd.limits]\niops = 20000\nwrite_bandwidth = \"40MiB\"\n";
 /// Longer without any answer is a hang.
 const HANG: Duration = Duration::from_secs(20);
 

@@ -1,6 +1,6 @@
 //! The same for virtio-blk disks: rings go on, requests in flight are executed again, and the client's socket never closes.
 
-use super::disk::{Checked, WHOLE, kinds, place, read, wait, write};
+use super::disk::{self, Checked, WHOLE, kinds, place, read, wait, write};
 use super::house::House;
 use super::{FILE, RAM};
 use guest::mapping::Mapping;
@@ -47,6 +47,13 @@ fn an_engine_killed_under_load_on_a_ram_disk_costs_no_request_and_no_byte() {
 fn an_engine_killed_under_load_on_a_disks_file_costs_no_request_and_no_byte() {
     for (seed, options) in (100..).zip(kinds()) {
         killed_under_load(FILE, options, seed, 5);
+    }
+}
+
+#[test]
+fn an_engine_killed_while_a_disk_is_held_at_its_limits_costs_no_request_and_no_byte() {
+    for (seed, options) in (200..).zip(kinds().step_by(9)) {
+        killed_under_load(&format!("{RAM}\n{}", disk::LIMITS), options, seed, 2);
     }
 }
 

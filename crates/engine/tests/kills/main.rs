@@ -74,6 +74,12 @@ fn an_engine_killed_under_load_on_an_encrypted_file_needs_no_second_look_at_the_
 }
 
 #[test]
+fn an_engine_killed_while_its_guest_is_held_at_its_limits_costs_no_command_and_no_byte() {
+    killed_under_load(&format!("{RAM}\n{}", disk::LIMITS), 3, 4);
+    killed_under_load(&format!("{FILE}\n{}", disk::LIMITS), 4, 2);
+}
+
+#[test]
 fn admin_commands_registers_and_queues_go_on_over_kills() {
     let house = House::start(&[("victim", RAM)], 2);
     let mut driver = house.connect("victim");

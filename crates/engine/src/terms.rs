@@ -1,0 +1,140 @@
+//! What an ssd may do, and what it shares with others: the same for its seats on all reactors.
+
+use crate::message::{Address, Message};
+use crate::ssd::Ssd;
+use api::config;
+use block::Now;
+use qos::drive::Party;
+use qos::{Drive, Limits, Rate, Throttle, Weight};
+use std::collections::HashMap;
+use std::os::linux::fs::MetadataExt;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// See the module.
+pub(crate) struct Terms {
+    throttle: Mutex<Arc<Throttle>>,
+    party: Arc<Party>,
+    /// `false`: whoever is first is served first.
+    isolated: bool,
+}
+
+impl Terms {
+    /// Those of the configuration. The ssd's drive is there.
+    pub(crate) fn new(config: &config::Ssd) -> Arc<Self> {
+        let drive = match &config.backend {
+            config::Backend::Uring { path, .. } => shared_drive(path),
+            _ => Arc::default(),
+        };
+        Arc::new(Self {
+            throttle: Mutex::new(Arc::new(Throttle::new(limits_of(&config.limits)))),
+            party: Arc::new(Party::new(drive, weight_of(&config.limits))),
+            isolated: config.isolated,
+        })
+    }
+
+    /// None, and a drive of its own.
+    #[cfg(test)]
+    pub(crate) fn unlimited() -> Arc<Self> {
+        Arc::new(Self {
+            throttle: Mutex::new(Arc::new(Throttle::new(Limits::default()))),
+            party: Arc::new(Party::new(Arc::default(), Weight::default())),
+            isolated: true,
+        })
+    }
+
+    /// The limits in force.
+    pub(crate) fn throttle(&self) -> Arc<Throttle> {
+        Arc::clone(&self.throttle.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Its share of its drive; `None`: it is not isolated.
+    pub(crate) fn party(&self) -> Option<&Arc<Party>> {
+        Some(&self.party).filter(|_| self.isolated)
+    }
+
+    /// Others from now on. The seats are told by a message.
+    pub(crate) fn change(&self, limits: &config::Limits, now: Now) {
+        let mut throttle = self.throttle.lock().unwrap_or_else(PoisonError::into_inner);
+        *throttle = Arc::new(throttle.changed(limits_of(limits), now));
+        self.party.set_weight(weight_of(limits));
+    }
+}
+
+/// Changes an ssd's limits while it runs: its seats hear of it in their next turn. What was spent and what is owed stays so.
+pub(crate) fn set_limits(ssd: &Ssd, limits: &config::Limits, now: Now, reactors: &[Address]) {
+    ssd.terms.change(limits, now);
+    for reactor in reactors {
+        reactor.send(Message::Limits(ssd.id));
+    }
+}
+
+fn limits_of(limits: &config::Limits) -> Limits {
+    let rate = |rate: Option<config::Rate>| {
+        rate.map(|config::Rate { per_second, burst }| Rate { per_second, burst })
+    };
+    Limits {
+        iops: rate(limits.iops),
+        read_iops: rate(limits.read_iops),
+        write_iops: rate(limits.write_iops),
+        bandwidth: rate(limits.bandwidth),
+        read_bandwidth: rate(limits.read_bandwidth),
+        write_bandwidth: rate(limits.write_bandwidth),
+    }
+}
+
+fn weight_of(limits: &config::Limits) -> Weight {
+    Weight::new(limits.weight).unwrap_or_default()
+}
+
+/// The drive that a file or device lies on, the same for all that lie there. What it is cannot always be seen (a RAID is one
+/// drive, and a file system that spans several is); one that cannot be looked at is shared with nobody.
+fn shared_drive(path: &Path) -> Arc<Drive> {
+    static DRIVES: Mutex<Option<HashMap<u64, Weak<Drive>>>> = Mutex::new(None);
+    let Ok(metadata) = std::fs::metadata(path) else { return Arc::default() };
+    let is_device = metadata.file_type().is_block_device();
+    let number = whole_disk(if is_device { metadata.st_rdev() } else { metadata.st_dev() });
+    let mut drives = DRIVES.lock().unwrap_or_else(PoisonError::into_inner);
+    let drives = drives.get_or_insert_default();
+    drives.retain(|_, drive| drive.strong_count() > 0);
+    if let Some(drive) = drives.get(&number).and_then(Weak::upgrade) {
+        return drive;
+    }
+    let drive = Arc::default();
+    drives.insert(number, Arc::downgrade(&drive));
+    drive
+}
+
+/// The disk of a partition; any other device is its own.
+fn whole_disk(device: u64) -> u64 {
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let Ok(folder) = std::fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")) else { return device };
+    if !folder.join("partition").exists() {
+        return device;
+    }
+    let number = folder.parent().and_then(|disk| std::fs::read_to_string(disk.join("dev")).ok());
+    let parts = number.as_deref().and_then(|text| text.trim().split_once(':'));
+    let disk = parts.and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+    disk.map_or(device, |(major, minor)| rustix::fs::makedev(major, minor))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_one_file_system_share_its_drive_and_what_is_not_there_shares_with_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let [a, b] = ["a", "b"].map(|name| folder.path().join(name));
+        for path in [&a, &b] {
+            std::fs::write(path, "").unwrap();
+        }
+        let first = shared_drive(&a);
+        assert!(Arc::ptr_eq(&first, &shared_drive(&b)));
+        let other = shared_drive(Path::new("/proc/version"));
+        assert!(!Arc::ptr_eq(&first, &other));
+        let missing = folder.path().join("missing");
+        assert!(!Arc::ptr_eq(&shared_drive(&missing), &shared_drive(&missing)));
+    }
+}

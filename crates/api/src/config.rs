@@ -94,7 +94,7 @@ pub enum Door {
 }
 
 /// Where an ssd's data lives.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Backend {
     /// A file or block device through io_uring.
     Uring {
@@ -502,7 +502,7 @@ fn check_identity(raw: &RawSsd, name: &str) -> Result<Identity, Wrong> {
 }
 
 /// The files of an ssd, and what each is.
-fn files(ssd: &Ssd) -> impl Iterator<Item = (&'static str, &Path)> {
+pub(crate) fn files(ssd: &Ssd) -> impl Iterator<Item = (&'static str, &Path)> {
     let backend = match &ssd.backend {
         Backend::Uring { path, .. } => Some(path.as_path()),
         Backend::Ram | Backend::Null => None,
@@ -515,7 +515,7 @@ fn files(ssd: &Ssd) -> impl Iterator<Item = (&'static str, &Path)> {
 
 /// A path as it is compared with others: from the root, without `.`, `..` and doubled slashes. Links are not followed: the
 /// locks of drives and sockets see what they lead to.
-fn plain(path: &Path) -> PathBuf {
+pub(crate) fn plain(path: &Path) -> PathBuf {
     let mut plain = PathBuf::new();
     for part in std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).components() {
         match part {

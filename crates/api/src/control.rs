@@ -10,7 +10,7 @@ use std::path::PathBuf;
 /// Where the daemon listens if its configuration does not say.
 pub const DEFAULT_SOCKET: &str = "/run/godwit/godwitd.sock";
 /// The longest line of a request.
-pub const LINE_BYTES_MAX: usize = 64 << 10;
+pub const LINE_BYTES_MAX: usize = 4 << 20;
 
 /// What a client asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +34,21 @@ pub enum Request {
     Resume {
         /// Its name.
         ssd: String,
+    },
+    /// Serves what a configuration says, in place of what is served now; whatever is the same in both is not disturbed. Refused
+    /// whole if any part of it cannot be done: then nothing has changed.
+    Apply {
+        /// Its text.
+        config: String,
+        /// Where it came from, for messages.
+        #[serde(default)]
+        path: Option<PathBuf>,
+        /// Say what would be done, and do nothing.
+        #[serde(default)]
+        dry_run: bool,
+        /// Remove ssds whose clients are connected, too: they lose their device.
+        #[serde(default)]
+        force: bool,
     },
 }
 

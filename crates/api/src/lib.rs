@@ -4,6 +4,7 @@
 //! to write instead.
 #![forbid(unsafe_code)]
 
+pub mod change;
 pub mod config;
 pub mod control;
 pub mod identity;

@@ -16,6 +16,15 @@ pub(crate) fn ask(config: &Config, request: &Request) -> anyhow::Result<String> 
     }
 }
 
+/// Has the daemon serve what a file says. `control` cannot change while it runs, so the file says where the daemon is.
+pub(crate) fn apply(file: &Path, dry_run: bool, force: bool) -> anyhow::Result<String> {
+    let text =
+        std::fs::read_to_string(file).with_context(|| format!("{}: cannot be read", file.display()))?;
+    let config = Config::parse(file, &text)?;
+    let path = Some(file.to_owned());
+    ask(&config, &Request::Apply { config: text, path, dry_run, force })
+}
+
 /// How things are, for people or as JSON.
 pub(crate) fn status(config: &Config, json: bool) -> anyhow::Result<String> {
     let status = state(config)?;

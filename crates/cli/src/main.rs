@@ -78,6 +78,19 @@ enum Command {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Serve what a configuration says now, in place of what the daemon serves: ssds come, go and grow, and all others are not
+    /// disturbed. Done whole or not at all.
+    Apply {
+        /// The configuration. Without it: the daemon's own file, as it is now.
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+        /// Say what would be done, and do nothing.
+        #[arg(long)]
+        dry_run: bool,
+        /// Remove ssds whose clients are connected, too: their guests lose the device.
+        #[arg(long)]
+        force: bool,
+    },
     /// Make, show, change and delete ssds, through the agent.
     #[command(subcommand)]
     Ssd(SsdCommand),
@@ -136,6 +149,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
             return Ok(());
         }
         Command::Ssd(SsdCommand::Agent(command)) => return agent::ssd(command),
+        Command::Apply { file, dry_run, force } => {
+            println!("{}", daemon::apply(file.as_ref().unwrap_or(&arguments.config), *dry_run, *force)?);
+            return Ok(());
+        }
         Command::Flavor(command) => return agent::flavor(command),
         Command::Operation(command) => return agent::operation(command),
         Command::Completion { shell } => {
@@ -163,6 +180,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
             let request = Request::Upgrade { binary, keeper: *keeper, no_wait: *no_wait };
             println!("{}", daemon::ask(&config, &request)?);
         }
+        // Done above: what is wrong with its file, the daemon says.
+        Command::Apply { .. } => {}
         Command::Ssd(SsdCommand::Resume { name }) => {
             println!("{}", daemon::ask(&config, &Request::Resume { ssd: name.clone() })?);
         }

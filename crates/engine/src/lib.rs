@@ -11,6 +11,7 @@
 
 mod admission;
 mod blame;
+mod change;
 mod channel;
 mod clock;
 mod data_key;

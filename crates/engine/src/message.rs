@@ -17,7 +17,7 @@ use std::sync::mpsc::SyncSender;
 /// A reactor's address.
 pub(crate) type Address = Arc<Mailbox<Message>>;
 
-/// Names an ssd in messages: its position in the configuration.
+/// Names an ssd in messages: the number that the keeper gave it, or without a keeper its place in the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SsdId(pub(crate) usize);
 

@@ -4,6 +4,7 @@
 //! on others, because what they wait for may come over that link.
 
 use crate::blame;
+use crate::change::Readied;
 use crate::clock::{Calibration, Clock};
 use crate::keeper::{Keeper, PowerCycle};
 use crate::mailbox::Mailbox;
@@ -12,13 +13,13 @@ use crate::meter;
 use crate::reactor::{self, Options};
 use crate::records::Records;
 use crate::serve::{Kept, open_ssd};
-use crate::served::{Served, door_of};
-use crate::slot::{Plan, Plug, Slot};
+use crate::served::{Planned, Served, door_of};
+use crate::slot::{Plan, Plug};
 use crate::ssd::{Power, Ssd};
 use crate::stats;
-use crate::vhost::{self, VhostPlan, VhostSlot};
+use crate::vhost::{self, VhostPlan};
 use anyhow::{Context, bail};
-use api::config::{Backend, Config};
+use api::config::Config;
 use backend::uring::fence::OldRing;
 use link::control::{
     Deposit, Door, Format, Hello, Link, Ready, Received, Refused, Role, Saved, Session, ToEngine, ToKeeper,
@@ -34,7 +35,7 @@ use state::vhost_session::VhostUserV1;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -133,6 +134,9 @@ impl Process {
                 (ToEngine::Stop | ToEngine::Pause, _) => return Ok(()),
                 (ToEngine::RingKept { number, kept }, _) => self.keeper.ring_kept(number, kept),
                 (ToEngine::Welcome(_), _) => bail!("a second welcome"),
+                (ToEngine::Prepare(_) | ToEngine::Commit { .. }, _) => {
+                    bail!("a change before there is anything to change")
+                }
             }
         }
     }
@@ -148,12 +152,21 @@ impl Process {
         Ok(config)
     }
 
+    /// The ssd of that number.
+    fn config_of<'a>(&self, config: &'a Config, ssd: usize) -> Option<&'a api::config::Ssd> {
+        numbered(&self.welcome.ssds)
+            .zip(&config.ssds)
+            .find(|((number, _), _)| *number == ssd)
+            .map(|(_, ssd)| ssd)
+    }
+
     /// Reads all that is saved, and changes nothing.
     fn check(&mut self) -> anyhow::Result<()> {
         let config = self.config()?;
-        let door = |ssd: usize| config.ssds.get(ssd).map(door_of);
+        let saved = std::mem::take(&mut self.told.saved);
+        let door = |ssd: usize| self.config_of(&config, ssd).map(door_of);
         let mut drives = BTreeMap::new();
-        for (ssd, (saved, fds)) in std::mem::take(&mut self.told.saved) {
+        for (ssd, (saved, fds)) in saved {
             let name = self.name(ssd);
             let check = || {
                 // A disk has no controller and no record.
@@ -178,7 +191,8 @@ impl Process {
                 Door::VHOST_USER => {
                     let session = VhostUserV1::from_bytes(&deposit.bytes).with_context(context)?;
                     let at = index(deposit.ssd);
-                    if let Some((config, drive)) = config.ssds.get(at).zip(drives.remove(&at).flatten()) {
+                    let drive = drives.remove(&at).flatten();
+                    if let Some((config, drive)) = self.config_of(&config, at).zip(drive) {
                         vhost::check_size(config, drive, &session).with_context(context)?;
                     }
                 }
@@ -189,7 +203,7 @@ impl Process {
     }
 
     fn name(&self, ssd: usize) -> &str {
-        self.welcome.ssds.get(ssd).map_or("?", |slot| &slot.name)
+        numbered(&self.welcome.ssds).find(|(number, _)| *number == ssd).map_or("?", |(_, slot)| &slot.name)
     }
 
     /// The house: reactors that sleep, with their rings made, and nobody to serve yet.
@@ -231,6 +245,17 @@ impl Process {
                         house.plug(&session, link);
                     }
                 }
+                (ToEngine::Prepare(change), _) => {
+                    let (house, path) = (Arc::clone(&house), self.welcome.config_path.clone());
+                    let prepare = move || house.prepare(&path, &change);
+                    std::thread::Builder::new().name("change".to_owned()).spawn(prepare)?;
+                }
+                (ToEngine::Commit { change }, _) => {
+                    let house = Arc::clone(&house);
+                    std::thread::Builder::new()
+                        .name("change".to_owned())
+                        .spawn(move || house.commit(change))?;
+                }
                 (ToEngine::Pause, _) => {
                     let (house, starter) = (Arc::clone(&house), starter.take());
                     std::thread::Builder::new().name("pause".to_owned()).spawn(move || {
@@ -251,8 +276,13 @@ impl Process {
     }
 }
 
-fn index(ssd: u32) -> usize {
+pub(crate) fn index(ssd: u32) -> usize {
     usize::try_from(ssd).unwrap_or(usize::MAX)
+}
+
+/// The ssds with their numbers. A keeper that gives none means their places.
+fn numbered(slots: &[link::control::Slot]) -> impl Iterator<Item = (usize, &link::control::Slot)> {
+    slots.iter().enumerate().map(|(place, slot)| (slot.number.map_or(place, index), slot))
 }
 
 /// The descriptors of an ssd, by their roles.
@@ -271,20 +301,22 @@ impl Parts {
 }
 
 /// Everything that serves.
-struct House {
-    keeper: Arc<Keeper>,
+pub(crate) struct House {
+    pub(crate) keeper: Arc<Keeper>,
     clock: Clock,
     addresses: Vec<Address>,
     reactors: Mutex<Vec<JoinHandle<()>>>,
     records: Mutex<Option<(Records, JoinHandle<()>)>>,
-    slots: Mutex<Slots>,
+    pub(crate) slots: Mutex<Slots>,
+    /// A change that is prepared. Held while one is prepared or carried out: the house does not end in the middle of it.
+    pub(crate) readied: Mutex<Option<Readied>>,
     stats_path: Option<PathBuf>,
 }
 
 #[derive(Default)]
-struct Slots {
-    /// By position in the configuration.
-    open: BTreeMap<usize, Served>,
+pub(crate) struct Slots {
+    /// By number.
+    pub(crate) open: BTreeMap<usize, Served>,
     /// Clients that came before their ssd was open.
     early: Vec<(usize, Plug)>,
     started: bool,
@@ -310,7 +342,8 @@ impl House {
                 spin_ns: u64::from(config.engine.spin_us) * 1000,
                 idle_ns: u64::from(config.engine.idle_us) * 1000,
                 clock,
-                prepares_ring: config.ssds.iter().any(|ssd| matches!(ssd.backend, Backend::Uring { .. })),
+                // An ssd that needs it may come later: then no other is to wait for it.
+                prepares_ring: true,
             };
             let mut all = addresses.clone();
             all.rotate_left(at);
@@ -324,6 +357,7 @@ impl House {
             reactors: Mutex::new(reactors),
             records: Mutex::new(Some((records, record_thread))),
             slots: Mutex::default(),
+            readied: Mutex::default(),
             stats_path,
         })
     }
@@ -334,11 +368,9 @@ impl House {
         let Told { mut saved, sessions, .. } = told;
         let mut links: BTreeMap<usize, (Session, OwnedFd)> =
             sessions.into_iter().map(|(session, link)| (index(session.ssd), (session, link))).collect();
-        let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
-        let records = records.as_ref().map(|(records, _)| records.clone()).context("stopped already")?;
         let (ready, readies) = channel();
         let mut open = BTreeMap::new();
-        for (at, (config, slot)) in config.ssds.iter().zip(&welcome.ssds).enumerate() {
+        for (config, (at, slot)) in config.ssds.iter().zip(numbered(&welcome.ssds)) {
             if slot.parked {
                 continue;
             }
@@ -349,18 +381,15 @@ impl House {
                 continue;
             }
             let was_found = found.is_some();
-            let started = match config.door {
-                api::config::Door::VhostUser => self.start_disk(at, config, found, client, ready.clone()),
-                api::config::Door::VfioUser => {
-                    let plan = self.plan(at, config, found, client, records.clone());
-                    plan.and_then(|plan| Ok(Served::Nvme(Slot::start(plan, ready.clone())?)))
-                }
-            };
-            match started.with_context(|| format!("ssd \"{}\"", slot.name)) {
+            let planned = self.plan(at, config, found, client);
+            match planned
+                .and_then(|planned| Ok(planned.start(ready.clone())?))
+                .with_context(|| format!("ssd \"{}\"", slot.name))
+            {
                 Ok(slot) => _ = open.insert(at, slot),
                 // Nothing was lost yet where nothing was there: as a whole, like a configuration that is wrong.
-                Err(error) if !was_found => return Err(error),
-                Err(error) => self.keeper.fault(Some(at), format!("it cannot be taken over: {error:#}")),
+                Err(error) if !was_found && !welcome.has_served => return Err(error),
+                Err(error) => self.keeper.fault(Some(at), format!("it cannot be served: {error:#}")),
             }
         }
         drop(ready);
@@ -394,14 +423,29 @@ impl House {
         Ok(answer)
     }
 
-    fn plan(
+    /// Opens an ssd, new or a predecessor's, and serves nothing yet.
+    pub(crate) fn plan(
         &self,
         at: usize,
         config: &api::config::Ssd,
         found: Option<(Saved, Vec<OwnedFd>)>,
         client: Option<Plug>,
-        records: Records,
+    ) -> anyhow::Result<Planned> {
+        Ok(match config.door {
+            api::config::Door::VhostUser => Planned::Vhost(self.plan_disk(at, config, found, client)?),
+            api::config::Door::VfioUser => Planned::Nvme(self.plan_controller(at, config, found, client)?),
+        })
+    }
+
+    fn plan_controller(
+        &self,
+        at: usize,
+        config: &api::config::Ssd,
+        found: Option<(Saved, Vec<OwnedFd>)>,
+        client: Option<Plug>,
     ) -> anyhow::Result<Plan> {
+        let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+        let records = records.as_ref().map(|(records, _)| records.clone()).context("stopped already")?;
         let (mut page, mut is_new) = (None, false);
         let (found, kept) = match found {
             None => (None, Kept::default()),
@@ -433,14 +477,13 @@ impl House {
     }
 
     /// The keeper has the doors from the same configuration: what its clients speak needs no second look.
-    fn start_disk(
+    fn plan_disk(
         &self,
         at: usize,
         config: &api::config::Ssd,
         found: Option<(Saved, Vec<OwnedFd>)>,
         client: Option<Plug>,
-        ready: Sender<anyhow::Result<Left>>,
-    ) -> anyhow::Result<Served> {
+    ) -> anyhow::Result<VhostPlan> {
         let was_found = found.is_some();
         let mut parts = found.map(|(saved, fds)| Parts::new(&saved, fds).0).unwrap_or_default();
         let (drive, key) = (parts.remove(&Role::DRIVE), parts.remove(&Role::KEY));
@@ -455,8 +498,7 @@ impl House {
         self.give(at, &ssd, lost, was_found && is_new)?;
         let mut reactors = self.addresses.clone();
         reactors.rotate_left(at % self.addresses.len());
-        let plan = VhostPlan { ssd, keeper, found: was_found, client, reactors };
-        Ok(Served::Vhost(VhostSlot::start(plan, ready)?))
+        Ok(VhostPlan { ssd, keeper, found: was_found, client, reactors })
     }
 
     /// Gives the keeper what it does not have of an ssd that was found: its drive, because a keeper before it died, and the page that
@@ -485,6 +527,7 @@ impl House {
 
     /// Everything comes to rest; then this process ends.
     fn pause(&self) {
+        let _no_change = self.give_up_change();
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         std::thread::scope(|scope| {
             for slot in slots.open.values() {
@@ -501,6 +544,7 @@ impl House {
 
     /// All sessions end, all becomes durable; then this process ends.
     fn stop(&self) {
+        let _no_change = self.give_up_change();
         let open = std::mem::take(&mut self.slots.lock().unwrap_or_else(PoisonError::into_inner).open);
         open.values().for_each(Served::stop);
         let results: Vec<_> = open.into_values().map(Served::join).collect();

@@ -1,8 +1,40 @@
 //! An ssd that is served for a keeper, whatever its door.
 
-use crate::slot::{Plug, Slot};
-use crate::vhost::VhostSlot;
+use crate::slot::{Plan, Plug, Slot};
+use crate::ssd::Ssd;
+use crate::vhost::{VhostPlan, VhostSlot};
 use link::control::Door;
+use nvme::queue::Left;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+/// An ssd that is open, and not served yet.
+pub(crate) enum Planned {
+    /// An NVMe controller.
+    Nvme(Plan),
+    /// A virtio-blk disk.
+    Vhost(VhostPlan),
+}
+
+impl Planned {
+    /// Begins to serve it; `ready` hears when it is served, or why it is not.
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub(crate) fn start(self, ready: Sender<anyhow::Result<Left>>) -> std::io::Result<Served> {
+        Ok(match self {
+            Self::Nvme(plan) => Served::Nvme(Slot::start(plan, ready)?),
+            Self::Vhost(plan) => Served::Vhost(VhostSlot::start(plan, ready)?),
+        })
+    }
+
+    pub(crate) fn ssd(&self) -> &Arc<Ssd> {
+        match self {
+            Self::Nvme(plan) => &plan.ssd,
+            Self::Vhost(plan) => &plan.ssd,
+        }
+    }
+}
 
 /// See the module.
 pub(crate) enum Served {

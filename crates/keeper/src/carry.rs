@@ -192,8 +192,9 @@ pub(crate) fn protocol(door: Door) -> anyhow::Result<&'static Protocol> {
 
 impl Ssd {
     /// As a record, without its session.
-    pub(crate) fn to_kept(&self, naming: &mut impl Naming) -> KeptSsdV1 {
+    pub(crate) fn to_kept(&self, number: u32, naming: &mut impl Naming) -> KeptSsdV1 {
         KeptSsdV1 {
+            number: Some(number),
             name: self.name.clone(),
             listener: Some(self.listener.to_kept(naming)),
             memory: self.memory.iter().map(|(role, fd)| (role.0, naming.shared(fd))).collect(),

@@ -1,5 +1,6 @@
 //! The control socket: `godwit` asks, in JSON lines (`api::control`).
 
+use crate::change::How;
 use crate::keeper::Keeper;
 use crate::listener::{Accepted, Listener};
 use crate::poller::{Poller, Token};
@@ -238,6 +239,10 @@ impl Keeper {
                     .and_then(|binary| self.begin_upgrade(Arc::new(binary), Some(guest), no_wait, None, now))
             }
             Request::Resume { ssd } => self.release(&ssd, guest, now),
+            Request::Apply { config, path, dry_run, force } => {
+                let how = How { path, dry_run, force };
+                self.begin_change(config, &how, guest, now)
+            }
         };
         if let Err(text) = result {
             self.answer(Some(guest), Response::Error(text));
@@ -246,9 +251,10 @@ impl Keeper {
 
     /// Takes an ssd out of quarantine, by a handover to a fresh engine that has it.
     fn release(&mut self, name: &str, guest: u32, now: Instant) -> Result<(), String> {
-        let found = (0_u32..).zip(&mut self.ssds).find(|(_, ssd)| ssd.name == name);
-        let Some((number, ssd)) = found else {
-            let names: Vec<&str> = self.ssds.iter().map(|ssd| ssd.name.as_str()).collect();
+        let number = self.number_of(name);
+        let Some((number, ssd)) = number.and_then(|number| Some((number, self.ssds.get_mut(&number)?)))
+        else {
+            let names: Vec<&str> = self.in_order().into_iter().map(|(_, ssd)| ssd.name.as_str()).collect();
             return Err(format!("there is no ssd \"{name}\"; there are: {}", names.join(", ")));
         };
         if ssd.quarantined.is_none() {
@@ -301,7 +307,7 @@ impl Keeper {
             pid: std::process::id(),
             keeper_generation: self.generation,
             engine: self.engine_status(now),
-            ssds: (0_u32..).zip(&self.ssds).map(ssd_status).collect(),
+            ssds: self.in_order().into_iter().map(ssd_status).collect(),
             restarts: self.history.restarts(),
         }
     }

@@ -56,7 +56,7 @@ impl Keeper {
         let Some(engine) = self.active_mut() else { return };
         packets.into_iter().for_each(|packet| engine.say(packet));
         let with_session: Vec<u32> =
-            (0..self.ssd_count()).filter(|ssd| self.session(*ssd).is_some()).collect();
+            self.numbers().into_iter().filter(|ssd| self.session(*ssd).is_some()).collect();
         with_session.iter().for_each(|ssd| self.attach(*ssd));
         let deadline = Instant::now() + self.options.limits.start_time;
         if let Some(engine) = self.active_mut() {
@@ -89,7 +89,7 @@ impl Keeper {
         let blackout_us = blackout.map(|blackout| u64::try_from(blackout.as_micros()).unwrap_or(u64::MAX));
         tracing::info!(generation, blackout_us, replayed = ready.replayed, fenced = ready.fenced, "serving");
         // Clients that came while it started.
-        for number in 0..self.ssd_count() {
+        for number in self.numbers() {
             if self.session(number).is_some_and(|session| session.link.is_none()) {
                 self.attach(number);
                 self.pump(number, now);
@@ -97,6 +97,7 @@ impl Keeper {
         }
         self.upgraded(blackout, now);
         self.sync_all();
+        self.change_goes_on(now);
     }
 
     /// An engine's process has ended.
@@ -111,7 +112,7 @@ impl Keeper {
             return self.candidate_ended(&engine, exit, now);
         }
         self.active = None;
-        for number in 0..self.ssd_count() {
+        for number in self.numbers() {
             if let Some(session) = self.session_mut(number) {
                 session.detach();
                 self.poller.closed(Token::Link(number));
@@ -184,7 +185,7 @@ impl Keeper {
         if (exit.is_from_outside() && ended.expelled.is_none()) || ended.refused.is_some() {
             return;
         }
-        let verdict = ended.verdict(self.ssd_count());
+        let verdict = ended.verdict(|number| self.ssds.contains_key(&number));
         if verdict.possible.is_empty() {
             return;
         }
@@ -248,6 +249,7 @@ impl Keeper {
         tracing::info!("stopping");
         self.options.notify.say("STOPPING=1");
         self.stopping = true;
+        self.end_change();
         self.start_at = None;
         self.sync_all();
         let active = self.active;

@@ -1,14 +1,13 @@
 //! The keeper's state, and its loop.
 
+use crate::change::Changing;
 use crate::console::Console;
 use crate::crash::{Backoff, Blame};
 use crate::history::History;
 use crate::limits::Limits;
-use crate::listener::Listener;
 use crate::notify::Notify;
 use crate::poller::{Poller, Token};
 use crate::process::{Binary, Engine, EngineCommand};
-use crate::protocol::Protocol;
 use crate::reexec::{Again, Succession};
 use crate::restore::{self, Found, Orphan};
 use crate::ssd::Ssd;
@@ -49,7 +48,16 @@ pub struct Keeper {
     pub(crate) options: Options,
     pub(crate) poller: Poller,
     pub(crate) console: Console,
-    pub(crate) ssds: Vec<Ssd>,
+    /// By the number that each was given, once.
+    pub(crate) ssds: BTreeMap<u32, Ssd>,
+    /// The number of the next new ssd. None is given twice.
+    pub(crate) next_ssd: u32,
+    /// Counts the changes.
+    pub(crate) last_change: u64,
+    /// A change of what is served, under way.
+    pub(crate) change: Option<Changing>,
+    /// What the file said that this daemon began with, whatever was applied since.
+    pub(crate) file_text: String,
     pub(crate) next_session: u64,
     /// By generation: the one that serves, and perhaps its successor.
     pub(crate) engines: BTreeMap<u32, Engine>,
@@ -92,42 +100,44 @@ impl Keeper {
     /// # Errors
     /// The configuration is wrong, or a socket cannot be had: what to do about it.
     pub fn new(options: Options) -> anyhow::Result<Self> {
-        let config = Config::parse(&options.config_path, &options.config_text)?;
         let kept = options.notify.store().map(|_| restore::find(restore::passed())).transpose()?.flatten();
-        let mut ssds = Vec::with_capacity(config.ssds.len());
-        for ssd in &config.ssds {
+        let file_text = options.config_text.clone();
+        let mut options = options;
+        if let Some(text) = kept.as_ref().and_then(|found| found.changed_text(&file_text)) {
+            options.config_text = text;
+        }
+        let config = Config::parse(&options.config_path, &options.config_text)?;
+        let mut ssds = BTreeMap::new();
+        for (number, ssd) in (0..).zip(&config.ssds) {
             let known = kept.as_ref().and_then(|found: &Found| found.listener(&ssd.name, &ssd.socket));
             let listener = match known {
                 Some(listener) => listener,
-                None => Listener::bind(&ssd.socket).with_context(|| {
-                    let path = ssd.socket.display();
-                    format!(
-                        "ssd \"{}\": cannot listen at {path}: is the directory there and writable, and no other godwitd serving it?",
-                        ssd.name
-                    )
-                })?,
+                None => Ssd::listen(ssd)?,
             };
-            ssds.push(Ssd::new(ssd.name.clone(), listener));
+            ssds.insert(number, Ssd::new(ssd, listener));
         }
         let console = Console::bind(config.control.as_deref(), kept.as_ref())?;
         let mut keeper = Self::assemble(options, ssds, console)?;
+        keeper.file_text = file_text;
         keeper.settle(kept)?;
         Ok(keeper)
     }
 
-    pub(crate) fn assemble(options: Options, mut ssds: Vec<Ssd>, console: Console) -> anyhow::Result<Self> {
+    pub(crate) fn assemble(
+        options: Options,
+        ssds: BTreeMap<u32, Ssd>,
+        console: Console,
+    ) -> anyhow::Result<Self> {
         raise_descriptor_limit();
         let config = Config::parse(&options.config_path, &options.config_text)?;
-        for ssd in &mut ssds {
-            if let Some(config) = config.ssd(&ssd.name) {
-                ssd.protocol = Protocol::at(config.door);
-                ssd.limits = config.limits;
-            }
-        }
-        Ok(Self {
+        let mut keeper = Self {
             poller: Poller::new().context("cannot watch sockets")?,
             console,
+            next_ssd: ssds.keys().next_back().map_or(0, |number| number.saturating_add(1)),
             ssds,
+            last_change: 0,
+            change: None,
+            file_text: options.config_text.clone(),
             next_session: 1,
             engines: BTreeMap::new(),
             active: None,
@@ -151,7 +161,9 @@ impl Keeper {
             stopping: false,
             outcome: None,
             options,
-        })
+        };
+        keeper.set_places(&config);
+        Ok(keeper)
     }
 
     /// Serves until somebody writes to `stop` (a second time: at once), then makes all durable.
@@ -223,7 +235,7 @@ impl Keeper {
             self.listen_at = None;
             self.sync_all();
         }
-        for ssd in 0..self.ssd_count() {
+        for ssd in self.numbers() {
             let late = self.session(ssd).and_then(|session| session.deadline()).is_some_and(|at| at <= now);
             if late {
                 if let Some(session) = self.session_mut(ssd) {
@@ -235,6 +247,7 @@ impl Keeper {
         self.engines_late(now);
         self.orphan_late(now);
         self.probation_over(now);
+        self.change_late(now);
         if self.start_at.is_some_and(|at| at <= now) {
             self.start_at = None;
             self.start_next(now);
@@ -244,15 +257,15 @@ impl Keeper {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        let sessions = self.ssds.iter().filter_map(|ssd| ssd.session.as_ref()?.deadline());
+        let sessions = self.ssds.values().filter_map(|ssd| ssd.session.as_ref()?.deadline());
         let engines = self.engines.values().filter_map(|engine| engine.deadline);
         let probation = self.probation.as_ref().map(|probation| probation.until);
         let notify = self.options.notify.deadline();
         let succession = self.succession_deadline(Instant::now());
-        let orphan = self.orphan_deadline();
-        let once =
-            [self.start_at, self.listen_at, probation, self.console.deadline(), notify, succession, orphan];
-        sessions.chain(engines).chain(once.into_iter().flatten()).min()
+        let (orphan, change) = (self.orphan_deadline(), self.change_deadline());
+        let here = [self.start_at, self.listen_at, self.console.deadline()];
+        let once = here.into_iter().chain([probation, notify, succession, orphan, change]);
+        sessions.chain(engines).chain(once.flatten()).min()
     }
 
     /// The path of the configuration.
@@ -260,17 +273,29 @@ impl Keeper {
         &self.options.config_path
     }
 
-    pub(crate) fn ssd_count(&self) -> u32 {
-        // A configuration has at most 1024 (api::config::SSDS_MAX).
-        u32::try_from(self.ssds.len()).unwrap_or(u32::MAX)
+    /// The numbers of all ssds.
+    pub(crate) fn numbers(&self) -> Vec<u32> {
+        self.ssds.keys().copied().collect()
+    }
+
+    /// The number of the ssd of that name.
+    pub(crate) fn number_of(&self, name: &str) -> Option<u32> {
+        self.ssds.iter().find(|(_, ssd)| ssd.name == name).map(|(number, _)| *number)
+    }
+
+    /// The ssds in the order of the configuration.
+    pub(crate) fn in_order(&self) -> Vec<(u32, &Ssd)> {
+        let mut all: Vec<_> = self.ssds.iter().map(|(number, ssd)| (*number, ssd)).collect();
+        all.sort_by_key(|(number, ssd)| (ssd.place, *number));
+        all
     }
 
     pub(crate) fn ssd_mut(&mut self, ssd: u32) -> Option<&mut Ssd> {
-        self.ssds.get_mut(usize::try_from(ssd).ok()?)
+        self.ssds.get_mut(&ssd)
     }
 
     pub(crate) fn ssd(&self, ssd: u32) -> Option<&Ssd> {
-        self.ssds.get(usize::try_from(ssd).ok()?)
+        self.ssds.get(&ssd)
     }
 
     pub(crate) fn session(&self, ssd: u32) -> Option<&crate::session::Session> {

@@ -18,6 +18,7 @@
 //! `0013-keeper-restarts.md`.
 mod carry;
 mod cell;
+mod change;
 mod console;
 mod crash;
 mod engines;

@@ -27,7 +27,8 @@ impl Keeper {
             generation: u64::from(engine.generation),
             config_path: self.config_path().display().to_string(),
             config: self.options.config_text.clone(),
-            ssds: self.ssds.iter().map(crate::ssd::Ssd::slot).collect(),
+            ssds: self.in_order().into_iter().map(|(number, ssd)| ssd.slot(number)).collect(),
+            has_served: self.has_served,
             stats: self.options.stats.as_ref().map(|path| path.display().to_string()),
             predecessor,
         };
@@ -36,18 +37,18 @@ impl Keeper {
 
     /// What is kept of the ssds.
     pub(crate) fn saved(&self) -> Vec<Result<Packet, LinkError>> {
-        let given = (0_u32..).zip(&self.ssds).filter(|(_, ssd)| ssd.is_powered() && ssd.is_given());
-        given.map(|(number, ssd)| ssd.saved(number, self.blame.count(number))).collect()
+        let given = self.ssds.iter().filter(|(_, ssd)| ssd.is_powered() && ssd.is_given());
+        given.map(|(number, ssd)| ssd.saved(*number, self.blame.count(*number))).collect()
     }
 
     /// What was deposited for clients, for a check.
     pub(crate) fn deposits(&self) -> Vec<Result<Packet, LinkError>> {
-        let deposit = |(number, ssd): (u32, &crate::ssd::Ssd)| {
+        let deposit = |(number, ssd): (&u32, &crate::ssd::Ssd)| {
             let bytes = ssd.session.as_ref()?.deposit.as_ref()?.to_vec();
-            let deposit = Deposit { ssd: number, door: ssd.protocol.door, bytes };
+            let deposit = Deposit { ssd: *number, door: ssd.protocol.door, bytes };
             ssd.is_given().then(|| Packet::new(&ToEngine::Deposit(deposit), Vec::new()))
         };
-        (0_u32..).zip(&self.ssds).filter_map(deposit).collect()
+        self.ssds.iter().filter_map(deposit).collect()
     }
 
     /// The dead engines' io_urings.
@@ -90,9 +91,25 @@ impl Keeper {
                     ssd.record = Some(record);
                 }
             }
+            ToKeeper::Hello(hello) => {
+                let placed = (0_u32..).zip(self.in_order()).all(|(place, (number, _))| place == number);
+                if let Some(engine) = self.engines.get_mut(&generation) {
+                    // Engines of version 1 take ssds' numbers for their places.
+                    if hello.version < 2 && !placed {
+                        engine.expel(
+                            "its release cannot serve what was changed while the daemon ran; use a newer one"
+                                .to_owned(),
+                        );
+                    }
+                    engine.hello = Some(hello);
+                }
+            }
             ToKeeper::Fault { ssd, why } => {
                 let name = ssd.and_then(|ssd| self.ssd(ssd)).map(|ssd| ssd.name.clone());
                 tracing::error!(generation, ssd = name, why, "the engine reports a fault");
+                if let Some(number) = ssd {
+                    self.change_faulty(number, &why);
+                }
                 if let Some(ssd) = ssd.and_then(|ssd| self.ssd_mut(ssd)) {
                     ssd.fault = Some(why);
                 }
@@ -102,6 +119,8 @@ impl Keeper {
                     engine.expel("it changes ssds that it does not serve".to_owned());
                 }
             }
+            ToKeeper::Prepared(prepared) if self.active == Some(generation) => self.prepared(&prepared),
+            ToKeeper::Changed { change } if self.active == Some(generation) => self.changed(change),
             message => {
                 if let Some(engine) = self.engines.get_mut(&generation) {
                     hear_of_itself(engine, message);
@@ -113,6 +132,10 @@ impl Keeper {
     /// The one atomic step of a power cycle.
     fn power_on(&mut self, power: PowerOn, fds: Vec<OwnedFd>) {
         let PowerOn { ssd: number, ended, roles, record } = power;
+        if self.is_former(number) {
+            // An engine takes leave of an ssd that is served no more.
+            return;
+        }
         let broken = roles.len() != fds.len() || !self.ssd(number).is_some_and(crate::ssd::Ssd::is_given);
         if broken {
             if let Some(engine) = self.active_mut() {
@@ -164,7 +187,6 @@ impl Keeper {
 /// What concerns nobody else.
 fn hear_of_itself(engine: &mut Engine, message: ToKeeper) {
     match message {
-        ToKeeper::Hello(hello) => engine.hello = Some(hello),
         ToKeeper::Refused(refused) => {
             tracing::error!(
                 generation = engine.generation,

@@ -224,10 +224,10 @@ impl Engine {
     }
 
     /// Whom its threads had in hand.
-    pub(crate) fn verdict(&self, ssds: u32) -> blame::Verdict {
+    pub(crate) fn verdict(&self, is_known: impl Fn(u32) -> bool) -> blame::Verdict {
         let mut page = vec![0; blame::PAGE_BYTES];
         match rustix::io::pread(&self.blame, &mut page, 0) {
-            Ok(_) => blame::verdict(&page, ssds),
+            Ok(_) => blame::verdict(&page, is_known),
             Err(_) => blame::Verdict::default(),
         }
     }

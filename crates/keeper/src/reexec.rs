@@ -125,6 +125,9 @@ impl Keeper {
         if self.upgrade.is_some() || self.succession.is_some() {
             return Err("another upgrade is under way; wait for it (`godwit status` shows it)".to_owned());
         }
+        if self.change.is_some() {
+            return Err("a change of the configuration is under way; wait for it and try again".to_owned());
+        }
         let Some(again) = self.options.again.clone() else {
             return Err("this keeper cannot replace itself".to_owned());
         };
@@ -301,7 +304,8 @@ impl Keeper {
                 .into_iter()
                 .for_each(&mut *tell);
         }
-        for ssd in &self.ssds {
+        let leaving = self.change.iter().flat_map(|change| change.leaving.iter());
+        for ssd in self.ssds.values().chain(leaving) {
             tell(ssd.listener.as_fd());
             ssd.memory.values().for_each(|fd| tell(fd.as_fd()));
             if let Some(session) = &ssd.session {
@@ -315,8 +319,8 @@ impl Keeper {
         let mut bag = Bag::default();
         let mut ssds = Vec::new();
         let mut sessions = Vec::new();
-        for ssd in &self.ssds {
-            ssds.push(ssd.to_kept(&mut bag));
+        for (number, ssd) in self.in_order() {
+            ssds.push(ssd.to_kept(number, &mut bag));
             let session = ssd.session.as_ref();
             sessions.extend(session.map(|session| session.to_kept(&ssd.name, Links::Live, &mut bag)));
         }
@@ -347,6 +351,8 @@ impl Keeper {
             release: env!("CARGO_PKG_VERSION").to_owned(),
             config_path: self.options.config_path.display().to_string(),
             config_text: self.options.config_text.clone(),
+            file_text: (self.file_text != self.options.config_text).then(|| self.file_text.clone()),
+            next_ssd: Some(self.next_ssd),
             stats: self.options.stats.as_ref().map(|path| path.display().to_string()),
             console: self.console.listener().map(|listener| listener.to_kept(naming)),
             next_session: self.next_session,
@@ -529,20 +535,25 @@ impl Keeper {
     ) -> anyhow::Result<Self> {
         let now = Instant::now();
         let patience = (options.limits.frame_time, options.limits.send_time);
-        let mut ssds = Vec::with_capacity(keeper.ssds.len());
-        for kept in &keeper.ssds {
+        let config = Config::parse(&options.config_path, &options.config_text)?;
+        let mut ssds = BTreeMap::new();
+        for (place, kept) in (0..).zip(&keeper.ssds) {
             let what = || format!("ssd \"{}\"", kept.name);
             let listener = kept.listener.as_ref().with_context(what)?;
-            let mut ssd = Ssd::new(kept.name.clone(), Listener::from_kept(listener, fds).with_context(what)?);
+            let config = config.ssd(&kept.name).with_context(what)?;
+            let mut ssd = Ssd::new(config, Listener::from_kept(listener, fds).with_context(what)?);
             ssd.resume(kept, fds).with_context(what)?;
             if let Some(kept) = sessions.iter().find(|session| session.ssd == kept.name) {
                 ssd.session = Some(Session::from_kept(kept, fds, now, patience).with_context(what)?);
             }
-            ssds.push(ssd);
+            ssds.insert(kept.number.unwrap_or(place), ssd);
         }
         let listener = keeper.console.as_ref().map(|kept| Listener::from_kept(kept, fds)).transpose()?;
         let mut resumed = Self::assemble(options, ssds, Console::new(listener))?;
         resumed.take_up(keeper, fds)?;
+        if let Some(text) = &keeper.file_text {
+            resumed.file_text.clone_from(text);
+        }
         let engine = keeper.engine.as_ref().context("no engine is serving")?;
         let engine = Engine::from_kept(engine, fds)?;
         resumed.poller.set(Token::Process(engine.generation), &engine.pidfd, (true, false));
@@ -561,6 +572,8 @@ impl Keeper {
         self.next_session = keeper.next_session;
         self.last_generation = keeper.last_engine;
         self.has_served = keeper.has_served;
+        self.next_ssd = self.next_ssd.max(keeper.next_ssd.unwrap_or(0));
+
         self.history = History::from_kept(&keeper.ends, keeper.crashes, keeper.handovers);
         if let Some(program) = &keeper.program {
             self.binary = Arc::new(Binary::from_kept(program, fds)?);
@@ -581,7 +594,7 @@ impl Keeper {
         let asker = keeper.asker.map(|fd| fds.lone(fd)).transpose()?;
         let asker = asker.map(|socket| self.console.adopt(&mut self.poller, socket));
         let since_us = monotonic_ns(Instant::now()).saturating_sub(keeper.left_ns) / 1000;
-        let sessions = self.ssds.iter().filter(|ssd| ssd.session.is_some()).count();
+        let sessions = self.ssds.values().filter(|ssd| ssd.session.is_some()).count();
         tracing::info!(
             generation = self.generation,
             former = keeper.release,

@@ -17,7 +17,7 @@ impl Keeper {
     /// first is on its way out waits.
     pub(crate) fn client_waits(&mut self, number: u32, now: Instant) {
         let session_id = self.next_session;
-        let Some(ssd) = self.ssds.get_mut(usize::try_from(number).unwrap_or(usize::MAX)) else { return };
+        let Some(ssd) = self.ssds.get_mut(&number) else { return };
         let busy = ssd.session.as_ref().map(Session::is_leaving);
         if busy == Some(true) || self.stopping {
             self.poller.set(Token::Listener(number), &ssd.listener, (false, false));
@@ -154,7 +154,7 @@ impl Keeper {
 
     /// Tells the poller what an ssd's sockets are worth looking at for.
     pub(crate) fn sync(&mut self, number: u32) {
-        let Some(ssd) = self.ssds.get(usize::try_from(number).unwrap_or(usize::MAX)) else { return };
+        let Some(ssd) = self.ssds.get(&number) else { return };
         let waiting = match &ssd.session {
             None => ssd.is_powered() || !ssd.is_given(),
             Some(session) => session.client.as_ref().is_some_and(|client| client.ending.is_none()),
@@ -171,7 +171,7 @@ impl Keeper {
     }
 
     pub(crate) fn sync_all(&mut self) {
-        (0..self.ssd_count()).for_each(|number| self.sync(number));
+        self.numbers().into_iter().for_each(|number| self.sync(number));
     }
 }
 

@@ -150,6 +150,21 @@ impl Found {
         Listener::from_kept(kept, &self.fds).ok()
     }
 
+    /// What was applied to a running daemon whose configuration file is still the same: it stands. A file that was changed since
+    /// then counts.
+    pub(crate) fn changed_text(&self, file_text: &str) -> Option<String> {
+        let began_with = self.keeper.file_text.as_deref()?;
+        if began_with != file_text {
+            if self.keeper.config_text != file_text {
+                tracing::warn!(
+                    "the configuration file was changed: what had been applied does not stand any more"
+                );
+            }
+            return None;
+        }
+        Some(self.keeper.config_text.clone())
+    }
+
     pub(crate) fn console(&self, path: &Path) -> Option<Listener> {
         let kept = self.keeper.console.as_ref().filter(|kept| Path::new(&kept.path) == path)?;
         Listener::from_kept(kept, &self.fds).ok()
@@ -202,7 +217,7 @@ impl Keeper {
         let store = Store::new(shelf, next_number(old), 0)
             .context("the service manager's descriptor store cannot be used")?;
         self.store = Some(store.clone());
-        for number in 0..self.ssd_count() {
+        for number in self.numbers() {
             self.keep_session(number);
         }
         self.save();
@@ -214,7 +229,7 @@ impl Keeper {
         let now = Instant::now();
         self.take_up(&found.keeper, &found.fds)?;
         let patience = (self.options.limits.frame_time, self.options.limits.send_time);
-        for ssd in &mut self.ssds {
+        for ssd in self.ssds.values_mut() {
             let Some(kept) = found.ssd(&ssd.name) else { continue };
             ssd.resume(kept, &found.fds)?;
             let session = restored(ssd, kept, &found.fds, now, patience, store).transpose();
@@ -230,11 +245,11 @@ impl Keeper {
                 }
             }
         }
-        let ours = |name: &str| self.ssds.iter().any(|ssd| ssd.name == name);
+        let ours = |name: &str| self.ssds.values().any(|ssd| ssd.name == name);
         for kept in found.keeper.ssds.iter().filter(|kept| !ours(&kept.name)) {
             tracing::warn!(ssd = kept.name, "not in the configuration any more: let go");
         }
-        let sessions = self.ssds.iter().filter(|ssd| ssd.session.is_some()).count();
+        let sessions = self.ssds.values().filter(|ssd| ssd.session.is_some()).count();
         tracing::warn!(
             generation = self.generation,
             sessions,
@@ -279,6 +294,7 @@ impl Keeper {
         }
         tracing::info!("leaving everything to the next keeper");
         self.leaving = true;
+        self.end_change();
         self.start_at = None;
         let deadline = now + self.options.limits.pause_time;
         match self.active_mut() {
@@ -296,7 +312,7 @@ impl Keeper {
     /// Nothing is under way any more: the process may end.
     pub(crate) fn left(&mut self) {
         self.save();
-        self.ssds.iter_mut().for_each(|ssd| ssd.listener.stays = true);
+        self.ssds.values_mut().for_each(|ssd| ssd.listener.stays = true);
         self.console.stays();
         self.outcome = Some(Ok(()));
     }

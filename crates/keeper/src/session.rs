@@ -318,6 +318,8 @@ impl Session {
         let gone = || client.has_hung_up_both();
         if client.outbox.is_empty() && (!owed || gone()) {
             tracing::info!(session = self.id, %reason, commands = self.answered, "client left");
+            // Duplicates may be kept for a keeper after this one: the client hears of the end by this.
+            let _ = rustix::net::shutdown(&client.socket, rustix::net::Shutdown::Both);
             self.client = None;
             self.changed = true;
         }

@@ -1,8 +1,9 @@
 //! What the keeper holds of an ssd.
 
 use crate::listener::Listener;
-use crate::protocol::{Protocol, VFIO_USER};
+use crate::protocol::Protocol;
 use crate::session::Session;
+use anyhow::Context;
 use link::LinkError;
 use link::control::{Packet, Role, Saved, Slot, ToEngine};
 use std::collections::BTreeMap;
@@ -13,6 +14,8 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(crate) struct Ssd {
     pub(crate) name: String,
+    /// Its place in the configuration, for people. Everything else names it by its number.
+    pub(crate) place: usize,
     pub(crate) listener: Listener,
     pub(crate) protocol: &'static Protocol,
     pub(crate) limits: api::config::Limits,
@@ -30,12 +33,13 @@ pub(crate) struct Ssd {
 }
 
 impl Ssd {
-    pub(crate) fn new(name: String, listener: Listener) -> Self {
+    pub(crate) fn new(config: &api::config::Ssd, listener: Listener) -> Self {
         Self {
-            name,
+            name: config.name.clone(),
+            place: 0,
             listener,
-            protocol: &VFIO_USER,
-            limits: api::config::Limits::default(),
+            protocol: Protocol::at(config.door),
+            limits: config.limits,
             memory: BTreeMap::new(),
             record: None,
             session: None,
@@ -43,6 +47,17 @@ impl Ssd {
             fault: None,
             turned_away: 0,
         }
+    }
+
+    /// Binds its socket.
+    pub(crate) fn listen(config: &api::config::Ssd) -> anyhow::Result<Listener> {
+        Listener::bind(&config.socket).with_context(|| {
+            let path = config.socket.display();
+            format!(
+                "ssd \"{}\": cannot listen at {path}: is the directory there and writable, and no other godwitd serving it?",
+                config.name
+            )
+        })
     }
 
     pub(crate) fn is_powered(&self) -> bool {
@@ -54,9 +69,9 @@ impl Ssd {
         self.quarantined.is_none()
     }
 
-    pub(crate) fn slot(&self) -> Slot {
+    pub(crate) fn slot(&self, number: u32) -> Slot {
         let parked = self.quarantined.is_some();
-        Slot { name: self.name.clone(), saved: self.is_powered() && !parked, parked }
+        Slot { name: self.name.clone(), saved: self.is_powered() && !parked, parked, number: Some(number) }
     }
 
     /// The message that hands it to an engine.

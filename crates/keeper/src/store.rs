@@ -298,8 +298,8 @@ impl Keeper {
         let Some(store) = self.store.clone() else { return };
         let mut place = store.lock();
         let mut ssds = Vec::with_capacity(self.ssds.len());
-        for ssd in &self.ssds {
-            let mut kept = ssd.to_kept(&mut Unlocked(&mut place));
+        for (number, ssd) in self.in_order() {
+            let mut kept = ssd.to_kept(number, &mut Unlocked(&mut place));
             kept.memory.retain(|(_, fd)| fd.0 != IDS_END);
             let desk = ssd.session.as_ref().and_then(|session| session.desk.as_ref());
             kept.cell = desk.map(|desk| place.shared(&desk.cell.fd));

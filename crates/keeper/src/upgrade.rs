@@ -56,6 +56,9 @@ impl Keeper {
         if self.upgrade.is_some() || self.succession.is_some() {
             return Err("another upgrade is under way; wait for it (`godwit status` shows it)".to_owned());
         }
+        if self.change.is_some() {
+            return Err("a change of the configuration is under way; wait for it and try again".to_owned());
+        }
         if self.active().is_none_or(|engine| engine.stage != Stage::Serving) {
             return Err("no engine is serving now, so there is nothing to hand over; try again when `godwit status` says serving".to_owned());
         }

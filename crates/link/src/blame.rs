@@ -31,7 +31,7 @@ pub struct Line {
 }
 
 impl Line {
-    /// From now on this thread works for the ssd with this index (of [`crate::control::Welcome::ssds`]), or for none.
+    /// From now on this thread works for the ssd with this number (of [`crate::control::Slot`]), or for none.
     #[inline]
     pub fn turn_to(&self, ssd: Option<u32>) {
         self.in_hand.store(ssd.map_or(0, |ssd| ssd.saturating_add(1)), Ordering::Relaxed);
@@ -53,15 +53,15 @@ pub struct Verdict {
     pub possible: Vec<u32>,
 }
 
-/// Reads a dead engine's page; any bytes are a verdict. `ssds` is how many there are: other numbers are ignored.
+/// Reads a dead engine's page; any bytes are a verdict. Numbers that are not `is_known` are ignored.
 #[must_use]
-pub fn verdict(page: &[u8], ssds: u32) -> Verdict {
+pub fn verdict(page: &[u8], is_known: impl Fn(u32) -> bool) -> Verdict {
     let mut verdict = Verdict::default();
     for line in page.chunks_exact(64).take(LINES) {
         let word = |at: usize| {
             line.get(at..at + 4).and_then(|word| word.try_into().ok()).map_or(0, u32::from_ne_bytes)
         };
-        let Some(ssd) = word(0).checked_sub(1).filter(|ssd| *ssd < ssds) else { continue };
+        let Some(ssd) = word(0).checked_sub(1).filter(|ssd| is_known(*ssd)) else { continue };
         let lists = [Some(&mut verdict.possible), (word(4) != 0).then_some(&mut verdict.certain)];
         for list in lists.into_iter().flatten().filter(|list| !list.contains(&ssd)) {
             list.push(ssd);

@@ -93,6 +93,53 @@ pub enum ToEngine {
         #[n(1)]
         kept: bool,
     },
+    /// Make ready for a change of what is served; nothing that is served changes yet. `Prepared` answers. A later one takes the place of one
+    /// that was not committed.
+    #[n(10)]
+    Prepare(#[n(0)] Change),
+    /// Carry out the change that was prepared. `Changed` answers.
+    #[n(11)]
+    Commit {
+        /// Its number.
+        #[n(0)]
+        change: u64,
+    },
+}
+
+/// A change of what is served.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Change {
+    /// Counts the changes of a keeper.
+    #[n(0)]
+    pub change: u64,
+    /// The text of the configuration as it will be.
+    #[n(1)]
+    pub config: String,
+    /// The ssds of the new configuration that are not served yet.
+    #[n(2)]
+    #[cbor(default)]
+    pub added: Vec<Slot>,
+    /// The numbers of those to be served no more.
+    #[n(3)]
+    #[cbor(default)]
+    pub removed: Vec<u32>,
+    /// The numbers of those whose size grows.
+    #[n(4)]
+    #[cbor(default)]
+    pub grown: Vec<u32>,
+}
+
+/// Whether a change can be carried out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Prepared {
+    /// Which.
+    #[n(0)]
+    pub change: u64,
+    /// Why it cannot be: what, of what, and what to do. Nothing has changed then.
+    #[n(1)]
+    pub refused: Option<String>,
 }
 
 /// First of all.
@@ -120,6 +167,10 @@ pub struct Welcome {
     /// How the last engine ended, if there was one.
     #[n(6)]
     pub predecessor: Option<Predecessor>,
+    /// An engine of this keeper has served: what cannot be served is a [`ToKeeper::Fault`], and the others are.
+    #[n(7)]
+    #[cbor(default)]
+    pub has_served: bool,
 }
 
 /// An ssd of the configuration.
@@ -136,6 +187,10 @@ pub struct Slot {
     #[n(2)]
     #[cbor(default)]
     pub parked: bool,
+    /// Its number: everywhere else an ssd is named by it. Given once by the keeper and never to another ssd. `None`: of a keeper
+    /// of version 1, whose numbers are the places in this list.
+    #[n(3)]
+    pub number: Option<u32>,
 }
 
 /// How the last engine ended.
@@ -290,6 +345,16 @@ pub enum ToKeeper {
         /// What happened, to what, and what to do.
         #[n(1)]
         why: String,
+    },
+    /// Answers `Prepare`.
+    #[n(9)]
+    Prepared(#[n(0)] Prepared),
+    /// Answers `Commit`: all of the change is carried out; what could not be was said by `Fault`.
+    #[n(10)]
+    Changed {
+        /// Its number.
+        #[n(0)]
+        change: u64,
     },
 }
 

@@ -29,8 +29,9 @@ mod socket;
 
 use rustix::io::Errno;
 
-/// Version of both links as this build speaks them. A peer of version 1 or newer is understood as far as this one.
-pub const VERSION: u32 = 1;
+/// Version of both links as this build speaks them. A peer of version 1 or newer is understood as far as this one. Version 2: ssds have
+/// numbers of their own, and what is served can change.
+pub const VERSION: u32 = 2;
 
 /// Why the conversation cannot go on.
 #[derive(Debug, thiserror::Error)]

@@ -200,14 +200,14 @@ fn the_bytes_on_the_wire_are_those_of_the_first_release() {
 #[test]
 fn a_page_names_those_in_hand_and_the_thread_that_failed() {
     let mut page = vec![0; blame::PAGE_BYTES];
-    assert_eq!(blame::verdict(&page, 10), blame::Verdict::default());
+    assert_eq!(blame::verdict(&page, |ssd| ssd < 10), blame::Verdict::default());
     page[0..4].copy_from_slice(&4u32.to_ne_bytes());
     page[64..68].copy_from_slice(&8u32.to_ne_bytes());
     page[68..72].copy_from_slice(&1u32.to_ne_bytes());
     page[128..132].copy_from_slice(&4u32.to_ne_bytes());
     page[192..196].copy_from_slice(&u32::MAX.to_ne_bytes());
-    let verdict = blame::verdict(&page, 10);
+    let verdict = blame::verdict(&page, |ssd| ssd < 10);
     assert_eq!(verdict, blame::Verdict { certain: vec![7], possible: vec![3, 7] });
-    assert_eq!(blame::verdict(&page, 7).certain, []);
-    assert_eq!(blame::verdict(&[1; 3], 7), blame::Verdict::default());
+    assert_eq!(blame::verdict(&page, |ssd| ssd < 7).certain, []);
+    assert_eq!(blame::verdict(&[1; 3], |_| true), blame::Verdict::default());
 }

@@ -12,8 +12,9 @@ use crate::envelope::{self, EnvelopeError};
 
 /// First eight bytes of a keeper's record.
 pub const MAGIC: [u8; 8] = *b"GODWTKPR";
-/// Version this build writes, and the newest it reads.
-pub const VERSION: u32 = 1;
+/// The newest version this build reads. Version 2: ssds have numbers of their own. As long as those are their places, version 1 is
+/// written, which a build from before can go on from.
+pub const VERSION: u32 = 2;
 /// First eight bytes of a session's record.
 pub const SESSION_MAGIC: [u8; 8] = *b"GODWTKPS";
 /// More ssds than any configuration has.
@@ -102,6 +103,12 @@ pub struct KeeperV1 {
     #[n(20)]
     #[cbor(default)]
     pub shelf: Vec<String>,
+    /// The number of the next new ssd. `None`: the one after all those here.
+    #[n(21)]
+    pub next_ssd: Option<u32>,
+    /// What the configuration's file said when the daemon began, if what it serves was changed since then.
+    #[n(22)]
+    pub file_text: Option<String>,
 }
 
 /// A socket that listens.
@@ -237,6 +244,9 @@ pub struct KeptSsdV1 {
     /// Where its client's record is, when it is not beside this one: a memfd.
     #[n(6)]
     pub cell: Option<Fd>,
+    /// The number by which engines know it. `None`: its place among the ssds (written before there were numbers).
+    #[n(7)]
+    pub number: Option<u32>,
 }
 
 /// A client, as its keeper holds it.
@@ -379,7 +389,8 @@ impl KeeperV1 {
     /// # Errors
     /// [`KeeperError`] when it is longer than an envelope may be.
     pub fn to_bytes(&self) -> Result<Vec<u8>, KeeperError> {
-        seal(MAGIC, self)
+        let placed = (0..).zip(&self.ssds).all(|(place, ssd)| ssd.number.unwrap_or(place) == place);
+        seal(MAGIC, if placed { 1 } else { 2 }, self)
     }
 
     /// The keeper in the bytes of a record.
@@ -402,7 +413,7 @@ impl KeptSessionV1 {
     /// # Errors
     /// [`KeeperError`] when it is longer than an envelope may be.
     pub fn to_bytes(&self) -> Result<Vec<u8>, KeeperError> {
-        seal(SESSION_MAGIC, self)
+        seal(SESSION_MAGIC, 1, self)
     }
 
     /// The session in the bytes of a record.
@@ -438,7 +449,7 @@ fn first(bytes: &[u8]) -> Result<(&[u8], &[u8]), KeeperError> {
     Ok(bytes.split_at_checked(need_bytes).ok_or(truncated)?)
 }
 
-fn seal(magic: [u8; 8], record: &impl Encode<()>) -> Result<Vec<u8>, KeeperError> {
+fn seal(magic: [u8; 8], version: u32, record: &impl Encode<()>) -> Result<Vec<u8>, KeeperError> {
     let body = minicbor::to_vec(record).map_err(|error| KeeperError::Body(error.to_string()))?;
-    Ok(envelope::seal(magic, VERSION, &body)?)
+    Ok(envelope::seal(magic, version, &body)?)
 }

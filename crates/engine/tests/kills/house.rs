@@ -1,10 +1,10 @@
 //! A keeper on a thread of this process, with engines in processes of their own.
 
-use api::control::{Response, Status};
+use api::control::{Request, Response, Status};
 use guest::nvme::{Driver, Options};
 use keeper::{Binary, EngineCommand, Keeper, Limits};
 use rustix::process::{Pid, Signal, kill_process};
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -41,6 +41,24 @@ pub(crate) struct House {
     keeper: Option<JoinHandle<anyhow::Result<()>>>,
     stop: OwnedFd,
     directory: TempDir,
+    reactors: usize,
+}
+
+fn config_text(directory: &Path, ssds: &[(&str, &str)], reactors: usize) -> String {
+    let dir = directory.display().to_string();
+    let mut text = format!("control = \"{dir}/control\"\n[engine]\nreactors = {reactors}\n");
+    for (name, backend) in ssds {
+        if let Some(backend) = backend.strip_prefix("virtio-blk on ") {
+            text.push_str(&crate::disk::config(name, backend, directory));
+            continue;
+        }
+        text.push_str(&format!(
+            "[[ssd]]\nname = \"{name}\"\nsize = \"64MiB\"\nsocket = \"{dir}/{name}.sock\"\n\
+             state = \"{dir}/{name}.state\"\nbackend = {}\n",
+            backend.replace("DIR", &dir)
+        ));
+    }
+    text
 }
 
 impl House {
@@ -48,19 +66,7 @@ impl House {
     pub(crate) fn start(ssds: &[(&str, &str)], reactors: usize) -> Self {
         log();
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let dir = directory.path().display().to_string();
-        let mut text = format!("control = \"{dir}/control.sock\"\n[engine]\nreactors = {reactors}\n");
-        for (name, backend) in ssds {
-            if let Some(backend) = backend.strip_prefix("virtio-blk on ") {
-                text.push_str(&crate::disk::config(name, backend, directory.path()));
-                continue;
-            }
-            text.push_str(&format!(
-                "[[ssd]]\nname = \"{name}\"\nsize = \"64MiB\"\nsocket = \"{dir}/{name}.sock\"\n\
-                 state = \"{dir}/{name}.state\"\nbackend = {}\n",
-                backend.replace("DIR", &dir)
-            ));
-        }
+        let text = config_text(directory.path(), ssds, reactors);
         let (stopped, stop) = rustix::pipe::pipe().unwrap();
         let pid_file = directory.path().join("pid").display().to_string();
         let options = keeper::Options {
@@ -79,7 +85,30 @@ impl House {
         };
         let keeper = Keeper::new(options).unwrap();
         let keeper = std::thread::spawn(move || keeper.run(stopped));
-        Self { keeper: Some(keeper), stop, directory }
+        Self { keeper: Some(keeper), stop, directory, reactors }
+    }
+
+    /// Has the keeper serve these instead. Whether it is done, and what was said.
+    pub(crate) fn apply(&self, ssds: &[(&str, &str)]) -> Result<String, String> {
+        self.apply_text(config_text(self.directory.path(), ssds, self.reactors))
+    }
+
+    pub(crate) fn apply_text(&self, config: String) -> Result<String, String> {
+        let request = Request::Apply { config, path: None, dry_run: false, force: false };
+        let mut socket = UnixStream::connect(self.directory.path().join("control")).unwrap();
+        socket.write_all(format!("{}\n", serde_json::to_string(&request).unwrap()).as_bytes()).unwrap();
+        for line in BufReader::new(socket).lines() {
+            match serde_json::from_str(&line.unwrap()).unwrap() {
+                Response::Done(text) => return Ok(text),
+                Response::Error(text) => return Err(text),
+                _ => {}
+            }
+        }
+        panic!("no last word");
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
     }
 
     pub(crate) fn connect(&self, name: &str) -> Driver {
@@ -101,7 +130,7 @@ impl House {
 
     /// What the keeper says.
     pub(crate) fn status(&self) -> Status {
-        let mut socket = UnixStream::connect(self.directory.path().join("control.sock")).unwrap();
+        let mut socket = UnixStream::connect(self.directory.path().join("control")).unwrap();
         socket.write_all(b"{\"command\":\"status\"}\n").unwrap();
         let mut line = String::new();
         BufReader::new(socket).read_line(&mut line).unwrap();

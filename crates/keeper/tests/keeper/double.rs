@@ -70,7 +70,10 @@ impl Double {
                 self.ssds = welcome.ssds;
                 self.blame = fds.pop();
                 let release = format!("double-{}", self.habits);
-                self.say(&ToKeeper::Hello(Hello { version: 1, release, formats: Vec::new() }), &[]);
+                self.say(
+                    &ToKeeper::Hello(Hello { version: link::VERSION, release, formats: Vec::new() }),
+                    &[],
+                );
                 if self.has("die-early") {
                     std::process::abort();
                 }
@@ -86,6 +89,22 @@ impl Double {
                 }
             }
             ToEngine::Start => self.start(),
+            ToEngine::Prepare(_) if self.has("die-at-prepare") => kill_myself(),
+            ToEngine::Prepare(change) => {
+                let refused = self.has("refuse-change").then(|| "the drive is in use".to_owned());
+                self.ssds = change.added;
+                self.say(&ToKeeper::Prepared(Prepared { change: change.change, refused }), &[]);
+            }
+            ToEngine::Commit { .. } if self.has("die-at-commit") => kill_myself(),
+            ToEngine::Commit { change } => {
+                for slot in std::mem::take(&mut self.ssds) {
+                    power_on(&self.link, slot.number.expect("a number"), None);
+                }
+                if self.has("die-in-commit") {
+                    kill_myself();
+                }
+                self.say(&ToKeeper::Changed { change }, &[]);
+            }
             ToEngine::Pause => {
                 if self.has("never-pause") {
                     return;
@@ -113,10 +132,8 @@ impl Double {
         if self.has("die-at-start") {
             std::process::abort();
         }
-        for (number, slot) in (0..).zip(&self.ssds) {
-            if !slot.saved && !slot.parked {
-                power_on(&self.link, number, None);
-            }
+        for slot in self.ssds.iter().filter(|slot| !slot.saved && !slot.parked) {
+            power_on(&self.link, slot.number.expect("a number"), None);
         }
         self.say(&ToKeeper::Ready(Ready { replayed: 7, reposted: 0, fenced: 1 }), &[]);
         // From here on sessions are served as they come.

@@ -85,9 +85,14 @@ pub struct House {
 impl House {
     /// Two ssds.
     pub fn config_text(&self) -> String {
+        self.config_of(&["a", "b"])
+    }
+
+    /// These ssds.
+    pub fn config_of(&self, names: &[&str]) -> String {
         let at = |name: &str| self.path(name).display().to_string();
         let mut text = format!("control = \"{}\"\n", at("control"));
-        for name in ["a", "b"] {
+        for name in names {
             text += &format!(
                 "[[ssd]]\nname = \"{name}\"\nsize = \"1MiB\"\nsocket = \"{}\"\nbackend = {{ type = \"null\" }}\n",
                 at(name)

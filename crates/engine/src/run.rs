@@ -433,7 +433,9 @@ impl House {
     ) -> anyhow::Result<Planned> {
         Ok(match config.door {
             api::config::Door::VhostUser => Planned::Vhost(self.plan_disk(at, config, found, client)?),
-            api::config::Door::VfioUser => Planned::Nvme(self.plan_controller(at, config, found, client)?),
+            api::config::Door::VfioUser => {
+                Planned::Nvme(Box::new(self.plan_controller(at, config, found, client)?))
+            }
         })
     }
 

@@ -11,7 +11,7 @@ use std::sync::mpsc::Sender;
 /// An ssd that is open, and not served yet.
 pub(crate) enum Planned {
     /// An NVMe controller.
-    Nvme(Plan),
+    Nvme(Box<Plan>),
     /// A virtio-blk disk.
     Vhost(VhostPlan),
 }
@@ -23,7 +23,7 @@ impl Planned {
     /// No thread can be started.
     pub(crate) fn start(self, ready: Sender<anyhow::Result<Left>>) -> std::io::Result<Served> {
         Ok(match self {
-            Self::Nvme(plan) => Served::Nvme(Slot::start(plan, ready)?),
+            Self::Nvme(plan) => Served::Nvme(Slot::start(*plan, ready)?),
             Self::Vhost(plan) => Served::Vhost(VhostSlot::start(plan, ready)?),
         })
     }

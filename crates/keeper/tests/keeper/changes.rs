@@ -118,7 +118,8 @@ fn a_client_loses_its_device_by_force_only() {
     let running = Running::start("");
     running.serving();
     let (mut a, mut b) = (running.client("a"), running.client("b"));
-    (a.call("count"), b.call("count"));
+    a.call("count");
+    b.call("count");
     let config = running.config_of(&["a"]);
     let said = error(running.ask(&apply(config.clone(), false)));
     assert!(said.contains("a client is connected to \"b\"") && said.contains("--force"), "{said}");

@@ -20,7 +20,8 @@ where
 }
 
 fn welcome(config: String) -> ToEngine {
-    let slot = |name: &str, saved| Slot { name: name.to_owned(), saved, parked: false };
+    let slot =
+        |name: &str, saved| Slot { name: name.to_owned(), saved, parked: false, number: Some(u32::MAX) };
     ToEngine::Welcome(Welcome {
         version: 1,
         generation: 3,
@@ -29,6 +30,7 @@ fn welcome(config: String) -> ToEngine {
         ssds: vec![slot("a", true), slot("b", false)],
         stats: None,
         predecessor: Some(Predecessor { reason: "killed".to_owned(), ended_ns: 9, paused: false }),
+        has_served: true,
     })
 }
 
@@ -50,6 +52,14 @@ fn every_message_arrives_as_it_was_sent() {
         ToEngine::Pause,
         ToEngine::Stop,
         ToEngine::RingKept { number: 5, kept: true },
+        ToEngine::Prepare(Change {
+            change: 4,
+            config: "[[ssd]]".to_owned(),
+            added: vec![Slot { name: "c".to_owned(), number: Some(7), ..Slot::default() }],
+            removed: vec![0],
+            grown: vec![1, 3],
+        }),
+        ToEngine::Commit { change: 4 },
     ];
     for message in messages {
         assert_eq!(over(&message), message);
@@ -64,6 +74,8 @@ fn every_message_arrives_as_it_was_sent() {
         ToKeeper::RingGone { number: 9 },
         ToKeeper::Paused,
         ToKeeper::Fault { ssd: None, why: "the drive is slow".to_owned() },
+        ToKeeper::Prepared(Prepared { change: 4, refused: Some("it is in use".to_owned()) }),
+        ToKeeper::Changed { change: 4 },
     ];
     for message in messages {
         assert_eq!(over(&message), message);

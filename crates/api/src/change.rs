@@ -79,11 +79,12 @@ impl Plan {
 
     /// An ssd that stays. Each field of it is looked at: one that is added to the configuration has to be decided about here.
     fn compare(&mut self, old: &Ssd, new: &Ssd, reasons: &mut Vec<String>) {
-        let Ssd { name, size_bytes, socket, door, state, backend, lba_bytes, profile, identity } = new;
+        let Ssd { name, size_bytes, socket, door, state, backend, key, lba_bytes, profile, identity } = new;
         let fixed = [
             ("socket", *socket == old.socket && *door == old.door),
             ("state", *state == old.state),
             ("backend", *backend == old.backend),
+            ("key", *key == old.key),
             ("lba", *lba_bytes == old.lba_bytes),
             ("profile", *profile == old.profile),
             ("serial, nqn or uuid", *identity == old.identity),

@@ -17,6 +17,8 @@ pub struct Plan {
     pub removed: Vec<String>,
     /// Names of ssds that grow, with their old and new sizes.
     pub grown: Vec<Grown>,
+    /// Names of ssds whose limits or weight change.
+    pub limited: Vec<String>,
 }
 
 /// An ssd that grows.
@@ -43,9 +45,10 @@ impl Plan {
     pub fn between(old: &Config, new: &Config) -> Result<Self, Refused> {
         let mut plan = Self::default();
         let mut reasons = Vec::new();
-        let Engine { reactors, cpus, spin_us, idle_us } = &new.engine;
-        let same = (*reactors, cpus, *spin_us, *idle_us)
-            == (old.engine.reactors, &old.engine.cpus, old.engine.spin_us, old.engine.idle_us);
+        let Engine { reactors, cpus, spin_us, idle_us, isolation } = &new.engine;
+        let former = &old.engine;
+        let same = (*reactors, cpus, *spin_us, *idle_us, *isolation)
+            == (former.reactors, &former.cpus, former.spin_us, former.idle_us, former.isolation);
         if !same {
             reasons.push(
                 "[engine] cannot change while godwitd runs: leave it as it is, or restart godwitd".to_owned(),
@@ -73,13 +76,19 @@ impl Plan {
     /// Nothing is to be done.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let Self { added, removed, grown } = self;
-        added.is_empty() && removed.is_empty() && grown.is_empty()
+        let Self { added, removed, grown, limited } = self;
+        added.is_empty() && removed.is_empty() && grown.is_empty() && limited.is_empty()
     }
 
     /// An ssd that stays. Each field of it is looked at: one that is added to the configuration has to be decided about here.
     fn compare(&mut self, old: &Ssd, new: &Ssd, reasons: &mut Vec<String>) {
-        let Ssd { name, size_bytes, socket, door, state, backend, key, lba_bytes, profile, identity } = new;
+        let Ssd { name, size_bytes, socket, door, state, backend, key, lba_bytes, profile, identity, .. } =
+            new;
+        // By the engine's `isolation`.
+        let Ssd { limits, isolated: _, .. } = new;
+        if *limits != old.limits {
+            self.limited.push(name.clone());
+        }
         let fixed = [
             ("socket", *socket == old.socket && *door == old.door),
             ("state", *state == old.state),
@@ -141,7 +150,8 @@ impl fmt::Display for Plan {
             let (from, to) = (Size { bytes: *from_bytes }, Size { bytes: *to_bytes });
             format!("~ ssd \"{name}\": size {from} -> {to}")
         });
-        let lines: Vec<String> = removed.chain(added).chain(grown).collect();
+        let limited = self.limited.iter().map(|name| format!("~ ssd \"{name}\": limits"));
+        let lines: Vec<String> = removed.chain(added).chain(grown).chain(limited).collect();
         f.write_str(&lines.join("\n"))
     }
 }
@@ -177,6 +187,14 @@ mod tests {
         let new = ssd("a", "1536MiB", "") + &ssd("c", "1GiB", "");
         let plan = between(&old, &new).unwrap();
         assert_eq!(plan.to_string(), "- ssd \"b\"\n+ ssd \"c\"\n~ ssd \"a\": size 1GiB -> 1536MiB");
+    }
+
+    #[test]
+    fn limits_change_under_a_guest() {
+        let new = ssd("a", "1GiB", "[ssd.limits]\niops = 1000\n");
+        let plan = between(&ssd("a", "1GiB", ""), &new).unwrap();
+        assert_eq!(plan.to_string(), "~ ssd \"a\": limits");
+        assert!(between(&new, &new).unwrap().is_empty());
     }
 
     #[test]

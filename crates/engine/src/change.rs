@@ -8,11 +8,13 @@
 //! On a thread of its own: reactors, and the sessions of all other ssds, have no part in it. The keeper's configuration is the truth: an
 //! engine that ends between the halves, or in one, is followed by one that begins with the old one or the new one.
 
+use crate::clock;
 use crate::run::{House, index};
 use crate::served::{Planned, Served};
 use crate::ssd::Ssd;
+use crate::terms;
 use anyhow::{Context, bail};
-use api::config::{Backend, Config};
+use api::config::{Backend, Config, Limits};
 use link::control::{Change, Prepared, Slot, ToKeeper};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -25,6 +27,8 @@ pub(crate) struct Readied {
     change: u64,
     added: BTreeMap<usize, (Planned, Made)>,
     removed: Vec<usize>,
+    /// Of all ssds, by their names: those that change and those that do not.
+    limits: Vec<(String, Limits)>,
 }
 
 /// What opening a drive made of its file.
@@ -111,7 +115,8 @@ impl House {
             added.insert(number, opened);
         }
         let removed = change.removed.iter().copied().map(index).collect();
-        Ok(Readied { change: change.change, added, removed })
+        let limits = config.ssds.iter().map(|ssd| (ssd.name.clone(), ssd.limits)).collect();
+        Ok(Readied { change: change.change, added, removed, limits })
     }
 
     fn open(&self, config: &Config, slot: &Slot) -> anyhow::Result<(usize, (Planned, Made))> {
@@ -135,8 +140,9 @@ impl House {
     pub(crate) fn commit(&self, change: u64) {
         let mut readied = self.readied.lock().unwrap_or_else(PoisonError::into_inner);
         match readied.take_if(|readied| readied.change == change) {
-            Some(Readied { added, removed, .. }) => {
+            Some(Readied { added, removed, limits, .. }) => {
                 self.leave(&removed);
+                self.limit(&limits);
                 self.take_up(added);
             }
             None => {
@@ -156,6 +162,18 @@ impl House {
         for served in going {
             if let Err(error) = served.join() {
                 self.keeper.fault(None, format!("removed, but {error:#}"));
+            }
+        }
+    }
+
+    /// The limits of the ssds that are served and stay.
+    fn limit(&self, limits: &[(String, Limits)]) {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.clock.at(clock::ticks());
+        for served in slots.open.values() {
+            let ssd = served.ssd();
+            if let Some((_, limits)) = limits.iter().find(|(name, _)| *name == ssd.name) {
+                terms::set_limits(ssd, limits, now, &self.addresses);
             }
         }
     }

@@ -303,8 +303,8 @@ impl Parts {
 /// Everything that serves.
 pub(crate) struct House {
     pub(crate) keeper: Arc<Keeper>,
-    clock: Clock,
-    addresses: Vec<Address>,
+    pub(crate) clock: Clock,
+    pub(crate) addresses: Vec<Address>,
     reactors: Mutex<Vec<JoinHandle<()>>>,
     records: Mutex<Option<(Records, JoinHandle<()>)>>,
     pub(crate) slots: Mutex<Slots>,

@@ -52,6 +52,13 @@ impl Served {
         }
     }
 
+    pub(crate) fn ssd(&self) -> &Arc<Ssd> {
+        match self {
+            Self::Nvme(slot) => slot.ssd(),
+            Self::Vhost(slot) => slot.ssd(),
+        }
+    }
+
     pub(crate) fn pause(&self) {
         match self {
             Self::Nvme(slot) => slot.pause(),

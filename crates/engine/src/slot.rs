@@ -95,6 +95,10 @@ impl Slot {
         Ok(Self { ssd, home, jobs, current, thread })
     }
 
+    pub(crate) fn ssd(&self) -> &Arc<Ssd> {
+        &self.ssd
+    }
+
     /// A new client.
     pub(crate) fn plug(&self, plug: Plug) {
         // A thread that is gone has said why.

@@ -112,6 +112,10 @@ pub(crate) struct VhostSlot {
 }
 
 impl VhostSlot {
+    pub(crate) fn ssd(&self) -> &Arc<Ssd> {
+        &self.ssd
+    }
+
     /// Starts the disk's thread; `ready` hears when the disk is served, or why it is not.
     ///
     /// # Errors

@@ -239,15 +239,12 @@ pub(crate) fn check_size(size_bytes: u64) -> Result<(), Refusal> {
 
 /// Numbers that the daemon's configuration can hold.
 pub(crate) fn check_limits(limits: &Limits) -> Result<(), Refusal> {
-    if !limits.is_empty() {
-        return Err(Refusal::new(
-            501,
-            "not-yet",
-            "this release's agent does not limit ssds".to_owned(),
-            "leave the limits out",
-        ));
-    }
-    Ok(())
+    crate::render::check_limits(limits).map_err(|why| {
+        Refusal::bad(
+            format!("these limits cannot be: {why}"),
+            "see [ssd.limits] in docs/guide/configuration.md",
+        )
+    })
 }
 
 /// Marks what an operation works on, so that no other one does.

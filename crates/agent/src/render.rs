@@ -1,8 +1,8 @@
 //! The desired state as a configuration of the daemon.
 
 use crate::place::Place;
-use crate::store::{PoolRow, SsdRow};
-use api::rest::{Interface, Phase};
+use crate::store::{PoolRow, SsdRow, SsdSpec};
+use api::rest::{Interface, Limits, Phase};
 use api::size::Size;
 use serde::Serialize;
 
@@ -21,12 +21,45 @@ struct Entry {
     uuid: Option<String>,
     serial: String,
     backend: Backend,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limits: Option<LimitsEntry>,
 }
 
 #[derive(Serialize)]
 struct Backend {
     r#type: &'static str,
     path: String,
+}
+
+/// An `[ssd.limits]`: sizes are text there.
+#[derive(Serialize)]
+struct LimitsEntry {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    iops: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    iops_burst: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    read_iops: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    read_iops_burst: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    write_iops: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    write_iops_burst: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bandwidth: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bandwidth_burst: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    read_bandwidth: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    read_bandwidth_burst: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    write_bandwidth: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    write_bandwidth_burst: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weight: Option<u16>,
 }
 
 #[derive(Serialize)]
@@ -40,6 +73,50 @@ fn serial(uuid: &str) -> String {
     format!("GW{}", digits.to_uppercase())
 }
 
+fn limits_entry(limits: &Limits) -> LimitsEntry {
+    let size = |bytes: Option<u64>| bytes.map(|bytes| Size { bytes }.to_string());
+    LimitsEntry {
+        iops: limits.iops,
+        iops_burst: limits.iops_burst,
+        read_iops: limits.read_iops,
+        read_iops_burst: limits.read_iops_burst,
+        write_iops: limits.write_iops,
+        write_iops_burst: limits.write_iops_burst,
+        bandwidth: size(limits.bandwidth),
+        bandwidth_burst: size(limits.bandwidth_burst),
+        read_bandwidth: size(limits.read_bandwidth),
+        read_bandwidth_burst: size(limits.read_bandwidth_burst),
+        write_bandwidth: size(limits.write_bandwidth),
+        write_bandwidth_burst: size(limits.write_bandwidth_burst),
+        weight: limits.weight,
+    }
+}
+
+/// What the daemon's configuration has against these limits: what a release can limit, and how much, is said there alone.
+pub(crate) fn check_limits(limits: &Limits) -> Result<(), String> {
+    let place = Place { ssds: "/".into(), sockets: "/".into() };
+    let spec = SsdSpec {
+        size_bytes: 1 << 20,
+        interface: Interface::Nvme,
+        pool: None,
+        thin: true,
+        flavor: None,
+        limits: limits.clone(),
+    };
+    let ssd = SsdRow {
+        name: "ssd".to_owned(),
+        uuid: "00000000-0000-4000-8000-000000000001".to_owned(),
+        generation: 1,
+        phase: Phase::Ready,
+        operation: None,
+        reason: None,
+        spec,
+    };
+    let text = configuration("", &place, &[], &[ssd]).map_err(|e| e.to_string())?;
+    let path = std::path::Path::new("limits");
+    api::config::Config::parse(path, &text).map(drop).map_err(|error| error.to_string())
+}
+
 fn entry(ssd: &SsdRow, place: &Place) -> Entry {
     let socket = place.socket(&ssd.name, ssd.spec.interface).display().to_string();
     let nvme = ssd.spec.interface == Interface::Nvme;
@@ -51,6 +128,7 @@ fn entry(ssd: &SsdRow, place: &Place) -> Entry {
         state: nvme.then(|| place.state(ssd).display().to_string()),
         uuid: nvme.then(|| ssd.uuid.clone()),
         serial: serial(&ssd.uuid),
+        limits: (!ssd.spec.limits.is_empty()).then(|| limits_entry(&ssd.spec.limits)),
         backend: Backend { r#type: "uring", path: place.data(ssd).display().to_string() },
     }
 }
@@ -74,9 +152,7 @@ pub(crate) fn configuration(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::SsdSpec;
     use api::config::{Config, Door};
-    use api::rest::Limits;
     use std::path::Path;
 
     fn row(name: &str, interface: Interface) -> SsdRow {

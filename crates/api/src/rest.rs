@@ -37,7 +37,7 @@ pub enum Interface {
     VirtioBlk,
 }
 
-/// What an ssd may use. What is left out is not limited.
+/// What an ssd may use. What is left out is not limited. The fields are those of `[ssd.limits]` in the daemon's configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
@@ -45,24 +45,42 @@ pub struct Limits {
     /// Reads and writes a second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub iops: Option<u64>,
+    /// What may come at once after a pause, beyond `iops`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iops_burst: Option<u64>,
     /// Reads a second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_iops: Option<u64>,
+    /// What may come at once after a pause, beyond `read_iops`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_iops_burst: Option<u64>,
     /// Writes a second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub write_iops: Option<u64>,
+    /// What may come at once after a pause, beyond `write_iops`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub write_iops_burst: Option<u64>,
     /// Bytes a second, read and written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bytes_per_s: Option<u64>,
+    pub bandwidth: Option<u64>,
+    /// Bytes that may come at once after a pause, beyond `bandwidth`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth_burst: Option<u64>,
     /// Bytes read a second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub read_bytes_per_s: Option<u64>,
+    pub read_bandwidth: Option<u64>,
+    /// Bytes that may come at once after a pause, beyond `read_bandwidth`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_bandwidth_burst: Option<u64>,
     /// Bytes written a second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub write_bytes_per_s: Option<u64>,
+    pub write_bandwidth: Option<u64>,
+    /// Bytes that may come at once after a pause, beyond `write_bandwidth`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub write_bandwidth_burst: Option<u64>,
     /// Its share of a busy drive and reactor, beside those of others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub weight: Option<u32>,
+    pub weight: Option<u16>,
 }
 
 impl Limits {

@@ -123,7 +123,7 @@ enum SsdCommand {
         name: String,
     },
     #[command(flatten)]
-    Agent(agent::SsdCommand),
+    Agent(Box<agent::SsdCommand>),
 }
 
 /// A span that a person would wait.

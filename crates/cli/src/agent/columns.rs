@@ -68,9 +68,9 @@ fn limits(limits: &Limits) -> String {
         rate("iops", limits.iops),
         rate("read-iops", limits.read_iops),
         rate("write-iops", limits.write_iops),
-        bytes("bandwidth", limits.bytes_per_s),
-        bytes("read-bandwidth", limits.read_bytes_per_s),
-        bytes("write-bandwidth", limits.write_bytes_per_s),
+        bytes("bandwidth", limits.bandwidth),
+        bytes("read-bandwidth", limits.read_bandwidth),
+        bytes("write-bandwidth", limits.write_bandwidth),
         rate("weight", limits.weight.map(u64::from)),
     ]
     .into_iter()

@@ -40,6 +40,76 @@ pub(crate) struct How {
     operation: Option<String>,
 }
 
+/// What an ssd may use.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct LimitArguments {
+    /// Reads and writes a second.
+    #[arg(long, value_name = "COUNT")]
+    iops: Option<u64>,
+    /// What may come at once after a pause.
+    #[arg(long, value_name = "COUNT", requires = "iops")]
+    iops_burst: Option<u64>,
+    /// Reads a second.
+    #[arg(long, value_name = "COUNT")]
+    read_iops: Option<u64>,
+    /// What may come at once after a pause.
+    #[arg(long, value_name = "COUNT", requires = "read_iops")]
+    read_iops_burst: Option<u64>,
+    /// Writes a second.
+    #[arg(long, value_name = "COUNT")]
+    write_iops: Option<u64>,
+    /// What may come at once after a pause.
+    #[arg(long, value_name = "COUNT", requires = "write_iops")]
+    write_iops_burst: Option<u64>,
+    /// Bytes a second, read and written, such as 500MiB.
+    #[arg(long, value_name = "SIZE")]
+    bandwidth: Option<Size>,
+    /// What may come at once after a pause.
+    #[arg(long, value_name = "SIZE", requires = "bandwidth")]
+    bandwidth_burst: Option<Size>,
+    /// Bytes read a second.
+    #[arg(long, value_name = "SIZE")]
+    read_bandwidth: Option<Size>,
+    /// What may come at once after a pause.
+    #[arg(long, value_name = "SIZE", requires = "read_bandwidth")]
+    read_bandwidth_burst: Option<Size>,
+    /// Bytes written a second.
+    #[arg(long, value_name = "SIZE")]
+    write_bandwidth: Option<Size>,
+    /// What may come at once after a pause.
+    #[arg(long, value_name = "SIZE", requires = "write_bandwidth")]
+    write_bandwidth_burst: Option<Size>,
+    /// Its share of a busy drive and reactor, beside those of others: 1 to 10000.
+    #[arg(long)]
+    weight: Option<u16>,
+}
+
+impl LimitArguments {
+    fn limits(&self) -> Limits {
+        let bytes = |size: Option<Size>| size.map(|size| size.bytes);
+        Limits {
+            iops: self.iops,
+            iops_burst: self.iops_burst,
+            read_iops: self.read_iops,
+            read_iops_burst: self.read_iops_burst,
+            write_iops: self.write_iops,
+            write_iops_burst: self.write_iops_burst,
+            bandwidth: bytes(self.bandwidth),
+            bandwidth_burst: bytes(self.bandwidth_burst),
+            read_bandwidth: bytes(self.read_bandwidth),
+            read_bandwidth_burst: bytes(self.read_bandwidth_burst),
+            write_bandwidth: bytes(self.write_bandwidth),
+            write_bandwidth_burst: bytes(self.write_bandwidth_burst),
+            weight: self.weight,
+        }
+    }
+
+    /// Those that are given; the flavor's, when none is.
+    fn given(&self) -> Option<Limits> {
+        Some(self.limits()).filter(|limits| !limits.is_empty())
+    }
+}
+
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 pub(crate) enum InterfaceName {
     /// An NVMe controller.
@@ -70,6 +140,8 @@ pub(crate) enum SsdCommand {
         /// Take space in the pool when it is written, not now.
         #[arg(long)]
         thin: bool,
+        #[command(flatten)]
+        limits: Box<LimitArguments>,
         #[command(flatten)]
         how: How,
     },
@@ -113,6 +185,18 @@ pub(crate) enum SsdCommand {
         #[command(flatten)]
         how: How,
     },
+    /// Limit an ssd anew, while guests use it. What is not given is not limited any more.
+    Limit {
+        /// The ssd.
+        name: String,
+        #[command(flatten)]
+        limits: Box<LimitArguments>,
+        /// Only if nobody has changed it since it was shown with this generation.
+        #[arg(long, value_name = "GENERATION")]
+        if_match: Option<u64>,
+        #[command(flatten)]
+        how: How,
+    },
 }
 
 #[derive(Subcommand)]
@@ -134,6 +218,8 @@ pub(crate) enum FlavorCommand {
         /// Size of its ssds.
         #[arg(long, value_name = "SIZE")]
         size: Size,
+        #[command(flatten)]
+        limits: Box<LimitArguments>,
         #[command(flatten)]
         reach: Reach,
     },
@@ -173,7 +259,7 @@ pub(crate) enum OperationCommand {
 /// Does what is asked about an ssd.
 pub(crate) fn ssd(command: &SsdCommand) -> anyhow::Result<()> {
     match command {
-        SsdCommand::Create { name, size, flavor, interface, pool, thin, how } => {
+        SsdCommand::Create { name, size, flavor, interface, pool, thin, limits, how } => {
             let wish = SsdCreate {
                 name: name.clone(),
                 size_bytes: size.map(|size| size.bytes),
@@ -184,7 +270,7 @@ pub(crate) fn ssd(command: &SsdCommand) -> anyhow::Result<()> {
                 },
                 pool: pool.clone(),
                 thin: thin.then_some(true),
-                limits: None,
+                limits: limits.given(),
             };
             submit(&Method::POST, "ssds", Some(&wish), None, how)
         }
@@ -207,6 +293,10 @@ pub(crate) fn ssd(command: &SsdCommand) -> anyhow::Result<()> {
             let wish = SsdChange { size_bytes: Some(size.bytes), limits: None };
             submit(&Method::PATCH, &format!("ssds/{}", part(name)), Some(&wish), *if_match, how)
         }
+        SsdCommand::Limit { name, limits, if_match, how } => {
+            let wish = SsdChange { size_bytes: None, limits: Some(limits.limits()) };
+            submit(&Method::PATCH, &format!("ssds/{}", part(name)), Some(&wish), *if_match, how)
+        }
     }
 }
 
@@ -221,8 +311,8 @@ pub(crate) fn flavor(command: &FlavorCommand) -> anyhow::Result<()> {
             let flavor: Flavor = reach.client().get(&format!("flavors/{}", part(name)))?;
             show(&columns::one(&flavor, &columns::FLAVOR, reach.output)?)
         }
-        FlavorCommand::Create { name, size, reach } => {
-            let flavor = Flavor { name: name.clone(), size_bytes: size.bytes, limits: Limits::default() };
+        FlavorCommand::Create { name, size, limits, reach } => {
+            let flavor = Flavor { name: name.clone(), size_bytes: size.bytes, limits: limits.limits() };
             reach.client().change(Method::POST, "flavors", Some(&flavor))?;
             show(&columns::one(&flavor, &columns::FLAVOR, reach.output)?)
         }

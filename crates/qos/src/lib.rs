@@ -12,6 +12,7 @@
 //! What this crate does *not* do: it does not queue, so a read that waits for its limit holds back the writes behind it in the
 //! same seat; it limits neither flushes nor what a controller does by itself (format, sanitize); and a drive's window knows only this
 //! process.
+#![forbid(unsafe_code)]
 
 pub mod allowance;
 pub mod bucket;

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod deb;
 mod demo;
 mod fuzz;
 mod lint;
@@ -25,6 +26,12 @@ enum Command {
     Test,
     /// Boot a stock guest on a Godwit SSD and show what it does
     Demo,
+    /// Build a Debian package of release programs, and print where it is
+    Deb {
+        /// Of debug programs instead, installed into a root of its own, run there, removed, and thrown away
+        #[arg(long)]
+        check: bool,
+    },
     /// Build (once) the guest image that demo and guest tests use, and print where it is
     Image,
     /// Run fuzz targets
@@ -63,6 +70,8 @@ fn main() -> ExitCode {
         Command::Lint => lint::command(),
         Command::Test => test::command(),
         Command::Demo => demo::command(),
+        Command::Deb { check: false } => deb::command(),
+        Command::Deb { check: true } => deb::check(),
         Command::Image => vmtest::image::Image::ensure().map(|image| println!("{}", image.root().display())),
         Command::Fuzz { target, seconds } => fuzz::command(target.as_deref(), seconds),
         Command::Sim { arguments } => sim::command(&arguments),

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use vmtest::image::Image;
 
 use crate::run::{build, cargo, run_heard, top};
-use crate::{lint, tool};
+use crate::{deb, lint, tool};
 
 /// Guests at once. Each has two emulated processors, so more would only slow one another down.
 const GUESTS_AT_ONCE: &str = "1";
@@ -37,6 +37,8 @@ pub(crate) fn command() -> Result<()> {
     total.add(under_miri()?);
     heading("soak");
     total.add(soaks()?);
+    heading("Debian package");
+    total.add(debian_package());
     heading("guest tests");
     total.add(guest_tests()?);
     println!("{} passed, {} failed", total.passed, total.failed);
@@ -84,6 +86,17 @@ fn soaks() -> Result<Tally> {
         total.add(Tally { passed: clean.into(), failed: (!clean).into() });
     }
     Ok(total)
+}
+
+/// Of the debug build, which the tests have made already: installed, run, removed.
+fn debian_package() -> Tally {
+    match deb::check() {
+        Ok(()) => Tally { passed: 1, failed: 0 },
+        Err(error) => {
+            eprintln!("error: the Debian package: {error:#}");
+            Tally { passed: 0, failed: 1 }
+        }
+    }
 }
 
 fn guest_tests() -> Result<Tally> {

@@ -36,7 +36,8 @@ pub(crate) enum Accepted {
 }
 
 impl Listener {
-    /// Listens at `path`, for this user only (mode 0600). A socket file that nobody listens at is replaced.
+    /// Listens at `path`, for this user only (mode 0600); in a set-group-id folder, whose group the file has, for that group too
+    /// (0660). A socket file that nobody listens at is replaced.
     pub(crate) fn bind(path: &Path) -> io::Result<Self> {
         let path = path.to_owned();
         remove_stale(&path)?;
@@ -44,7 +45,7 @@ impl Listener {
         let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         bind(&socket, &SocketAddrUnix::new(&path)?)?;
         // Before `listen` nobody can connect, so the file is never open to others.
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode_in(&path)?))?;
         listen(&socket, BACKLOG)?;
         Self::adopt(Arc::new(socket), path)
     }
@@ -84,6 +85,13 @@ impl Drop for Listener {
     }
 }
 
+/// Who makes a folder set-group-id says that what is made in it is its group's.
+fn mode_in(path: &Path) -> io::Result<u32> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let is_groups = fs::metadata(folder)?.permissions().mode() & 0o2000 != 0;
+    Ok(if is_groups { 0o660 } else { 0o600 })
+}
+
 /// Removes a socket file that nobody listens at; anything else in the way is an error.
 fn remove_stale(path: &Path) -> io::Result<()> {
     let metadata = match fs::symlink_metadata(path) {
@@ -114,6 +122,17 @@ mod tests {
         assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
         drop(listener);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_set_group_id_folder_opens_its_sockets_to_its_group_and_to_nobody_else() {
+        let directory = tempfile::tempdir().expect("directory");
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o2750)).expect("set");
+        let path = directory.path().join("socket");
+        let _listener = Listener::bind(&path).expect("bound");
+        let file = fs::metadata(&path).expect("there");
+        assert_eq!(file.permissions().mode() & 0o777, 0o660);
+        assert_eq!(file.gid(), fs::metadata(directory.path()).expect("there").gid());
     }
 
     #[test]

@@ -35,7 +35,8 @@ pub(crate) fn check() -> Result<()> {
         let users = fs::read_to_string(root.join("etc/passwd")).context("read the users")?;
         ensure!(users.lines().any(|line| line.starts_with("godwit:")), "there is no user godwit: {users}");
     }
-    unit(&root)?;
+    unit(&root, "godwitd.service")?;
+    unit(&root, "godwit-agent.service")?;
     lintian(&package)?;
     let config = root.join("etc/godwit/godwit.toml");
     fs::write(&config, "# the operator's own\n").context("change the configuration")?;
@@ -64,16 +65,15 @@ pub(super) fn lintian(package: &Path) -> Result<bool> {
 }
 
 /// The unit is one that the manager understands.
-fn unit(root: &Path) -> Result<()> {
+fn unit(root: &Path, name: &str) -> Result<()> {
     if on_path("systemd-analyze").is_none() {
         println!("left out: no systemd-analyze");
         return Ok(());
     }
     // The manager wants to see the programs; they are in the root only.
-    let text =
-        fs::read_to_string(root.join("lib/systemd/system/godwitd.service")).context("read the unit")?;
+    let text = fs::read_to_string(root.join("lib/systemd/system").join(name)).context("read the unit")?;
     let text = text.replace("/usr/bin/godwit", &format!("{}/usr/bin/godwit", root.display()));
-    let unit = root.join("godwitd.service");
+    let unit = root.join(name);
     fs::write(&unit, text).context("write the unit")?;
     let verified = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&unit).output();
     let verified = verified.context("start systemd-analyze")?;
@@ -81,7 +81,7 @@ fn unit(root: &Path) -> Result<()> {
     // Of other units of this machine one learns too, and an older manager says what it passes over.
     let is_newer = |line: &str| NEWER_KEYS.iter().any(|key| line.contains(&format!("Unknown key '{key}'")));
     let ours: Vec<&str> =
-        complaints.lines().filter(|line| line.contains("godwitd.service") && !is_newer(line)).collect();
+        complaints.lines().filter(|line| line.contains(&format!("/{name}")) && !is_newer(line)).collect();
     if !ours.is_empty() {
         bail!("systemd-analyze verify: {}", ours.join("\n"));
     }

@@ -65,6 +65,7 @@ fn fill(tree: &Tree, programs: &[PathBuf]) -> Result<()> {
     let packaging = top().join("packaging");
     for (from, to) in [
         ("systemd/godwitd.service", "lib/systemd/system/godwitd.service"),
+        ("systemd/godwit-agent.service", "lib/systemd/system/godwit-agent.service"),
         ("sysusers.d/godwit.conf", "usr/lib/sysusers.d/godwit.conf"),
         ("godwit.toml", "etc/godwit/godwit.toml"),
         ("debian/copyright", "usr/share/doc/godwit/copyright"),

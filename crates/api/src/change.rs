@@ -60,6 +60,12 @@ impl Plan {
                     .to_owned(),
             );
         }
+        for pool in old.pools.iter().filter(|pool| !new.pools.contains(pool)) {
+            reasons.push(format!(
+                "pool \"{}\" cannot change or go while godwitd runs: leave it as it is, or restart godwitd",
+                pool.name
+            ));
+        }
         for ssd in &new.ssds {
             match old.ssd(&ssd.name) {
                 None => plan.added.push(ssd.name.clone()),

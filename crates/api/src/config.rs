@@ -27,6 +27,8 @@ pub struct Config {
     pub engine: Engine,
     /// What it serves; names, sockets and state files are distinct.
     pub ssds: Vec<Ssd>,
+    /// Drives that carry a pool each; names and paths are distinct.
+    pub pools: Vec<Pool>,
     /// Where the daemon listens for `godwit`. `None`: at [`crate::control::DEFAULT_SOCKET`], if it can.
     pub control: Option<PathBuf>,
 }
@@ -84,6 +86,19 @@ pub enum KeySource {
     Command(PathBuf, Vec<String>),
 }
 
+/// A drive with Godwit's layout on it, in which ssds have their data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// Its name: letters, digits, `-`, `_`, `.`; at most 64.
+    pub name: String,
+    /// The file or block device.
+    pub path: PathBuf,
+    /// For a file: it is made with this size, and the pool in it, where there is nothing yet.
+    pub size_bytes: Option<u64>,
+    /// Bypass the page cache (O_DIRECT).
+    pub direct: bool,
+}
+
 /// What is spoken at an ssd's socket, and thereby what the guest sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Door {
@@ -104,6 +119,14 @@ pub enum Backend {
         direct: bool,
         /// Register guest memory with the kernel. `None`: the backend's default.
         register_buffers: Option<bool>,
+    },
+    /// Extents of a pool. The ssd is made there when the pool does not have it yet.
+    Pool {
+        /// The pool's name.
+        pool: String,
+        /// Extents are given when they are first written, and given back when they are discarded. Else all are the ssd's from the
+        /// start.
+        thin: bool,
     },
     /// Memory of the daemon; gone when it stops.
     Ram,
@@ -201,6 +224,8 @@ struct RawConfig {
     engine: RawEngine,
     #[serde(default)]
     ssd: Vec<Spanned<RawSsd>>,
+    #[serde(default)]
+    pool: Vec<RawPool>,
     control: Option<Spanned<PathBuf>>,
 }
 
@@ -212,6 +237,15 @@ struct RawEngine {
     spin_us: Option<Spanned<u32>>,
     idle_us: Option<Spanned<u32>>,
     isolation: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawPool {
+    name: Spanned<String>,
+    path: Spanned<PathBuf>,
+    size: Option<Spanned<String>>,
+    direct: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -246,6 +280,8 @@ struct RawBackend {
     path: Option<Spanned<PathBuf>>,
     direct: Option<Spanned<bool>>,
     register_buffers: Option<Spanned<bool>>,
+    pool: Option<Spanned<String>>,
+    thin: Option<Spanned<bool>>,
 }
 
 struct Wrong {
@@ -268,8 +304,42 @@ fn check(raw: RawConfig) -> Result<Config, Wrong> {
     let ssd = |ssd: &Spanned<RawSsd>| check_ssd(ssd.get_ref(), engine.isolation);
     let ssds = raw.ssd.iter().map(ssd).collect::<Result<Vec<_>, _>>()?;
     check_distinct(&raw.ssd, &ssds)?;
+    let pools = check_pools(&raw, &ssds)?;
     let control = raw.control.as_ref().map(|path| check_control(path, &ssds)).transpose()?;
-    Ok(Config { engine, ssds, control })
+    Ok(Config { engine, ssds, pools, control })
+}
+
+/// Pools are distinct from one another and from the ssds' files, and each that an ssd names is there.
+fn check_pools(raw: &RawConfig, ssds: &[Ssd]) -> Result<Vec<Pool>, Wrong> {
+    let mut pools: Vec<Pool> = Vec::new();
+    for raw in &raw.pool {
+        let name = check_name(&raw.name)?;
+        let path = raw.path.get_ref().clone();
+        let size_bytes = raw.size.as_ref().map(size_of).transpose()?;
+        if let Some(other) = pools.iter().find(|other| other.name == name) {
+            return Err(wrong(&raw.name, format!("a second pool `{}`; give each its own name", other.name)));
+        }
+        let own = plain(&path);
+        let taken = pools.iter().find(|other| plain(&other.path) == own).map(|other| &other.name);
+        let used =
+            ssds.iter().find(|ssd| files(ssd).any(|(_, file)| plain(file) == own)).map(|ssd| &ssd.name);
+        if let Some(user) = taken.or(used) {
+            return Err(wrong(
+                &raw.path,
+                format!("`{user}` uses this already; a pool has a drive of its own"),
+            ));
+        }
+        pools.push(Pool { name, path, size_bytes, direct: raw.direct.unwrap_or(true) });
+    }
+    for (raw, ssd) in raw.ssd.iter().zip(ssds) {
+        let Backend::Pool { pool, .. } = &ssd.backend else { continue };
+        if !pools.iter().any(|there| there.name == *pool) {
+            let reason =
+                format!("there is no pool `{pool}`; add [[pool]] with this name and the drive's path");
+            return Err(wrong(&raw.get_ref().backend, reason));
+        }
+    }
+    Ok(pools)
 }
 
 fn check_control(raw: &Spanned<PathBuf>, ssds: &[Ssd]) -> Result<PathBuf, Wrong> {
@@ -322,13 +392,18 @@ fn check_engine(raw: &RawEngine) -> Result<Engine, Wrong> {
     })
 }
 
-fn check_ssd(raw: &RawSsd, isolated: bool) -> Result<Ssd, Wrong> {
-    let name = raw.name.get_ref().clone();
+fn check_name(raw: &Spanned<String>) -> Result<String, Wrong> {
+    let name = raw.get_ref().clone();
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty() || name.len() > 64 || !name.chars().all(fits) || name.starts_with('.') {
         let reason = "a name is 1 to 64 letters, digits, '-', '_' or '.', and does not begin with '.'";
-        return Err(wrong(&raw.name, reason));
+        return Err(wrong(raw, reason));
     }
+    Ok(name)
+}
+
+fn check_ssd(raw: &RawSsd, isolated: bool) -> Result<Ssd, Wrong> {
+    let name = check_name(&raw.name)?;
     let (door, socket) = check_door(raw)?;
     let lba_bytes = raw.lba.as_ref().map_or(512, |lba| *lba.get_ref());
     if let Some(at) = raw.lba.as_ref().filter(|_| !matches!(lba_bytes, 512 | 4096)) {
@@ -401,6 +476,10 @@ fn check_size(raw: &RawSsd, backend: &Backend) -> Result<Option<u64>, Wrong> {
             )),
         };
     };
+    size_of(size).map(Some)
+}
+
+fn size_of(size: &Spanned<String>) -> Result<u64, Wrong> {
     let bytes = Size::from_str(size.get_ref()).map_err(|reason| wrong(size, reason))?.bytes;
     if bytes == 0 || !bytes.is_multiple_of(1 << 20) {
         return Err(wrong(size, "size must be a multiple of 1MiB and not 0"));
@@ -408,7 +487,7 @@ fn check_size(raw: &RawSsd, backend: &Backend) -> Result<Option<u64>, Wrong> {
     if bytes > 1 << 50 {
         return Err(wrong(size, "size must be at most 1024TiB"));
     }
-    Ok(Some(bytes))
+    Ok(bytes)
 }
 
 fn check_encryption(raw: &RawSsd, backend: &Backend) -> Result<Option<KeySource>, Wrong> {
@@ -431,39 +510,43 @@ fn check_encryption(raw: &RawSsd, backend: &Backend) -> Result<Option<KeySource>
 }
 
 fn check_backend(raw: &RawBackend) -> Result<Backend, Wrong> {
-    let only_uring = |given: Option<Range<usize>>, field: &str| match given {
-        Some(span) => {
-            Err(Wrong { span, reason: format!("`{field}` goes with type = \"uring\" only; leave it out") })
-        }
-        None => Ok(()),
-    };
-    let direct = raw.direct.as_ref().map(|value| (value.span(), *value.get_ref()));
-    let register = raw.register_buffers.as_ref().map(|value| (value.span(), *value.get_ref()));
-    match raw.r#type.get_ref().as_str() {
+    let kind = raw.r#type.get_ref().as_str();
+    let fields = [
+        ("path", raw.path.as_ref().map(Spanned::span), "uring"),
+        ("direct", raw.direct.as_ref().map(Spanned::span), "uring"),
+        ("register_buffers", raw.register_buffers.as_ref().map(Spanned::span), "uring"),
+        ("pool", raw.pool.as_ref().map(Spanned::span), "pool"),
+        ("thin", raw.thin.as_ref().map(Spanned::span), "pool"),
+    ];
+    let backend = match kind {
         "uring" => {
             let hint = "a uring backend needs a path: path = \"/srv/disk.img\" or \"/dev/nvme0n1\"";
             let path = raw.path.as_ref().ok_or_else(|| wrong(&raw.r#type, hint))?;
-            Ok(Backend::Uring {
+            Backend::Uring {
                 path: path.get_ref().clone(),
-                direct: direct.is_none_or(|(_, value)| value),
-                register_buffers: register.map(|(_, value)| value),
-            })
+                direct: raw.direct.as_ref().is_none_or(|direct| *direct.get_ref()),
+                register_buffers: raw.register_buffers.as_ref().map(|register| *register.get_ref()),
+            }
         }
+        "pool" => {
+            let hint = "a pool backend needs a pool: pool = \"NAME\" of a [[pool]]";
+            let pool = raw.pool.as_ref().ok_or_else(|| wrong(&raw.r#type, hint))?.get_ref().clone();
+            Backend::Pool { pool, thin: raw.thin.as_ref().is_some_and(|thin| *thin.get_ref()) }
+        }
+        "ram" => Backend::Ram,
+        "null" => Backend::Null,
         other => {
-            let backend = match other {
-                "ram" => Backend::Ram,
-                "null" => Backend::Null,
-                _ => {
-                    let reason = format!("`{other}` is no backend; write \"uring\", \"ram\" or \"null\"");
-                    return Err(wrong(&raw.r#type, reason));
-                }
-            };
-            only_uring(raw.path.as_ref().map(Spanned::span), "path")?;
-            only_uring(direct.map(|(span, _)| span), "direct")?;
-            only_uring(register.map(|(span, _)| span), "register_buffers")?;
-            Ok(backend)
+            let reason = format!("`{other}` is no backend; write \"uring\", \"pool\", \"ram\" or \"null\"");
+            return Err(wrong(&raw.r#type, reason));
+        }
+    };
+    for (field, span, owner) in fields {
+        if let Some(span) = span.filter(|_| owner != kind) {
+            let reason = format!("`{field}` goes with type = \"{owner}\" only; leave it out");
+            return Err(Wrong { span, reason });
         }
     }
+    Ok(backend)
 }
 
 fn check_identity(raw: &RawSsd, name: &str) -> Result<Identity, Wrong> {
@@ -505,7 +588,7 @@ fn check_identity(raw: &RawSsd, name: &str) -> Result<Identity, Wrong> {
 pub(crate) fn files(ssd: &Ssd) -> impl Iterator<Item = (&'static str, &Path)> {
     let backend = match &ssd.backend {
         Backend::Uring { path, .. } => Some(path.as_path()),
-        Backend::Ram | Backend::Null => None,
+        Backend::Pool { .. } | Backend::Ram | Backend::Null => None,
     };
     let state = ssd.state.as_deref();
     [("socket", Some(ssd.socket.as_path())), ("state file", state), ("backend", backend)]
@@ -611,6 +694,23 @@ backend = { type = "ram" }
         assert_eq!(config.ssd("demo").unwrap().door, Door::VfioUser);
         let same = text.replace("scratch.vhost", "demo.sock");
         assert!(parse(&same).unwrap_err().contains("used twice"));
+    }
+
+    #[test]
+    fn an_ssd_in_a_pool_names_one_that_is_there() {
+        let pool = "[[pool]]\nname = \"p\"\npath = \"/dev/nvme0n1\"\n";
+        let ssd = GOOD.replace("{ type = \"ram\" }", "{ type = \"pool\", pool = \"p\", thin = true }");
+        let config = parse(&format!("{ssd}{pool}")).unwrap();
+        assert!(
+            matches!(&config.ssd("scratch").unwrap().backend, Backend::Pool { pool, thin: true } if pool == "p")
+        );
+        assert_eq!((config.pools.len(), config.pools[0].direct), (1, true));
+        assert!(parse(&ssd).unwrap_err().contains("no pool `p`; add [[pool]]"));
+        assert!(parse(&format!("{ssd}{pool}{pool}")).unwrap_err().contains("a second pool `p`"));
+        let own = pool.replace("/dev/nvme0n1", "/srv/../srv/demo.img");
+        assert!(parse(&format!("{ssd}{own}")).unwrap_err().contains("`demo` uses this already"));
+        let thin = GOOD.replace("type = \"ram\"", "type = \"ram\", thin = true");
+        assert!(parse(&thin).unwrap_err().contains("goes with type = \"pool\" only"));
     }
 
     #[test]

@@ -50,6 +50,8 @@ pub enum Request {
         #[serde(default)]
         force: bool,
     },
+    /// About pools: the engine answers.
+    Pool(PoolRequest),
 }
 
 /// What the daemon answers.
@@ -60,6 +62,8 @@ pub enum Response {
     Progress(String),
     /// The answer to [`Request::Status`].
     Status(Box<Status>),
+    /// The answer to [`PoolRequest::List`]. Every other request about pools is answered with `Done` or `Error`.
+    Pool(Vec<PoolStatus>),
     /// It is done.
     Done(String),
     /// It is not done: what happened, to what, and what to do.
@@ -151,4 +155,124 @@ pub struct Restart {
     pub reposted: u64,
     /// Requests at the drives that were waited for.
     pub fenced: u64,
+}
+
+/// What can be asked about pools. `pool` is the name in the configuration, `volume` the ssd's name or a snapshot's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "operation", rename_all = "kebab-case")]
+pub enum PoolRequest {
+    /// The pools and what is in them.
+    List,
+    /// Makes a drive a pool without ssds, which the configuration can name then. Its data is lost.
+    Create {
+        /// Its name.
+        name: String,
+        /// The file or block device.
+        path: PathBuf,
+        /// A file is made or extended to this size.
+        #[serde(default)]
+        size_bytes: Option<u64>,
+        /// A power of two, 1 MiB to 1 GiB. `None`: by the drive's size.
+        #[serde(default)]
+        extent_bytes: Option<u64>,
+        /// Also when the drive is taken: its serial number (a file: its path), repeated.
+        #[serde(default)]
+        force_destroy_data: Option<String>,
+    },
+    /// Looks for inconsistencies of a pool that is served.
+    Check {
+        /// Which.
+        pool: String,
+    },
+    /// Deletes a volume that nobody serves; its extents are wiped before anybody else gets them.
+    Delete {
+        /// Where.
+        pool: String,
+        /// Which.
+        volume: String,
+    },
+    /// Keeps what a volume contains now under another name, unchangeable.
+    Snapshot {
+        /// Where.
+        pool: String,
+        /// Of which.
+        volume: String,
+        /// The snapshot's name.
+        name: String,
+    },
+    /// A new volume that begins with what another contains now. An ssd of this name in the configuration has it.
+    Clone {
+        /// Where.
+        pool: String,
+        /// Of which.
+        volume: String,
+        /// The clone's name.
+        name: String,
+    },
+    /// Makes a volume larger.
+    Grow {
+        /// Where.
+        pool: String,
+        /// Which.
+        volume: String,
+        /// Its size then.
+        size_bytes: u64,
+    },
+    /// Gives a pool without served ssds up, so that another host may open it.
+    Export {
+        /// Which.
+        pool: String,
+    },
+}
+
+/// A pool.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PoolStatus {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Its drive.
+    pub path: PathBuf,
+    /// `serving`, or what is wrong with it.
+    pub state: String,
+    /// Its identity, in hexadecimal digits.
+    pub uuid: String,
+    /// How often it was opened.
+    pub epoch: u64,
+    /// Size of an extent.
+    pub extent_bytes: u64,
+    /// Extents in all.
+    pub extents: u64,
+    /// Extents that are nobody's.
+    pub free: u64,
+    /// Extents that volumes refer to.
+    pub used: u64,
+    /// Extents that are being zeroed.
+    pub wiping: u64,
+    /// Extents that could not be zeroed.
+    pub quarantined: u64,
+    /// Writes to this many extents wait for space.
+    pub waiting: u64,
+    /// What is in it.
+    pub volumes: Vec<VolumeStatus>,
+}
+
+/// A volume: an ssd's data, or a snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VolumeStatus {
+    /// Its name.
+    pub name: String,
+    /// Its size.
+    pub size_bytes: u64,
+    /// Extents it refers to, in bytes, shared ones included.
+    pub mapped_bytes: u64,
+    /// Extents are given when they are first written.
+    pub thin: bool,
+    /// A snapshot.
+    pub read_only: bool,
+    /// An ssd serves it now.
+    pub served: bool,
+    /// Its ownership epoch.
+    pub epoch: u64,
 }

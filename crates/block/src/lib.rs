@@ -153,6 +153,12 @@ pub trait Backend {
     /// Requests taken and not yet returned.
     fn in_flight(&self) -> usize;
 
+    /// Requests whose memory or range the drive itself may be using now. Fewer than [`Backend::in_flight`] where some wait for
+    /// something else than the drive; a process that ends may leave those to its successor.
+    fn at_drive(&self) -> usize {
+        self.in_flight()
+    }
+
     /// A descriptor that becomes readable when `poll` has something to return, for an idle reactor to sleep on.
     /// `None`: only polling moves things on, so do not sleep while anything is in flight.
     /// A sleep may also end early with `EINTR`: that, too, means `poll`.

@@ -51,7 +51,8 @@ pub(crate) fn check_free(config: &Config, name: &str) -> anyhow::Result<()> {
     }
 }
 
-fn exchange(config: &Config, request: &Request) -> anyhow::Result<Response> {
+/// The daemon's last word.
+pub(crate) fn exchange(config: &Config, request: &Request) -> anyhow::Result<Response> {
     let path = config.control.as_deref().unwrap_or(Path::new(DEFAULT_SOCKET));
     let mut socket = UnixStream::connect(path).with_context(|| {
         format!(

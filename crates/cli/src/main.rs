@@ -16,6 +16,7 @@ mod drive;
 mod hypervisor;
 mod observe;
 mod output;
+mod pool;
 mod qmp;
 mod top;
 
@@ -113,6 +114,12 @@ enum Command {
         /// The folder for them.
         folder: PathBuf,
     },
+    /// Pools: drives that several ssds share.
+    #[command(subcommand)]
+    Pool(pool::PoolCommand),
+    /// Snapshots of ssds in pools, and clones.
+    #[command(subcommand)]
+    Snapshot(pool::SnapshotCommand),
 }
 
 #[derive(Subcommand)]
@@ -182,6 +189,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         }
         // Done above: what is wrong with its file, the daemon says.
         Command::Apply { .. } => {}
+        Command::Pool(command) => print!("{}", pool::run(&config, command)?),
+        Command::Snapshot(command) => print!("{}", pool::snapshot(&config, command)?),
         Command::Ssd(SsdCommand::Resume { name }) => {
             println!("{}", daemon::ask(&config, &Request::Resume { ssd: name.clone() })?);
         }

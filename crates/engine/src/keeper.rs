@@ -1,5 +1,6 @@
 //! The keeper, as this process sees it: who holds what a successor needs.
 
+use api::control::Response;
 use backend::RingHolder;
 use link::control::{Link, Packet, PowerOn, Role, ToKeeper};
 use rustix::io::Errno;
@@ -49,6 +50,12 @@ impl Keeper {
         let message = ToKeeper::PowerOn(PowerOn { ssd, ended: power.ended, roles, record: power.record });
         let packet = Packet::new(&message, fds).map_err(io::Error::other)?;
         self.link.send_packet(&packet, link::frame::Wait::Block).map_err(io::Error::other).map(drop)
+    }
+
+    /// What came of a question about pools.
+    pub(crate) fn pool_answered(&self, id: u32, response: &Response) {
+        let response = serde_json::to_string(response).unwrap_or_default();
+        self.tell(&ToKeeper::PoolAnswered { id, response });
     }
 
     /// The keeper has a ring, or cannot have it.

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! [`run()`] serves for a keeper, which starts it again: this is `godwitd engine`. [`Engine`] serves in the process that calls it, for tests
-//! and for programs of one's own; its end costs its guests their device. Not here yet: pools.
+//! and for programs of one's own; its end costs its guests their device.
 
 mod admission;
 mod blame;
@@ -15,6 +15,7 @@ mod change;
 mod channel;
 mod clock;
 mod data_key;
+mod drive;
 mod home;
 mod identities;
 mod interrupts;
@@ -22,6 +23,7 @@ mod keeper;
 mod mailbox;
 mod message;
 mod meter;
+mod pool;
 mod reactor;
 mod records;
 mod run;
@@ -39,12 +41,14 @@ pub use run::run;
 
 use crate::mailbox::Mailbox;
 use crate::message::{Address, Message};
+use crate::pool::Pools;
 use crate::reactor::Options;
 use crate::records::Records;
 use crate::serve::Server;
 use crate::ssd::Ssd;
 use anyhow::Context;
 use api::config::{Config, Door, Limits};
+use api::control::{PoolRequest, Response};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -58,6 +62,7 @@ pub struct Engine {
     stats_path: Option<PathBuf>,
     ssds: Vec<Arc<Ssd>>,
     clock: clock::Clock,
+    pools: Pools,
 }
 
 impl Engine {
@@ -75,11 +80,12 @@ impl Engine {
         let (records, record_keeper) = Records::start()?;
         let addresses: Vec<Address> =
             (0..count).map(|_| Mailbox::new().map(Arc::new)).collect::<Result<_, _>>()?;
+        let pools = Pools::open(&config.pools, |_| None, None);
         let ssds = config
             .ssds
             .iter()
             .enumerate()
-            .map(|(at, config)| open(at, config).with_context(|| format!("ssd \"{}\"", config.name)))
+            .map(|(at, config)| open(at, config, &pools).with_context(|| format!("ssd \"{}\"", config.name)))
             .collect::<anyhow::Result<Vec<_>>>()?;
         let mut reactors = Vec::new();
         for (index, counters) in counters.into_iter().enumerate() {
@@ -109,7 +115,13 @@ impl Engine {
         }
         tracing::info!(ssds = servers.len(), reactors = count, "serving");
         let records = Some(records);
-        Ok(Self { servers, reactors, records, record_keeper, stats_path, ssds: all, clock })
+        Ok(Self { servers, reactors, records, record_keeper, stats_path, ssds: all, clock, pools })
+    }
+
+    /// What is asked of pools; may wait for a pool's thread.
+    #[must_use]
+    pub fn ask(&self, request: PoolRequest) -> Response {
+        self.pools.ask(request)
     }
 
     /// Changes the limits of a running ssd. `false`: there is none of that name.
@@ -125,6 +137,7 @@ impl Engine {
     /// # Errors
     /// The first ssd whose data or record could not be made durable; the others are stopped all the same.
     pub fn stop(mut self) -> anyhow::Result<()> {
+        self.pools.refuse_parked();
         for server in &self.servers {
             server.shut_down();
         }
@@ -135,6 +148,7 @@ impl Engine {
         for (_, thread) in self.reactors {
             let _ = thread.join();
         }
+        self.pools.rest();
         drop(self.records.take());
         let _ = self.record_keeper.join();
         if let Some(path) = &self.stats_path {
@@ -159,10 +173,10 @@ impl Opened {
     }
 }
 
-fn open(at: usize, config: &api::config::Ssd) -> anyhow::Result<Opened> {
+fn open(at: usize, config: &api::config::Ssd, pools: &Pools) -> anyhow::Result<Opened> {
     Ok(match config.door {
-        Door::VfioUser => Opened::Nvme(Box::new(serve::open(at, config)?)),
-        Door::VhostUser => Opened::Vhost(vhost::open(at, config)?),
+        Door::VfioUser => Opened::Nvme(Box::new(serve::open(at, config, pools)?)),
+        Door::VhostUser => Opened::Vhost(vhost::open(at, config, pools)?),
     })
 }
 

@@ -50,6 +50,8 @@ pub(crate) enum Message {
     Limits(SsdId),
     /// To a disk's seat. It has one here only after [`Order::Sit`].
     Vhost(SsdId, Order),
+    /// Something outside the reactor has changed that a door waits for.
+    Look,
     /// End the thread. Comes when no ssd is left.
     Stop,
 }
@@ -67,7 +69,7 @@ impl Message {
             | Self::Interrupts(id, _) => Some(*id),
             Self::Vhost(id, _) => Some(*id),
             Self::News(life, _) | Self::Persisted(life, _) => Some(life.ssd),
-            Self::Stop => None,
+            Self::Look | Self::Stop => None,
         }
     }
 }

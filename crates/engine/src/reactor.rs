@@ -236,6 +236,7 @@ impl Reactor {
     }
 
     fn run(mut self) {
+        crate::pool::here(self.mailbox());
         if let Some(cpu) = self.setup.options.cpu
             && let Err(error) = pin(cpu)
         {
@@ -427,6 +428,8 @@ impl Reactor {
             },
             Message::Limits(id) => self.limits_changed(id),
             Message::Vhost(id, order) => self.order(id, order),
+            // The turn that follows looks at everything.
+            Message::Look => {}
             Message::Stop => self.stopping = true,
         }
     }

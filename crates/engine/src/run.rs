@@ -10,6 +10,7 @@ use crate::keeper::{Keeper, PowerCycle};
 use crate::mailbox::Mailbox;
 use crate::message::{Address, Message};
 use crate::meter;
+use crate::pool::Pools;
 use crate::reactor::{self, Options};
 use crate::records::Records;
 use crate::serve::{Kept, open_ssd};
@@ -19,7 +20,8 @@ use crate::ssd::{Power, Ssd};
 use crate::stats;
 use crate::vhost::{self, VhostPlan};
 use anyhow::{Context, bail};
-use api::config::Config;
+use api::config::{Backend, Config};
+use api::control::Response;
 use backend::uring::fence::OldRing;
 use link::control::{
     Deposit, Door, Format, Hello, Link, Ready, Received, Refused, Role, Saved, Session, ToEngine, ToKeeper,
@@ -36,7 +38,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -137,6 +139,7 @@ impl Process {
                 (ToEngine::Prepare(_) | ToEngine::Commit { .. }, _) => {
                     bail!("a change before there is anything to change")
                 }
+                (ToEngine::Pool { id, .. }, _) => self.keeper.pool_answered(id, &not_serving()),
             }
         }
     }
@@ -256,6 +259,13 @@ impl Process {
                         .name("change".to_owned())
                         .spawn(move || house.commit(change))?;
                 }
+                (ToEngine::Pool { id, request }, _) => {
+                    // It may wait for a pool's thread, and for I/O.
+                    let house = Arc::clone(&house);
+                    std::thread::Builder::new()
+                        .name("asked".to_owned())
+                        .spawn(move || house.keeper.pool_answered(id, &house.ask(&request)))?;
+                }
                 (ToEngine::Pause, _) => {
                     let (house, starter) = (Arc::clone(&house), starter.take());
                     std::thread::Builder::new().name("pause".to_owned()).spawn(move || {
@@ -310,6 +320,8 @@ pub(crate) struct House {
     pub(crate) slots: Mutex<Slots>,
     /// A change that is prepared. Held while one is prepared or carried out: the house does not end in the middle of it.
     pub(crate) readied: Mutex<Option<Readied>>,
+    /// Once nothing of a dead engine is at the drives.
+    pools: OnceLock<Pools>,
     stats_path: Option<PathBuf>,
 }
 
@@ -358,6 +370,7 @@ impl House {
             records: Mutex::new(Some((records, record_thread))),
             slots: Mutex::default(),
             readied: Mutex::default(),
+            pools: OnceLock::new(),
             stats_path,
         })
     }
@@ -366,6 +379,7 @@ impl House {
     fn open_all(&self, config: &Config, welcome: &Welcome, told: Told) -> anyhow::Result<Ready> {
         let fenced = fence(told.rings)?;
         let Told { mut saved, sessions, .. } = told;
+        self.pools.get_or_init(|| self.open_pools(config, welcome, &saved));
         let mut links: BTreeMap<usize, (Session, OwnedFd)> =
             sessions.into_iter().map(|(session, link)| (index(session.ssd), (session, link))).collect();
         let (ready, readies) = channel();
@@ -423,6 +437,40 @@ impl House {
         Ok(answer)
     }
 
+    /// Under the locks that the last engine had, where the keeper holds them with the descriptors of the pools' ssds.
+    fn open_pools(
+        &self,
+        config: &Config,
+        welcome: &Welcome,
+        saved: &BTreeMap<usize, (Saved, Vec<OwnedFd>)>,
+    ) -> Pools {
+        let kept = |name: &str| {
+            let of_pool =
+                |ssd: &api::config::Ssd| matches!(&ssd.backend, Backend::Pool { pool, .. } if pool == name);
+            let ssds = config.ssds.iter().zip(numbered(&welcome.ssds)).filter(|(ssd, _)| of_pool(ssd));
+            ssds.filter_map(|(_, (at, _))| saved.get(&at)).find_map(|(saved, fds)| {
+                let drive = saved.roles.iter().zip(fds).find(|(role, _)| **role == Role::DRIVE);
+                drive.and_then(|(_, fd)| fd.try_clone().ok())
+            })
+        };
+        Pools::open(&config.pools, kept, Some(Arc::clone(&self.keeper)))
+    }
+
+    pub(crate) fn pools(&self) -> anyhow::Result<&Pools> {
+        self.pools.get().context("the pools are not open yet")
+    }
+
+    /// Answers a question about pools.
+    fn ask(&self, request: &str) -> Response {
+        match (serde_json::from_str(request), self.pools.get()) {
+            (Ok(request), Some(pools)) => pools.ask(request),
+            (Err(error), _) => Response::Error(format!(
+                "this engine does not understand the request ({error}); is `godwit` of another release?"
+            )),
+            (_, None) => not_serving(),
+        }
+    }
+
     /// Opens an ssd, new or a predecessor's, and serves nothing yet.
     pub(crate) fn plan(
         &self,
@@ -470,7 +518,7 @@ impl House {
         let (ssd, record) = patiently(found.is_some(), drive, |drive| {
             let key = key.as_ref().map(OwnedFd::try_clone).transpose()?;
             let kept = Kept { drive, key, record: record.clone(), page: page.clone() };
-            open_ssd(at, config, kept, Some(Arc::clone(&self.keeper)))
+            open_ssd(at, config, kept, Some(Arc::clone(&self.keeper)), self.pools()?)
         })?;
         self.give(at, &ssd, lost, is_new)?;
         let home = Arc::clone(&self.addresses[at % self.addresses.len()]);
@@ -495,7 +543,7 @@ impl House {
         let ssd = patiently(was_found, drive, |drive| {
             let key = key.as_ref().map(OwnedFd::try_clone).transpose()?;
             let kept = Kept { drive, key, record: None, page: Some(Arc::clone(&page)) };
-            vhost::open_ssd(at, config, kept, Some(Arc::clone(&keeper)))
+            vhost::open_ssd(at, config, kept, Some(Arc::clone(&keeper)), self.pools()?)
         })?;
         self.give(at, &ssd, lost, was_found && is_new)?;
         let mut reactors = self.addresses.clone();
@@ -530,6 +578,8 @@ impl House {
     /// Everything comes to rest; then this process ends.
     fn pause(&self) {
         let _no_change = self.give_up_change();
+        // What waits for a pool from now on waits for the next engine.
+        self.pools.get().into_iter().for_each(Pools::rest);
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         std::thread::scope(|scope| {
             for slot in slots.open.values() {
@@ -547,6 +597,7 @@ impl House {
     /// All sessions end, all becomes durable; then this process ends.
     fn stop(&self) {
         let _no_change = self.give_up_change();
+        self.pools.get().into_iter().for_each(Pools::refuse_parked);
         let open = std::mem::take(&mut self.slots.lock().unwrap_or_else(PoisonError::into_inner).open);
         open.values().for_each(Served::stop);
         let results: Vec<_> = open.into_values().map(Served::join).collect();
@@ -556,6 +607,7 @@ impl House {
         for thread in self.reactors.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             let _ = thread.join();
         }
+        self.pools.get().into_iter().for_each(Pools::rest);
         if let Some((records, thread)) = self.records.lock().unwrap_or_else(PoisonError::into_inner).take() {
             records.finish(thread);
         }
@@ -573,7 +625,7 @@ impl House {
 
 /// Opens a drive; if it is taken over, as soon as it is free: the lock of a drive that the keeper has no descriptor of (a keeper
 /// died with its engine) is held by the requests that the engine left there.
-fn patiently<T>(
+pub(crate) fn patiently<T>(
     taken_over: bool,
     mut drive: Option<OwnedFd>,
     open: impl Fn(Option<OwnedFd>) -> anyhow::Result<T>,
@@ -587,6 +639,10 @@ fn patiently<T>(
             result => return result,
         }
     }
+}
+
+fn not_serving() -> Response {
+    Response::Error("the engine does not serve yet: ask again in a moment".to_owned())
 }
 
 fn is_busy(error: &anyhow::Error) -> bool {

@@ -2,11 +2,13 @@
 
 use crate::clock::{Clock, ticks};
 use crate::data_key::{DataKey, check_key};
+use crate::drive::Drive;
 use crate::identities::identity_of;
 use crate::interrupts::Table;
 use crate::keeper::Keeper;
 use crate::message::{Address, Call, Message, Settlement, SsdId};
 use crate::meter;
+use crate::pool::Pools;
 use crate::records::{Records, check_writable};
 use crate::session::{Wire, call_home, power_off};
 use crate::ssd::{Power, Ssd};
@@ -54,9 +56,10 @@ pub(crate) fn open_ssd(
     config: &config::Ssd,
     kept: Kept,
     keeper: Option<Arc<Keeper>>,
+    pools: &Pools,
 ) -> anyhow::Result<(Arc<Ssd>, SsdV1)> {
     let data_key = DataKey::open(config, kept.key)?;
-    let drive = backend::Drive::take_over(&backend_config(config)?, kept.drive)?;
+    let drive = Drive::open(config, kept.drive, pools)?;
     let limits = drive.limits();
     if config.lba_bytes < limits.block_bytes {
         bail!(
@@ -89,8 +92,8 @@ pub(crate) fn open_ssd(
 }
 
 /// Opens an ssd and binds its socket.
-pub(crate) fn open(at: usize, config: &config::Ssd) -> anyhow::Result<Opened> {
-    let (ssd, record) = open_ssd(at, config, Kept::default(), None)?;
+pub(crate) fn open(at: usize, config: &config::Ssd, pools: &Pools) -> anyhow::Result<Opened> {
+    let (ssd, record) = open_ssd(at, config, Kept::default(), None, pools)?;
     let path = config.socket.display();
     let listener = Listener::bind(&config.socket).with_context(|| {
         format!(
@@ -105,6 +108,9 @@ pub(crate) fn backend_config(config: &config::Ssd) -> anyhow::Result<backend::Co
     Ok(match &config.backend {
         config::Backend::Null => backend::Config::Null { size_bytes: size()? },
         config::Backend::Ram => backend::Config::Ram { size_bytes: size()? },
+        config::Backend::Pool { pool, .. } => {
+            bail!("it has no drive of its own, but extents of pool \"{pool}\"")
+        }
         config::Backend::Uring { path, direct, register_buffers } => {
             let mut uring = backend::uring::Config::new(path);
             uring.size_bytes = config.size_bytes;
@@ -290,7 +296,7 @@ fn power_on(ssd: &Arc<Ssd>, home: &Address, record: &SsdV1, clock: Clock) -> any
 
 #[cfg(test)]
 mod tests {
-    use super::{Kept, open_ssd};
+    use super::{Kept, Pools, open_ssd};
     use api::config::Config;
     use std::path::Path;
 
@@ -304,7 +310,9 @@ mod tests {
                 at("a.sock"),
                 at(state)
             );
-            open_ssd(0, &Config::parse(Path::new("test"), &text).unwrap().ssds[0], Kept::default(), None)
+            let config = Config::parse(Path::new("test"), &text).unwrap();
+            let pools = Pools::open(&config.pools, |_| None, None);
+            open_ssd(0, &config.ssds[0], Kept::default(), None, &pools)
         };
         assert!(open("a.state").is_ok());
         let error = format!("{:#}", open("missing/a.state").err().unwrap());

@@ -1,6 +1,7 @@
 //! What is known of an ssd on every reactor.
 
 use crate::data_key::DataKey;
+use crate::drive::Drive;
 use crate::keeper::Keeper;
 use crate::message::SsdId;
 use crate::terms::Terms;
@@ -18,7 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub(crate) struct Ssd {
     pub(crate) id: SsdId,
     pub(crate) name: String,
-    pub(crate) drive: backend::Drive,
+    pub(crate) drive: Drive,
     /// Of what lies on the drive. `None`: it lies there in the clear.
     pub(crate) data_key: Option<DataKey>,
     pub(crate) limits: block::Limits,

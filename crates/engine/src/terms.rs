@@ -25,6 +25,7 @@ impl Terms {
     pub(crate) fn new(config: &config::Ssd) -> Arc<Self> {
         let drive = match &config.backend {
             config::Backend::Uring { path, .. } => shared_drive(path),
+            config::Backend::Pool { pool, .. } => shared(Place::Pool(pool.clone())),
             _ => Arc::default(),
         };
         Arc::new(Self {
@@ -91,18 +92,29 @@ fn weight_of(limits: &config::Limits) -> Weight {
 /// The drive that a file or device lies on, the same for all that lie there. What it is cannot always be seen (a RAID is one
 /// drive, and a file system that spans several is); one that cannot be looked at is shared with nobody.
 fn shared_drive(path: &Path) -> Arc<Drive> {
-    static DRIVES: Mutex<Option<HashMap<u64, Weak<Drive>>>> = Mutex::new(None);
     let Ok(metadata) = std::fs::metadata(path) else { return Arc::default() };
     let is_device = metadata.file_type().is_block_device();
-    let number = whole_disk(if is_device { metadata.st_rdev() } else { metadata.st_dev() });
+    shared(Place::Device(whole_disk(if is_device { metadata.st_rdev() } else { metadata.st_dev() })))
+}
+
+/// What ssds share.
+#[derive(PartialEq, Eq, Hash)]
+enum Place {
+    Device(u64),
+    Pool(String),
+}
+
+/// The same for all that name the same place.
+fn shared(place: Place) -> Arc<Drive> {
+    static DRIVES: Mutex<Option<HashMap<Place, Weak<Drive>>>> = Mutex::new(None);
     let mut drives = DRIVES.lock().unwrap_or_else(PoisonError::into_inner);
     let drives = drives.get_or_insert_default();
     drives.retain(|_, drive| drive.strong_count() > 0);
-    if let Some(drive) = drives.get(&number).and_then(Weak::upgrade) {
+    if let Some(drive) = drives.get(&place).and_then(Weak::upgrade) {
         return drive;
     }
     let drive = Arc::default();
-    drives.insert(number, Arc::downgrade(&drive));
+    drives.insert(place, Arc::downgrade(&drive));
     drive
 }
 

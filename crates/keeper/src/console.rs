@@ -7,9 +7,12 @@ use crate::poller::{Poller, Token};
 use crate::process::{Binary, Stage};
 use crate::restore::Found;
 use anyhow::Context;
-use api::control::{DEFAULT_SOCKET, EngineStatus, LINE_BYTES_MAX, Request, Response, SsdStatus, Status};
+use api::control::{
+    DEFAULT_SOCKET, EngineStatus, LINE_BYTES_MAX, PoolRequest, Request, Response, SsdStatus, Status,
+};
+use link::control::{Packet, ToEngine};
 use rustix::io::Errno;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,6 +30,8 @@ pub(crate) struct Console {
     listener: Option<Listener>,
     guests: BTreeMap<u32, Guest>,
     next: u32,
+    /// Guests whose questions the engine has.
+    asked_of_engine: BTreeSet<u32>,
 }
 
 /// Somebody who asks.
@@ -60,7 +65,7 @@ impl Console {
     }
 
     pub(crate) fn new(listener: Option<Listener>) -> Self {
-        Self { listener, guests: BTreeMap::new(), next: 0 }
+        Self { listener, guests: BTreeMap::new(), next: 0, asked_of_engine: BTreeSet::new() }
     }
 
     /// Another keeper goes on with the socket.
@@ -119,6 +124,7 @@ impl Console {
 
     fn remove(&mut self, poller: &mut Poller, number: u32) {
         self.guests.remove(&number);
+        self.asked_of_engine.remove(&number);
         poller.closed(Token::Guest(number));
         self.watch(poller);
     }
@@ -243,9 +249,42 @@ impl Keeper {
                 let how = How { path, dry_run, force };
                 self.begin_change(config, &how, guest, now)
             }
+            Request::Pool(request) => self.relay_to_pools(&request, guest),
         };
         if let Err(text) = result {
             self.answer(Some(guest), Response::Error(text));
+        }
+    }
+
+    /// Hands a question about pools to the engine, which answers with the guest's number.
+    fn relay_to_pools(&mut self, request: &PoolRequest, guest: u32) -> Result<(), String> {
+        let request = serde_json::to_string(request).map_err(|error| error.to_string())?;
+        let engine = self.active_mut().filter(|engine| engine.stage == Stage::Serving);
+        let Some(engine) = engine else {
+            return Err("no engine serves now: `godwit status` shows why; ask again when one does".to_owned());
+        };
+        engine.say(Packet::new(&ToEngine::Pool { id: guest, request }, Vec::new()));
+        engine.flush();
+        self.console.asked_of_engine.insert(guest);
+        self.sync_engine();
+        Ok(())
+    }
+
+    /// What the engine says to a question about pools.
+    pub(crate) fn pool_answered(&mut self, guest: u32, response: &str) {
+        if self.console.asked_of_engine.remove(&guest) {
+            let response = serde_json::from_str(response).unwrap_or_else(|error| {
+                Response::Error(format!("the engine's answer makes no sense: {error}"))
+            });
+            self.answer(Some(guest), response);
+        }
+    }
+
+    /// The engine that was asked has ended.
+    pub(crate) fn pool_questions_lost(&mut self) {
+        for guest in std::mem::take(&mut self.console.asked_of_engine) {
+            let text = "the engine ended before it answered: look with `godwit pool list` whether it is done";
+            self.answer(Some(guest), Response::Error(text.to_owned()));
         }
     }
 

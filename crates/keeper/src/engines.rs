@@ -112,6 +112,7 @@ impl Keeper {
             return self.candidate_ended(&engine, exit, now);
         }
         self.active = None;
+        self.pool_questions_lost();
         for number in self.numbers() {
             if let Some(session) = self.session_mut(number) {
                 session.detach();

@@ -114,6 +114,7 @@ impl Keeper {
                     ssd.fault = Some(why);
                 }
             }
+            ToKeeper::PoolAnswered { id, response } => self.pool_answered(id, &response),
             ToKeeper::PowerOn(_) | ToKeeper::Record { .. } => {
                 if let Some(engine) = self.engines.get_mut(&generation) {
                     engine.expel("it changes ssds that it does not serve".to_owned());

@@ -104,6 +104,16 @@ pub enum ToEngine {
         #[n(0)]
         change: u64,
     },
+    /// Somebody asks about pools: `PoolAnswered` with the same number answers.
+    #[n(12)]
+    Pool {
+        /// The question's number.
+        #[n(0)]
+        id: u32,
+        /// An `api::control::PoolRequest` as JSON; opaque to the keeper.
+        #[n(1)]
+        request: String,
+    },
 }
 
 /// A change of what is served.
@@ -355,6 +365,16 @@ pub enum ToKeeper {
         /// Its number.
         #[n(0)]
         change: u64,
+    },
+    /// Answers `Pool`.
+    #[n(11)]
+    PoolAnswered {
+        /// The question's number.
+        #[n(0)]
+        id: u32,
+        /// An `api::control::Response` as JSON.
+        #[n(1)]
+        response: String,
     },
 }
 

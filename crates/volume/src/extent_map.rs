@@ -40,6 +40,7 @@ impl Entry {
         }
     }
 
+    #[inline]
     fn decode(word: u32) -> Self {
         match (word & !SHARED).checked_sub(1) {
             None => Self::Unmapped,
@@ -80,6 +81,7 @@ impl ExtentMap {
     }
 
     /// Size of the volume.
+    #[inline]
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes
@@ -110,6 +112,7 @@ impl ExtentMap {
     }
 
     /// Where a logical extent is. One beyond the end is unmapped.
+    #[inline]
     #[must_use]
     pub fn entry(&self, logical: u32) -> Entry {
         // Acquire: who sees an entry also sees that the drive's extent was made ready (zeroed, copied) before it.
@@ -119,6 +122,7 @@ impl ExtentMap {
     }
 
     /// Where on the drive a physical extent begins.
+    #[inline]
     #[must_use]
     pub fn drive_offset(&self, physical: u32) -> u64 {
         self.data_offset_bytes + (u64::from(physical) << self.extent_shift)

@@ -6,16 +6,18 @@
 //! - [`check()`]: explains every inconsistency of a pool at rest, and repairs what is safe.
 //! - [`ExtentMap`]: what reactors read to find a block.
 //! - [`Disk`]: the drive as the layout sees it.
+//! - [`door::Door`]: the data path, a `block::Backend` over a map.
 //!
 //! The layout is described in `docs/formats/pool.md`, the decisions behind it in `docs/decisions/0016-pool-layout.md`.
 //!
 //! What this crate does *not* do: it opens no file, starts no thread, reads no clock and makes no random number; it
 //! neither shrinks a volume nor a pool, nor grows a pool onto more of its drive; it does not encrypt; and it cannot
 //! keep a fenced owner's *data* writes off the drive (its caller's lock on the drive does that on one host).
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod check;
 mod disk;
+pub mod door;
 mod error;
 mod extent_map;
 mod geometry;

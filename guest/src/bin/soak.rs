@@ -40,6 +40,9 @@ struct Arguments {
     /// Reactors of the daemon.
     #[arg(long, default_value_t = 1)]
     reactors: usize,
+    /// Put all ssds in one pool (whatever their names say), half of them thin.
+    #[arg(long)]
+    pool: bool,
     /// An operation without an answer for so many seconds is lost.
     #[arg(long, default_value_t = 30)]
     patience: u64,
@@ -94,6 +97,7 @@ fn main() -> Result<ExitCode> {
         lanes: arguments.lanes.clamp(1, 60),
         depth: arguments.depth.clamp(1, 1000),
         reactors: arguments.reactors,
+        pool: arguments.pool,
         sabotage: arguments.sabotage,
         keep: arguments.keep,
     };

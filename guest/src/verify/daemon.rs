@@ -19,6 +19,11 @@ pub enum Backing {
     Ram,
     /// A file through io_uring, O_DIRECT.
     Uring,
+    /// Extents of a pool in such a file, which all ssds of this kind share.
+    Pool {
+        /// Given when they are first written.
+        thin: bool,
+    },
 }
 
 /// How a client reaches an ssd.
@@ -50,7 +55,7 @@ pub struct Ssd {
 }
 
 impl Ssd {
-    /// The data file, if it has one.
+    /// The data file, if it has one of its own.
     #[must_use]
     pub fn file(&self, folder: &Path) -> Option<PathBuf> {
         (self.backing == Backing::Uring).then(|| folder.join(format!("{}.img", self.name)))
@@ -247,11 +252,16 @@ pub fn signal(pid: u32, signal: Signal) -> bool {
 
 fn configuration(folder: &Path, ssds: &[Ssd], reactors: usize) -> String {
     let mut text = format!("[engine]\nreactors = {reactors}\n");
+    if ssds.iter().any(|ssd| matches!(ssd.backing, Backing::Pool { .. })) {
+        let path = folder.join("pool.img");
+        let _infallible = write!(text, "\n[[pool]]\nname = \"p\"\npath = {path:?}\nsize = \"512MiB\"\n");
+    }
     for ssd in ssds {
         let Ssd { name, mebibytes, .. } = ssd;
-        let backend = match ssd.file(folder) {
-            None => "{ type = \"ram\" }".to_owned(),
-            Some(file) => format!("{{ type = \"uring\", path = {file:?} }}"),
+        let backend = match (ssd.backing, ssd.file(folder)) {
+            (Backing::Pool { thin }, _) => format!("{{ type = \"pool\", pool = \"p\", thin = {thin} }}"),
+            (_, None) => "{ type = \"ram\" }".to_owned(),
+            (_, Some(file)) => format!("{{ type = \"uring\", path = {file:?} }}"),
         };
         let (socket, state) = (folder.join(format!("{name}.sock")), folder.join(format!("{name}.state")));
         let frontend = match ssd.frontend {

@@ -37,6 +37,8 @@ pub struct Settings {
     pub depth: usize,
     /// Reactors of the daemon.
     pub reactors: usize,
+    /// All ssds in one pool, half of them thin.
+    pub pool: bool,
     /// Flip a byte of each data file once, behind the daemon's back: the run must find them.
     pub sabotage: bool,
     /// Keep the run's folder.
@@ -69,13 +71,14 @@ const NAP_MIN: Duration = Duration::from_micros(20);
 const OWN_PAUSE_NS: u64 = 5_000_000;
 
 /// Both frontends, each over memory and over a file. More would only starve one another on a machine of two cores.
-fn ssds() -> Vec<Ssd> {
+fn ssds(pool: bool) -> Vec<Ssd> {
+    let backing = |own, thin| if pool { Backing::Pool { thin } } else { own };
     let ssd = |name: &str, backing, frontend| Ssd { name: name.to_owned(), mebibytes: 64, backing, frontend };
     vec![
-        ssd("nvme-ram", Backing::Ram, Frontend::Nvme { lba: 512 }),
-        ssd("nvme-file", Backing::Uring, Frontend::Nvme { lba: 4096 }),
-        ssd("disk-file", Backing::Uring, Frontend::Disk { packed: false }),
-        ssd("disk-ram", Backing::Ram, Frontend::Disk { packed: true }),
+        ssd("nvme-ram", backing(Backing::Ram, true), Frontend::Nvme { lba: 512 }),
+        ssd("nvme-file", backing(Backing::Uring, false), Frontend::Nvme { lba: 4096 }),
+        ssd("disk-file", backing(Backing::Uring, true), Frontend::Disk { packed: false }),
+        ssd("disk-ram", backing(Backing::Ram, false), Frontend::Disk { packed: true }),
     ]
 }
 
@@ -85,7 +88,7 @@ fn ssds() -> Vec<Ssd> {
 /// The run could not be made: no daemon, no connection at the start. What goes wrong later is in what it found.
 pub fn run(settings: &Settings) -> Result<Found> {
     let folder = tempfile::Builder::new().prefix("godwit-soak").tempdir_in(&settings.directory)?;
-    let ssds = ssds();
+    let ssds = ssds(settings.pool);
     let control = folder.path().join("control.sock");
     let managed = matches!(settings.kind, Kind::Restarts | Kind::Mixed);
     let mut daemon =

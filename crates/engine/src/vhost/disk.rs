@@ -2,10 +2,12 @@
 
 use super::{Done, Events, Order, Setting};
 use crate::data_key::DataKey;
+use crate::drive::Drive;
 use crate::interrupts::Eventfd;
 use crate::keeper::Keeper;
 use crate::message::{Address, Message, SsdId};
 use crate::meter;
+use crate::pool::Pools;
 use crate::serve::{Kept, backend_config};
 use crate::session::{map_errno, mapping_errno};
 use crate::ssd::Ssd;
@@ -39,9 +41,10 @@ pub(crate) fn open_ssd(
     config: &config::Ssd,
     kept: Kept,
     keeper: Option<Arc<Keeper>>,
+    pools: &Pools,
 ) -> anyhow::Result<Arc<Ssd>> {
     let data_key = DataKey::open(config, kept.key)?;
-    let drive = backend::Drive::take_over(&backend_config(config)?, kept.drive)?;
+    let drive = Drive::open(config, kept.drive, pools)?;
     let limits = drive.limits();
     let serial = &config.identity.serial;
     let identity = Identity::new(&IdentityConfig { serial, ..IdentityConfig::default() })?;
@@ -68,8 +71,11 @@ pub(crate) fn open_ssd(
 ///
 /// `kept` is the drive's descriptor; without one there is no looking while another engine holds the drive.
 pub(crate) fn check_size(config: &config::Ssd, kept: OwnedFd, session: &VhostUserV1) -> anyhow::Result<()> {
-    let drive = backend::Drive::take_over(&backend_config(config)?, Some(kept))?;
-    let bytes = drive.limits().capacity_bytes;
+    let bytes = match (&config.backend, config.size_bytes) {
+        // Its pool is another engine's now, and volumes do not shrink.
+        (config::Backend::Pool { .. }, Some(bytes)) => bytes,
+        _ => backend::Drive::take_over(&backend_config(config)?, Some(kept))?.limits().capacity_bytes,
+    };
     let told = session.told_sectors.map_or(0, |sectors| sectors.saturating_mul(blk::SECTOR_BYTES));
     ensure!(
         told <= bytes,

@@ -2,6 +2,7 @@
 
 use super::disk::{Disk, open_ssd};
 use crate::message::Address;
+use crate::pool::Pools;
 use crate::serve::{Kept, Server};
 use crate::ssd::Ssd;
 use anyhow::Context;
@@ -17,8 +18,8 @@ pub(crate) struct Opened {
 }
 
 /// Opens a disk and binds its socket.
-pub(crate) fn open(at: usize, config: &config::Ssd) -> anyhow::Result<Opened> {
-    let ssd = open_ssd(at, config, Kept::default(), None)?;
+pub(crate) fn open(at: usize, config: &config::Ssd, pools: &Pools) -> anyhow::Result<Opened> {
+    let ssd = open_ssd(at, config, Kept::default(), None, pools)?;
     let path = config.socket.display();
     let listener = Listener::bind(&config.socket).with_context(|| {
         format!(

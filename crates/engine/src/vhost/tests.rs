@@ -35,7 +35,7 @@ fn faulty(plan: Plan) -> Arc<Ssd> {
         id: SsdId(0),
         name: "faulty".to_owned(),
         limits: drive.limits(),
-        drive,
+        drive: crate::drive::Drive::Own(drive),
         data_key: None,
         profile: Profile::ALL[0].clone(),
         identity: Identity::new(&IdentityConfig { serial: "GW0", ..IdentityConfig::default() }).unwrap(),

@@ -4,6 +4,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "a pattern of bytes")]
 
 use api::config::Config;
+use api::control::{PoolRequest, Response};
 use engine::Engine;
 use guest::nvme::{Driver, Options};
 use std::path::{Path, PathBuf};
@@ -23,7 +24,19 @@ impl Host {
     }
 
     pub(crate) fn start_in(directory: TempDir, ssds: &[(&str, &str)], reactors: usize) -> Self {
-        let text = text(&directory, ssds, reactors);
+        Self::start_with("256MiB", directory, ssds, reactors)
+    }
+
+    pub(crate) fn start_with_pool(pool: &str, ssds: &[(&str, &str)], reactors: usize) -> Self {
+        Self::start_with(pool, tempfile::tempdir().unwrap(), ssds, reactors)
+    }
+
+    fn start_with(pool: &str, directory: TempDir, ssds: &[(&str, &str)], reactors: usize) -> Self {
+        let mut text = text(&directory, ssds, reactors);
+        if text.contains("pool = ") {
+            let path = directory.path().join("pool.img");
+            text.push_str(&format!("[[pool]]\nname = \"p\"\npath = {path:?}\nsize = \"{pool}\"\n"));
+        }
         let engine = Self::try_start(&text).unwrap();
         Self { engine, directory }
     }
@@ -32,6 +45,10 @@ impl Host {
     pub(crate) fn try_start(text: &str) -> anyhow::Result<Engine> {
         let config = Config::parse(Path::new("test.toml"), text).unwrap();
         Engine::start(&config, None)
+    }
+
+    pub(crate) fn ask(&self, request: PoolRequest) -> Response {
+        self.engine.ask(request)
     }
 
     pub(crate) fn socket(&self, name: &str) -> PathBuf {

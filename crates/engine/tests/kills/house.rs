@@ -47,6 +47,9 @@ pub(crate) struct House {
 fn config_text(directory: &Path, ssds: &[(&str, &str)], reactors: usize) -> String {
     let dir = directory.display().to_string();
     let mut text = format!("control = \"{dir}/control\"\n[engine]\nreactors = {reactors}\n");
+    if ssds.iter().any(|(_, backend)| backend.contains("pool")) {
+        text.push_str(&format!("[[pool]]\nname = \"p\"\npath = \"{dir}/pool.img\"\nsize = \"256MiB\"\n"));
+    }
     for (name, backend) in ssds {
         if let Some(backend) = backend.strip_prefix("virtio-blk on ") {
             text.push_str(&crate::disk::config(name, backend, directory));

@@ -81,6 +81,12 @@ fn an_engine_killed_while_its_guest_is_held_at_its_limits_costs_no_command_and_n
 }
 
 #[test]
+fn an_engine_killed_under_load_on_a_pool_costs_no_command_and_no_byte() {
+    killed_under_load("{ type = \"pool\", pool = \"p\", thin = true }", 3, 15);
+    killed_under_load("{ type = \"pool\", pool = \"p\" }", 4, 5);
+}
+
+#[test]
 fn admin_commands_registers_and_queues_go_on_over_kills() {
     let house = House::start(&[("victim", RAM)], 2);
     let mut driver = house.connect("victim");

@@ -1,0 +1,258 @@
+//! `godwit pool` and `godwit snapshot`: what is in the pools, and what can be done with it.
+
+use crate::daemon;
+use anyhow::{Context, bail};
+use api::config::Config;
+use api::control::{PoolRequest, PoolStatus, Request, Response};
+use api::size::Size;
+use clap::Subcommand;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+/// About pools: drives that several ssds share.
+#[derive(Subcommand)]
+pub(crate) enum PoolCommand {
+    /// Make a file or block device a pool. One that is taken is refused.
+    Create {
+        /// The pool's name.
+        name: String,
+        /// The file or block device.
+        path: PathBuf,
+        /// Make the file, or extend it, to this size.
+        #[arg(long)]
+        size: Option<Size>,
+        /// Size of an extent, 1MiB to 1GiB. Without it: by the drive's size.
+        #[arg(long)]
+        extent: Option<Size>,
+        /// The drive is taken, and all on it may be lost: its serial number, as `godwit drive list` shows it.
+        #[arg(long, value_name = "SERIAL")]
+        force_destroy_data: Option<String>,
+    },
+    /// Show the pools and what is in them.
+    List {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look for inconsistencies.
+    Check {
+        /// The pool.
+        pool: String,
+    },
+    /// Delete an ssd's data, or a snapshot. Its extents are wiped before anybody else gets them.
+    Delete {
+        /// The pool.
+        pool: String,
+        /// The ssd or snapshot; an ssd must be out of the configuration.
+        volume: String,
+        /// Do not ask: it cannot be undone.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Make an ssd's volume larger.
+    Grow {
+        /// The pool.
+        pool: String,
+        /// The ssd.
+        volume: String,
+        /// Its size then.
+        size: Size,
+    },
+    /// Give a pool up, so that another host may open it.
+    Export {
+        /// The pool.
+        pool: String,
+    },
+}
+
+/// About what an ssd contained at a moment.
+#[derive(Subcommand)]
+pub(crate) enum SnapshotCommand {
+    /// Keep what an ssd contains now, unchangeable.
+    Create {
+        /// The pool.
+        pool: String,
+        /// The ssd.
+        volume: String,
+        /// The snapshot's name.
+        name: String,
+    },
+    /// Make a volume that begins with what an ssd or snapshot contains now. An ssd of its name in the configuration has
+    /// it.
+    Clone {
+        /// The pool.
+        pool: String,
+        /// The ssd or snapshot.
+        volume: String,
+        /// The clone's name.
+        name: String,
+    },
+    /// Delete a snapshot.
+    Delete {
+        /// The pool.
+        pool: String,
+        /// The snapshot.
+        name: String,
+    },
+}
+
+pub(crate) fn run(config: &Config, command: &PoolCommand) -> anyhow::Result<String> {
+    let request = match command {
+        PoolCommand::List { json } => return list(config, *json),
+        PoolCommand::Create { name, path, size, extent, force_destroy_data } => PoolRequest::Create {
+            name: name.clone(),
+            path: std::path::absolute(path)?,
+            size_bytes: size.map(|size| size.bytes),
+            extent_bytes: extent.map(|size| size.bytes),
+            force_destroy_data: force_destroy_data.clone(),
+        },
+        PoolCommand::Check { pool } => PoolRequest::Check { pool: pool.clone() },
+        PoolCommand::Delete { pool, volume, yes } => {
+            if !yes {
+                bail!("this destroys the data of \"{volume}\" for good; add --yes to do it");
+            }
+            PoolRequest::Delete { pool: pool.clone(), volume: volume.clone() }
+        }
+        PoolCommand::Grow { pool, volume, size } => {
+            PoolRequest::Grow { pool: pool.clone(), volume: volume.clone(), size_bytes: size.bytes }
+        }
+        PoolCommand::Export { pool } => PoolRequest::Export { pool: pool.clone() },
+    };
+    ask(config, request)
+}
+
+pub(crate) fn snapshot(config: &Config, command: &SnapshotCommand) -> anyhow::Result<String> {
+    let request = match command.clone_parts() {
+        Parts::Create(pool, volume, name) => PoolRequest::Snapshot { pool, volume, name },
+        Parts::Clone(pool, volume, name) => PoolRequest::Clone { pool, volume, name },
+        Parts::Delete(pool, volume) => {
+            let all = pools(config)?;
+            let found = all.iter().filter(|one| one.name == pool).flat_map(|one| &one.volumes);
+            let is_snapshot = found.into_iter().any(|one| one.name == volume && one.read_only);
+            if !is_snapshot {
+                bail!("pool \"{pool}\" has no snapshot \"{volume}\"; `godwit pool list` shows what it has");
+            }
+            PoolRequest::Delete { pool, volume }
+        }
+    };
+    ask(config, request)
+}
+
+enum Parts {
+    Create(String, String, String),
+    Clone(String, String, String),
+    Delete(String, String),
+}
+
+impl SnapshotCommand {
+    fn clone_parts(&self) -> Parts {
+        match self {
+            Self::Create { pool, volume, name } => Parts::Create(pool.clone(), volume.clone(), name.clone()),
+            Self::Clone { pool, volume, name } => Parts::Clone(pool.clone(), volume.clone(), name.clone()),
+            Self::Delete { pool, name } => Parts::Delete(pool.clone(), name.clone()),
+        }
+    }
+}
+
+fn ask(config: &Config, request: PoolRequest) -> anyhow::Result<String> {
+    Ok(daemon::ask(config, &Request::Pool(request))? + "\n")
+}
+
+fn pools(config: &Config) -> anyhow::Result<Vec<PoolStatus>> {
+    match daemon::exchange(config, &Request::Pool(PoolRequest::List))? {
+        Response::Pool(pools) => Ok(pools),
+        other => bail!("the daemon answered something else: {other:?}"),
+    }
+}
+
+fn list(config: &Config, json: bool) -> anyhow::Result<String> {
+    let pools = pools(config)?;
+    if json {
+        return Ok(serde_json::to_string_pretty(&pools).context("the answer as JSON")? + "\n");
+    }
+    Ok(in_words(&pools))
+}
+
+fn in_words(pools: &[PoolStatus]) -> String {
+    let mut text = String::new();
+    if pools.is_empty() {
+        text.push_str(
+            "no pools; `godwit pool create NAME PATH` makes one, [[pool]] in the configuration serves it\n",
+        );
+    }
+    for pool in pools {
+        let bytes = |extents: u64| size(extents.saturating_mul(pool.extent_bytes));
+        let _infallible = writeln!(
+            text,
+            "pool  {}  {}, {}: {} of {} free, {} used, {} being wiped, extents of {}",
+            pool.name,
+            pool.state,
+            pool.path.display(),
+            bytes(pool.free),
+            bytes(pool.extents),
+            bytes(pool.used),
+            bytes(pool.wiping),
+            size(pool.extent_bytes),
+        );
+        if pool.quarantined > 0 {
+            let _infallible =
+                writeln!(text, "      {} could not be wiped: quarantined", bytes(pool.quarantined));
+        }
+        if pool.waiting > 0 {
+            let _infallible = writeln!(text, "      FULL: writes to {} extents wait for space", pool.waiting);
+        }
+        for volume in &pool.volumes {
+            let kind = match (volume.read_only, volume.thin) {
+                (true, _) => "snapshot",
+                (false, true) => "thin",
+                (false, false) => "full",
+            };
+            let served = if volume.served { ", served" } else { "" };
+            let _infallible = writeln!(
+                text,
+                "      {}  {} {kind}, {} mapped{served}",
+                volume.name,
+                size(volume.size_bytes),
+                size(volume.mapped_bytes)
+            );
+        }
+    }
+    text
+}
+
+/// Binary units, exact where they are whole.
+fn size(bytes: u64) -> String {
+    let units = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
+    let fitting = units.into_iter().find(|(_, shift)| bytes >> shift > 0);
+    let Some((unit, shift)) = fitting else { return format!("{bytes} B") };
+    let (whole, rest) = (bytes >> shift, bytes & ((1 << shift) - 1));
+    match rest {
+        0 => format!("{whole} {unit}"),
+        _ => format!("{whole}.{} {unit}", (rest >> (shift - 10)) * 10 / 1024),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use api::control::VolumeStatus;
+
+    #[test]
+    fn a_list_says_what_is_free_and_what_waits() {
+        let volume =
+            VolumeStatus { name: "a".to_owned(), size_bytes: 3 << 29, thin: true, ..VolumeStatus::default() };
+        let pool = PoolStatus {
+            name: "p".to_owned(),
+            extent_bytes: 1 << 20,
+            extents: 1024,
+            free: 10,
+            waiting: 3,
+            volumes: vec![volume],
+            ..PoolStatus::default()
+        };
+        let text = in_words(&[pool]);
+        for part in ["10 MiB of 1 GiB free", "writes to 3 extents wait", "a  1.5 GiB thin"] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! Where an ssd's bytes are: a drive of its own, or extents of a pool.
+
+use crate::pool::{Pools, Volume};
+use crate::serve::backend_config;
+use api::config;
+use backend::uring::Rings;
+use block::{Backend, Limits};
+use std::io;
+use std::os::fd::OwnedFd;
+
+/// See the module.
+pub(crate) enum Drive {
+    Own(backend::Drive),
+    Pooled(Volume),
+}
+
+impl Drive {
+    /// Opens what the configuration says. `kept` is the descriptor of a drive of its own that a predecessor left.
+    pub(crate) fn open(ssd: &config::Ssd, kept: Option<OwnedFd>, pools: &Pools) -> anyhow::Result<Self> {
+        Ok(match &ssd.backend {
+            config::Backend::Pool { pool, thin } => Self::Pooled(pools.volume(ssd, pool, *thin)?),
+            _ => Self::Own(backend::Drive::take_over(&backend_config(ssd)?, kept)?),
+        })
+    }
+
+    /// As every door will report them.
+    pub(crate) fn limits(&self) -> Limits {
+        match self {
+            Self::Own(drive) => drive.limits(),
+            Self::Pooled(volume) => volume.limits(),
+        }
+    }
+
+    /// What a successor needs to go on with the same memory, or under the same lock.
+    pub(crate) fn descriptor(&self) -> io::Result<Option<OwnedFd>> {
+        match self {
+            Self::Own(drive) => drive.descriptor(),
+            Self::Pooled(volume) => volume.descriptor(),
+        }
+    }
+
+    /// One more door, for this thread.
+    pub(crate) fn door(&self, rings: &Rings) -> io::Result<Box<dyn Backend>> {
+        match self {
+            Self::Own(drive) => drive.door(rings),
+            Self::Pooled(volume) => volume.door(rings),
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! Pools: drives that many ssds share, each served by one thread that owns the map on the drive.
+//!
+//! ```text
+//!  reactor: volume::Door --own, release--> mailbox --> pool-N: volume::Pool --> records on the drive
+//!               ^ entries of the map, announcements <------+  copies, wipes --> extents on the drive
+//!  keeper: Pool(request) ------------------------> mailbox --+
+//! ```
+//! A pool is opened once for all its ssds, before they are. What a dead engine had at the drive has ended by then.
+
+mod disk;
+mod format;
+mod requests;
+mod thread;
+mod wake;
+
+pub(crate) use wake::here;
+
+use crate::keeper::Keeper;
+use crate::mailbox::Mailbox;
+use crate::run::patiently;
+use anyhow::{Context, bail};
+use api::config;
+use api::control::{PoolRequest, PoolStatus, Response};
+use backend::uring::Rings;
+use block::{Backend, Limits};
+use disk::PoolDisk;
+use std::collections::BTreeMap;
+use std::io::{self, Read as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use thread::{Order, Worker};
+use volume::door::{Allocator, Door, Gate, Ticket};
+use volume::{HostId, OpenOptions, Pool, VolumeId};
+
+/// All pools of a configuration.
+pub(crate) struct Pools {
+    keeper: Option<Arc<Keeper>>,
+    /// By name: a pool, or why it cannot be had.
+    all: Mutex<BTreeMap<String, Result<Arc<Open>, String>>>,
+}
+
+/// A pool that is open.
+pub(crate) struct Open {
+    name: String,
+    path: PathBuf,
+    drive: backend::Drive,
+    orders: Orders,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// The mailbox of a pool's thread.
+#[derive(Clone)]
+pub(crate) struct Orders(Arc<Mailbox<Order>>);
+
+/// What an ssd has of a pool.
+pub(crate) struct Volume {
+    open: Arc<Open>,
+    gate: Arc<Gate>,
+    limits: Limits,
+    thin: bool,
+}
+
+/// What an ssd of the configuration wants.
+#[derive(Clone, Debug)]
+pub(crate) struct Wish {
+    name: String,
+    size_bytes: u64,
+    thin: bool,
+}
+
+impl Pools {
+    /// Opens all that the configuration names. One that cannot be had is said so, to the ssds that want it. `kept` is a descriptor of
+    /// the pool's drive, if somebody kept one over the last engine's end.
+    pub(crate) fn open(
+        pools: &[config::Pool],
+        mut kept: impl FnMut(&str) -> Option<OwnedFd>,
+        keeper: Option<Arc<Keeper>>,
+    ) -> Self {
+        let this = Self { keeper, all: Mutex::default() };
+        for pool in pools {
+            this.add(pool, kept(&pool.name));
+        }
+        this
+    }
+
+    /// Opens one more. One that is open already stays as it is.
+    pub(crate) fn add(&self, pool: &config::Pool, kept: Option<OwnedFd>) {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(all.get(&pool.name), Some(Ok(_))) {
+            return;
+        }
+        let opened = Open::new(pool, kept, self.keeper.clone(), all.len()).map_err(|error| {
+            let why = format!("pool \"{}\": {error:#}", pool.name);
+            match &self.keeper {
+                Some(keeper) => keeper.fault(None, why.clone()),
+                None => tracing::error!(why, "a pool cannot be had"),
+            }
+            why
+        });
+        all.insert(pool.name.clone(), opened.map(Arc::new));
+    }
+
+    /// The volume of an ssd; made if the pool does not have it.
+    ///
+    /// # Errors
+    /// The pool cannot be had, or has no space for it.
+    pub(crate) fn volume(&self, ssd: &config::Ssd, pool: &str, thin: bool) -> anyhow::Result<Volume> {
+        let open = self.get(pool)?;
+        let wish = Wish { name: ssd.name.clone(), size_bytes: ssd.size_bytes.context("no size")?, thin };
+        let (reply, answer) = sync_channel(1);
+        open.orders.0.send(Order::Volume(wish, reply));
+        let (gate, thin) = answer
+            .recv()
+            .context("its pool's thread has ended")?
+            .with_context(|| format!("pool \"{pool}\""))?;
+        let mut limits = open.drive.limits();
+        limits.capacity_bytes = gate.map().size_bytes();
+        limits.discard |= thin;
+        Ok(Volume { open, gate, limits, thin })
+    }
+
+    fn get(&self, pool: &str) -> anyhow::Result<Arc<Open>> {
+        match self.all.lock().unwrap_or_else(PoisonError::into_inner).get(pool) {
+            Some(Ok(open)) => Ok(Arc::clone(open)),
+            Some(Err(why)) => bail!("{why}"),
+            None => bail!("there is no pool \"{pool}\" in the configuration; `godwit pool list` shows them"),
+        }
+    }
+
+    /// Answers what somebody asked the keeper. May wait for a pool's thread.
+    pub(crate) fn ask(&self, request: PoolRequest) -> Response {
+        let result = match requests::pool_of(&request) {
+            None if matches!(request, PoolRequest::List) => Ok(Response::Pool(self.list())),
+            None => format::create(&request).map(Response::Done),
+            Some(pool) => self.get(pool).and_then(|open| open.ask(request.clone())),
+        };
+        result.unwrap_or_else(|error| Response::Error(format!("{error:#}")))
+    }
+
+    fn list(&self) -> Vec<PoolStatus> {
+        let all: Vec<_> = {
+            let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+            all.iter().map(|(name, open)| (name.clone(), open.clone())).collect()
+        };
+        let status = |(name, open): (String, Result<Arc<Open>, String>)| {
+            let failed = |state: String| PoolStatus { name: name.clone(), state, ..PoolStatus::default() };
+            match open.map(|open| open.ask(PoolRequest::List)) {
+                Ok(Ok(Response::Pool(mut one))) => one.pop().unwrap_or_default(),
+                Ok(Ok(_)) => failed("its thread says something else".to_owned()),
+                Ok(Err(error)) => failed(format!("{error:#}")),
+                Err(why) => failed(why),
+            }
+        };
+        all.into_iter().map(status).collect()
+    }
+
+    /// From now on nothing of any pool changes. What is parked stays so: it belongs to a successor.
+    pub(crate) fn rest(&self) {
+        let all = std::mem::take(&mut *self.all.lock().unwrap_or_else(PoisonError::into_inner));
+        for open in all.into_values().flatten() {
+            open.orders.0.send(Order::Rest);
+            let thread = open.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let _ = thread.map(JoinHandle::join);
+        }
+    }
+
+    /// Before a stop: what waits for space fails instead, so that everybody can end.
+    pub(crate) fn refuse_parked(&self) {
+        for open in self.all.lock().unwrap_or_else(PoisonError::into_inner).values().flatten() {
+            open.orders.0.send(Order::RefuseParked);
+        }
+    }
+}
+
+impl Open {
+    fn new(
+        pool: &config::Pool,
+        kept: Option<OwnedFd>,
+        keeper: Option<Arc<Keeper>>,
+        number: usize,
+    ) -> anyhow::Result<Self> {
+        // Not even a format that was cut short has left anything there.
+        let is_blank = match std::fs::metadata(&pool.path) {
+            Ok(there) => there.is_file() && there.blocks() == 0,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        };
+        // Taken over or not: the requests of an engine that a keeper before ours left may hold the lock for a moment.
+        let open = |kept| open_drive(&pool.path, pool.size_bytes, pool.direct, kept);
+        let drive = patiently(keeper.is_some() && kept.is_some(), kept, open)?;
+        let fd = drive.descriptor()?.context("a drive without a descriptor")?;
+        let disk = Arc::new(PoolDisk::new(fd, drive.limits().capacity_bytes));
+        if is_blank && pool.size_bytes.is_some() {
+            format::format(&disk, format::Wish { zeroed: true, ..format::Wish::new(&pool.name) })?;
+        }
+        let options = OpenOptions { host: host()?, nonce: u64::from_le_bytes(random()?), take_over: false };
+        let opened = Pool::open(Box::new(Arc::clone(&disk)), &options);
+        let opened = opened.with_context(|| {
+            let path = pool.path.display();
+            format!("{path}; `godwit pool create` makes a drive a pool")
+        })?;
+        let orders = Orders(Arc::new(Mailbox::new()?));
+        let worker = Worker::new(pool, opened, disk, Arc::clone(&orders.0), keeper);
+        let thread =
+            std::thread::Builder::new().name(format!("pool-{number}")).spawn(move || worker.run())?;
+        let (name, path, thread) = (pool.name.clone(), pool.path.clone(), Mutex::new(Some(thread)));
+        Ok(Self { name, path, drive, orders, thread })
+    }
+
+    fn ask(&self, request: PoolRequest) -> anyhow::Result<Response> {
+        let (reply, answer): (SyncSender<Response>, _) = sync_channel(1);
+        self.orders.0.send(Order::Request(request, reply));
+        let mut response = answer.recv().with_context(|| format!("pool \"{}\" is resting", self.name))?;
+        if let Response::Pool(pools) = &mut response {
+            pools.iter_mut().for_each(|pool| pool.path.clone_from(&self.path));
+        }
+        Ok(response)
+    }
+}
+
+impl Volume {
+    pub(crate) fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    pub(crate) fn descriptor(&self) -> io::Result<Option<OwnedFd>> {
+        self.open.drive.descriptor()
+    }
+
+    /// A door for this thread, which must be a reactor's.
+    pub(crate) fn door(&self, rings: &Rings) -> io::Result<Box<dyn Backend>> {
+        let lower = self.open.drive.door(rings)?;
+        let allocator = Arc::new(self.open.orders.clone());
+        Ok(Box::new(Door::new(lower, &self.gate, allocator, self.thin, wake::waker())))
+    }
+}
+
+impl Allocator for Orders {
+    fn own(&self, volume: VolumeId, extent: u32) {
+        self.0.send(Order::Own(volume, extent));
+    }
+
+    fn release(&self, volume: VolumeId, extents: (u32, u32), ticket: Arc<Ticket>) {
+        self.0.send(Order::Release(volume, extents, ticket));
+    }
+}
+
+fn open_drive(
+    path: &Path,
+    size_bytes: Option<u64>,
+    direct: bool,
+    kept: Option<OwnedFd>,
+) -> anyhow::Result<backend::Drive> {
+    let mut uring = backend::uring::Config::new(path);
+    uring.size_bytes = size_bytes.filter(|_| !is_device(path));
+    if !direct {
+        uring.direct = backend::uring::Direct::Never;
+    }
+    Ok(backend::Drive::take_over(&backend::Config::Uring(uring), kept)?)
+}
+
+fn is_device(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    std::fs::metadata(path).is_ok_and(|there| there.file_type().is_block_device())
+}
+
+/// Who this host is: its machine id.
+fn host() -> anyhow::Result<HostId> {
+    let text = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let id = u128::from_str_radix(text.trim(), 16).ok().filter(|id| *id != 0);
+    if let Some(id) = id {
+        return Ok(HostId(id.to_be_bytes()));
+    }
+    // A container without one: its name must do.
+    let name = rustix::system::uname().nodename().to_bytes().to_vec();
+    let mut id = [0; 16];
+    for (at, byte) in name.iter().enumerate() {
+        id[at % 16] ^= byte;
+    }
+    id[15] |= 1;
+    Ok(HostId(id))
+}
+
+fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes)
+}

@@ -109,7 +109,9 @@ impl House {
             bail!("an ssd cannot grow while it is served: restart godwitd to grow it");
         }
         // A pool that came with a change that is given up stays open, and serves nobody.
-        config.pools.iter().for_each(|pool| self.pools().into_iter().for_each(|pools| pools.add(pool, None)));
+        if let Ok(pools) = self.pools() {
+            config.pools.iter().for_each(|pool| pools.add(pool, None));
+        }
         let mut added = BTreeMap::new();
         for slot in &change.added {
             let (number, opened) =

@@ -94,7 +94,6 @@ impl Engine {
                 spin_ns: u64::from(config.engine.spin_us) * 1000,
                 idle_ns: u64::from(config.engine.idle_us) * 1000,
                 clock,
-                prepares_ring: false,
             };
             let mut all = addresses.clone();
             all.rotate_left(index);

@@ -45,8 +45,6 @@ pub(crate) struct Options {
     pub(crate) spin_ns: u64,
     pub(crate) idle_ns: u64,
     pub(crate) clock: Clock,
-    /// Drives to come need a ring: it is made before a guest waits for it.
-    pub(crate) prepares_ring: bool,
 }
 
 /// An ssd's place here.
@@ -217,7 +215,7 @@ impl Reactor {
         let mailbox = Arc::new(Mailbox::new()?);
         let setup = Setup {
             reactors: vec![Arc::clone(&mailbox)],
-            options: Options { cpu: None, prepares_ring: false, ..self.setup.options.clone() },
+            options: Options { cpu: None, ..self.setup.options.clone() },
             records: self.setup.records.clone(),
             keeper: self.setup.keeper.clone(),
             counters: None,
@@ -242,7 +240,8 @@ impl Reactor {
         {
             tracing::warn!(cpu, %error, "a reactor cannot be pinned to its CPU; it runs unpinned");
         }
-        if self.setup.options.prepares_ring {
+        // Guests may wait for a shared reactor of a keeper's engine, and an ssd that needs a ring may come at any time: it is there by then.
+        if self.setup.keeper.is_some() && self.setup.shared.is_some() {
             // What is wrong is said with the first drive.
             let _ = self.rings.prepare();
         }

@@ -354,8 +354,6 @@ impl House {
                 spin_ns: u64::from(config.engine.spin_us) * 1000,
                 idle_ns: u64::from(config.engine.idle_us) * 1000,
                 clock,
-                // An ssd that needs it may come later: then no other is to wait for it.
-                prepares_ring: true,
             };
             let mut all = addresses.clone();
             all.rotate_left(at);

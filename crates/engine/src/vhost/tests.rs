@@ -52,8 +52,7 @@ fn with_disk(plan: Plan, test: impl FnOnce(&Path)) {
     let address = Arc::new(Mailbox::new().unwrap());
     let counters = crate::stats::open(None, 1).unwrap().remove(0);
     let clock = Clock::calibrate(Calibration::begin());
-    let options =
-        reactor::Options { cpu: None, spin_ns: 20_000, idle_ns: 1_000_000, clock, prepares_ring: false };
+    let options = reactor::Options { cpu: None, spin_ns: 20_000, idle_ns: 1_000_000, clock };
     let all = vec![Arc::clone(&address)];
     let reactor = reactor::spawn(0, all, options, records.clone(), None, counters).unwrap();
     let directory = tempfile::tempdir().unwrap();

@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -42,6 +42,7 @@ pub(crate) struct House {
     stop: OwnedFd,
     directory: TempDir,
     reactors: usize,
+    killed: Mutex<Option<Pid>>,
 }
 
 fn config_text(directory: &Path, ssds: &[(&str, &str)], reactors: usize) -> String {
@@ -88,7 +89,7 @@ impl House {
         };
         let keeper = Keeper::new(options).unwrap();
         let keeper = std::thread::spawn(move || keeper.run(stopped));
-        Self { keeper: Some(keeper), stop, directory, reactors }
+        Self { keeper: Some(keeper), stop, directory, reactors, killed: Mutex::new(None) }
     }
 
     /// Has the keeper serve these instead. Whether it is done, and what was said.
@@ -97,17 +98,20 @@ impl House {
     }
 
     pub(crate) fn apply_text(&self, config: String) -> Result<String, String> {
-        let request = Request::Apply { config, path: None, dry_run: false, force: false };
-        let mut socket = UnixStream::connect(self.directory.path().join("control")).unwrap();
-        socket.write_all(format!("{}\n", serde_json::to_string(&request).unwrap()).as_bytes()).unwrap();
-        for line in BufReader::new(socket).lines() {
-            match serde_json::from_str(&line.unwrap()).unwrap() {
-                Response::Done(text) => return Ok(text),
-                Response::Error(text) => return Err(text),
-                _ => {}
-            }
+        match self.ask(&Request::Apply { config, path: None, dry_run: false, force: false }) {
+            Response::Done(text) => Ok(text),
+            Response::Error(text) => Err(text),
+            other => panic!("{other:?}"),
         }
-        panic!("no last word");
+    }
+
+    /// What the keeper says last.
+    fn ask(&self, request: &Request) -> Response {
+        let mut socket = UnixStream::connect(self.directory.path().join("control")).unwrap();
+        socket.write_all(format!("{}\n", serde_json::to_string(request).unwrap()).as_bytes()).unwrap();
+        let mut answers =
+            BufReader::new(socket).lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap());
+        answers.find(|answer| !matches!(answer, Response::Progress(_))).expect("a last word")
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -133,11 +137,7 @@ impl House {
 
     /// What the keeper says.
     pub(crate) fn status(&self) -> Status {
-        let mut socket = UnixStream::connect(self.directory.path().join("control")).unwrap();
-        socket.write_all(b"{\"command\":\"status\"}\n").unwrap();
-        let mut line = String::new();
-        BufReader::new(socket).read_line(&mut line).unwrap();
-        match serde_json::from_str(&line).unwrap() {
+        match self.ask(&Request::Status) {
             Response::Status(status) => *status,
             other => panic!("{other:?}"),
         }
@@ -162,10 +162,18 @@ impl House {
     pub(crate) fn kill(&self) {
         if let Some(pid) = self.pid() {
             let _ = kill_process(pid, Signal::KILL);
+            *self.killed.lock().unwrap() = Some(pid);
         }
     }
 
+    /// An engine that was killed is replaced first: with a dead one the keeper cannot make anything durable, and says so.
     pub(crate) fn stop(mut self) {
+        let killed = self.killed.lock().unwrap().take();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while killed.is_some() && killed == self.pid() {
+            assert!(Instant::now() < deadline, "the engine that was killed is not replaced");
+            std::thread::sleep(Duration::from_millis(1));
+        }
         rustix::io::write(&self.stop, &[1]).unwrap();
         self.keeper.take().unwrap().join().unwrap().unwrap();
     }

@@ -62,8 +62,9 @@ impl Admission {
         self.granted = self.left;
     }
 
-    /// Whether a request may go. If so it is paid for.
-    #[inline]
+    /// Whether a request may go. If so it is paid for. Always inlined: as a call it would read the operation, just stored byte by
+    /// byte, as one word, which waits for the stores.
+    #[inline(always)]
     pub(crate) fn admits(&mut self, request: &Request<'_>) -> bool {
         let len_bytes = request.range.len_bytes;
         if self.left <= 0 && len_bytes > 0 {

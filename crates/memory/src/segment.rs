@@ -427,22 +427,29 @@ pub(crate) unsafe fn or_u8(at: *mut u8, bits: u8) {
     unsafe { AtomicU8::from_ptr(at) }.fetch_or(bits, Ordering::SeqCst);
 }
 
+/// The four dwords of a completion entry.
+#[expect(clippy::cast_possible_truncation, reason = "quarters")]
+pub(crate) fn dwords(entry: u128) -> [u32; 4] {
+    [0, 32, 64, 96].map(|shift| (entry >> shift) as u32)
+}
+
 /// A 16-byte completion entry: dword 3, which holds the phase, is never visible before the rest.
 ///
 /// # Safety
 /// Sixteen bytes at `at` are mapped and writable.
 #[inline]
-pub(crate) unsafe fn store_completion(at: *mut u8, dwords: [u32; 4]) {
-    let word = |low: u32, high: u32| (u64::from(high) << 32 | u64::from(low)).to_le();
+pub(crate) unsafe fn store_completion(at: *mut u8, entry: u128) {
+    #[expect(clippy::cast_possible_truncation, reason = "halves")]
+    let [low, high] = [entry as u64, (entry >> 64) as u64].map(u64::to_le);
     if at.addr().is_multiple_of(8) {
         // SAFETY: mapped, writable and aligned. Dwords 2 and 3 land in one store, after the first two.
         unsafe {
-            at.cast::<u64>().write_volatile(word(dwords[0], dwords[1]));
-            AtomicU64::from_ptr(at.add(8).cast()).store(word(dwords[2], dwords[3]), Ordering::Release);
+            at.cast::<u64>().write_volatile(low);
+            AtomicU64::from_ptr(at.add(8).cast()).store(high, Ordering::Release);
         }
     } else {
         // SAFETY: as promised to us.
-        unsafe { store_completion_unaligned(at, dwords) }
+        unsafe { store_completion_unaligned(at, entry) }
     }
 }
 
@@ -452,7 +459,8 @@ pub(crate) unsafe fn store_completion(at: *mut u8, dwords: [u32; 4]) {
 /// As [`store_completion`].
 #[cold]
 #[inline(never)]
-unsafe fn store_completion_unaligned(at: *mut u8, dwords: [u32; 4]) {
+unsafe fn store_completion_unaligned(at: *mut u8, entry: u128) {
+    let dwords = dwords(entry);
     // SAFETY: mapped and writable: 12 bytes, then the last 4.
     unsafe {
         store_u32(at, dwords[0]);
@@ -549,7 +557,7 @@ mod tests {
             let mut bytes = vec![EDGE; 48];
             let start = Segment::of(&mut bytes).addr();
             // SAFETY: sixteen bytes from `at` on, of 48.
-            unsafe { store_completion(start.add(at), [1, 2, 3, 0x8000_0004]) };
+            unsafe { store_completion(start.add(at), 0x8000_0004_0000_0003_0000_0002_0000_0001) };
             check(&bytes, at, &[1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0x80], "a completion");
         }
     }

@@ -7,7 +7,7 @@ use crate::segment;
 use crate::{Access, Fault, Hint, Iova, MemoryMap, Segment};
 use core::ptr;
 use std::sync::Arc;
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// A checked range of guest memory that stays mapped. All methods are safe; an offset out of range is a fault.
 ///
@@ -114,6 +114,24 @@ impl Window {
         }
     }
 
+    /// As [`Window::read`], straight to where the copy is wanted: a value that is returned is moved on in pieces of another size than it
+    /// was written in, and each such piece waits until the stores before it have left the processor's buffer.
+    ///
+    /// # Errors
+    /// [`Fault`]; what `into` holds then is unspecified.
+    #[inline]
+    pub fn read_into<T: FromBytes + IntoBytes>(&self, offset: usize, into: &mut T) -> Result<(), Fault> {
+        let into = into.as_mut_bytes();
+        match self.at(offset, into.len(), self.access.read) {
+            Some(at) => {
+                // SAFETY: as many mapped bytes (see the module); the destination is ours alone.
+                unsafe { segment::copy_out(at, into.as_mut_ptr(), into.len()) };
+                Ok(())
+            }
+            None => self.map.read_bytes(self.iova_at(offset, into.len(), self.access.read)?, into),
+        }
+    }
+
     /// Stores bytes at `offset`.
     ///
     /// # Errors
@@ -130,32 +148,33 @@ impl Window {
         }
     }
 
-    /// Stores a 16-byte completion entry so that dword 3, with the phase, is never seen before the rest.
+    /// Stores a 16-byte completion entry so that dword 3, with the phase, is never seen before the rest. `entry` is little-endian: its
+    /// first byte is the least significant.
     ///
     /// # Errors
     /// [`Fault`].
     #[inline]
-    pub fn write_completion(&self, offset: usize, dwords: [u32; 4]) -> Result<(), Fault> {
+    pub fn write_completion(&self, offset: usize, entry: u128) -> Result<(), Fault> {
         match self.at(offset, 16, self.access.write) {
             Some(at) => {
                 // SAFETY: sixteen mapped, writable bytes (see the module).
-                unsafe { segment::store_completion(at, dwords) };
+                unsafe { segment::store_completion(at, entry) };
                 Ok(())
             }
-            None => self.write_completion_slow(offset, dwords),
+            None => self.write_completion_slow(offset, entry),
         }
     }
 
     #[cold]
-    fn write_completion_slow(&self, offset: usize, dwords: [u32; 4]) -> Result<(), Fault> {
+    fn write_completion_slow(&self, offset: usize, entry: u128) -> Result<(), Fault> {
         let iova = self.iova_at(offset, 16, self.access.write)?;
-        let [a, b, c, _] = dwords;
+        let [a, b, c, last] = segment::dwords(entry);
         let mut head = [0; 12];
         for (to, dword) in head.chunks_exact_mut(4).zip([a, b, c]) {
             to.copy_from_slice(&dword.to_le_bytes());
         }
         self.map.write_bytes(iova, &head)?;
-        self.store_u32(offset + 12, dwords[3])
+        self.store_u32(offset + 12, last)
     }
 
     /// The little-endian word at `offset`, with acquire ordering.

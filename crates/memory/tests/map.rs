@@ -142,7 +142,7 @@ fn rights_are_the_devices_and_are_kept() {
     let window = Window::new(&map, Iova(0), 8, Access::READ).unwrap();
     assert_eq!(window.write(0, &[1]), Err(Fault::Denied));
     assert_eq!(window.store_u32(0, 1), Err(Fault::Denied));
-    assert_eq!(window.write_completion(0, [0; 4]).err(), Some(Fault::Unmapped));
+    assert_eq!(window.write_completion(0, 0).err(), Some(Fault::Unmapped));
 }
 
 #[test]
@@ -195,7 +195,7 @@ fn adjacent_regions_of_one_mapping_are_one_segment_and_others_are_not() {
     assert!(!window.is_direct());
     window.write(100, &[7; 200]).unwrap();
     assert_eq!(window.read::<[u8; 200]>(100), Ok([7; 200]));
-    window.write_completion(184, [1, 2, 3, 4]).unwrap();
+    window.write_completion(184, 0x4_0000_0003_0000_0002_0000_0001).unwrap();
     assert_eq!(window.read::<[u32; 4]>(184), Ok([1, 2, 3, 4]));
     assert_eq!(window.read::<[u8; 200]>(201), Err(Fault::Unmapped));
     assert_eq!(window.load_u32(usize::MAX), Err(Fault::Unmapped));
@@ -230,7 +230,7 @@ fn a_region_without_fd_is_reached_only_by_a_map_that_may_block() {
     assert_eq!(map.read::<[u8; 4]>(Iova(4094)), Ok([1, 2, 3, 4]));
     let window = Window::new(&map, Iova(4032), 64, Access::BOTH).unwrap();
     assert!(!window.is_direct());
-    window.write_completion(0, [5, 6, 7, 8]).unwrap();
+    window.write_completion(0, 0x8_0000_0007_0000_0006_0000_0005).unwrap();
     assert_eq!(window.read::<[u32; 4]>(0), Ok([5, 6, 7, 8]));
     let no = map.segment(&mut Hint::default(), Iova(0), 8, Access::BOTH);
     assert_eq!(no, Err(Fault::Remote));
@@ -290,8 +290,8 @@ fn a_completion_is_whole_when_its_last_dword_is_seen() {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            for n in 1..200_000 {
-                window.write_completion(48, [n; 4]).unwrap();
+            for n in 1..200_000_u128 {
+                window.write_completion(48, n * 0x1_0000_0001_0000_0001_0000_0001).unwrap();
             }
             stop.store(true, Ordering::Release);
         });

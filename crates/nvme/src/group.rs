@@ -269,11 +269,14 @@ impl QueueGroup {
         let batch = batch.min(cq.room());
         let region: &ControllerRegion = &self.region;
         let (mut taken, mut timed) = (0, 0);
+        let mut command = Command::default();
         while taken < batch {
             if taken == timed {
                 timed = tell_waited(&sq.arrivals, taken, sink);
             }
-            let Some(command) = sq.queue.fetch(0) else { break };
+            if !sq.queue.fetch_into(0, &mut command) {
+                break;
+            }
             if taken + AHEAD < waiting {
                 sq.queue.prefetch(AHEAD);
             }

@@ -60,16 +60,17 @@ pub(crate) fn put_doorbell(page: &DoorbellPage, index: usize, value: u32) {
 /// A completion queue entry: dwords 0 to 2, then dword 3 with the phase tag (Base 2.1, 4.2.1).
 #[cfg(not(any(test, feature = "crash-points")))]
 #[inline(always)]
-pub(crate) fn put_completion(ring: &Window, offset: usize, dwords: [u32; 4]) -> Result<(), Fault> {
-    ring.write_completion(offset, dwords)
+pub(crate) fn put_completion(ring: &Window, offset: usize, entry: u128) -> Result<(), Fault> {
+    ring.write_completion(offset, entry)
 }
 
 /// The same in two steps that an end can come between.
 #[cfg(any(test, feature = "crash-points"))]
-pub(crate) fn put_completion(ring: &Window, offset: usize, dwords: [u32; 4]) -> Result<(), Fault> {
-    let head: [u8; 12] = zerocopy::transmute!([dwords[0], dwords[1], dwords[2]]);
+pub(crate) fn put_completion(ring: &Window, offset: usize, entry: u128) -> Result<(), Fault> {
+    let bytes: [u8; 16] = entry.to_le_bytes();
+    let (head, last): ([u8; 12], [u8; 4]) = zerocopy::transmute!(bytes);
     crash::point();
     ring.write(offset, &head)?;
     crash::point();
-    ring.store_u32(offset + 12, dwords[3])
+    ring.store_u32(offset + 12, u32::from_le_bytes(last))
 }

@@ -75,7 +75,7 @@ impl Gate {
     }
 
     /// Lets a request through and takes its price, or refuses it.
-    #[inline]
+    #[inline(always)]
     pub fn admit(&mut self, op: Op, len_bytes: u64) -> bool {
         if self.throttle.is_none() {
             return true;
@@ -83,7 +83,7 @@ impl Gate {
         self.admit_limited(op, len_bytes)
     }
 
-    #[inline]
+    #[inline(never)]
     fn admit_limited(&mut self, op: Op, len_bytes: u64) -> bool {
         let Some((class, bytes)) = class_of(op, len_bytes) else { return true };
         if self.now < self.opens_at {

@@ -83,6 +83,8 @@ fn a_completion_puts_cid_status_and_phase_in_dword_three() {
     let completion = Completion { dw0: 0xdead_beef, dw1: 0, sqhd: 5, sqid: 3, cid: 0x1234, status };
     assert_eq!(completion.dwords(), [0xdead_beef, 0, 0x0003_0005, 0x8017_1234]);
     assert_eq!(Completion::from_dwords(completion.dwords()), completion);
+    assert_eq!(completion.bits().to_le_bytes(), completion.as_bytes());
+    assert_eq!(completion.bits() | Completion::phase_bit(true), completion.bits());
 }
 
 #[test]

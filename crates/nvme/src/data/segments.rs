@@ -11,6 +11,8 @@ const BUCKET_BYTES: usize = 64 << 10;
 #[derive(Debug)]
 pub struct Segments {
     list: Vec<Segment>,
+    /// Its length.
+    count: usize,
     max: usize,
     hint: Hint,
     access: Access,
@@ -25,6 +27,7 @@ impl Segments {
         let max = max.clamp(1, 4096);
         Self {
             list: Vec::with_capacity(max),
+            count: 0,
             max,
             hint: Hint::default(),
             access: Access::READ,
@@ -36,6 +39,7 @@ impl Segments {
     #[inline]
     pub fn clear(&mut self, direction: Direction) {
         self.list.clear();
+        self.count = 0;
         self.access = direction.access();
     }
 
@@ -43,7 +47,9 @@ impl Segments {
     #[must_use]
     #[inline]
     pub fn as_slice(&self) -> &[Segment] {
-        &self.list
+        // By the count beside it: address and length of the list are neighbours and would be read together, which waits for the
+        // store of the length just before.
+        self.list.get(..self.count).unwrap_or(&[])
     }
 
     #[inline]
@@ -57,8 +63,14 @@ impl Segments {
                 return Err(Refused::Scattered);
             }
         }
-        self.list.push(segment);
+        self.add(segment);
         Ok(())
+    }
+
+    #[inline]
+    fn add(&mut self, segment: Segment) {
+        self.list.push(segment);
+        self.count += 1;
     }
 
     #[cold]
@@ -101,7 +113,7 @@ impl Visit for Segments {
                 return Err(Refused::Scattered);
             }
             // Not joined: each use is the same memory again.
-            self.list.push(segment);
+            self.add(segment);
         }
         Ok(())
     }

@@ -49,7 +49,7 @@ pub struct Unwritten {
     /// The submission queue went away meanwhile: there is no slot to release.
     pub orphan: bool,
     position: u32,
-    dwords: [u32; 4],
+    bits: u128,
 }
 
 /// One completion queue, owned by one reactor.
@@ -231,10 +231,9 @@ impl CompletionQueue {
         steps::copy_then(place.completion.iter().zip(words), &place.word, says);
         accepted.spend();
 
-        let mut dwords = entry.dwords();
-        dwords[3] |= u32::from(self.phase) << 16;
+        let bits = entry.bits() | Completion::phase_bit(self.phase);
         let position = self.tail;
-        let written = self.backlog.is_empty() && self.write(position, dwords);
+        let written = self.backlog.is_empty() && self.write(position, bits);
         self.tail += 1;
         if self.tail == self.size {
             self.tail = 0;
@@ -245,7 +244,7 @@ impl CompletionQueue {
             self.posted = true;
             sq.retire(place, slot);
         } else {
-            self.backlog.push_back(Unwritten { sqid: sq.sqid(), slot, orphan: false, position, dwords });
+            self.backlog.push_back(Unwritten { sqid: sq.sqid(), slot, orphan: false, position, bits });
         }
     }
 
@@ -253,7 +252,7 @@ impl CompletionQueue {
     /// `None`: there is none, or the ring is still not mapped, or the client still does not take it.
     pub fn next_unwritten(&mut self) -> Option<Unwritten> {
         let next = *self.backlog.front()?;
-        if !self.write(next.position, next.dwords) {
+        if !self.write(next.position, next.bits) {
             return None;
         }
         self.posted = true;
@@ -282,19 +281,19 @@ impl CompletionQueue {
     }
 
     /// Finishes a post that a predecessor began: the entry is written (again) at the position it was meant for.
-    pub(super) fn rewrite(&mut self, sqid: u16, slot: u16, position: u32, dwords: [u32; 4]) -> bool {
-        if self.backlog.is_empty() && self.write(position, dwords) {
+    pub(super) fn rewrite(&mut self, sqid: u16, slot: u16, position: u32, bits: u128) -> bool {
+        if self.backlog.is_empty() && self.write(position, bits) {
             self.posted = true;
             return true;
         }
-        self.backlog.push_back(Unwritten { sqid, slot, orphan: false, position, dwords });
+        self.backlog.push_back(Unwritten { sqid, slot, orphan: false, position, bits });
         false
     }
 
     #[inline]
-    fn write(&mut self, position: u32, dwords: [u32; 4]) -> bool {
+    fn write(&mut self, position: u32, bits: u128) -> bool {
         let Some(ring) = &self.ring else { return false };
-        match put_completion(ring, position as usize * ENTRY_BYTES, dwords) {
+        match put_completion(ring, position as usize * ENTRY_BYTES, bits) {
             Ok(()) => true,
             Err(fault) => {
                 self.fault = Some(fault);

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use spec::nvme::{Command, Fuse};
+use spec::nvme::{Command, Completion, Fuse};
 use state::region::{ControllerRegion, SLOT_ACCEPTED, SLOT_FREE, SLOT_POSTING};
 
 use super::completion::{CompletionQueue, WORD_PHASE};
@@ -30,8 +30,8 @@ pub struct Conclusion {
     pub seq: u32,
     /// To be executed (again), in the order they were accepted.
     pub unanswered: Vec<Unanswered>,
-    /// Slots whose completion was being posted: slot, position, phase, dwords without phase tag.
-    posting: Vec<(u16, u32, bool, [u32; 4])>,
+    /// Slots whose completion was being posted: slot, position, phase, entry without phase tag.
+    posting: Vec<(u16, u32, bool, u128)>,
     /// The first half of a fused pair whose second half was not accepted: the head is before it, so neither was.
     half: Option<u16>,
 }
@@ -133,9 +133,9 @@ impl Conclusion {
     /// As [`Conclusion::finish_posts`], when the completion queue is opened and the submission queue is not yet: before anything
     /// new is posted, because the place of an entry the host has taken is soon another's.
     pub fn write_posts(&self, region: &ControllerRegion, sqid: u16, cq: &mut CompletionQueue) {
-        for &(slot, position, phase, mut dwords) in &self.posting {
-            dwords[3] |= u32::from(phase) << 16;
-            if cq.rewrite(sqid, slot, position, dwords) {
+        for &(slot, position, phase, bits) in &self.posting {
+            let bits = bits | Completion::phase_bit(phase);
+            if cq.rewrite(sqid, slot, position, bits) {
                 free_slot(region, sqid, slot);
             }
         }
@@ -149,9 +149,9 @@ impl Conclusion {
         sq: &mut SubmissionQueue,
         cq: &mut CompletionQueue,
     ) {
-        for &(slot, position, phase, mut dwords) in &self.posting {
-            dwords[3] |= u32::from(phase) << 16;
-            if cq.rewrite(sq.sqid(), slot, position, dwords) {
+        for &(slot, position, phase, bits) in &self.posting {
+            let bits = bits | Completion::phase_bit(phase);
+            if cq.rewrite(sq.sqid(), slot, position, bits) {
                 sq.release(region, slot);
             }
         }

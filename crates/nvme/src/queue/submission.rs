@@ -212,12 +212,19 @@ impl SubmissionQueue {
     /// Only for `ahead` < [`SubmissionQueue::waiting`].
     #[inline]
     pub fn fetch(&mut self, ahead: u32) -> Option<Command> {
-        let ring = self.ring.as_ref()?;
-        match ring.read(self.position(ahead) as usize * ENTRY_BYTES) {
-            Ok(command) => Some(command),
+        let mut command = Command::default();
+        self.fetch_into(ahead, &mut command).then_some(command)
+    }
+
+    /// As [`SubmissionQueue::fetch`], to where the copy is wanted. Whether it could be had.
+    #[inline]
+    pub fn fetch_into(&mut self, ahead: u32, command: &mut Command) -> bool {
+        let Some(ring) = &self.ring else { return false };
+        match ring.read_into(self.position(ahead) as usize * ENTRY_BYTES, command) {
+            Ok(()) => true,
             Err(fault) => {
                 self.fault = Some(fault);
-                None
+                false
             }
         }
     }
@@ -231,8 +238,8 @@ impl SubmissionQueue {
         cq: &mut CompletionQueue,
         command: &Command,
     ) -> Option<Accepted> {
-        let accepted = self.take_slot(region, cq, command)?;
-        self.publish_head(region);
+        let (accepted, head) = self.take_slot(region, cq, command)?;
+        self.publish_head(region, head);
         Some(accepted)
     }
 
@@ -247,31 +254,32 @@ impl SubmissionQueue {
         if self.free_count < 2 || cq.room() < 2 {
             return None;
         }
-        let first = self.take_slot(region, cq, first)?;
-        let Some(second) = self.take_slot(region, cq, second) else {
+        let (first, _) = self.take_slot(region, cq, first)?;
+        let Some((second, head)) = self.take_slot(region, cq, second) else {
             // There was room for two.
             self.abandon(region, first);
             return None;
         };
-        self.publish_head(region);
+        self.publish_head(region, head);
         Some([first, second])
     }
 
     #[inline(always)]
-    fn publish_head(&self, region: &ControllerRegion) {
+    fn publish_head(&self, region: &ControllerRegion, head: u64) {
         if let Some(record) = region.sqs.get(usize::from(self.sqid)) {
-            steps::advance(&record.head_seq, head_seq(self.head, self.seq));
+            steps::advance(&record.head_seq, head);
         }
     }
 
-    /// The first two steps of ACCEPT: copy and slot word.
+    /// The first two steps of ACCEPT: copy and slot word. Also what the third must say, while it is in registers: read together from two
+    /// fields just written one by one, it would wait for the stores.
     #[inline(always)]
     fn take_slot(
         &mut self,
         region: &ControllerRegion,
         cq: &mut CompletionQueue,
         command: &Command,
-    ) -> Option<Accepted> {
+    ) -> Option<(Accepted, u64)> {
         let queue = usize::from(self.sqid);
         let count = self.free_count.checked_sub(1)?;
         let slot = u16::from(*self.free.get(count as usize)?);
@@ -280,13 +288,13 @@ impl SubmissionQueue {
             return None;
         }
         self.free_count = count;
-        let words: [u64; 8] = zerocopy::transmute!(*command);
+        let words: &[u64; 8] = zerocopy::transmute_ref!(command);
         let seq = self.seq;
         let says = slot_word(seq, self.head, SLOT_ACCEPTED);
-        steps::copy_then(place.command.iter().zip(words), &place.word, says);
-        self.head = self.position(1);
-        self.seq = seq.wrapping_add(1);
-        Some(Accepted { sqid: self.sqid, slot, cid: command.cid(), seq })
+        steps::copy_then(place.command.iter().zip(words.iter().copied()), &place.word, says);
+        let (head, next) = (self.position(1), seq.wrapping_add(1));
+        (self.head, self.seq) = (head, next);
+        Some((Accepted { sqid: self.sqid, slot, cid: command.cid(), seq }, head_seq(head, next)))
     }
 
     /// The private copy in the slot of an accepted command.

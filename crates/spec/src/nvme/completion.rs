@@ -41,6 +41,22 @@ impl Completion {
         zerocopy::transmute!(self)
     }
 
+    /// The entry as one little-endian number. Put together from its fields, never read back from where they were stored one by one:
+    /// a wide load that follows narrow stores waits for all of them.
+    #[inline]
+    pub fn bits(self) -> u128 {
+        let low = u64::from(self.dw1) << 32 | u64::from(self.dw0);
+        let [sqhd, sqid, cid, status] =
+            [self.sqhd, self.sqid, self.cid, self.status.into_bits()].map(u64::from);
+        u128::from(status << 48 | cid << 32 | sqid << 16 | sqhd) << 64 | u128::from(low)
+    }
+
+    /// The phase tag as a bit of [`Completion::bits`] (dword 3, bit 16).
+    #[inline]
+    pub const fn phase_bit(phase: bool) -> u128 {
+        (phase as u128) << 112
+    }
+
     /// The entry made of four dwords.
     pub fn from_dwords(dwords: [u32; 4]) -> Self {
         zerocopy::transmute!(dwords)

@@ -20,7 +20,6 @@ use memory::MemoryMap;
 use nvme::controller::Controller;
 use nvme::host::Host;
 use nvme::namespace::NamespaceTable;
-use nvme::queue::Watch;
 use nvme::sink::{GroupCommand, GroupEvent, Sink};
 use state::ssd::SsdV1;
 use std::sync::Arc;
@@ -375,9 +374,16 @@ impl Home {
         }
     }
 
-    /// When there is nothing to do but to wait for doorbells, mail, or a timer: adds a watch for each doorbell.
-    pub(crate) fn watch(&mut self, watches: &mut Vec<Watch>) -> bool {
-        !self.has_errands() && self.controller.watch(watches) && self.seat.group.watch(watches)
+    /// Whether there is nothing to do but to wait for doorbells, mail, or a timer.
+    #[inline]
+    pub(crate) fn rest(&mut self) -> bool {
+        !self.has_errands() && self.seat.rest() && self.controller.rest()
+    }
+
+    /// Whether the guest rang since it rests.
+    #[inline]
+    pub(crate) fn rang(&self) -> bool {
+        self.seat.rang() || self.controller.rang()
     }
 
     /// When the next timer of the controller is due.

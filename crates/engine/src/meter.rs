@@ -64,6 +64,11 @@ impl Meter {
         self.waited_since(before);
     }
 
+    /// No turn was due until now, and nothing had come at this time.
+    pub(crate) fn looked_at(&mut self, at: Now) {
+        self.now = at;
+    }
+
     /// What is handed in from now on was not there yet at `since`.
     #[inline]
     pub(crate) fn waited_since(&mut self, since: Now) {

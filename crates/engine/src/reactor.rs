@@ -4,6 +4,8 @@
 //! doorbells. What all of them submitted then goes to the kernel with one call. Without work it spins for a while, then sleeps for spans that grow with the pause up to the configured one; with no
 //! guest enabled it sleeps until a message comes.
 
+mod places;
+
 use crate::blame::Line;
 use crate::clock::{Clock, ticks};
 use crate::home::{Home, Next};
@@ -17,8 +19,7 @@ use crate::vhost::{Order, VhostSeat};
 use backend::RingHolder;
 use backend::uring::Rings;
 use block::Now;
-use nvme::queue::Watch;
-use rustix::io::Errno;
+use places::{Place, Places, Spot};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -45,81 +46,6 @@ pub(crate) struct Options {
     pub(crate) spin_ns: u64,
     pub(crate) idle_ns: u64,
     pub(crate) clock: Clock,
-}
-
-/// An ssd's place here.
-enum Place {
-    Home(Box<Home>),
-    Branch(Box<Branch>),
-    Vhost(Box<VhostSeat>),
-    /// It moved to a private reactor, which takes its messages.
-    Moved(SsdId, Address),
-}
-
-impl Place {
-    fn id(&self) -> SsdId {
-        match self {
-            Place::Home(home) => home.seat.id(),
-            Place::Branch(branch) => branch.seat.id(),
-            Place::Vhost(seat) => seat.id(),
-            Place::Moved(id, _) => *id,
-        }
-    }
-
-    fn seat(&self) -> Option<&Seat> {
-        match self {
-            Place::Home(home) => Some(&home.seat),
-            Place::Branch(branch) => Some(&branch.seat),
-            Place::Vhost(_) | Place::Moved(..) => None,
-        }
-    }
-
-    fn vhost(&self) -> Option<&VhostSeat> {
-        match self {
-            Place::Vhost(seat) => Some(seat),
-            _ => None,
-        }
-    }
-
-    fn is_busy(&self) -> bool {
-        self.seat().is_some_and(Seat::is_busy) || self.vhost().is_some_and(VhostSeat::is_busy)
-    }
-
-    /// Before a sleep. `false`: there is something to do.
-    fn arm(&mut self) -> bool {
-        match self {
-            Place::Vhost(seat) => seat.arm(),
-            _ => true,
-        }
-    }
-
-    /// Until when its limits let nothing begin.
-    fn shut_until(&self) -> Option<Now> {
-        match self {
-            Place::Vhost(seat) => seat.shut_until(),
-            _ => self.seat()?.shut_until(),
-        }
-    }
-
-    #[inline]
-    fn turn(&mut self, now: Now, crowded: bool) -> Turn {
-        match self {
-            Place::Home(home) => home.turn(now, crowded),
-            Place::Branch(branch) => branch.turn(now, crowded),
-            Place::Vhost(seat) => seat.turn(now, crowded),
-            Place::Moved(..) => Turn::default(),
-        }
-    }
-
-    #[inline]
-    fn kick(&mut self) {
-        match self {
-            Place::Home(home) => home.seat.kick(),
-            Place::Branch(branch) => branch.seat.kick(),
-            Place::Vhost(seat) => seat.kick(),
-            Place::Moved(..) => {}
-        }
-    }
 }
 
 /// Whether several ssds are at work here.
@@ -182,7 +108,8 @@ impl Setup {
             let crowd = Crowd::default();
             Reactor {
                 setup: self,
-                places: Vec::new(),
+                places: Places::default(),
+                forwards: Vec::new(),
                 rings,
                 crowd,
                 stopping: false,
@@ -198,7 +125,9 @@ impl Setup {
 /// See the module.
 struct Reactor {
     setup: Setup,
-    places: Vec<Place>,
+    places: Places,
+    /// Where the homes are that were here: their mail follows them.
+    forwards: Vec<(SsdId, Address)>,
     /// What the seats' doors to their drives share.
     rings: Rings,
     crowd: Crowd,
@@ -250,9 +179,10 @@ impl Reactor {
         let mut last = ticks();
         let mut quiet_ns = 0;
         let mut checked = Now(0);
+        let mut slept = true;
         while !self.stopping {
             let now = self.setup.options.clock.at(last);
-            let turn = self.turn(now);
+            let turn = self.turn(now, std::mem::take(&mut slept));
             if now.0.saturating_sub(checked.0) >= CHECK_NS {
                 self.check_clients();
                 checked = now;
@@ -268,6 +198,7 @@ impl Reactor {
             if quiet_ns >= self.spin_ns() {
                 let longest_ns = self.setup.options.idle_ns;
                 self.sleep((quiet_ns / SLEEP_PART).clamp(SLEEP_MIN_NS.min(longest_ns), longest_ns), now);
+                slept = true;
                 // The next turn is not at the time when this one fell asleep.
                 let woken = ticks();
                 let slept_ns = self.setup.options.clock.span_ns(woken.saturating_sub(last));
@@ -280,35 +211,44 @@ impl Reactor {
         }
     }
 
-    fn turn(&mut self, now: Now) -> Turn {
-        let mut all = Turn::default();
+    /// `all`: looks at every place, as after a sleep.
+    fn turn(&mut self, now: Now, all: bool) -> Turn {
+        let mut sum = Turn::default();
         if self.mailbox().has_mail() {
-            all.work += self.read_mail(now);
+            sum.work += self.read_mail(now);
         }
-        all.is_open = all.work > 0;
-        for at in 0..self.places.len() {
-            let id = self.places[at].id();
-            self.line.turn_to(Some(id.0));
-            let turn = self.places[at].turn(now, self.crowd.is_there(now));
-            all.work += turn.work;
-            all.commands += turn.commands;
+        sum.is_open = sum.work > 0;
+        let Self { places, crowd, line, .. } = self;
+        let mut moves = None;
+        let mut turn = |spot: &mut Spot| {
+            line.turn_to(Some(spot.id.0));
+            let turn = spot.turn(now, crowd.is_there(now));
+            sum.work += turn.work;
+            sum.commands += turn.commands;
             if turn.work > 0 {
-                self.crowd.works(id, now);
+                crowd.works(spot.id, now);
                 // One that has reached its limits does not keep the reactor awake for the next look at its queues.
-                all.is_open |= self.places[at].shut_until().is_none();
+                sum.is_open |= spot.place.shut_until().is_none();
             }
-            if let Place::Home(home) = &self.places[at]
+            if let Place::Home(home) = &spot.place
                 && home.moves()
             {
-                self.move_out(at);
+                moves = Some(spot.id);
             }
+            turn.work > 0
+        };
+        let mut worked = false;
+        places.near(now, |spot| worked |= turn(spot));
+        places.far(now, worked, all, |spot| _ = turn(spot));
+        if let Some(id) = moves {
+            self.move_out(id);
         }
-        self.places.iter_mut().for_each(Place::kick);
-        all
+        self.places.kick();
+        sum
     }
 
     fn check_clients(&mut self) {
-        for place in &mut self.places {
+        for place in self.places.all_mut() {
             match place {
                 Place::Home(home) => home.check_client(),
                 Place::Vhost(seat) => seat.check_client(),
@@ -318,27 +258,19 @@ impl Reactor {
     }
 
     fn spin_ns(&self) -> u64 {
-        let busy = self.places.iter().any(|place| place.is_busy() && place.shut_until().is_none());
-        self.setup.options.spin_ns + if busy { BUSY_SPIN_NS } else { 0 }
+        self.setup.options.spin_ns + if self.places.are_busy() { BUSY_SPIN_NS } else { 0 }
     }
 
     /// Sleeps until a message, a completion of a drive, a timer, or the time to look at the doorbells again. When all that
     /// can come is a doorbell, looks at nothing else and sleeps on.
     fn sleep(&mut self, sleep_ns: u64, now: Now) {
         self.line.turn_to(None);
-        if !self.places.iter_mut().all(Place::arm) || self.rings.is_ready() {
+        if !self.places.arm() || self.rings.is_ready() {
             return;
         }
-        let mut watches = Vec::new();
-        let dozes = sleep_ns == self.setup.options.idle_ns
-            && self.places.iter_mut().all(|place| match place {
-                Place::Home(home) => home.watch(&mut watches),
-                Place::Branch(branch) => branch.seat.group.watch(&mut watches),
-                Place::Vhost(seat) => !seat.is_polled(),
-                Place::Moved(..) => true,
-            });
-        let seats = || self.places.iter().filter_map(Place::seat);
-        let disks = || self.places.iter().filter_map(Place::vhost);
+        let dozes = sleep_ns == self.setup.options.idle_ns && self.places.are_still();
+        let seats = || self.places.all().filter_map(Place::seat);
+        let disks = || self.places.all().filter_map(Place::vhost);
         let mut fds: Vec<_> =
             seats().filter_map(Seat::wake_fd).chain(disks().flat_map(VhostSeat::wake_fds)).collect();
         // Drives of one ring.
@@ -347,12 +279,9 @@ impl Reactor {
         let unwatched = seats().any(|seat| seat.is_busy() && seat.wake_fd().is_none());
         let polled =
             unwatched || seats().any(|seat| seat.power.is_enabled()) || disks().any(VhostSeat::is_polled);
-        let deadline = self.places.iter().filter_map(|place| match place {
-            Place::Home(home) => home.deadline().map(|at| at.0.saturating_sub(now.0)),
-            _ => None,
-        });
-        let opens = self.places.iter().filter_map(Place::shut_until).map(|at| at.0.saturating_sub(now.0));
-        let deadline_ns = deadline.chain(opens).min();
+        let times =
+            self.places.all().flat_map(|place| place.deadline().into_iter().chain(place.shut_until()));
+        let deadline_ns = times.map(|at| at.0.saturating_sub(now.0)).min();
         let timeout_ns = deadline_ns.into_iter().chain(polled.then_some(sleep_ns)).min();
         let rounds =
             if dozes && polled && deadline_ns.is_none_or(|ns| ns > DOZE_NS) { DOZE_NS / sleep_ns } else { 1 };
@@ -361,8 +290,8 @@ impl Reactor {
             if let Some(counters) = &self.setup.counters {
                 add(&counters.get().sleeps, 1);
             }
-            disks().for_each(VhostSeat::woken);
-            if ready || self.mailbox().has_mail() || watches.iter().any(Watch::rang) {
+            self.places.all().filter_map(Place::vhost).for_each(VhostSeat::woken);
+            if ready || self.mailbox().has_mail() || self.places.all().any(Place::rang) {
                 return;
             }
         }
@@ -400,12 +329,14 @@ impl Reactor {
         match message {
             Message::Settle(plan) => {
                 self.vacate(plan.ssd.id);
+                self.forwards.retain(|(id, _)| *id != plan.ssd.id);
                 let (reactors, records) = (self.setup.reactors.clone(), self.setup.records.clone());
                 let home = Home::new(*plan, reactors, records, &self.stand(), now);
-                self.places.push(Place::Home(Box::new(home)));
+                self.places.add(Place::Home(Box::new(home)));
             }
             Message::Branch(plan) => {
-                self.places.push(Place::Branch(Box::new(Branch::new(*plan, &self.stand()))))
+                let branch = Branch::new(*plan, &self.stand());
+                self.places.add(Place::Branch(Box::new(branch)));
             }
             Message::Leave(id) => self.vacate(id),
             Message::Call(id, call, reply) => self.call(id, call, reply, now),
@@ -422,13 +353,12 @@ impl Reactor {
             Message::News(life, news) => self.news(life, news, now),
             Message::Persisted(life, ok) => match self.find(life.ssd) {
                 Some(Place::Home(home)) if home.seat.life() == life => home.persisted(ok, now),
-                Some(Place::Moved(_, address)) => address.send(Message::Persisted(life, ok)),
-                _ => {}
+                Some(Place::Home(_)) => {}
+                _ => self.forward(life.ssd, Message::Persisted(life, ok)),
             },
             Message::Limits(id) => self.limits_changed(id),
             Message::Vhost(id, order) => self.order(id, order),
-            // The turn that follows looks at everything.
-            Message::Look => {}
+            Message::Look => self.places.wake_all(),
             Message::Stop => self.stopping = true,
         }
     }
@@ -436,8 +366,15 @@ impl Reactor {
     fn news(&mut self, life: Life, news: News, now: Now) {
         match self.find(life.ssd) {
             Some(Place::Home(home)) if home.seat.life() == life => home.news(news, now),
-            Some(Place::Moved(_, address)) => address.send(Message::News(life, news)),
-            _ => {}
+            Some(Place::Home(_)) => {}
+            _ => self.forward(life.ssd, Message::News(life, news)),
+        }
+    }
+
+    /// To where an ssd's home went from here. What cannot be brought is dropped, and with it the sender of an answer.
+    fn forward(&self, id: SsdId, message: Message) {
+        if let Some((_, address)) = self.forwards.iter().find(|(ssd, _)| *ssd == id) {
+            address.send(message);
         }
     }
 
@@ -449,10 +386,8 @@ impl Reactor {
                     self.stopping |= self.setup.shared.is_none();
                 }
             }
-            Some(Place::Moved(_, address)) => address.send(Message::Call(id, call, reply)),
-            _ => {
-                let _ = reply.send(Answer::Failed(Errno::NODEV));
-            }
+            // An answer that nobody sends is ENODEV.
+            _ => self.forward(id, Message::Call(id, call, reply)),
         }
     }
 
@@ -467,7 +402,7 @@ impl Reactor {
             (None, Order::Sit(plan)) => {
                 let (ssd, device, setting) = *plan;
                 let seat = VhostSeat::new(ssd, device, setting, &self.stand());
-                self.places.push(Place::Vhost(Box::new(seat)));
+                self.places.add(Place::Vhost(Box::new(seat)));
             }
             _ => {}
         }
@@ -478,24 +413,23 @@ impl Reactor {
             Some(Place::Home(home)) => home.seat.desk.admission.change(),
             Some(Place::Branch(branch)) => branch.seat.desk.admission.change(),
             Some(Place::Vhost(seat)) => seat.limits_changed(),
-            Some(Place::Moved(_, address)) => address.send(Message::Limits(id)),
-            None => {}
+            None => self.forward(id, Message::Limits(id)),
         }
     }
 
     fn find(&mut self, id: SsdId) -> Option<&mut Place> {
-        self.places.iter_mut().find(|place| place.id() == id)
+        self.places.find(id)
     }
 
     fn vacate(&mut self, id: SsdId) {
-        self.places.retain(|place| place.id() != id);
+        self.places.remove(id);
     }
 
     /// Gives an ssd whose guest memory is only reachable over its socket a reactor of its own, where waiting for the
     /// client harms nobody else.
-    fn move_out(&mut self, at: usize) {
-        let Place::Home(home) = &self.places[at] else { return };
-        let (id, name) = (home.seat.id(), home.seat.ssd.name.clone());
+    fn move_out(&mut self, id: SsdId) {
+        let Some(Place::Home(home)) = self.find(id) else { return };
+        let name = home.seat.ssd.name.clone();
         let address = match self.spawn_private(id) {
             Ok(address) => address,
             // It stays paused and asks again in the next turn.
@@ -508,15 +442,10 @@ impl Reactor {
                 return;
             }
         };
-        if let Place::Home(home) =
-            std::mem::replace(&mut self.places[at], Place::Moved(id, Arc::clone(&address)))
-        {
-            tracing::info!(
-                ssd = name,
-                "guest memory without a descriptor is in use: moved to a private reactor"
-            );
-            address.send(Message::Settle(Box::new(home.pack())));
-        }
+        let Some(Place::Home(home)) = self.places.remove(id) else { return };
+        self.forwards.push((id, Arc::clone(&address)));
+        tracing::info!(ssd = name, "guest memory without a descriptor is in use: moved to a private reactor");
+        address.send(Message::Settle(Box::new(home.pack())));
     }
 }
 

@@ -215,6 +215,24 @@ impl Seat {
         self.desk.backend.in_flight() > 0 || self.group.in_flight() > 0
     }
 
+    /// Whether only a doorbell or a message can bring it something to do: it needs no turn until [`Seat::rang`].
+    #[inline]
+    pub(crate) fn rest(&mut self) -> bool {
+        self.desk.backend.in_flight() == 0 && !self.desk.has_news() && self.group.rest()
+    }
+
+    /// Whether the guest rang since it rests.
+    #[inline]
+    pub(crate) fn rang(&self) -> bool {
+        self.group.rang()
+    }
+
+    /// It rested, and nothing had rung at this time.
+    pub(crate) fn looked_at(&mut self, at: Now) {
+        self.desk.meter.looked_at(at);
+        self.group.looked_at(at);
+    }
+
     /// What wakes a sleeping reactor when the drive is done.
     pub(crate) fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
         wake_fd(self.desk.backend.as_ref())

@@ -29,8 +29,8 @@ use crate::io::fault::{Access, Refusal};
 use crate::io::{Begun, Executor, Kind, Quick, Started, ended};
 use crate::namespace::NamespaceTable;
 use crate::queue::{
-    Accepted, Answer, CompletionQueue, Doorbells, Look, SubmissionQueue, Watch, count_change, cq_index,
-    free_slot, sq_index,
+    Accepted, Answer, CompletionQueue, Doorbells, Look, SubmissionQueue, count_change, cq_index, free_slot,
+    sq_index,
 };
 use crate::sink::{DoorbellError, ErrorRecord, GroupEvent, Sink};
 use arrivals::Arrivals;
@@ -90,6 +90,8 @@ pub struct QueueGroup {
     at_backend: usize,
     /// When the doorbells were last looked at.
     looked: Now,
+    /// While the group rests: the doorbells of its submission queues, and what they said.
+    resting: Vec<Bell>,
     /// The backend had no room in this poll: nothing more is fetched.
     full: bool,
     /// Entries were posted since the last flush.
@@ -99,6 +101,13 @@ pub struct QueueGroup {
     errors: Budget,
     /// `NeedsRemote` was said for this map.
     asked_remote: bool,
+}
+
+/// A doorbell of an idle queue, and its value.
+#[derive(Clone, Copy, Debug)]
+struct Bell {
+    index: usize,
+    value: u32,
 }
 
 /// A bound on how fast errors are told.
@@ -152,6 +161,7 @@ impl QueueGroup {
             drains: Drains::default(),
             at_backend: 0,
             looked: Now(0),
+            resting: Vec::new(),
             full: false,
             posted: false,
             late: false,
@@ -172,9 +182,9 @@ impl QueueGroup {
         self.active_sqs.is_empty() && self.active_cqs.is_empty()
     }
 
-    /// When the group has nothing to do but to wait for doorbells: adds one watch for each submission queue. `false`: it has,
-    /// and wants its turns.
-    pub fn watch(&self, watches: &mut Vec<Watch>) -> bool {
+    /// Whether the group has nothing to do but to wait for doorbells. If so, it needs no turn until [`QueueGroup::rang`], or a command.
+    pub fn rest(&mut self) -> bool {
+        self.resting.clear();
         if self.at_backend > 0
             || self.posted
             || self.late
@@ -183,15 +193,30 @@ impl QueueGroup {
         {
             return false;
         }
-        for sq in self.active_sqs.iter().filter_map(|sqid| self.sqs.get(usize::from(*sqid))?.as_deref()) {
-            let index = sq_index(sq.queue.sqid());
+        let shadowed = self.bells.is_shadowed();
+        for sqid in &self.active_sqs {
+            let Some(Some(sq)) = self.sqs.get(usize::from(*sqid)) else { continue };
+            let index = sq_index(*sqid);
             let value = self.bells.value(&self.page, index);
-            if !sq.queue.is_idle_at(value) {
+            // A host that is asked to ring is asked before anyone stops looking.
+            if !sq.queue.is_idle_at(value) || shadowed && sq.idle < IDLE_LOOKS {
                 return false;
             }
-            watches.push(self.bells.watch(&self.page, index, value));
+            self.resting.push(Bell { index, value });
         }
         true
+    }
+
+    /// Whether a doorbell changed since the group rests: one load for each submission queue.
+    #[inline]
+    #[must_use]
+    pub fn rang(&self) -> bool {
+        self.resting.iter().any(|bell| self.bells.value(&self.page, bell.index) != bell.value)
+    }
+
+    /// The group rested, and nothing had rung at this time.
+    pub fn looked_at(&mut self, at: Now) {
+        self.looked = at;
     }
 
     /// One look at each submission queue. Returns the number of commands taken.

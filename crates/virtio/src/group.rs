@@ -236,6 +236,23 @@ impl VirtQueueGroup {
         idle
     }
 
+    /// Whether there is nothing to do before a driver makes something available. If so, the group needs no turn until
+    /// [`VirtQueueGroup::rang`], or a call.
+    #[must_use]
+    pub fn rest(&self) -> bool {
+        !self.news && !self.pausing && self.at_backend == 0 && self.retired.is_empty() && !self.rang()
+    }
+
+    /// Whether a driver made something available since the group rests: one load for each ring.
+    #[inline]
+    #[must_use]
+    pub fn rang(&self) -> bool {
+        self.active.iter().any(|queue| {
+            let Some(Some(q)) = self.queues.get(usize::from(*queue)) else { return false };
+            !q.broken && (q.stopping || !q.retries.is_empty() || q.ring.waits())
+        })
+    }
+
     /// One look at each ring. Returns the number of chains taken.
     pub fn poll(&mut self, sink: &mut impl Sink) -> usize {
         self.full = false;

@@ -294,13 +294,19 @@ impl Packed {
         Ok(())
     }
 
+    /// As [`Self::has_more`].
     #[inline]
-    pub(crate) fn has_more(&mut self) -> Result<bool, Broken> {
+    pub(crate) fn waits(&self) -> Result<bool, Broken> {
         if self.held >= self.size {
             return Ok(false);
         }
         let flags = self.ring.load_u16(usize::from(self.avail.index) * 16 + 14)?;
         Ok(self.avail.is_available(flags))
+    }
+
+    #[inline]
+    pub(crate) fn has_more(&mut self) -> Result<bool, Broken> {
+        self.waits()
     }
 
     #[inline]

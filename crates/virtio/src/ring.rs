@@ -84,6 +84,12 @@ impl Ring {
         each!(self, ring => ring.has_more())
     }
 
+    /// Whether something is there to take, or the ring makes no sense. Changes nothing.
+    #[inline]
+    pub(crate) fn waits(&self) -> bool {
+        each!(self, ring => ring.waits()).unwrap_or(true)
+    }
+
     /// The chain of a slot in flight, from its beginning.
     pub(crate) fn again(
         &mut self,

@@ -180,6 +180,12 @@ impl Split {
         4 + usize::from(index & (self.size - 1)) * bytes
     }
 
+    /// As [`Self::has_more`], and takes note of nothing.
+    #[inline]
+    pub(crate) fn waits(&self) -> Result<bool, Broken> {
+        Ok(self.avail.load_u16(2)? != self.last_avail)
+    }
+
     #[inline]
     pub(crate) fn has_more(&mut self) -> Result<bool, Broken> {
         if self.last_avail == self.avail_idx {

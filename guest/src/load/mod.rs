@@ -16,6 +16,7 @@ pub mod histogram;
 pub mod idle;
 pub mod isolation;
 pub mod lane;
+pub mod many;
 pub mod quiet;
 pub mod report;
 pub mod suite;

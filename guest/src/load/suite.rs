@@ -109,6 +109,7 @@ pub fn run(settings: &Settings, report: &mut Report) -> Result<()> {
     super::disks::run(settings, report).context("vhost-user")?;
     footprint::measure(settings, report).context("memory")?;
     idle::measure(settings, report).context("idle")?;
+    super::many::measure(settings, report).context("many")?;
     super::isolation::measure(settings, report).context("isolation")
 }
 

@@ -306,6 +306,23 @@ impl VhostSeat {
         self.desk.admission.change();
     }
 
+    /// Whether only a driver or an order can bring it something to do: it needs no turn until [`VhostSeat::rang`].
+    pub(crate) fn rest(&self) -> bool {
+        let waits = self.pause.is_some() || self.flush.is_some() || !self.stops.is_empty();
+        !waits && self.desk.reports.is_empty() && self.desk.backend.in_flight() == 0 && self.group.rest()
+    }
+
+    /// Whether a driver made something available since it rests.
+    #[inline]
+    pub(crate) fn rang(&self) -> bool {
+        self.group.rang()
+    }
+
+    /// It rested, and nothing had come at this time.
+    pub(crate) fn looked_at(&mut self, at: Now) {
+        self.desk.meter.looked_at(at);
+    }
+
     /// Before a sleep: asks the drivers to kick. `false`: there is something to do.
     pub(crate) fn arm(&mut self) -> bool {
         self.shut_until().is_some() || self.group.is_empty() || self.group.arm(&mut self.desk)

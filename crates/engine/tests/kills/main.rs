@@ -9,6 +9,7 @@ mod disk;
 mod disks;
 mod house;
 mod load;
+mod many;
 mod metrics;
 
 use guest::nvme::{Options, Sqe};

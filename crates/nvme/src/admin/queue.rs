@@ -88,11 +88,6 @@ impl AdminQueue {
         }
     }
 
-    /// Next entry to accept.
-    pub(crate) fn head(&self) -> u32 {
-        self.sq.head()
-    }
-
     /// Whether the doorbell says there is something to fetch.
     pub(crate) fn has_work(&self, tail: u32) -> bool {
         tail != self.sq.head() && self.sq.free_slots() > 0

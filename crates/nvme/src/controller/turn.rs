@@ -5,7 +5,7 @@ use spec::nvme::Status;
 
 use super::{Controller, Host, PersistWish, Wait};
 use crate::admin::queue::Next;
-use crate::queue::{Answer, Unanswered, Watch, cq_index, sq_index};
+use crate::queue::{Answer, Unanswered};
 use crate::sink::GroupEvent;
 
 /// Admin commands taken in one turn.
@@ -54,17 +54,18 @@ impl Controller {
         !(moved || waiting || due)
     }
 
-    /// When the controller has nothing to do but to wait for its doorbells or its [`Controller::deadline`]: adds a watch for
-    /// each. `false`: it has, and wants its turns.
-    pub fn watch(&mut self, watches: &mut Vec<Watch>) -> bool {
-        if !self.is_still() {
-            return false;
-        }
-        if let Some(queue) = &self.queue {
-            watches.push(Watch::register(&self.doorbells, sq_index(0), queue.head()));
-            watches.push(Watch::register(&self.doorbells, cq_index(0), self.cq_head_seen));
-        }
-        true
+    /// Whether the controller has nothing to do but to wait for its doorbells or its [`Controller::deadline`]. If so, it needs no turn
+    /// until [`Controller::rang`], or a call.
+    pub fn rest(&mut self) -> bool {
+        self.is_still()
+    }
+
+    /// Whether a doorbell of the admin queue changed since the controller rests: two loads.
+    #[inline]
+    #[must_use]
+    pub fn rang(&self) -> bool {
+        self.doorbells.cq_head(0) != self.cq_head_seen
+            || self.queue.as_ref().is_some_and(|queue| queue.has_work(self.doorbells.sq_tail(0)))
     }
 
     /// When the next turn is due at the latest, if nothing else happens.

@@ -4,10 +4,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use memory::{Access, DoorbellPage, Fault, Iova, MemoryMap, SharedRegion, Window};
+use memory::{Access, DoorbellPage, Fault, Iova, MemoryMap, Window};
 use state::region::ControllerRegion;
 
-use super::watch::Watch;
 use crate::order::meet;
 
 /// Bytes of the shadow and of the EventIdx page (CC.MPS = 4 KiB).
@@ -87,14 +86,6 @@ impl Doorbells {
         match &self.shadow {
             None => Self::register(page, index),
             Some(shadow) => shadow.values.load_u32(index * 4).unwrap_or_else(|_| Self::register(page, index)),
-        }
-    }
-
-    /// A watch on the word at an index, which held `seen`.
-    pub(crate) fn watch(&self, page: &Arc<SharedRegion<DoorbellPage>>, index: usize, seen: u32) -> Watch {
-        match &self.shadow {
-            None => Watch::register(page, index, seen),
-            Some(shadow) => Watch::shadow(shadow.values.clone(), index, seen),
         }
     }
 

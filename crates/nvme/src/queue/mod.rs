@@ -19,7 +19,6 @@ mod record;
 mod recovery;
 pub(crate) mod steps;
 mod submission;
-mod watch;
 
 #[cfg(test)]
 mod tests;
@@ -31,4 +30,3 @@ pub use record::{CqRecord, SqRecord, close_cq, close_sq, create_cq, create_sq};
 pub(crate) use record::{count_change, count_if_changing, is_changing_data};
 pub use recovery::{Conclusion, Unanswered, conclude, free_slot};
 pub use submission::{Accepted, Look, SubmissionQueue};
-pub use watch::Watch;

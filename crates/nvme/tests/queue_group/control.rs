@@ -178,7 +178,7 @@ fn answers_that_a_client_does_not_take_are_tried_again_without_a_new_map() {
     assert!(!world.drive.interrupts.contains(&3) && world.drive.interrupts.contains(&4));
     let busy = |slot: &&state::region::Slot| slot.word.load(Ordering::Relaxed) & 3 != 0;
     assert_eq!(world.region.slots[2].iter().filter(busy).count(), 0);
-    assert!(world.group.watch(&mut Vec::new()), "nothing is late any more");
+    assert!(world.group.rest(), "nothing is late any more");
 }
 
 /// Base 2.1, 5.2.4.

@@ -19,6 +19,8 @@ pub struct Plan {
     pub grown: Vec<Grown>,
     /// Names of ssds whose limits or weight change.
     pub limited: Vec<String>,
+    /// How many reactors there are before and after, if they change in number or in how they run.
+    pub reactors: Option<(usize, usize)>,
 }
 
 /// An ssd that grows.
@@ -47,11 +49,13 @@ impl Plan {
         let mut reasons = Vec::new();
         let Engine { reactors, cpus, spin_us, idle_us, isolation } = &new.engine;
         let former = &old.engine;
-        let same = (*reactors, cpus, *spin_us, *idle_us, *isolation)
-            == (former.reactors, &former.cpus, former.spin_us, former.idle_us, former.isolation);
-        if !same {
+        let same = (*reactors, cpus, *spin_us, *idle_us)
+            == (former.reactors, &former.cpus, former.spin_us, former.idle_us);
+        plan.reactors = (!same).then_some((former.reactors, *reactors));
+        if *isolation != former.isolation {
             reasons.push(
-                "[engine] cannot change while godwitd runs: leave it as it is, or restart godwitd".to_owned(),
+                "[engine]: isolation cannot change while godwitd runs: leave it as it is, or restart godwitd"
+                    .to_owned(),
             );
         }
         if new.control != old.control {
@@ -82,8 +86,8 @@ impl Plan {
     /// Nothing is to be done.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let Self { added, removed, grown, limited } = self;
-        added.is_empty() && removed.is_empty() && grown.is_empty() && limited.is_empty()
+        let Self { added, removed, grown, limited, reactors } = self;
+        added.is_empty() && removed.is_empty() && grown.is_empty() && limited.is_empty() && reactors.is_none()
     }
 
     /// An ssd that stays. Each field of it is looked at: one that is added to the configuration has to be decided about here.
@@ -157,7 +161,11 @@ impl fmt::Display for Plan {
             format!("~ ssd \"{name}\": size {from} -> {to}")
         });
         let limited = self.limited.iter().map(|name| format!("~ ssd \"{name}\": limits"));
-        let lines: Vec<String> = removed.chain(added).chain(grown).chain(limited).collect();
+        let reactors = self.reactors.iter().map(|(from, to)| match from == to {
+            true => "~ [engine]: how its reactors run".to_owned(),
+            false => format!("~ [engine]: reactors {from} -> {to}"),
+        });
+        let lines: Vec<String> = removed.chain(added).chain(grown).chain(limited).chain(reactors).collect();
         f.write_str(&lines.join("\n"))
     }
 }
@@ -204,6 +212,15 @@ mod tests {
     }
 
     #[test]
+    fn reactors_come_and_go_under_guests() {
+        let old = ssd("a", "1GiB", "");
+        let plan = between(&old, &format!("[engine]\nreactors = 2\n{old}")).unwrap();
+        assert_eq!(plan.to_string(), "~ [engine]: reactors 1 -> 2");
+        let plan = between(&old, &format!("[engine]\ncpus = [3]\n{old}")).unwrap();
+        assert_eq!(plan.to_string(), "~ [engine]: how its reactors run");
+    }
+
+    #[test]
     fn what_cannot_change_under_a_guest_is_refused_with_what_to_do_and_all_of_it_is_named() {
         let old = ssd("a", "1GiB", "");
         for (new, expected) in [
@@ -215,7 +232,7 @@ mod tests {
             (old.replace("socket =", "vhost_socket ="), "its socket cannot"),
             (old.replace("/srv/a.img", "/srv/b.img"), "its backend cannot"),
             (old.replace("size = \"1GiB\"\n", ""), "leave `size` as it was"),
-            (format!("[engine]\nreactors = 2\n{old}"), "[engine] cannot change"),
+            (format!("[engine]\nisolation = false\n{old}"), "isolation cannot change"),
             (format!("control = \"/c\"\n{old}"), "`control` cannot change"),
         ] {
             let refused = between(&old, &new).expect_err(expected);

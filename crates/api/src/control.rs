@@ -52,6 +52,34 @@ pub enum Request {
     },
     /// About pools: the engine answers.
     Pool(PoolRequest),
+    /// About what the engine does: it answers.
+    Engine(EngineRequest),
+}
+
+/// What can be asked of the engine itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "question", rename_all = "kebab-case")]
+pub enum EngineRequest {
+    /// Its reactors and how busy they are, measured over a moment: [`Response::Reactors`].
+    Reactors,
+}
+
+/// A reactor.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReactorStatus {
+    /// Its number, from 0.
+    pub reactor: usize,
+    /// It serves. One that does not sleeps until it is called up again.
+    pub on_duty: bool,
+    /// Of its time, how much it was at work, in a thousandth.
+    pub busy_permille: u32,
+    /// Commands a second.
+    pub iops: u64,
+    /// Ssds that have something there.
+    pub ssds: u64,
+    /// Queue pairs and rings that it serves.
+    pub queue_pairs: u64,
 }
 
 /// What the daemon answers.
@@ -64,6 +92,8 @@ pub enum Response {
     Status(Box<Status>),
     /// The answer to [`PoolRequest::List`]. Every other request about pools is answered with `Done` or `Error`.
     Pool(Vec<PoolStatus>),
+    /// The answer to [`EngineRequest::Reactors`].
+    Reactors(Vec<ReactorStatus>),
     /// It is done.
     Done(String),
     /// It is not done: what happened, to what, and what to do.
@@ -84,6 +114,9 @@ pub struct Status {
     pub engine: EngineStatus,
     /// The ssds, in the configuration's order.
     pub ssds: Vec<SsdStatus>,
+    /// The engine's reactors. Asked of it separately ([`EngineRequest::Reactors`]); empty if it did not answer.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub reactors: Vec<ReactorStatus>,
     /// The last engines' ends, newest last.
     pub restarts: Vec<Restart>,
 }

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, bail};
 use api::config::Config;
-use api::control::{DEFAULT_SOCKET, Request, Response, SsdStatus, Status};
+use api::control::{DEFAULT_SOCKET, EngineRequest, ReactorStatus, Request, Response, SsdStatus, Status};
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -27,7 +27,11 @@ pub(crate) fn apply(file: &Path, dry_run: bool, force: bool) -> anyhow::Result<S
 
 /// How things are, for people or as JSON.
 pub(crate) fn status(config: &Config, json: bool) -> anyhow::Result<String> {
-    let status = state(config)?;
+    let mut status = state(config)?;
+    // An engine that does not serve, or is of another release, does not say.
+    if let Ok(Response::Reactors(reactors)) = exchange(config, &Request::Engine(EngineRequest::Reactors)) {
+        status.reactors = reactors;
+    }
     if json { Ok(serde_json::to_string_pretty(&status)? + "\n") } else { Ok(in_words(&status)) }
 }
 
@@ -86,6 +90,16 @@ fn in_words(status: &Status) -> String {
         "engine  {} {}{pid}, generation {}{probation}, {} crashes, {} handovers",
         engine.release, engine.state, engine.generation, engine.crashes, engine.handovers
     );
+    for reactor in &status.reactors {
+        let ReactorStatus { reactor, on_duty, busy_permille, iops, ssds, queue_pairs } = reactor;
+        let duty = if *on_duty { "" } else { ", off duty" };
+        let _infallible = writeln!(
+            text,
+            "reactor {reactor}  {}.{} % busy, {iops} commands a second, {ssds} ssds, {queue_pairs} queue pairs{duty}",
+            busy_permille / 10,
+            busy_permille % 10
+        );
+    }
     for ssd in &status.ssds {
         let SsdStatus { name, state, reason, client, unanswered, .. } = ssd;
         let client = if *client { "client connected" } else { "no client" };

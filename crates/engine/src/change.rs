@@ -14,7 +14,7 @@ use crate::served::{Planned, Served};
 use crate::ssd::Ssd;
 use crate::terms;
 use anyhow::{Context, bail};
-use api::config::{Backend, Config, Limits};
+use api::config::{Backend, Config, Engine, Limits};
 use link::control::{Change, Prepared, Slot, ToKeeper};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -29,6 +29,7 @@ pub(crate) struct Readied {
     removed: Vec<usize>,
     /// Of all ssds, by their names: those that change and those that do not.
     limits: Vec<(String, Limits)>,
+    engine: Engine,
 }
 
 /// What opening a drive made of its file.
@@ -120,7 +121,7 @@ impl House {
         }
         let removed = change.removed.iter().copied().map(index).collect();
         let limits = config.ssds.iter().map(|ssd| (ssd.name.clone(), ssd.limits)).collect();
-        Ok(Readied { change: change.change, added, removed, limits })
+        Ok(Readied { change: change.change, added, removed, limits, engine: config.engine })
     }
 
     fn open(&self, config: &Config, slot: &Slot) -> anyhow::Result<(usize, (Planned, Made))> {
@@ -144,7 +145,8 @@ impl House {
     pub(crate) fn commit(&self, change: u64) {
         let mut readied = self.readied.lock().unwrap_or_else(PoisonError::into_inner);
         match readied.take_if(|readied| readied.change == change) {
-            Some(Readied { added, removed, limits, .. }) => {
+            Some(Readied { added, removed, limits, engine, .. }) => {
+                self.call_up(&engine);
                 self.leave(&removed);
                 self.limit(&limits);
                 self.take_up(added);
@@ -177,7 +179,7 @@ impl House {
         for served in slots.open.values() {
             let ssd = served.ssd();
             if let Some((_, limits)) = limits.iter().find(|(name, _)| *name == ssd.name) {
-                terms::set_limits(ssd, limits, now, &self.addresses);
+                terms::set_limits(ssd, limits, now, self.duty.crew());
             }
         }
     }

@@ -9,12 +9,14 @@ mod freezing;
 mod links;
 mod waiting;
 
+use crate::crew::Crew;
 use crate::interrupts::Table;
-use crate::message::{Address, Answer, Call, Client, News, Settlement};
+use crate::message::{Answer, Call, Client, News, Settlement};
 use crate::records::Records;
 use crate::seat::{Seat, Stand, Turn};
 use block::{Now, Request, Submitted};
 use freezing::Freezing;
+pub(crate) use links::Goal;
 use links::Links;
 use memory::MemoryMap;
 use nvme::controller::Controller;
@@ -81,7 +83,7 @@ impl Home {
     /// Opens the drive on this thread and, for a moved ssd, goes on with the queues that exist.
     pub(crate) fn new(
         plan: Settlement,
-        reactors: Vec<Address>,
+        reactors: (Arc<Crew>, usize),
         records: Records,
         stand: &Stand<'_>,
         now: Now,
@@ -180,6 +182,7 @@ impl Home {
                 }
             }
             GroupEvent::NeedsRemote => self.want_private(),
+            GroupEvent::Yielded { cqid, kept } => self.links.yielded(&self.seat, cqid, kept),
             event => {
                 let Self { seat, controller, links, .. } = self;
                 if let Some(event) = links.gather(event) {
@@ -318,8 +321,40 @@ impl Home {
     /// The guest's queues or data lie where only the socket reaches: this ssd needs a reactor of its own.
     fn want_private(&mut self) {
         if !self.private && self.client.is_some() {
-            self.links.want_to_move();
+            self.links.want_to_move(Goal::Private);
         }
+    }
+
+    /// Queue pairs leave reactors that are off duty, and so does the home. Said again until nothing of it is there.
+    pub(crate) fn muster(&mut self, crew: &Crew, here: usize, now: Now) {
+        if self.private || self.freezing.is_wanted() {
+            return;
+        }
+        if self.controller.is_quiet() {
+            self.links.muster(&self.seat);
+        }
+        if !crew.is_on_duty(here) && !self.links.is_moving() {
+            self.links.want_to_move(Goal::Shared(crew.deal(self.seat.id().0)));
+        }
+        self.settle(now);
+    }
+
+    /// Moves a queue pair to another reactor, if that can be done now.
+    pub(crate) fn shift(&mut self, cqid: u16, to: usize, now: Now) {
+        if !self.private && !self.freezing.is_wanted() && self.controller.is_quiet() {
+            self.links.transfer(&self.seat, cqid, to);
+            self.settle(now);
+        }
+    }
+
+    /// Its queue pairs, each with its reactor and what it has done so far.
+    pub(crate) fn pairs(&self) -> Vec<(u16, usize, u64)> {
+        self.links.pairs(&self.seat.power.region)
+    }
+
+    /// Where it moves to.
+    pub(crate) fn goal(&self) -> Goal {
+        self.links.goal()
     }
 
     /// Begins to move once no call of the session is half done, and the guest still wants something.
@@ -327,12 +362,13 @@ impl Home {
         if self.controller.needs_remote() {
             self.want_private();
         }
-        if self.waiting.is_nothing() && self.controller.is_quiet() && self.seat.power.is_enabled() {
+        let wanted = self.seat.power.is_enabled() || self.links.goal() != Goal::Private;
+        if self.waiting.is_nothing() && self.controller.is_quiet() && wanted {
             self.links.pause(&self.seat);
         }
     }
 
-    /// The home is to be given to a private reactor now: every group is paused and drained.
+    /// The home is to be given to another reactor now: every group is paused and drained.
     pub(crate) fn moves(&self) -> bool {
         !self.freezing.is_wanted()
             && self.links.is_paused()
@@ -343,12 +379,13 @@ impl Home {
     /// Packs up.
     pub(crate) fn pack(mut self) -> Settlement {
         self.links.cut(&self.seat);
+        let private = self.goal() == Goal::Private;
         let Self { seat, controller, mut links, client, .. } = self;
         let resume = Some(links.take_deletions());
         let self_client = client.clone();
         let memory = match client {
-            Some(client) => Arc::new(links.memory.with_remote(client)),
-            None => links.memory,
+            Some(client) if private => Arc::new(links.memory.with_remote(client)),
+            _ => links.memory,
         };
         Settlement {
             ssd: seat.ssd,
@@ -359,7 +396,7 @@ impl Home {
             namespaces: links.namespaces,
             resume,
             client: self_client,
-            private: true,
+            private,
         }
     }
 

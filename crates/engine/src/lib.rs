@@ -10,12 +10,15 @@
 //! and for programs of one's own; its end costs its guests their device.
 
 mod admission;
+mod balance;
 mod blame;
 mod change;
 mod channel;
 mod clock;
+mod crew;
 mod data_key;
 mod drive;
+mod duty;
 mod home;
 mod identities;
 mod interrupts;
@@ -39,13 +42,13 @@ mod vhost;
 
 pub use run::run;
 
-use crate::mailbox::Mailbox;
-use crate::message::{Address, Message};
+use crate::duty::Duty;
+use crate::message::Message;
 use crate::pool::Pools;
-use crate::reactor::Options;
 use crate::records::Records;
 use crate::serve::Server;
 use crate::ssd::Ssd;
+use crate::stats::Stats;
 use anyhow::Context;
 use api::config::{Config, Door, Limits};
 use api::control::{PoolRequest, Response};
@@ -56,7 +59,7 @@ use std::thread::JoinHandle;
 /// A running engine. Dropping it without [`Engine::stop`] leaves its threads running.
 pub struct Engine {
     servers: Vec<Server>,
-    reactors: Vec<(Address, JoinHandle<()>)>,
+    duty: Duty,
     records: Option<Records>,
     record_keeper: JoinHandle<()>,
     stats_path: Option<PathBuf>,
@@ -74,12 +77,8 @@ impl Engine {
         identities::check_distinct(config)?;
         raise_descriptor_limit();
         let clock = clock::Clock::calibrate(clock::Calibration::begin());
-        let count = config.engine.reactors;
-        let counters =
-            stats::open(stats_path.as_deref(), count).context("cannot make the statistics page")?;
+        let stats = Stats::open(stats_path.as_deref()).context("cannot make the statistics page")?;
         let (records, record_keeper) = Records::start()?;
-        let addresses: Vec<Address> =
-            (0..count).map(|_| Mailbox::new().map(Arc::new)).collect::<Result<_, _>>()?;
         let pools = Pools::open(&config.pools, |_| None, None);
         let ssds = config
             .ssds
@@ -87,34 +86,19 @@ impl Engine {
             .enumerate()
             .map(|(at, config)| open(at, config, &pools).with_context(|| format!("ssd \"{}\"", config.name)))
             .collect::<anyhow::Result<Vec<_>>>()?;
-        let mut reactors = Vec::new();
-        for (index, counters) in counters.into_iter().enumerate() {
-            let options = Options {
-                cpu: config.engine.cpus.get(index).copied(),
-                spin_ns: u64::from(config.engine.spin_us) * 1000,
-                idle_ns: u64::from(config.engine.idle_us) * 1000,
-                clock,
-            };
-            let mut all = addresses.clone();
-            all.rotate_left(index);
-            let thread = reactor::spawn(index, all, options, records.clone(), None, counters)?;
-            reactors.push((Arc::clone(&addresses[index]), thread));
-        }
+        let duty = Duty::new(stats, records.clone(), None, clock)?;
+        duty.call_up(&config.engine)?;
         let (mut servers, mut all) = (Vec::new(), Vec::new());
         for (at, opened) in ssds.into_iter().enumerate() {
-            let mut from_home = addresses.clone();
-            from_home.rotate_left(at % count);
             all.push(Arc::clone(opened.ssd()));
             servers.push(match opened {
-                Opened::Nvme(opened) => {
-                    Server::start(*opened, Arc::clone(&from_home[0]), records.clone(), clock)?
-                }
-                Opened::Vhost(opened) => vhost::start(opened, from_home)?,
+                Opened::Nvme(opened) => Server::start(*opened, duty.home_of(at), records.clone(), clock)?,
+                Opened::Vhost(opened) => vhost::start(opened, Arc::clone(duty.crew()))?,
             });
         }
-        tracing::info!(ssds = servers.len(), reactors = count, "serving");
+        tracing::info!(ssds = servers.len(), reactors = config.engine.reactors, "serving");
         let records = Some(records);
-        Ok(Self { servers, reactors, records, record_keeper, stats_path, ssds: all, clock, pools })
+        Ok(Self { servers, duty, records, record_keeper, stats_path, ssds: all, clock, pools })
     }
 
     /// What is asked of pools; may wait for a pool's thread.
@@ -126,9 +110,25 @@ impl Engine {
     /// Changes the limits of a running ssd. `false`: there is none of that name.
     pub fn set_limits(&self, name: &str, limits: &Limits) -> bool {
         let Some(ssd) = self.ssds.iter().find(|ssd| ssd.name == name) else { return false };
-        let reactors: Vec<Address> = self.reactors.iter().map(|(address, _)| Arc::clone(address)).collect();
-        terms::set_limits(ssd, limits, self.clock.at(clock::ticks()), &reactors);
+        terms::set_limits(ssd, limits, self.clock.at(clock::ticks()), self.duty.crew());
         true
+    }
+
+    /// So many reactors serve from now on, by the engine's part of a configuration.
+    ///
+    /// # Errors
+    /// A thread cannot be started; then as many serve as there are.
+    pub fn call_up(&self, config: &api::config::Engine) -> anyhow::Result<()> {
+        self.duty.call_up(config)?;
+        self.duty.muster();
+        Ok(())
+    }
+
+    /// Moves a queue pair of an NVMe ssd to another reactor, if that can be done now.
+    pub fn move_queue_pair(&self, name: &str, queue: u16, reactor: usize) {
+        if let Some(ssd) = self.ssds.iter().find(|ssd| ssd.name == name) {
+            self.duty.crew().tell_all(|| Message::Shift(ssd.id, queue, reactor));
+        }
     }
 
     /// Ends every session, makes what was written durable, writes the records, and ends all threads.
@@ -141,12 +141,7 @@ impl Engine {
             server.shut_down();
         }
         let results: Vec<_> = self.servers.into_iter().map(Server::join).collect();
-        for (address, _) in &self.reactors {
-            address.send(Message::Stop);
-        }
-        for (_, thread) in self.reactors {
-            let _ = thread.join();
-        }
+        self.duty.dismiss();
         self.pools.rest();
         drop(self.records.take());
         let _ = self.record_keeper.join();

@@ -2,6 +2,7 @@
 
 use crate::interrupts::Table;
 use crate::mailbox::Mailbox;
+use crate::reactor::Options;
 use crate::ssd::{Power, Ssd};
 use crate::vhost::Order;
 use memory::{MemoryMap, Remote};
@@ -12,13 +13,13 @@ use nvme::sink::{GroupCommand, GroupEvent};
 use rustix::io::Errno;
 use state::ssd::SsdV1;
 use std::sync::Arc;
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::{Sender, SyncSender};
 
 /// A reactor's address.
 pub(crate) type Address = Arc<Mailbox<Message>>;
 
 /// Names an ssd in messages: the number that the keeper gave it, or without a keeper its place in the configuration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct SsdId(pub(crate) usize);
 
 /// One power cycle of an ssd. What is said of an earlier one is not for the present controller.
@@ -48,6 +49,14 @@ pub(crate) enum Message {
     Persisted(Life, bool),
     /// The ssd's limits were changed.
     Limits(SsdId),
+    /// The reactors on duty have changed: queue pairs and homes go where they belong. May be said any number of times.
+    Muster,
+    /// To home: this queue pair goes to that reactor, if it can now.
+    Shift(SsdId, u16, usize),
+    /// Say what there is to be moved.
+    Survey(Sender<Vec<Pair>>),
+    /// Run like this from now on.
+    Options(Box<Options>),
     /// To a disk's seat. It has one here only after [`Order::Sit`].
     Vhost(SsdId, Order),
     /// Something outside the reactor has changed that a door waits for.
@@ -64,14 +73,29 @@ impl Message {
             Self::Branch(plan) => Some(plan.ssd.id),
             Self::Leave(id)
             | Self::Limits(id)
+            | Self::Shift(id, ..)
             | Self::Call(id, ..)
             | Self::Group(id, _)
             | Self::Interrupts(id, _) => Some(*id),
             Self::Vhost(id, _) => Some(*id),
             Self::News(life, _) | Self::Persisted(life, _) => Some(life.ssd),
-            Self::Look | Self::Stop => None,
+            Self::Look | Self::Stop | Self::Muster | Self::Survey(_) | Self::Options(_) => None,
         }
     }
+}
+
+/// A queue pair, or a ring, and what it has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pair {
+    pub(crate) ssd: SsdId,
+    /// Completion queue, or ring.
+    pub(crate) queue: u16,
+    /// Its reactor.
+    pub(crate) at: usize,
+    /// So far, in requests of 16 KiB.
+    pub(crate) done: u64,
+    /// It is a ring of a disk: the disk's session moves it, and not its home.
+    pub(crate) ring: bool,
 }
 
 /// What a branch tells home.

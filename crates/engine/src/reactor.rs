@@ -8,10 +8,10 @@ mod places;
 
 use crate::blame::Line;
 use crate::clock::{Clock, ticks};
-use crate::home::{Home, Next};
+use crate::crew::Crew;
+use crate::home::{Goal, Home, Next};
 use crate::keeper::Keeper;
-use crate::mailbox::Mailbox;
-use crate::message::{Address, Answer, Call, Life, Message, News, SsdId};
+use crate::message::{Address, Answer, Call, Life, Message, News, Pair, SsdId};
 use crate::records::Records;
 use crate::seat::{Branch, Seat, Stand, Turn};
 use crate::stats::{Counters, add};
@@ -20,8 +20,10 @@ use backend::RingHolder;
 use backend::uring::Rings;
 use block::Now;
 use places::{Place, Places, Spot};
+use rustix::thread::{CpuSet, sched_setaffinity};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::SyncSender;
 use std::thread::JoinHandle;
 
@@ -76,34 +78,39 @@ impl Crowd {
 /// What a reactor's thread begins with.
 #[derive(Clone)]
 struct Setup {
-    /// All shared reactors, this one first; only this one for a private reactor.
-    reactors: Vec<Address>,
+    /// All shared reactors; only this one for a private reactor.
+    crew: Arc<Crew>,
+    /// Its index there.
+    here: usize,
     options: Options,
     records: Records,
     keeper: Option<Arc<Keeper>>,
     counters: Option<Counters>,
-    /// Its index; a private reactor has none, and ends with its only ssd.
-    shared: Option<usize>,
+    /// A private reactor ends with its only ssd.
+    shared: bool,
 }
 
-/// Starts a shared reactor. `reactors` begins with its own address.
+/// Starts a shared reactor.
 pub(crate) fn spawn(
-    index: usize,
-    reactors: Vec<Address>,
+    here: usize,
+    crew: Arc<Crew>,
     options: Options,
     records: Records,
     keeper: Option<Arc<Keeper>>,
     counters: Counters,
 ) -> std::io::Result<JoinHandle<()>> {
-    let setup = Setup { reactors, options, records, keeper, counters: Some(counters), shared: Some(index) };
-    setup.spawn(format!("reactor-{index}"))
+    let manned = Arc::clone(&crew);
+    let setup = Setup { crew, here, options, records, keeper, counters: Some(counters), shared: true };
+    let thread = setup.spawn(format!("reactor-{here}"))?;
+    manned.man(here);
+    Ok(thread)
 }
 
 impl Setup {
     fn spawn(self, name: String) -> std::io::Result<JoinHandle<()>> {
         // Drives are opened on the thread and never leave it, so the reactor is made there.
         let run = || {
-            let line = self.shared.map_or_else(Line::of_other, Line::of_reactor);
+            let line = if self.shared { Line::of_reactor(self.here) } else { Line::of_other() };
             let rings = Rings::new(self.keeper.clone().map(|keeper| keeper as Arc<dyn RingHolder>));
             let crowd = Crowd::default();
             Reactor {
@@ -113,6 +120,7 @@ impl Setup {
                 rings,
                 crowd,
                 stopping: false,
+                repin: false,
                 complained: None,
                 line,
             }
@@ -132,6 +140,8 @@ struct Reactor {
     rings: Rings,
     crowd: Crowd,
     stopping: bool,
+    /// Its CPU has changed.
+    repin: bool,
     /// When it last said that a private reactor cannot be started.
     complained: Option<std::time::Instant>,
     /// Says whose turn it is.
@@ -141,36 +151,36 @@ struct Reactor {
 impl Reactor {
     /// Starts a private reactor for one ssd.
     fn spawn_private(&self, id: SsdId) -> std::io::Result<Address> {
-        let mailbox = Arc::new(Mailbox::new()?);
+        let crew = Crew::private()?;
+        let address = Arc::clone(crew.address(0));
         let setup = Setup {
-            reactors: vec![Arc::clone(&mailbox)],
+            crew,
+            here: 0,
             options: Options { cpu: None, ..self.setup.options.clone() },
             records: self.setup.records.clone(),
             keeper: self.setup.keeper.clone(),
             counters: None,
-            shared: None,
+            shared: false,
         };
         setup.spawn(format!("private-{}", id.0))?;
-        Ok(mailbox)
+        Ok(address)
     }
 
     fn stand(&self) -> Stand<'_> {
-        Stand { rings: &self.rings, lane: self.setup.shared.unwrap_or(metrics::PRIVATE_LANE) }
+        let lane = if self.setup.shared { self.setup.here } else { metrics::PRIVATE_LANE };
+        Stand { rings: &self.rings, lane }
     }
 
     fn mailbox(&self) -> &Address {
-        &self.setup.reactors[0]
+        self.setup.crew.address(self.setup.here)
     }
 
     fn run(mut self) {
         crate::pool::here(self.mailbox());
-        if let Some(cpu) = self.setup.options.cpu
-            && let Err(error) = pin(cpu)
-        {
-            tracing::warn!(cpu, %error, "a reactor cannot be pinned to its CPU; it runs unpinned");
-        }
+        let anywhere = rustix::thread::sched_getaffinity(None).ok();
+        self.pin(anywhere.as_ref());
         // Guests may wait for a shared reactor of a keeper's engine, and an ssd that needs a ring may come at any time: it is there by then.
-        if self.setup.keeper.is_some() && self.setup.shared.is_some() {
+        if self.setup.keeper.is_some() && self.setup.shared {
             // What is wrong is said with the first drive.
             let _ = self.rings.prepare();
         }
@@ -185,7 +195,11 @@ impl Reactor {
             let turn = self.turn(now, std::mem::take(&mut slept));
             if now.0.saturating_sub(checked.0) >= CHECK_NS {
                 self.check_clients();
+                self.count_places();
                 checked = now;
+            }
+            if std::mem::take(&mut self.repin) {
+                self.pin(anywhere.as_ref());
             }
             let after = ticks();
             let span_ns = self.setup.options.clock.span_ns(after.saturating_sub(last));
@@ -197,6 +211,7 @@ impl Reactor {
             }
             if quiet_ns >= self.spin_ns() {
                 let longest_ns = self.setup.options.idle_ns;
+                self.count_places();
                 self.sleep((quiet_ns / SLEEP_PART).clamp(SLEEP_MIN_NS.min(longest_ns), longest_ns), now);
                 slept = true;
                 // The next turn is not at the time when this one fell asleep.
@@ -309,6 +324,30 @@ impl Reactor {
         add(&counters.turns, 1);
     }
 
+    /// For whoever looks.
+    fn count_places(&self) {
+        let Some(counters) = &self.setup.counters else { return };
+        let counters = counters.get();
+        let pairs: usize = self.places.all().map(Place::pairs).sum();
+        counters.seats.store(self.places.all().count() as u64, Relaxed);
+        counters.pairs.store(pairs as u64, Relaxed);
+        counters.on_duty.store(u64::from(self.setup.crew.is_on_duty(self.setup.here)), Relaxed);
+    }
+
+    fn pin(&self, anywhere: Option<&CpuSet>) {
+        match (self.setup.options.cpu, anywhere) {
+            (Some(cpu), _) => {
+                let mut set = CpuSet::new();
+                set.set(cpu);
+                if let Err(error) = sched_setaffinity(None, &set) {
+                    tracing::warn!(cpu, %error, "a reactor cannot be pinned to its CPU; it runs unpinned");
+                }
+            }
+            (None, Some(anywhere)) => _ = sched_setaffinity(None, anywhere),
+            (None, None) => {}
+        }
+    }
+
     fn count_sleep(&self, span_ns: u64) {
         if let Some(counters) = &self.setup.counters {
             add(&counters.get().idle_ns, span_ns);
@@ -330,9 +369,13 @@ impl Reactor {
             Message::Settle(plan) => {
                 self.vacate(plan.ssd.id);
                 self.forwards.retain(|(id, _)| *id != plan.ssd.id);
-                let (reactors, records) = (self.setup.reactors.clone(), self.setup.records.clone());
-                let home = Home::new(*plan, reactors, records, &self.stand(), now);
+                let reactors = (Arc::clone(&self.setup.crew), self.setup.here);
+                let home = Home::new(*plan, reactors, self.setup.records.clone(), &self.stand(), now);
                 self.places.add(Place::Home(Box::new(home)));
+                // It was on its way when this reactor went off duty, or has always had its power from here.
+                if self.setup.shared && !self.setup.crew.is_on_duty(self.setup.here) {
+                    self.muster(now);
+                }
             }
             Message::Branch(plan) => {
                 let branch = Branch::new(*plan, &self.stand());
@@ -359,8 +402,48 @@ impl Reactor {
             Message::Limits(id) => self.limits_changed(id),
             Message::Vhost(id, order) => self.order(id, order),
             Message::Look => self.places.wake_all(),
+            Message::Muster => self.muster(now),
+            Message::Shift(id, cqid, to) => match self.find(id) {
+                Some(Place::Home(home)) => home.shift(cqid, to, now),
+                _ => self.forward(id, Message::Shift(id, cqid, to)),
+            },
+            // Nobody waits for it any more when it cannot be sent.
+            Message::Survey(reply) => _ = reply.send(self.survey()),
+            Message::Options(options) => {
+                self.repin = self.setup.options.cpu != options.cpu;
+                self.setup.options = *options;
+            }
             Message::Stop => self.stopping = true,
         }
+    }
+
+    fn muster(&mut self, now: Now) {
+        self.places.wake_all();
+        let (crew, here) = (Arc::clone(&self.setup.crew), self.setup.here);
+        for place in self.places.all_mut() {
+            if let Place::Home(home) = place {
+                home.muster(&crew, here, now);
+            }
+        }
+    }
+
+    fn survey(&self) -> Vec<Pair> {
+        let here = self.setup.here;
+        let of = |place: &Place| {
+            let ssd = place.id();
+            match place {
+                Place::Home(home) => {
+                    let pair = |(queue, at, done)| Pair { ssd, queue, at, done, ring: false };
+                    home.pairs().into_iter().map(pair).collect()
+                }
+                Place::Branch(_) => Vec::new(),
+                Place::Vhost(seat) => {
+                    let pair = |(queue, done)| Pair { ssd, queue, at: here, done, ring: true };
+                    seat.rings().map(pair).collect::<Vec<_>>()
+                }
+            }
+        };
+        self.places.all().flat_map(of).collect()
     }
 
     fn news(&mut self, life: Life, news: News, now: Now) {
@@ -383,7 +466,7 @@ impl Reactor {
             Some(Place::Home(home)) => {
                 if let Next::Gone = home.call(call, reply, now) {
                     self.vacate(id);
-                    self.stopping |= self.setup.shared.is_none();
+                    self.stopping |= !self.setup.shared;
                 }
             }
             // An answer that nobody sends is ENODEV.
@@ -426,31 +509,33 @@ impl Reactor {
     }
 
     /// Gives an ssd whose guest memory is only reachable over its socket a reactor of its own, where waiting for the
-    /// client harms nobody else.
+    /// client harms nobody else; or one whose reactor is off duty to another.
     fn move_out(&mut self, id: SsdId) {
         let Some(Place::Home(home)) = self.find(id) else { return };
-        let name = home.seat.ssd.name.clone();
-        let address = match self.spawn_private(id) {
-            Ok(address) => address,
-            // It stays paused and asks again in the next turn.
-            Err(error) => {
-                let now = std::time::Instant::now();
-                if self.complained.is_none_or(|at| now.duration_since(at).as_secs() > 10) {
-                    tracing::error!(ssd = name, %error, "a private reactor cannot be started; trying again");
-                    self.complained = Some(now);
+        let (goal, name) = (home.goal(), home.seat.ssd.name.clone());
+        let address = match goal {
+            Goal::Shared(to) => Arc::clone(self.setup.crew.address(to)),
+            Goal::Private => match self.spawn_private(id) {
+                Ok(address) => address,
+                // It stays paused and asks again in the next turn.
+                Err(error) => {
+                    let now = std::time::Instant::now();
+                    if self.complained.is_none_or(|at| now.duration_since(at).as_secs() > 10) {
+                        tracing::error!(ssd = name, %error, "a private reactor cannot be started; trying again");
+                        self.complained = Some(now);
+                    }
+                    return;
                 }
-                return;
-            }
+            },
         };
         let Some(Place::Home(home)) = self.places.remove(id) else { return };
         self.forwards.push((id, Arc::clone(&address)));
-        tracing::info!(ssd = name, "guest memory without a descriptor is in use: moved to a private reactor");
+        if goal == Goal::Private {
+            tracing::info!(
+                ssd = name,
+                "guest memory without a descriptor is in use: moved to a private reactor"
+            );
+        }
         address.send(Message::Settle(Box::new(home.pack())));
     }
-}
-
-fn pin(cpu: usize) -> rustix::io::Result<()> {
-    let mut set = rustix::thread::CpuSet::new();
-    set.set(cpu);
-    rustix::thread::sched_setaffinity(None, &set)
 }

@@ -6,22 +6,20 @@
 use crate::blame;
 use crate::change::Readied;
 use crate::clock::{Calibration, Clock};
+use crate::duty::Duty;
 use crate::keeper::{Keeper, PowerCycle};
-use crate::mailbox::Mailbox;
-use crate::message::{Address, Message};
 use crate::meter;
 use crate::pool::Pools;
-use crate::reactor::{self, Options};
 use crate::records::Records;
 use crate::serve::{Kept, open_ssd};
 use crate::served::{Planned, Served, door_of};
 use crate::slot::{Plan, Plug};
 use crate::ssd::{Power, Ssd};
-use crate::stats;
+use crate::stats::Stats;
 use crate::vhost::{self, VhostPlan};
 use anyhow::{Context, bail};
 use api::config::{Backend, Config};
-use api::control::Response;
+use api::control::{EngineRequest, Response};
 use backend::uring::fence::OldRing;
 use link::control::{
     Deposit, Door, Format, Hello, Link, Ready, Received, Refused, Role, Saved, Session, ToEngine, ToKeeper,
@@ -240,6 +238,8 @@ impl Process {
             }
         };
         let mut starter = Some(std::thread::Builder::new().name("starter".to_owned()).spawn(start)?);
+        let balanced = Arc::clone(&house);
+        std::thread::Builder::new().name("balance".to_owned()).spawn(move || balanced.keep_balance())?;
         loop {
             match receive(&self.keeper)? {
                 (ToEngine::RingKept { number, kept }, _) => self.keeper.ring_kept(number, kept),
@@ -314,8 +314,7 @@ impl Parts {
 pub(crate) struct House {
     pub(crate) keeper: Arc<Keeper>,
     pub(crate) clock: Clock,
-    pub(crate) addresses: Vec<Address>,
-    reactors: Mutex<Vec<JoinHandle<()>>>,
+    pub(crate) duty: Duty,
     records: Mutex<Option<(Records, JoinHandle<()>)>>,
     pub(crate) slots: Mutex<Slots>,
     /// A change that is prepared. Held while one is prepared or carried out: the house does not end in the middle of it.
@@ -341,30 +340,14 @@ impl House {
         clock: Clock,
         keeper: Arc<Keeper>,
     ) -> anyhow::Result<Self> {
-        let count = config.engine.reactors;
-        let counters =
-            stats::open(stats_path.as_deref(), count).context("cannot make the statistics page")?;
+        let stats = Stats::open(stats_path.as_deref()).context("cannot make the statistics page")?;
         let (records, record_thread) = Records::start()?;
-        let addresses: Vec<Address> =
-            (0..count).map(|_| Mailbox::new().map(Arc::new)).collect::<Result<_, _>>()?;
-        let mut reactors = Vec::new();
-        for (at, counters) in counters.into_iter().enumerate() {
-            let options = Options {
-                cpu: config.engine.cpus.get(at).copied(),
-                spin_ns: u64::from(config.engine.spin_us) * 1000,
-                idle_ns: u64::from(config.engine.idle_us) * 1000,
-                clock,
-            };
-            let mut all = addresses.clone();
-            all.rotate_left(at);
-            let holder = Some(Arc::clone(&keeper));
-            reactors.push(reactor::spawn(at, all, options, records.clone(), holder, counters)?);
-        }
+        let duty = Duty::new(stats, records.clone(), Some(Arc::clone(&keeper)), clock)?;
+        duty.call_up(&config.engine)?;
         Ok(Self {
             keeper,
             clock,
-            addresses,
-            reactors: Mutex::new(reactors),
+            duty,
             records: Mutex::new(Some((records, record_thread))),
             slots: Mutex::default(),
             readied: Mutex::default(),
@@ -418,7 +401,7 @@ impl House {
         tracing::info!(
             generation = welcome.generation,
             ssds = open.len(),
-            reactors = self.addresses.len(),
+            reactors = config.engine.reactors,
             replayed = answer.replayed,
             reposted = answer.reposted,
             fenced,
@@ -458,8 +441,11 @@ impl House {
         self.pools.get().context("the pools are not open yet")
     }
 
-    /// Answers a question about pools.
+    /// Answers a question about pools, or about this process.
     fn ask(&self, request: &str) -> Response {
+        if let Ok(EngineRequest::Reactors) = serde_json::from_str(request) {
+            return Response::Reactors(self.duty.reactors());
+        }
         match (serde_json::from_str(request), self.pools.get()) {
             (Ok(request), Some(pools)) => pools.ask(request),
             (Err(error), _) => Response::Error(format!(
@@ -519,7 +505,7 @@ impl House {
             open_ssd(at, config, kept, Some(Arc::clone(&self.keeper)), self.pools()?)
         })?;
         self.give(at, &ssd, lost, is_new)?;
-        let home = Arc::clone(&self.addresses[at % self.addresses.len()]);
+        let home = self.duty.home_of(at);
         let (keeper, clock) = (Arc::clone(&self.keeper), self.clock);
         Ok(Plan { ssd, record, keeper, found, client, home, records, clock })
     }
@@ -544,9 +530,8 @@ impl House {
             vhost::open_ssd(at, config, kept, Some(Arc::clone(&keeper)), self.pools()?)
         })?;
         self.give(at, &ssd, lost, was_found && is_new)?;
-        let mut reactors = self.addresses.clone();
-        reactors.rotate_left(at % self.addresses.len());
-        Ok(VhostPlan { ssd, keeper, found: was_found, client, reactors })
+        let crew = Arc::clone(self.duty.crew());
+        Ok(VhostPlan { ssd, keeper, found: was_found, client, crew })
     }
 
     /// Gives the keeper what it does not have of an ssd that was found: its drive, because a keeper before it died, and the page that
@@ -599,12 +584,7 @@ impl House {
         let open = std::mem::take(&mut self.slots.lock().unwrap_or_else(PoisonError::into_inner).open);
         open.values().for_each(Served::stop);
         let results: Vec<_> = open.into_values().map(Served::join).collect();
-        for address in &self.addresses {
-            address.send(Message::Stop);
-        }
-        for thread in self.reactors.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            let _ = thread.join();
-        }
+        self.duty.dismiss();
         self.pools.get().into_iter().for_each(Pools::rest);
         if let Some((records, thread)) = self.records.lock().unwrap_or_else(PoisonError::into_inner).take() {
             records.finish(thread);

@@ -2,11 +2,11 @@
 
 use crate::slot::{Plan, Plug, Slot};
 use crate::ssd::Ssd;
-use crate::vhost::{VhostPlan, VhostSlot};
+use crate::vhost::{Disk, VhostPlan, VhostSlot};
 use link::control::Door;
 use nvme::queue::Left;
-use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex};
 
 /// An ssd that is open, and not served yet.
 pub(crate) enum Planned {
@@ -49,6 +49,14 @@ impl Served {
         match self {
             Self::Nvme(slot) => slot.plug(plug),
             Self::Vhost(slot) => slot.plug(plug),
+        }
+    }
+
+    /// Its disk, if it is one.
+    pub(crate) fn disk(&self) -> Option<Arc<Mutex<Disk>>> {
+        match self {
+            Self::Nvme(_) => None,
+            Self::Vhost(slot) => Some(slot.disk()),
         }
     }
 

@@ -2,7 +2,8 @@
 //! PATH a symbolic link to it; it is gone with the daemon.
 //!
 //! Little-endian 64-bit words: 0 magic `GDWSTAT1`, 1 number of reactors, then eight words a reactor: busy ns (turns that
-//! found work), idle ns, commands taken, turns, sleeps, and three reserved. Counters only grow. Each word has one writer.
+//! found work), idle ns, commands taken, turns, sleeps, and how things are: seats (ssds that have something there), queue pairs, and 1 if
+//! it is on duty. Counters only grow. Each word has one writer.
 
 use memory::SharedRegion;
 use std::os::fd::AsRawFd;
@@ -36,7 +37,12 @@ pub struct ReactorStats {
     pub turns: AtomicU64,
     /// Times it went to sleep.
     pub sleeps: AtomicU64,
-    reserved: [AtomicU64; 3],
+    /// Ssds that have something there.
+    pub seats: AtomicU64,
+    /// Queue pairs and rings.
+    pub pairs: AtomicU64,
+    /// It is on duty.
+    pub on_duty: AtomicU64,
 }
 
 /// One reactor's handle on the page.
@@ -58,18 +64,33 @@ pub(crate) fn add(counter: &AtomicU64, value: u64) {
     counter.store(counter.load(Relaxed).wrapping_add(value), Relaxed);
 }
 
-/// Opens the page for `reactors` reactors and makes `path` a link to it. Only a link that is there is replaced: anything else may
-/// be somebody's file.
-pub(crate) fn open(path: Option<&Path>, reactors: usize) -> std::io::Result<Vec<Counters>> {
-    let page = SharedRegion::<StatsPage>::memfd("godwit-stats")?;
-    if let (Some(path), Some(fd)) = (path, page.fd()) {
-        if std::fs::symlink_metadata(path).is_ok_and(|there| there.is_symlink()) {
-            std::fs::remove_file(path)?;
+/// The page, as its owner has it.
+pub(crate) struct Stats {
+    page: Arc<SharedRegion<StatsPage>>,
+}
+
+impl Stats {
+    /// Makes the page, and `path` a link to it. Only a link that is there is replaced: anything else may be somebody's file.
+    pub(crate) fn open(path: Option<&Path>) -> std::io::Result<Self> {
+        let page = SharedRegion::<StatsPage>::memfd("godwit-stats")?;
+        if let (Some(path), Some(fd)) = (path, page.fd()) {
+            if std::fs::symlink_metadata(path).is_ok_and(|there| there.is_symlink()) {
+                std::fs::remove_file(path)?;
+            }
+            std::os::unix::fs::symlink(format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd()), path)?;
         }
-        std::os::unix::fs::symlink(format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd()), path)?;
+        page.magic.store(MAGIC, Relaxed);
+        Ok(Self { page: Arc::new(page) })
     }
-    page.reactors.store(reactors as u64, Relaxed);
-    page.magic.store(MAGIC, Relaxed);
-    let page = Arc::new(page);
-    Ok((0..reactors).map(|index| Counters { page: Arc::clone(&page), index }).collect())
+
+    /// For a reactor's thread, which is counted among the reactors from now on.
+    pub(crate) fn counters(&self, index: usize) -> Counters {
+        self.page.reactors.fetch_max(index as u64 + 1, Relaxed);
+        Counters { page: Arc::clone(&self.page), index }
+    }
+
+    /// What a reactor counts.
+    pub(crate) fn of(&self, index: usize) -> Option<&ReactorStats> {
+        self.page.of.get(index)
+    }
 }

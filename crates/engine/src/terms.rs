@@ -1,6 +1,7 @@
 //! What an ssd may do, and what it shares with others: the same for its seats on all reactors.
 
-use crate::message::{Address, Message};
+use crate::crew::Crew;
+use crate::message::Message;
 use crate::ssd::Ssd;
 use api::config;
 use block::Now;
@@ -64,11 +65,9 @@ impl Terms {
 }
 
 /// Changes an ssd's limits while it runs: its seats hear of it in their next turn. What was spent and what is owed stays so.
-pub(crate) fn set_limits(ssd: &Ssd, limits: &config::Limits, now: Now, reactors: &[Address]) {
+pub(crate) fn set_limits(ssd: &Ssd, limits: &config::Limits, now: Now, crew: &Crew) {
     ssd.terms.change(limits, now);
-    for reactor in reactors {
-        reactor.send(Message::Limits(ssd.id));
-    }
+    crew.tell_all(|| Message::Limits(ssd.id));
 }
 
 fn limits_of(limits: &config::Limits) -> Limits {

@@ -6,8 +6,8 @@
 //!  guest --rings, guest RAM (shared memory), kicks--> reactors: VhostSeat { virtio::VirtQueueGroup } --> block::Backend
 //! ```
 //!
-//! The session is the single owner of all that a client said. Rings are dealt out to the reactors in turn; a reactor has a seat
-//! only while it has had a ring of the present session. Memory, features and logs change only while no ring runs, so that seats
+//! The session is the single owner of all that a client said. Rings are dealt out to the reactors in turn, and may be moved, between two
+//! of the session's messages; a reactor has a seat only while it has had a ring of the present session. Memory, features and logs change only while no ring runs, so that seats
 //! are told of them in between and never have to wait.
 //!
 //! What a successor needs is in two places: the in-flight region (what was taken and not answered), and the session's deposit
@@ -22,7 +22,7 @@ mod slot;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use disk::{check_size, open_ssd};
+pub(crate) use disk::{Disk, check_size, open_ssd};
 pub(crate) use seat::VhostSeat;
 pub(crate) use serve::{Opened, open, start};
 pub(crate) use slot::{VhostPlan, VhostSlot};

@@ -7,9 +7,7 @@ use crate::poller::{Poller, Token};
 use crate::process::{Binary, Stage};
 use crate::restore::Found;
 use anyhow::Context;
-use api::control::{
-    DEFAULT_SOCKET, EngineStatus, LINE_BYTES_MAX, PoolRequest, Request, Response, SsdStatus, Status,
-};
+use api::control::{DEFAULT_SOCKET, EngineStatus, LINE_BYTES_MAX, Request, Response, SsdStatus, Status};
 use link::control::{Packet, ToEngine};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet};
@@ -249,16 +247,17 @@ impl Keeper {
                 let how = How { path, dry_run, force };
                 self.begin_change(config, &how, guest, now)
             }
-            Request::Pool(request) => self.relay_to_pools(&request, guest),
+            Request::Pool(request) => self.relay_to_engine(serde_json::to_string(&request), guest),
+            Request::Engine(request) => self.relay_to_engine(serde_json::to_string(&request), guest),
         };
         if let Err(text) = result {
             self.answer(Some(guest), Response::Error(text));
         }
     }
 
-    /// Hands a question about pools to the engine, which answers with the guest's number.
-    fn relay_to_pools(&mut self, request: &PoolRequest, guest: u32) -> Result<(), String> {
-        let request = serde_json::to_string(request).map_err(|error| error.to_string())?;
+    /// Hands a question to the engine, which answers with the guest's number.
+    fn relay_to_engine(&mut self, request: serde_json::Result<String>, guest: u32) -> Result<(), String> {
+        let request = request.map_err(|error| error.to_string())?;
         let engine = self.active_mut().filter(|engine| engine.stage == Stage::Serving);
         let Some(engine) = engine else {
             return Err("no engine serves now: `godwit status` shows why; ask again when one does".to_owned());
@@ -347,6 +346,7 @@ impl Keeper {
             keeper_generation: self.generation,
             engine: self.engine_status(now),
             ssds: self.in_order().into_iter().map(ssd_status).collect(),
+            reactors: Vec::new(),
             restarts: self.history.restarts(),
         }
     }

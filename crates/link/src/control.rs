@@ -104,13 +104,13 @@ pub enum ToEngine {
         #[n(0)]
         change: u64,
     },
-    /// Somebody asks about pools: `PoolAnswered` with the same number answers.
+    /// Somebody asks about pools, or about the engine: `PoolAnswered` with the same number answers.
     #[n(12)]
     Pool {
         /// The question's number.
         #[n(0)]
         id: u32,
-        /// An `api::control::PoolRequest` as JSON; opaque to the keeper.
+        /// An `api::control::PoolRequest` or `EngineRequest` as JSON; opaque to the keeper.
         #[n(1)]
         request: String,
     },

@@ -68,6 +68,8 @@ struct Sq {
     /// Looks since something was there.
     idle: u32,
     deleting: bool,
+    /// On its way to another group: nothing more is fetched here.
+    yielding: bool,
     /// Dropped by a reset; kept until its backend I/O has ended.
     dead: bool,
 }
@@ -90,6 +92,8 @@ pub struct QueueGroup {
     at_backend: usize,
     /// When the doorbells were last looked at.
     looked: Now,
+    /// The time of this turn.
+    now: Now,
     /// While the group rests: the doorbells of its submission queues, and what they said.
     resting: Vec<Bell>,
     /// The backend had no room in this poll: nothing more is fetched.
@@ -161,6 +165,7 @@ impl QueueGroup {
             drains: Drains::default(),
             at_backend: 0,
             looked: Now(0),
+            now: Now(0),
             resting: Vec::new(),
             full: false,
             posted: false,
@@ -174,6 +179,12 @@ impl QueueGroup {
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.at_backend
+    }
+
+    /// Completion queues, each with its submission queues.
+    #[must_use]
+    pub fn pairs(&self) -> usize {
+        self.active_cqs.len()
     }
 
     /// No queues.
@@ -255,6 +266,7 @@ impl QueueGroup {
     /// In the place of [`QueueGroup::poll`] while the ssd's limits let nothing begin: only entries that a client did not take are
     /// tried again.
     pub fn poll_shut(&mut self, now: Now) {
+        self.now = now;
         if self.late && !self.drains.is_stopped() {
             self.write_late(now);
         }
@@ -274,7 +286,7 @@ impl QueueGroup {
                 return 0;
             }
         };
-        if sq.deleting {
+        if sq.deleting || sq.yielding {
             return 0;
         }
         sq.idle = 0;

@@ -69,6 +69,12 @@ pub enum GroupCommand {
         /// Completion queue.
         cqid: u16,
     },
+    /// Let go of this completion queue and its submission queues, which stay in the region for another group: fetch nothing more of
+    /// them, and report [`GroupEvent::Yielded`] when what was accepted has ended. If that takes long, go on as before and say so.
+    Yield {
+        /// Completion queue.
+        cqid: u16,
+    },
     /// Use this memory from now on; [`GroupEvent::MemoryAdopted`] when all I/O begun under older maps has ended.
     Memory {
         /// The map.
@@ -189,6 +195,13 @@ pub enum GroupEvent {
     CqDeleted {
         /// Completion queue.
         cqid: u16,
+    },
+    /// The answer to [`GroupCommand::Yield`]. A reset that comes before it takes its place.
+    Yielded {
+        /// Completion queue.
+        cqid: u16,
+        /// It is here still: commands of it take long to end.
+        kept: bool,
     },
     /// No I/O uses an older map.
     MemoryAdopted {

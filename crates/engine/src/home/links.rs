@@ -1,18 +1,19 @@
 //! The ways from a controller to its queues on this and other reactors. The controller sees all groups as one: a command to
 //! all is broadcast, and the acknowledgements are gathered into one.
 
+use crate::crew::Crew;
 use crate::interrupts::Table;
 use crate::message::{Address, Branching, Message};
 use crate::records::Records;
 use crate::seat::Seat;
 use memory::MemoryMap;
 use nvme::namespace::NamespaceTable;
-use nvme::queue::SqRecord;
+use nvme::queue::{SqRecord, close_cq, close_sq};
 use nvme::sink::{GroupCommand, GroupEvent};
 use state::region::{ControllerRegion, QUEUES_MAX};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Acknowledgement ids of the engine's own, which no controller uses.
 const PAUSE: u32 = u32::MAX;
@@ -21,12 +22,13 @@ const RESUME: u32 = 0;
 /// See the module.
 pub(super) struct Links {
     pub(super) this: Address,
-    /// Reactors that queues may be placed on, this one first.
-    reactors: Vec<Address>,
+    crew: Arc<Crew>,
+    /// This reactor.
+    here: usize,
     pub(super) records: Records,
-    /// Where each completion queue lives: index into `reactors`.
+    /// The reactor of each completion queue.
     places: [Option<u8>; QUEUES_MAX],
-    /// Which of `reactors` have a branch; the first is this seat and always true.
+    /// By reactor: it has a branch, or is this one.
     branched: Vec<bool>,
     pub(super) memory: Arc<MemoryMap>,
     pub(super) namespaces: Arc<NamespaceTable>,
@@ -36,6 +38,30 @@ pub(super) struct Links {
     /// Commands for this reactor's own group, run after the controller returns.
     pub(super) local: VecDeque<GroupCommand>,
     moving: Moving,
+    goal: Goal,
+    /// Queue pairs on their way from one reactor to another.
+    transfers: Vec<Transfer>,
+    /// Broadcast, and not yet released.
+    holds: Vec<u32>,
+}
+
+/// A queue pair that its reactor was told to let go.
+struct Transfer {
+    cqid: u16,
+    to: usize,
+    /// What was asked of it meanwhile.
+    waiting: Vec<GroupCommand>,
+    /// This reset has come since: there is nothing to be taken over.
+    void: Option<u32>,
+}
+
+/// Where a home moves to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Goal {
+    /// A reactor of its own.
+    Private,
+    /// Another shared one.
+    Shared(usize),
 }
 
 /// A broadcast that waits for its acknowledgements.
@@ -46,7 +72,7 @@ struct Gather {
     is_hold: bool,
 }
 
-/// On the way to a private reactor.
+/// On the way to another reactor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Moving {
     No,
@@ -56,18 +82,19 @@ pub(super) enum Moving {
 }
 
 impl Links {
-    /// `reactors` begins with the home itself, which has a group already.
+    /// For a home on the reactor `here`, which has a group already.
     pub(super) fn new(
-        reactors: Vec<Address>,
+        (crew, here): (Arc<Crew>, usize),
         records: Records,
         memory: Arc<MemoryMap>,
         namespaces: Arc<NamespaceTable>,
     ) -> Self {
-        let mut branched = vec![false; reactors.len()];
-        branched[0] = true;
+        let mut branched = vec![false; crew.len()];
+        branched[here] = true;
         Self {
-            this: Arc::clone(&reactors[0]),
-            reactors,
+            this: Arc::clone(crew.address(here)),
+            crew,
+            here,
             records,
             places: [None; QUEUES_MAX],
             branched,
@@ -77,6 +104,9 @@ impl Links {
             deletions: Vec::new(),
             local: VecDeque::new(),
             moving: Moving::No,
+            goal: Goal::Private,
+            transfers: Vec::new(),
+            holds: Vec::new(),
         }
     }
 
@@ -88,13 +118,9 @@ impl Links {
         for (cqid, _) in queues().filter(|(_, at)| exists(&region.cqs[*at].size)) {
             self.send_to_queue(seat, cqid, GroupCommand::CreateCq { cqid });
         }
-        if region.admin.shadow_doorbells.load(Ordering::Acquire) != 0 {
-            let shadow = GroupCommand::ShadowDoorbells { enabled: true, id: RESUME };
-            (0..self.reactors.len())
-                .filter(|place| self.branched[*place])
-                .collect::<Vec<_>>()
-                .into_iter()
-                .for_each(|place| self.send(seat, place, shadow.clone()));
+        // Branches were told when they were made.
+        if is_shadowed(region) {
+            self.local.push_back(GroupCommand::ShadowDoorbells { enabled: true, id: RESUME });
         }
         for (sqid, _) in queues().filter(|(_, at)| exists(&region.sqs[*at].size)) {
             if let Some(record) = SqRecord::load(region, sqid) {
@@ -110,6 +136,14 @@ impl Links {
         if matches!(command, GroupCommand::DeleteSq { .. } | GroupCommand::DeleteCq { .. }) {
             self.deletions.push(command.clone());
         }
+        let belongs = matches!(
+            command,
+            GroupCommand::CreateSq { .. } | GroupCommand::DeleteSq { .. } | GroupCommand::DeleteCq { .. }
+        );
+        let transfer = self.transfers.iter_mut().find(|it| it.cqid == cqid && it.void.is_none());
+        if let Some(transfer) = transfer.filter(|_| belongs) {
+            return transfer.waiting.push(command);
+        }
         let place = self.place(cqid, &command);
         self.send(seat, place, command);
     }
@@ -119,17 +153,31 @@ impl Links {
     fn place(&mut self, cqid: u16, command: &GroupCommand) -> usize {
         let cqid = usize::from(cqid) % QUEUES_MAX;
         if let GroupCommand::CreateCq { .. } = command {
-            let count = self.reactors.len();
-            let load =
-                |at: usize| self.places.iter().flatten().filter(|place| usize::from(**place) == at).count();
-            let place = (0..count).min_by_key(|at| load(*at)).unwrap_or(0);
-            self.places[cqid] = u8::try_from(place).ok();
+            self.places[cqid] = u8::try_from(self.emptiest()).ok();
+        } else if let GroupCommand::DeleteCq { .. } = command {
+            let place = self.places[cqid].take();
+            return place.map_or(self.here, usize::from);
         }
-        self.places[cqid].map_or(0, usize::from)
+        self.places[cqid].map_or(self.here, usize::from)
+    }
+
+    /// The reactor on duty with the fewest of this ssd's queues.
+    fn emptiest(&self) -> usize {
+        self.crew.on_duty().min_by_key(|at| (self.queues_on(*at), self.far(*at))).unwrap_or(self.here)
+    }
+
+    /// How many reactors lie between.
+    fn far(&self, at: usize) -> usize {
+        (at + self.crew.len() - self.here) % self.crew.len()
+    }
+
+    /// How many of this ssd's completion queues live there.
+    pub(super) fn queues_on(&self, reactor: usize) -> usize {
+        self.places.iter().flatten().filter(|place| usize::from(**place) == reactor).count()
     }
 
     fn send(&mut self, seat: &Seat, place: usize, command: GroupCommand) {
-        if place == 0 {
+        if place == self.here {
             return self.local.push_back(command);
         }
         if !self.branched[place] {
@@ -142,15 +190,19 @@ impl Links {
                 namespaces: Arc::clone(&self.namespaces),
                 home: Arc::clone(&self.this),
             };
-            self.reactors[place].send(Message::Branch(Box::new(branching)));
+            self.crew.address(place).send(Message::Branch(Box::new(branching)));
+            if is_shadowed(&seat.power.region) {
+                let shadow = GroupCommand::ShadowDoorbells { enabled: true, id: RESUME };
+                self.crew.address(place).send(Message::Group(seat.id(), shadow));
+            }
         }
-        self.reactors[place].send(Message::Group(seat.id(), command));
+        self.crew.address(place).send(Message::Group(seat.id(), command));
     }
 
     /// To every group there is; returns how many.
     pub(super) fn broadcast(&mut self, seat: &Seat, command: &GroupCommand) -> usize {
         self.supersede(command);
-        let places: Vec<usize> = (0..self.reactors.len()).filter(|at| self.branched[*at]).collect();
+        let places: Vec<usize> = (0..self.crew.len()).filter(|at| self.branched[*at]).collect();
         for &place in &places {
             self.send(seat, place, command.clone());
         }
@@ -166,24 +218,39 @@ impl Links {
     /// Takes note of what groups forget when this command reaches them: they will not acknowledge it any more.
     fn supersede(&mut self, command: &GroupCommand) {
         match command {
-            GroupCommand::Reset { .. } => {
+            GroupCommand::Reset { id } => {
                 self.gathers.retain(|gather| !gather.is_hold);
                 self.deletions.clear();
+                self.holds.clear();
+                self.places = [None; QUEUES_MAX];
+                for transfer in &mut self.transfers {
+                    (transfer.void, transfer.waiting) = (Some(*id), Vec::new());
+                }
                 // It ends a pause, too. What a group may still say of that pause comes before it acknowledges the reset.
                 if self.is_pausing() {
                     self.moving = Moving::Wanted;
                 }
             }
-            GroupCommand::Release { id } => self.gathers.retain(|gather| gather.id != *id),
+            GroupCommand::Hold { id, .. } => self.holds.push(*id),
+            GroupCommand::Release { id } => {
+                self.gathers.retain(|gather| gather.id != *id);
+                self.holds.retain(|hold| hold != id);
+            }
             _ => {}
         }
     }
 
     /// The new eventfds to every branch; returns how many.
     pub(super) fn send_interrupts(&self, seat: &Seat, table: &Table) -> usize {
-        let branches = || self.reactors.iter().zip(&self.branched).skip(1).filter(|(_, branched)| **branched);
-        branches().for_each(|(reactor, _)| reactor.send(Message::Interrupts(seat.id(), table.clone())));
-        branches().count()
+        let branches: Vec<usize> = self.branches().collect();
+        for place in &branches {
+            self.crew.address(*place).send(Message::Interrupts(seat.id(), table.clone()));
+        }
+        branches.len()
+    }
+
+    fn branches(&self) -> impl Iterator<Item = usize> {
+        (0..self.crew.len()).filter(|at| *at != self.here && self.branched[*at])
     }
 
     /// Takes what a group says. What comes out is for the controller.
@@ -221,19 +288,28 @@ impl Links {
             return false;
         }
         self.gathers.swap_remove(at);
+        // All groups have said what there was to say before it.
+        self.transfers.retain(|transfer| transfer.void != Some(id));
         true
     }
 
-    /// The ssd needs a reactor of its own.
-    pub(super) fn want_to_move(&mut self) {
+    /// The ssd needs a reactor of its own, or another one.
+    pub(super) fn want_to_move(&mut self, goal: Goal) {
+        if self.moving == Moving::No || goal == Goal::Private {
+            self.goal = goal;
+        }
         if self.moving == Moving::No {
             self.moving = Moving::Wanted;
         }
     }
 
+    pub(super) fn goal(&self) -> Goal {
+        self.goal
+    }
+
     /// Begins to move, if that is wanted: every group ends what it began.
     pub(super) fn pause(&mut self, seat: &Seat) {
-        if self.moving == Moving::Wanted && self.gathers.is_empty() {
+        if self.moving == Moving::Wanted && self.gathers.is_empty() && self.transfers.is_empty() {
             let left = self.broadcast(seat, &GroupCommand::Pause { id: PAUSE });
             self.moving = Moving::Pausing { left };
         }
@@ -272,23 +348,119 @@ impl Links {
 
     /// Ends all branches. Their groups are drained.
     pub(super) fn cut(&mut self, seat: &Seat) {
-        for (reactor, branched) in self.reactors.iter().zip(&mut self.branched).skip(1) {
-            if std::mem::take(branched) {
-                reactor.send(Message::Leave(seat.id()));
+        for place in self.branches().collect::<Vec<_>>() {
+            self.branched[place] = false;
+            self.crew.address(place).send(Message::Leave(seat.id()));
+        }
+    }
+
+    /// Begins to move a queue pair to another reactor. `false`: not now.
+    pub(super) fn transfer(&mut self, seat: &Seat, cqid: u16, to: usize) -> bool {
+        let from = self.places.get(usize::from(cqid)).copied().flatten().map(usize::from);
+        let Some(from) = from.filter(|from| *from != to) else { return false };
+        let busy = self.is_moving()
+            || !self.holds.is_empty()
+            || !self.deletions.is_empty()
+            || self.transfers.iter().any(|transfer| transfer.cqid == cqid);
+        if busy || !self.crew.is_on_duty(to) {
+            return false;
+        }
+        self.transfers.push(Transfer { cqid, to, waiting: Vec::new(), void: None });
+        self.send(seat, from, GroupCommand::Yield { cqid });
+        true
+    }
+
+    /// A queue pair was let go, or is kept: what was asked of it meanwhile goes to who has it now.
+    pub(super) fn yielded(&mut self, seat: &Seat, cqid: u16, kept: bool) {
+        let Some(at) = self.transfers.iter().position(|transfer| transfer.cqid == cqid) else { return };
+        let Transfer { to, waiting, void, .. } = self.transfers.swap_remove(at);
+        let region = &seat.power.region;
+        let sqids = || {
+            let of = |sqid: &u16| SqRecord::load(region, *sqid).is_some_and(|record| record.cqid == cqid);
+            (1u16..).zip(1..QUEUES_MAX).map(|(sqid, _)| sqid).filter(of)
+        };
+        if void.is_some() {
+            // No group has it, so none closes it for the reset, which has not been answered yet.
+            if !kept {
+                sqids().for_each(|sqid| close_sq(region, sqid));
+                close_cq(region, cqid);
+            }
+            return;
+        }
+        if !kept {
+            self.places[usize::from(cqid) % QUEUES_MAX] = u8::try_from(to).ok();
+            self.send(seat, to, GroupCommand::CreateCq { cqid });
+            // Those that were made meanwhile are among what waits.
+            let new = |sqid: u16| {
+                waiting.iter().any(|it| matches!(it, GroupCommand::CreateSq { sqid: its } if *its == sqid))
+            };
+            for sqid in sqids().filter(|sqid| !new(*sqid)) {
+                self.send(seat, to, GroupCommand::CreateSq { sqid });
+            }
+        }
+        for command in waiting {
+            let place = self.place(cqid, &command);
+            self.send(seat, place, command);
+        }
+    }
+
+    /// Queue pairs leave reactors that are off duty, those on duty get the same number each, and empty branches that are off duty end.
+    pub(super) fn muster(&mut self, seat: &Seat) {
+        for at in self.branches().filter(|at| !self.crew.is_on_duty(*at)).collect::<Vec<_>>() {
+            let expected = !self.gathers.is_empty() || !self.transfers.is_empty() || self.is_moving();
+            if self.queues_on(at) == 0 && !expected {
+                self.branched[at] = false;
+                self.crew.address(at).send(Message::Leave(seat.id()));
+            }
+        }
+        for cqid in (1u16..).zip(1..QUEUES_MAX).map(|(cqid, _)| cqid) {
+            let Some(at) = self.places[usize::from(cqid)].map(usize::from) else { continue };
+            // Those under way count where they will be.
+            let mut counts = vec![0; self.crew.len()];
+            for (queue, place) in (0u16..).zip(&self.places) {
+                let goes = self.transfers.iter().find(|transfer| transfer.cqid == queue);
+                let Some(place) = goes.map(|it| it.to).or(place.map(usize::from)) else { continue };
+                counts[place] += 1;
+            }
+            let Some(to) = self.crew.on_duty().min_by_key(|at| (counts[*at], self.far(*at))) else { return };
+            if !self.crew.is_on_duty(at) || counts[at] > counts[to] + 1 {
+                self.transfer(seat, cqid, to);
             }
         }
     }
+
+    /// The queue pairs there are, each with its reactor and what it has done so far, in requests of 16 KiB.
+    pub(super) fn pairs(&self, region: &ControllerRegion) -> Vec<(u16, usize, u64)> {
+        let mut pairs: Vec<_> = (0u16..)
+            .zip(&self.places)
+            .filter_map(|(cqid, place)| Some((cqid, usize::from((*place)?), 0)))
+            .collect();
+        for (sqid, record) in (0u16..).zip(&region.sqs).skip(1) {
+            let Some(found) = SqRecord::load(region, sqid) else { continue };
+            let count = |word: &AtomicU64| word.load(Ordering::Relaxed);
+            let sectors = count(&record.read_sectors).wrapping_add(count(&record.write_sectors));
+            let commands = count(&record.reads).wrapping_add(count(&record.writes));
+            if let Some((.., done)) = pairs.iter_mut().find(|(cqid, ..)| *cqid == found.cqid) {
+                *done = commands.wrapping_add(sectors >> 5).wrapping_add(*done);
+            }
+        }
+        pairs
+    }
+}
+
+/// The host gave pages for its doorbells.
+fn is_shadowed(region: &ControllerRegion) -> bool {
+    region.admin.shadow_doorbells.load(Ordering::Acquire) != 0
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mailbox::Mailbox;
-
     fn links() -> Links {
         let (records, _) = Records::start().unwrap();
-        let addresses = (0..3).map(|_| Arc::new(Mailbox::new().unwrap())).collect();
-        Links::new(addresses, records, Arc::new(MemoryMap::empty()), Arc::new(NamespaceTable::default()))
+        let crew = Crew::new().unwrap();
+        crew.call_up(3);
+        Links::new((crew, 0), records, Arc::new(MemoryMap::empty()), Arc::new(NamespaceTable::default()))
     }
 
     fn gather(id: u32, left: usize, is_hold: bool) -> Gather {

@@ -58,6 +58,14 @@ impl Place {
         }
     }
 
+    /// Queue pairs, or rings, that are served here.
+    pub(super) fn pairs(&self) -> usize {
+        match self {
+            Place::Vhost(seat) => seat.rings().count(),
+            _ => self.seat().map_or(0, |seat| seat.group.pairs()),
+        }
+    }
+
     fn is_busy(&self) -> bool {
         self.seat().is_some_and(Seat::is_busy) || self.vhost().is_some_and(VhostSeat::is_busy)
     }

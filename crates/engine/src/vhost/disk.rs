@@ -1,11 +1,12 @@
 //! What a session acts on: the disk as its client set it up. Calls of the session become orders to the seats, and wait for them.
 
 use super::{Done, Events, Order, Setting};
+use crate::crew::Crew;
 use crate::data_key::DataKey;
 use crate::drive::Drive;
 use crate::interrupts::Eventfd;
 use crate::keeper::Keeper;
-use crate::message::{Address, Message, SsdId};
+use crate::message::{Message, SsdId};
 use crate::meter;
 use crate::pool::Pools;
 use crate::serve::{Kept, backend_config};
@@ -21,7 +22,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use spec::vhost_user::F_LOG_ALL;
 use spec::virtio_blk as blk;
 use state::vhost_session::VhostUserV1;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -118,14 +119,21 @@ impl Flights {
     }
 }
 
+/// A ring that the client has set going.
+#[derive(Clone)]
+struct Running {
+    /// Its reactor. `None`: it could not go on when it was moved, and makes no sense.
+    place: Option<usize>,
+    ring: Ring,
+}
+
 /// See the module.
 pub(crate) struct Disk {
     ssd: Arc<Ssd>,
     device: Arc<Device>,
     info: BlkInfo,
-    /// Home first.
-    reactors: Vec<Address>,
-    /// Which of them have a seat.
+    crew: Arc<Crew>,
+    /// By reactor: it has a seat.
     seated: Vec<bool>,
     setting: Setting,
     log: Option<Arc<MemoryMap>>,
@@ -133,15 +141,14 @@ pub(crate) struct Disk {
     flights: Option<Flights>,
     /// By queue.
     events: Vec<Events>,
-    running: BTreeSet<u16>,
+    running: BTreeMap<u16, Running>,
     frozen: Frozen,
     /// Requests that a predecessor had taken and not answered.
     replayed: u64,
 }
 
 impl Disk {
-    /// `reactors` begins with the disk's home.
-    pub(crate) fn new(ssd: Arc<Ssd>, reactors: Vec<Address>) -> Self {
+    pub(crate) fn new(ssd: Arc<Ssd>, crew: Arc<Crew>) -> Self {
         let device = Arc::new(Device {
             capacity_bytes: ssd.limits.capacity_bytes,
             read_only: false,
@@ -163,17 +170,17 @@ impl Disk {
             hang_up: Arc::new(|| {}),
         };
         Self {
-            seated: vec![false; reactors.len()],
+            seated: vec![false; crew.len()],
             events: vec![Events::default(); usize::from(QUEUES_MAX)],
             ssd,
             device,
             info,
-            reactors,
+            crew,
             setting,
             log: None,
             log_event: None,
             flights: None,
-            running: BTreeSet::new(),
+            running: BTreeMap::new(),
             frozen: Frozen::default(),
             replayed: 0,
         }
@@ -181,10 +188,6 @@ impl Disk {
 
     pub(super) fn frozen(&self) -> Frozen {
         Arc::clone(&self.frozen)
-    }
-
-    pub(crate) fn ssd(&self) -> &Arc<Ssd> {
-        &self.ssd
     }
 
     /// Requests executed again since the last call.
@@ -199,28 +202,77 @@ impl Disk {
 
     /// The client is gone: nothing of it is touched when this returns, and the disk is as before it came.
     pub(crate) fn leave(&mut self) {
-        for queue in std::mem::take(&mut self.running) {
-            let _ = self.ask(self.place(queue), |reply| Order::Stop(queue, reply));
+        for (queue, running) in std::mem::take(&mut self.running) {
+            if let Some(place) = running.place {
+                let _ = self.ask(place, |reply| Order::Stop(queue, reply));
+            }
         }
-        for place in 0..self.reactors.len() {
+        for place in 0..self.crew.len() {
             if std::mem::take(&mut self.seated[place]) {
                 let _ = self.ask(place, Order::Leave);
             }
         }
         let frozen = Arc::clone(&self.frozen);
-        *self = Self::new(Arc::clone(&self.ssd), std::mem::take(&mut self.reactors));
+        *self = Self::new(Arc::clone(&self.ssd), Arc::clone(&self.crew));
         self.frozen = frozen;
     }
 
     /// Makes all that was written durable.
     pub(crate) fn flush(&mut self) -> Done {
-        self.sit(0);
-        self.ask(0, Order::Flush)
+        let home = self.crew.deal(self.ssd.id.0);
+        self.sit(home);
+        self.ask(home, Order::Flush)
     }
 
-    /// The reactor of a ring.
-    fn place(&self, queue: u16) -> usize {
-        usize::from(queue) % self.reactors.len()
+    /// The reactors on duty have changed: rings leave those that are not, and those that are get the same number each.
+    pub(crate) fn muster(&mut self) {
+        for queue in self.running.keys().copied().collect::<Vec<_>>() {
+            let count = |at: usize| self.running.values().filter(|running| running.place == Some(at)).count();
+            let Some(at) = self.running.get(&queue).and_then(|running| running.place) else { continue };
+            let Some(to) = self.crew.on_duty().min_by_key(|to| count(*to)) else { return };
+            if !self.crew.is_on_duty(at) || count(at) > count(to) + 1 {
+                self.shift(queue, to);
+            }
+        }
+        for place in 0..self.crew.len() {
+            let used = self.running.values().any(|running| running.place == Some(place));
+            if !used && !self.crew.is_on_duty(place) && std::mem::take(&mut self.seated[place]) {
+                let _ = self.ask(place, Order::Leave);
+            }
+        }
+    }
+
+    /// Moves a ring to another reactor: it is stopped on the one, which answers all that it took, and started on the other.
+    pub(crate) fn shift(&mut self, queue: u16, to: usize) {
+        let Some(Running { place: Some(from), ring }) = self.running.get(&queue).cloned() else { return };
+        if from == to || !self.crew.is_on_duty(to) {
+            return;
+        }
+        let Ok(base) = self.ask(from, |reply| Order::Stop(queue, reply)) else { return };
+        let ring = Ring { base, ..ring };
+        // Where the other cannot have it (no descriptor is left), it stays.
+        let place = [to, from].into_iter().find(|place| self.start_on(*place, queue, &ring).is_ok());
+        self.running.insert(queue, Running { place, ring });
+    }
+
+    fn start_on(&mut self, place: usize, queue: u16, ring: &Ring) -> Result<(), Errno> {
+        let flights = self.flights.as_ref().ok_or(Errno::INVAL)?;
+        let config = RingConfig {
+            size: ring.size,
+            packed: ring.packed,
+            event_idx: self.setting.features & blk::F_EVENT_IDX != 0,
+            descriptors: ring.descriptors,
+            driver: ring.driver,
+            device: ring.device,
+            base: ring.base,
+            log_address: ring.log_address,
+            inflight: Some(flights.of_queue(ring.packed, queue)?),
+        };
+        let events = self.events.get(usize::from(queue)).cloned().ok_or(Errno::INVAL)?;
+        self.sit(place);
+        let again = self.ask(place, |reply| Order::Start(queue, Box::new(config), events, reply))?;
+        self.replayed += u64::from(again);
+        Ok(())
     }
 
     fn sit(&mut self, place: usize) {
@@ -240,7 +292,7 @@ impl Disk {
     }
 
     fn send(&self, place: usize, order: Order) {
-        self.reactors[place].send(Message::Vhost(self.ssd.id, order));
+        self.crew.address(place).send(Message::Vhost(self.ssd.id, order));
     }
 
     fn ask(&self, place: usize, order: impl FnOnce(std::sync::mpsc::SyncSender<Done>) -> Order) -> Done {
@@ -252,7 +304,7 @@ impl Disk {
     /// Changes what all rings share.
     fn set(&mut self, change: impl FnOnce(&mut Setting)) -> Result<(), Errno> {
         change(&mut self.setting);
-        for place in (0..self.reactors.len()).filter(|place| self.seated[*place]) {
+        for place in (0..self.crew.len()).filter(|place| self.seated[*place]) {
             self.ask(place, |reply| Order::Adopt(Box::new(self.setting.clone()), reply))?;
         }
         Ok(())
@@ -262,8 +314,8 @@ impl Disk {
         let events = self.events.get_mut(usize::from(queue)).ok_or(Errno::INVAL)?;
         change(events);
         let events = events.clone();
-        if self.running.contains(&queue) {
-            self.ask(self.place(queue), |reply| Order::Events(queue, events, reply))?;
+        if let Some(place) = self.running.get(&queue).and_then(|running| running.place) {
+            self.ask(place, |reply| Order::Events(queue, events, reply))?;
         }
         Ok(())
     }
@@ -372,29 +424,19 @@ impl Blk for Disk {
     }
 
     fn start(&mut self, queue: u16, ring: Ring) -> Result<(), Errno> {
-        let flights = self.flights.as_ref().ok_or(Errno::INVAL)?;
-        let config = RingConfig {
-            size: ring.size,
-            packed: ring.packed,
-            event_idx: self.setting.features & blk::F_EVENT_IDX != 0,
-            descriptors: ring.descriptors,
-            driver: ring.driver,
-            device: ring.device,
-            base: ring.base,
-            log_address: ring.log_address,
-            inflight: Some(flights.of_queue(ring.packed, queue)?),
-        };
-        let events = self.events.get(usize::from(queue)).cloned().ok_or(Errno::INVAL)?;
-        let place = self.place(queue);
-        self.sit(place);
-        let again = self.ask(place, |reply| Order::Start(queue, Box::new(config), events, reply))?;
-        self.replayed += u64::from(again);
-        self.running.insert(queue);
+        // Disks spread by their numbers, the rings of one by theirs.
+        let place = self.crew.deal(self.ssd.id.0.wrapping_add(usize::from(queue)));
+        self.start_on(place, queue, &ring)?;
+        self.running.insert(queue, Running { place: Some(place), ring });
         Ok(())
     }
 
     fn stop(&mut self, queue: u16) -> Result<u32, Errno> {
-        let base = self.ask(self.place(queue), |reply| Order::Stop(queue, reply))?;
+        let running = self.running.get(&queue).ok_or(Errno::INVAL)?;
+        let base = match running.place {
+            Some(place) => self.ask(place, |reply| Order::Stop(queue, reply))?,
+            None => running.ring.base,
+        };
         self.running.remove(&queue);
         Ok(base)
     }

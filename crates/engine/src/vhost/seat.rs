@@ -50,6 +50,8 @@ struct Desk {
     backend: Box<dyn Backend>,
     /// By queue.
     events: Vec<Events>,
+    /// By queue: what it has done, in requests of 16 KiB.
+    done: Vec<u64>,
     /// What the group reported in this turn.
     reports: Vec<Event>,
     meter: Meter,
@@ -70,6 +72,10 @@ impl Sink for Desk {
         }
         if request.token != FLUSH {
             self.meter.submitted(request, submitted);
+            let queue = usize::try_from(request.token.0 >> 16).unwrap_or(usize::MAX);
+            if let Some(done) = self.done.get_mut(queue) {
+                *done = done.wrapping_add(1 + (request.range.len_bytes >> 14));
+            }
         }
         submitted
     }
@@ -102,7 +108,14 @@ impl VhostSeat {
         let (meter, admission) = (Meter::new(&ssd, stand.lane), Admission::new(&ssd.terms));
         Self {
             ssd,
-            desk: Desk { backend, events, reports: Vec::new(), admission, meter },
+            desk: Desk {
+                backend,
+                events,
+                done: vec![0; usize::from(QUEUES_MAX)],
+                reports: Vec::new(),
+                admission,
+                meter,
+            },
             group,
             kicks: kicks.ok(),
             stops: Vec::new(),
@@ -162,6 +175,12 @@ impl VhostSeat {
         if self.pause.is_some() && self.desk.backend.in_flight() == 0 && self.group.in_flight() == 0 {
             self.paused();
         }
+    }
+
+    /// The rings served here, and what each has done.
+    pub(crate) fn rings(&self) -> impl Iterator<Item = (u16, u64)> {
+        let done = |queue: u16| self.desk.done.get(usize::from(queue)).copied().unwrap_or(0);
+        self.group.queues().iter().map(move |queue| (*queue, done(*queue)))
     }
 
     /// Hands what the turn submitted to the drive.

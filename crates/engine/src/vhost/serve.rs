@@ -1,7 +1,7 @@
 //! A disk without a keeper: its socket, and its clients one after the other. Another client waits until the first has left.
 
 use super::disk::{Disk, open_ssd};
-use crate::message::Address;
+use crate::crew::Crew;
 use crate::pool::Pools;
 use crate::serve::{Kept, Server};
 use crate::ssd::Ssd;
@@ -35,15 +35,15 @@ impl Opened {
     }
 }
 
-/// Starts the disk's thread. `reactors` begins with its home.
-pub(crate) fn start(opened: Opened, reactors: Vec<Address>) -> anyhow::Result<Server> {
+/// Starts the disk's thread.
+pub(crate) fn start(opened: Opened, crew: Arc<Crew>) -> anyhow::Result<Server> {
     let shutdown = Shutdown::new()?;
     let ends = shutdown.clone();
     let name = format!("ssd-{}", opened.ssd.id.0);
     let thread = std::thread::Builder::new().name(name).stack_size(256 << 10).spawn(move || {
         let Opened { ssd, listener } = opened;
         let name = ssd.name.clone();
-        let mut disk = Disk::new(ssd, reactors);
+        let mut disk = Disk::new(ssd, crew);
         while let Some(client) = listener.next(&ends)? {
             tracing::info!(ssd = name, "vhost-user client connected");
             if let Ok(stream) = client.try_clone() {

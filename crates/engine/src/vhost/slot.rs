@@ -8,8 +8,9 @@ use super::disk::{Disk, Frozen};
 use super::saved::{read, written};
 use crate::blame::Line;
 use crate::channel::LinkChannel;
+use crate::crew::Crew;
 use crate::keeper::{Keeper, PowerCycle};
-use crate::message::{Address, Message};
+use crate::message::Message;
 use crate::slot::Plug;
 use crate::ssd::Ssd;
 use anyhow::Context;
@@ -20,7 +21,7 @@ use nvme::queue::Left;
 use rustix::fs::MemfdFlags;
 use state::vhost_session::VhostUserV1;
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -37,8 +38,7 @@ pub(crate) struct VhostPlan {
     pub(crate) found: bool,
     /// The client there is already.
     pub(crate) client: Option<Plug>,
-    /// Home first.
-    pub(crate) reactors: Vec<Address>,
+    pub(crate) crew: Arc<Crew>,
 }
 
 enum Job {
@@ -104,7 +104,8 @@ impl Gate {
 /// One disk's thread, as others see it.
 pub(crate) struct VhostSlot {
     ssd: Arc<Ssd>,
-    reactors: Vec<Address>,
+    crew: Arc<Crew>,
+    disk: Arc<Mutex<Disk>>,
     jobs: Sender<Job>,
     gate: Arc<Gate>,
     frozen: Frozen,
@@ -123,14 +124,21 @@ impl VhostSlot {
     pub(crate) fn start(plan: VhostPlan, ready: Sender<anyhow::Result<Left>>) -> std::io::Result<Self> {
         let (jobs, inbox) = channel();
         let gate = Arc::new(Gate::default());
-        let (ssd, reactors, shared) = (Arc::clone(&plan.ssd), plan.reactors.clone(), Arc::clone(&gate));
-        let disk = Disk::new(Arc::clone(&ssd), reactors.clone());
+        let (ssd, crew, shared) = (Arc::clone(&plan.ssd), Arc::clone(&plan.crew), Arc::clone(&gate));
+        let disk = Disk::new(Arc::clone(&ssd), Arc::clone(&crew));
         let frozen = disk.frozen();
+        let disk = Arc::new(Mutex::new(disk));
+        let theirs = Arc::clone(&disk);
         let thread = std::thread::Builder::new()
             .name(format!("ssd-{}", ssd.id.0))
             .stack_size(256 << 10)
-            .spawn(move || Keeping::run(plan, disk, &inbox, shared, ready))?;
-        Ok(Self { ssd, reactors, jobs, gate, frozen, thread })
+            .spawn(move || Keeping::run(plan, theirs, &inbox, shared, ready))?;
+        Ok(Self { ssd, crew, disk, jobs, gate, frozen, thread })
+    }
+
+    /// The disk, for who moves its rings. May wait for a command of the client, and for I/O.
+    pub(crate) fn disk(&self) -> Arc<Mutex<Disk>> {
+        Arc::clone(&self.disk)
     }
 
     /// A new client.
@@ -158,11 +166,11 @@ impl VhostSlot {
         }
         *self.frozen.lock().unwrap_or_else(PoisonError::into_inner) = true;
         let answers: Vec<_> = self
-            .reactors
-            .iter()
+            .crew
+            .manned()
             .map(|reactor| {
                 let (reply, answer) = sync_channel(1);
-                reactor.send(Message::Vhost(self.ssd.id, Order::Pause(reply)));
+                self.crew.address(reactor).send(Message::Vhost(self.ssd.id, Order::Pause(reply)));
                 answer
             })
             .collect();
@@ -173,7 +181,8 @@ impl VhostSlot {
 
 /// The thread's own view.
 struct Keeping {
-    disk: Disk,
+    ssd: Arc<Ssd>,
+    disk: Arc<Mutex<Disk>>,
     keeper: Arc<Keeper>,
     gate: Arc<Gate>,
 }
@@ -188,7 +197,7 @@ struct Ready {
 impl Keeping {
     fn run(
         plan: VhostPlan,
-        disk: Disk,
+        disk: Arc<Mutex<Disk>>,
         inbox: &Receiver<Job>,
         gate: Arc<Gate>,
         ready: Sender<anyhow::Result<Left>>,
@@ -199,8 +208,8 @@ impl Keeping {
         let begun = Self::begin(plan, disk, gate).with_context(|| format!("ssd \"{name}\""));
         line.turn_to(None);
         let (mut keeping, mut session) = match begun {
-            Ok((mut keeping, session)) => {
-                let unanswered = keeping.disk.take_replayed();
+            Ok((keeping, session)) => {
+                let unanswered = keeping.disk().take_replayed();
                 if unanswered > 0 {
                     tracing::info!(ssd = name, unanswered, "going on where a predecessor ended");
                 }
@@ -225,9 +234,18 @@ impl Keeping {
         }
     }
 
-    fn begin(plan: VhostPlan, disk: Disk, gate: Arc<Gate>) -> anyhow::Result<(Self, Option<Ready>)> {
-        let VhostPlan { keeper, found, client, .. } = plan;
-        let mut keeping = Self { disk, keeper, gate };
+    /// Held while the client is obeyed, or a ring moves.
+    fn disk(&self) -> MutexGuard<'_, Disk> {
+        self.disk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(
+        plan: VhostPlan,
+        disk: Arc<Mutex<Disk>>,
+        gate: Arc<Gate>,
+    ) -> anyhow::Result<(Self, Option<Ready>)> {
+        let VhostPlan { ssd, keeper, found, client, .. } = plan;
+        let mut keeping = Self { ssd, disk, keeper, gate };
         if !found {
             keeping.power_on(None)?;
         }
@@ -240,7 +258,7 @@ impl Keeping {
 
     /// A power cycle, by which the keeper forgets a session that is over. A disk keeps nothing over it but its drive.
     fn power_on(&self, ended: Option<u64>) -> anyhow::Result<()> {
-        let ssd = self.disk.ssd();
+        let ssd = &self.ssd;
         let mut parts = Vec::new();
         if ended.is_none() {
             let mark = rustix::fs::memfd_create("godwit-powered", MemfdFlags::CLOEXEC)?;
@@ -256,12 +274,13 @@ impl Keeping {
         let (channel, restore) = LinkChannel::open(plug.link)?;
         let Restore { deposit, fds } = restore;
         let other_hand = Arc::clone(&channel);
-        self.disk.enter(move || frontend::vfio_user::Channel::hang_up(&*other_hand));
+        let mut disk = self.disk();
+        disk.enter(move || frontend::vfio_user::Channel::hang_up(&*other_hand));
         let session = match deposit {
-            None => Session::new(&self.disk),
+            None => Session::new(&*disk),
             Some(bytes) => {
                 let saved = read(&VhostUserV1::from_bytes(&bytes)?);
-                Session::restore(&saved, fds, &mut self.disk)?
+                Session::restore(&saved, fds, &mut *disk)?
             }
         };
         Ok(Ready { number: plug.session, channel, session })
@@ -275,8 +294,8 @@ impl Keeping {
             Ok(ready) => Ok(Some(ready)),
             Err(error) => {
                 let why = format!("its client cannot be served and was hung up on: {error:#}");
-                self.keeper.fault(Some(self.disk.ssd().id.0), why);
-                self.disk.leave();
+                self.keeper.fault(Some(self.ssd.id.0), why);
+                self.disk().leave();
                 self.power_on(Some(number))?;
                 Ok(None)
             }
@@ -292,7 +311,7 @@ impl Keeping {
             wait_for_the_end();
         }
         self.gate.set_channel(None);
-        self.disk.leave();
+        self.disk().leave();
         self.power_on(Some(number))?;
         // The link is closed after the keeper heard that the session is over.
         drop(channel);
@@ -300,7 +319,7 @@ impl Keeping {
     }
 
     fn commands(&mut self, channel: &LinkChannel, session: &mut Session) {
-        let name = self.disk.ssd().name.clone();
+        let name = self.ssd.name.clone();
         let mut lines = 0;
         let mut hung_up = false;
         loop {
@@ -332,7 +351,7 @@ impl Keeping {
         lines: &mut u32,
     ) -> (Option<Answer>, bool) {
         let Command { seq, frame, fds, surplus_fds } = command;
-        let name = &self.disk.ssd().name;
+        let name = &self.ssd.name;
         let header = frame.first_chunk::<HEADER_BYTES>().map(Header::parse);
         let Some(Ok(header)) = header else {
             tracing::warn!(
@@ -345,17 +364,17 @@ impl Keeping {
         let fds = fds.into_iter().map(|(id, fd)| ClientFd { id, fd }).collect();
         let request = header.request.0;
         let message = frontend::vhost_user::Message { header, payload, fds, surplus_fds };
-        let outcome = session.handle(message, &mut self.disk);
+        let outcome = session.handle(message, &mut *self.disk());
         if let Some(refusal) = outcome.refused.filter(|_| *lines < LOG_LINES_MAX) {
             *lines += 1;
-            tracing::warn!(ssd = self.disk.ssd().name, request, %refusal, "vhost-user message refused");
+            tracing::warn!(ssd = self.ssd.name, request, %refusal, "vhost-user message refused");
         }
         let close = outcome.close;
         match answer(seq, session, outcome) {
             Ok(answer) => (Some(answer), close),
             Err(error) => {
                 tracing::error!(
-                    ssd = self.disk.ssd().name,
+                    ssd = self.ssd.name,
                     error = format!("{error:#}"),
                     "a session cannot be saved"
                 );
@@ -365,9 +384,10 @@ impl Keeping {
     }
 
     /// Makes all durable, with no client connected.
-    fn close(mut self) -> anyhow::Result<()> {
-        let flushed = self.disk.flush();
-        self.disk.leave();
+    fn close(self) -> anyhow::Result<()> {
+        let mut disk = self.disk();
+        let flushed = disk.flush();
+        disk.leave();
         flushed.map(drop).context("its data cannot be made durable")
     }
 }

@@ -6,7 +6,7 @@ mod disk;
 
 use super::disk::Disk;
 use crate::clock::{Calibration, Clock};
-use crate::mailbox::Mailbox;
+use crate::crew::Crew;
 use crate::message::{Message, SsdId};
 use crate::reactor;
 use crate::records::Records;
@@ -49,25 +49,25 @@ fn faulty(plan: Plan) -> Arc<Ssd> {
 /// Serves one client on a drive with this plan; the test is the client.
 fn with_disk(plan: Plan, test: impl FnOnce(&Path)) {
     let (records, keeper) = Records::start().unwrap();
-    let address = Arc::new(Mailbox::new().unwrap());
-    let counters = crate::stats::open(None, 1).unwrap().remove(0);
+    let crew = Crew::new().unwrap();
+    crew.call_up(1);
+    let counters = crate::stats::Stats::open(None).unwrap().counters(0);
     let clock = Clock::calibrate(Calibration::begin());
     let options = reactor::Options { cpu: None, spin_ns: 20_000, idle_ns: 1_000_000, clock };
-    let all = vec![Arc::clone(&address)];
-    let reactor = reactor::spawn(0, all, options, records.clone(), None, counters).unwrap();
+    let reactor = reactor::spawn(0, Arc::clone(&crew), options, records.clone(), None, counters).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("disk.sock");
     let listener = UnixListener::bind(&socket).unwrap();
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let (client, _) = listener.accept().unwrap();
-            let mut disk = Disk::new(faulty(plan), vec![Arc::clone(&address)]);
+            let mut disk = Disk::new(faulty(plan), Arc::clone(&crew));
             serve(client, &mut disk, &Limits::default(), &Shutdown::new().unwrap());
             disk.leave();
         });
         test(&socket);
     });
-    address.send(Message::Stop);
+    crew.address(0).send(Message::Stop);
     reactor.join().unwrap();
     drop(records);
     keeper.join().unwrap();

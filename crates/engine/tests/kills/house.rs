@@ -65,6 +65,16 @@ fn config_text(directory: &Path, ssds: &[(&str, &str)], reactors: usize) -> Stri
     text
 }
 
+/// Of each reactor, by the page of statistics in a folder: the ssds that have something there, and queue pairs.
+pub(crate) fn reactors(directory: &Path) -> Vec<(u64, u64)> {
+    let page = std::fs::read(directory.join("stats")).unwrap_or_default();
+    let word = |at: usize| {
+        let bytes = page.get(at * 8..at * 8 + 8);
+        bytes.map_or(0, |bytes| u64::from_le_bytes(bytes.try_into().unwrap()))
+    };
+    (0..word(1) as usize).map(|reactor| (word(2 + reactor * 8 + 5), word(2 + reactor * 8 + 6))).collect()
+}
+
 impl House {
     /// `ssds`: names and backends, where `DIR` stands for the directory.
     pub(crate) fn start(ssds: &[(&str, &str)], reactors: usize) -> Self {
@@ -72,6 +82,7 @@ impl House {
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let text = config_text(directory.path(), ssds, reactors);
         let (stopped, stop) = rustix::pipe::pipe().unwrap();
+        let stats = directory.path().join("stats");
         let pid_file = directory.path().join("pid").display().to_string();
         let options = keeper::Options {
             config_path: PathBuf::from("test.toml"),
@@ -81,7 +92,7 @@ impl House {
                 arguments: ["--exact", "engine_process", "--ignored", "--nocapture"].map(String::from).into(),
                 environment: vec![(PID_FILE.to_owned(), pid_file)],
             },
-            stats: None,
+            stats: Some(stats),
             limits: Limits { blame_crashes: usize::MAX, short_life: Duration::ZERO, ..Limits::default() },
             notify: keeper::Notify::default(),
             again: None,
@@ -95,6 +106,16 @@ impl House {
     /// Has the keeper serve these instead. Whether it is done, and what was said.
     pub(crate) fn apply(&self, ssds: &[(&str, &str)]) -> Result<String, String> {
         self.apply_text(config_text(self.directory.path(), ssds, self.reactors))
+    }
+
+    /// Has these served by so many reactors.
+    pub(crate) fn call_up(&self, ssds: &[(&str, &str)], reactors: usize) -> Result<String, String> {
+        self.apply_text(config_text(self.directory.path(), ssds, reactors))
+    }
+
+    /// Of each reactor of the engine there is: the ssds that have something there, and queue pairs. Empty while there is none.
+    pub(crate) fn reactors(&self) -> Vec<(u64, u64)> {
+        reactors(self.directory.path())
     }
 
     pub(crate) fn apply_text(&self, config: String) -> Result<String, String> {

@@ -11,6 +11,7 @@ mod house;
 mod load;
 mod many;
 mod metrics;
+mod reactors;
 
 use guest::nvme::{Options, Sqe};
 use house::{House, KILLED_NS};

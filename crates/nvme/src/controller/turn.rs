@@ -90,7 +90,8 @@ impl Controller {
         match event {
             GroupEvent::SqDeleted { sqid } => self.queue_deleted(false, sqid),
             GroupEvent::CqDeleted { cqid } => self.queue_deleted(true, cqid),
-            GroupEvent::MemoryAdopted { .. } => {}
+            // The engine's own.
+            GroupEvent::MemoryAdopted { .. } | GroupEvent::Yielded { .. } => {}
             GroupEvent::Acknowledged { id } => self.acknowledged(id, host),
             GroupEvent::AbortResult { id, aborted } => {
                 if let Some(Wait::Abort(slot)) = self.waits.remove(&id) {

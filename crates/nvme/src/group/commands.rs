@@ -24,6 +24,7 @@ impl QueueGroup {
                 self.drop_cq(cqid);
                 sink.report(GroupEvent::CqDeleted { cqid });
             }
+            GroupCommand::Yield { cqid } => self.yield_pair(cqid, sink),
             GroupCommand::Memory { map } => self.adopt(map, sink),
             GroupCommand::Namespaces { table, id } => {
                 self.io.table = table;
@@ -90,6 +91,7 @@ impl QueueGroup {
             arrivals: Arrivals::default(),
             idle: 0,
             deleting: false,
+            yielding: false,
             dead: false,
         });
         let conclusion = conclude(&self.region, sqid);
@@ -176,6 +178,15 @@ impl QueueGroup {
         self.drains.watch();
     }
 
+    /// Nothing more is fetched of what goes to another group.
+    fn yield_pair(&mut self, cqid: u16, sink: &mut impl Sink) {
+        if !self.active_cqs.contains(&cqid) {
+            return sink.report(GroupEvent::Yielded { cqid, kept: true });
+        }
+        self.set_yielding(cqid, true);
+        self.drains.yield_pair(cqid, self.now);
+    }
+
     fn adopt(&mut self, map: Arc<MemoryMap>, sink: &mut impl Sink) {
         let old = core::mem::replace(&mut self.io.map, Arc::clone(&map));
         self.drains.retire_map(old, map.generation());
@@ -234,7 +245,7 @@ impl QueueGroup {
         }
         for sq in self.sqs.iter_mut().flatten() {
             sq.dead = true;
-            sq.deleting = false;
+            (sq.deleting, sq.yielding) = (false, false);
         }
         self.drains.reset(id);
         self.posted = false;

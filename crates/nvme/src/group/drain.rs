@@ -2,12 +2,16 @@
 
 use std::sync::Arc;
 
+use block::Now;
 use memory::MemoryMap;
 
 use super::live::{Live, State};
 use super::{QueueGroup, Sq};
 use crate::queue::{close_cq, close_sq};
 use crate::sink::{GroupEvent, Scope, Sink};
+
+/// How long commands of a queue pair that is to go to another group may take to end. The guest's next ones wait so long.
+const YIELD_NS: u64 = 10_000_000;
 
 /// A hold, acknowledged or not yet.
 #[derive(Debug)]
@@ -28,6 +32,13 @@ struct Retired {
     epoch: u32,
 }
 
+/// A queue pair on its way to another group.
+#[derive(Debug)]
+struct Yield {
+    cqid: u16,
+    since: Now,
+}
+
 /// Why nothing new begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stop {
@@ -41,6 +52,7 @@ pub(super) struct Drains {
     holds: Vec<Hold>,
     retired: Vec<Retired>,
     stop: Option<(Stop, u32, bool)>,
+    yields: Vec<Yield>,
     epoch: u32,
     /// Something may be due for a report.
     watching: bool,
@@ -89,8 +101,14 @@ impl Drains {
         self.watch();
     }
 
+    pub(super) fn yield_pair(&mut self, cqid: u16, now: Now) {
+        self.yields.push(Yield { cqid, since: now });
+        self.watch();
+    }
+
     pub(super) fn reset(&mut self, id: u32) {
         self.holds.clear();
+        self.yields.clear();
         self.stop = Some((Stop::Reset, id, false));
         self.watch();
     }
@@ -108,11 +126,13 @@ impl QueueGroup {
         self.check_holds(sink);
         self.check_maps(sink);
         self.check_deletions(sink);
+        self.check_yields(sink);
         self.check_stop(sink);
         let drains = &mut self.drains;
         drains.watching = drains.holds.iter().any(|hold| !hold.acknowledged)
             || !drains.retired.is_empty()
             || drains.stop.is_some()
+            || !drains.yields.is_empty()
             || self.sqs.iter().flatten().any(|sq| sq.deleting || sq.dead);
     }
 
@@ -162,6 +182,48 @@ impl QueueGroup {
                 close_sq(&self.region, sqid);
                 sink.report(GroupEvent::SqDeleted { sqid });
             }
+        }
+    }
+
+    /// Lets go of what has come to rest. While the group pauses all goes to another group as it is.
+    fn check_yields(&mut self, sink: &mut impl Sink) {
+        if self.drains.is_stopped() {
+            return;
+        }
+        let mut yields = core::mem::take(&mut self.drains.yields);
+        yields.retain(|&Yield { cqid, since }| {
+            let sqs = || self.sqs.iter().flatten().filter(|sq| sq.queue.cqid() == cqid);
+            let unwritten = self.cqs.get(usize::from(cqid)).and_then(Option::as_ref);
+            let ended =
+                sqs().all(|sq| sq.live.is_empty()) && unwritten.is_some_and(|cq| cq.late_at().is_none());
+            let late = self.now.0.saturating_sub(since.0) >= YIELD_NS;
+            if ended {
+                let gone: Vec<u16> = sqs().map(|sq| sq.queue.sqid()).collect();
+                for sqid in &gone {
+                    if let Some(place) = self.sqs.get_mut(usize::from(*sqid)) {
+                        *place = None;
+                    }
+                }
+                if let Some(place) = self.cqs.get_mut(usize::from(cqid)) {
+                    *place = None;
+                }
+                self.active_sqs.retain(|sqid| !gone.contains(sqid));
+                self.active_cqs.retain(|other| *other != cqid);
+            } else if late {
+                self.set_yielding(cqid, false);
+            }
+            if ended || late {
+                sink.report(GroupEvent::Yielded { cqid, kept: !ended });
+            }
+            !ended && !late
+        });
+        self.drains.yields = yields;
+    }
+
+    /// Whether the submission queues of a completion queue are on their way to another group.
+    pub(super) fn set_yielding(&mut self, cqid: u16, yielding: bool) {
+        for sq in self.sqs.iter_mut().flatten().filter(|sq| sq.queue.cqid() == cqid) {
+            sq.yielding = yielding;
         }
     }
 

@@ -486,3 +486,66 @@ fn commands_that_go_with_their_queue_are_counted_as_changes() {
     nvme::queue::close_sq(&world.region, 1);
     assert_eq!(world.region.sqs[1].other_changes.load(Ordering::Relaxed), 1);
 }
+
+/// Ours: docs/decisions/0028.
+#[test]
+fn a_queue_pair_is_let_go_when_what_was_accepted_has_ended_and_another_group_goes_on() {
+    let mut world = World::new();
+    world.drive.mode = Mode::Later;
+    put_reads(&mut world, 2, 1);
+    world.turn();
+    world.tell(GroupCommand::Yield { cqid: 1 });
+    put_reads(&mut world, 1, 1);
+    assert_eq!(world.turn(), 0, "nothing more is fetched here");
+    assert!(world.drive.events.is_empty());
+    world.deliver();
+    assert_eq!(world.drive.events, [GroupEvent::Yielded { cqid: 1, kept: false }]);
+    assert!(world.group.is_empty());
+    assert_eq!(world.reap().len(), 2);
+    assert_eq!(world.turn(), 0);
+    // The other group may as well be this one.
+    world.tell(GroupCommand::CreateCq { cqid: 1 });
+    world.tell(GroupCommand::CreateSq { sqid: 1 });
+    assert_eq!(world.turn(), 1);
+    world.deliver();
+    assert_eq!(world.reap().len(), 1);
+}
+
+/// Ours: docs/decisions/0028.
+#[test]
+fn a_queue_pair_whose_commands_take_long_stays_and_goes_on() {
+    let mut world = World::new();
+    world.drive.mode = Mode::Later;
+    put_reads(&mut world, 1, 1);
+    world.turn();
+    world.tell(GroupCommand::Yield { cqid: 1 });
+    put_reads(&mut world, 1, 1);
+    assert_eq!(world.group.poll(Now(9_000_000), &mut world.drive), 0);
+    world.group.flush(&mut world.drive);
+    assert!(world.drive.events.is_empty());
+    world.group.poll(Now(11_000_000), &mut world.drive);
+    world.group.flush(&mut world.drive);
+    assert_eq!(world.drive.events, [GroupEvent::Yielded { cqid: 1, kept: true }]);
+    assert_eq!(world.turn(), 1);
+    world.deliver();
+    assert_eq!(world.reap().len(), 2);
+    world.drive.events.clear();
+    world.tell(GroupCommand::Yield { cqid: 9 });
+    assert_eq!(world.drive.events, [GroupEvent::Yielded { cqid: 9, kept: true }], "it was never here");
+}
+
+/// Ours: docs/decisions/0028.
+#[test]
+fn a_reset_takes_the_place_of_the_answer_to_a_yield() {
+    let mut world = World::new();
+    world.drive.mode = Mode::Later;
+    put_reads(&mut world, 1, 1);
+    world.turn();
+    world.tell(GroupCommand::Yield { cqid: 1 });
+    world.tell(GroupCommand::Reset { id: 3 });
+    world.turn();
+    world.deliver();
+    world.turn();
+    assert_eq!(world.drive.events, [GroupEvent::Acknowledged { id: 3 }]);
+    assert_eq!(world.region.sqs[1].size.load(Ordering::Relaxed), 0);
+}

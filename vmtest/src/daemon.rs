@@ -299,7 +299,7 @@ fn spawn(binary: &Path, folder: &Path) -> Result<Child> {
 }
 
 /// `GODWITD`, else the one Cargo built beside this program.
-fn binary() -> Result<PathBuf> {
+pub fn binary() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("GODWITD") {
         return Ok(PathBuf::from(path));
     }

@@ -28,7 +28,7 @@ pub(crate) fn command() -> Result<()> {
     heading("lint");
     total.failed += lint::failures();
     heading("unit and property tests");
-    total.add(tests(&["--workspace", "--exclude", "vmtest"], None)?);
+    total.add(tests(&["--workspace", "--exclude", "vmtest", "--exclude", "webtest"], None)?);
     heading("documentation tests");
     total.add(stage(cargo(&["test", "--quiet", "--workspace", "--doc", "--no-fail-fast"]), Runner::Libtest)?);
     heading("every interleaving where fences are argued");
@@ -39,8 +39,10 @@ pub(crate) fn command() -> Result<()> {
     total.add(soaks()?);
     heading("Debian package");
     total.add(debian_package());
+    heading("the page in Chromium");
+    total.add(in_full(webtest::browser::ensure_installed(), &["-p", "webtest"])?);
     heading("guest tests");
-    total.add(guest_tests()?);
+    total.add(in_full(Image::ensure().map(drop), &["-p", "vmtest", "-p", "guest"])?);
     println!("{} passed, {} failed", total.passed, total.failed);
     ensure!(total.passed > 0, "no test ran");
     ensure!(total.failed == 0, "tests failed");
@@ -99,19 +101,19 @@ fn debian_package() -> Tally {
     }
 }
 
-fn guest_tests() -> Result<Tally> {
+/// Tests that start the daemon beside something large, once that is there.
+fn in_full(ready: Result<()>, packages: &[&str]) -> Result<Tally> {
     let built = || build("cli", "godwit", false).and_then(|_| build("godwitd", "godwitd", false));
-    let ready = Image::ensure().and_then(|_| built());
-    match ready {
-        Ok(godwitd) => tests(&["-p", "vmtest", "-p", "guest"], Some(&godwitd)),
+    match ready.and_then(|()| built()) {
+        Ok(godwitd) => tests(packages, Some(&godwitd)),
         Err(error) => {
-            eprintln!("error: the guest tests cannot run: {error:#}");
+            eprintln!("error: the tests of {} cannot run: {error:#}", packages.join(" "));
             Ok(Tally { passed: 0, failed: 1 })
         }
     }
 }
 
-/// Tests by nextest if the machine has it, else by Cargo; guest tests if a daemon is given.
+/// Tests by nextest if the machine has it, else by Cargo; of guests or browsers, one by one, if a daemon is given.
 fn tests(packages: &[&str], godwitd: Option<&std::path::Path>) -> Result<Tally> {
     // A guest's test takes long enough that one wants to hear of each.
     let level = if godwitd.is_some() { "--status-level=pass" } else { "--status-level=fail" };

@@ -25,7 +25,13 @@ mod top;
 #[command(version, name = "godwit")]
 struct Arguments {
     /// The configuration of the daemon.
-    #[arg(long, value_name = "FILE", default_value = "/etc/godwit/godwit.toml", global = true)]
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/etc/godwit/godwit.toml",
+        env = "GODWIT_CONFIG",
+        global = true
+    )]
     config: PathBuf,
     #[command(subcommand)]
     command: Command,
@@ -65,6 +71,9 @@ enum Command {
         /// Print so many times, each after the time to look, and end; without a terminal: once.
         #[arg(long, value_name = "COUNT")]
         rounds: Option<u32>,
+        /// Print once and end: the same as `--rounds 1`.
+        #[arg(long, conflicts_with = "rounds")]
+        once: bool,
     },
     /// Replace the running engine with another program, with I/O in flight. If the new one fails within its probation,
     /// the old one runs again.
@@ -181,7 +190,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         }
         Command::Status { json } => print!("{}", daemon::status(&config, *json)?),
         Command::Metrics => print!("{}", observe::text(&daemon::state(&config)?)),
-        Command::Top { every, rounds } => top::run(&config, Duration::from_secs_f64(*every), *rounds)?,
+        Command::Top { every, rounds, once } => {
+            top::run(&config, Duration::from_secs_f64(*every), if *once { Some(1) } else { *rounds })?;
+        }
         Command::Upgrade { binary, keeper, no_wait } => {
             let binary = binary.as_deref().map(std::path::absolute).transpose()?;
             let request = Request::Upgrade { binary, keeper: *keeper, no_wait: *no_wait };

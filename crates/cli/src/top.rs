@@ -33,7 +33,8 @@ pub(crate) fn run(config: &Config, every: Duration, rounds: Option<u32>) -> anyh
                 std::thread::sleep(every);
                 let view = looks.look(&daemon::state(config)?, Instant::now());
                 let lines = frame::lines(&view, Order::Given, PLAIN_COLUMNS, usize::MAX);
-                std::io::stdout().write_all((lines.join("\n") + "\n").as_bytes())?;
+                let text: String = lines.into_iter().map(|line| line.text + "\n").collect();
+                std::io::stdout().write_all(text.as_bytes())?;
             }
             Ok(())
         }

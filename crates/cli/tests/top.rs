@@ -94,10 +94,13 @@ fn metrics_are_printed_for_what_is_served_and_said_to_be_missing_for_what_is_not
 #[test]
 fn top_without_a_terminal_prints_once_and_ends() {
     let daemon = Daemon::start();
-    let output = daemon.godwit(&["top", "--every", "0.1"]).stdin(Stdio::null()).output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success() && !text.contains('\x1b'), "{text}");
-    assert!(text.contains("busy") && text.contains("total"), "{text}");
+    for more in [&[][..], &["--once"], &["--rounds", "1"]] {
+        let arguments = [&["top", "--every", "0.1"], more].concat();
+        let output = daemon.godwit(&arguments).stdin(Stdio::null()).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && !text.contains('\x1b'), "{text}");
+        assert!(text.contains("busy") && text.matches("total").count() == 1, "{text}");
+    }
 }
 
 /// What a terminal shows, by the few codes that are used.
@@ -123,7 +126,7 @@ fn screen(bytes: &str, columns: usize, rows: usize) -> Vec<String> {
                         screen[row][column..].fill(' ');
                         screen[row + 1..].iter_mut().for_each(|line| line.fill(' '));
                     }
-                    "?1049h" | "?25l" | "?25h" | "?1049l" => {}
+                    "?1049h" | "?25l" | "?25h" | "?1049l" | "0m" | "1m" | "7m" | "31m" | "33m" => {}
                     other => panic!("a terminal is told {other:?}"),
                 }
             }

@@ -80,16 +80,44 @@ impl Layout {
     }
 }
 
+/// What a line is, for those who have more than letters to say it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tone {
+    /// A row, or a word.
+    Plain,
+    /// The title, or the sum.
+    Strong,
+    /// The columns' heads.
+    Head,
+    /// An ssd of which more than one I/O in a hundred is held back by a limit.
+    HeldBack,
+    /// An ssd whose drive failed I/Os, or that is not served.
+    Wrong,
+}
+
+/// A line of the picture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Line {
+    pub(super) tone: Tone,
+    pub(super) text: String,
+}
+
+impl Line {
+    fn new(tone: Tone, text: String) -> Self {
+        Self { tone, text }
+    }
+}
+
 /// At most `rows` lines of at most `columns` characters.
-pub(super) fn lines(view: &View, order: Order, columns: usize, rows: usize) -> Vec<String> {
+pub(super) fn lines(view: &View, order: Order, columns: usize, rows: usize) -> Vec<Line> {
     let layout =
         Layout::new(columns, view.rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0));
     let mut lines = vec![
-        format!("godwit top - {}", view.title),
-        format!("q: quit   s: sort ({})", order.name()),
-        String::new(),
+        Line::new(Tone::Strong, format!("godwit top - {}", view.title)),
+        Line::new(Tone::Plain, format!("q: quit   s: sort ({})", order.name())),
+        Line::new(Tone::Plain, String::new()),
     ];
-    lines.extend(heads(layout));
+    lines.extend(heads(layout).map(|text| Line::new(Tone::Head, text)));
     let mut sorted = view.rows.clone();
     match order {
         Order::Given => {}
@@ -98,13 +126,26 @@ pub(super) fn lines(view: &View, order: Order, columns: usize, rows: usize) -> V
     }
     let room = rows.saturating_sub(lines.len() + 1);
     let shown = if sorted.len() > room { room.saturating_sub(1) } else { sorted.len() };
-    lines.extend(sorted.iter().take(shown).map(|row| line(row, layout)));
+    lines.extend(sorted.iter().take(shown).map(|row| Line::new(tone(row), line(row, layout))));
     if shown < sorted.len() {
-        lines.push(format!("... and {} more", sorted.len() - shown));
+        lines.push(Line::new(Tone::Plain, format!("... and {} more", sorted.len() - shown)));
     }
-    lines.push(line(&total(&view.rows), layout));
+    lines.push(Line::new(Tone::Strong, line(&total(&view.rows), layout)));
     lines.truncate(rows);
-    lines.iter().map(|line| line.trim_end().chars().take(columns).collect()).collect()
+    for line in &mut lines {
+        line.text = line.text.trim_end().chars().take(columns).collect();
+    }
+    lines
+}
+
+fn tone(row: &Row) -> Tone {
+    let held_back = row.seen.as_ref().and_then(|(seen, _)| seen.all().time(Part::Throttle).quantile_ns(0.99));
+    match row.state.as_str() {
+        "quarantined" => Tone::Wrong,
+        _ if row.errors > 0 => Tone::Wrong,
+        _ if held_back > Some(0) => Tone::HeldBack,
+        _ => Tone::Plain,
+    }
 }
 
 fn heads(layout: Layout) -> [String; 2] {
@@ -244,12 +285,28 @@ mod tests {
         Row { name: name.to_owned(), state: "serving".to_owned(), seen: Some((seen, 1.0)), errors: 0 }
     }
 
+    fn texts(lines: Vec<Line>) -> Vec<String> {
+        lines.into_iter().map(|line| line.text).collect()
+    }
+
+    #[test]
+    fn what_is_held_back_and_what_is_wrong_stands_out() {
+        let (mut limited, mut failing, mut gone) = (row("limited", 1), row("failing", 1), row("gone", 1));
+        limited.seen.as_mut().unwrap().0.record(Op::Read, 4096, [0, 5_000_000, 1_000]);
+        failing.errors = 1;
+        "quarantined".clone_into(&mut gone.state);
+        let view = View { title: String::new(), rows: vec![row("well", 1), limited, failing, gone] };
+        let tones: Vec<Tone> =
+            lines(&view, Order::Given, 140, 24).into_iter().skip(5).map(|line| line.tone).collect();
+        assert_eq!(tones, [Tone::Plain, Tone::HeldBack, Tone::Wrong, Tone::Wrong, Tone::Strong]);
+    }
+
     #[test]
     fn every_line_fits_the_screen_and_its_columns_end_where_their_heads_do() {
         let rows = vec![row("a", 80_000), row("a-name-that-is-much-too-long-for-any-column", 5_000_000)];
         let view = View { title: "engine serving".to_owned(), rows };
         for columns in [20, 80, 100, 130, 200] {
-            let lines = lines(&view, Order::Given, columns, 24);
+            let lines = texts(lines(&view, Order::Given, columns, 24));
             assert!(lines.iter().all(|line| line.chars().count() <= columns), "{columns}: {lines:#?}");
             if columns >= 80 {
                 let end = lines[4].rfind("p99.9").unwrap() + 5;
@@ -265,7 +322,7 @@ mod tests {
     fn a_short_screen_shows_the_first_rows_and_how_many_are_left_out() {
         let rows: Vec<Row> = (0..50_u64).map(|at| row(&format!("ssd{at}"), at * 10_000)).collect();
         let view = View { title: String::new(), rows };
-        let lines = lines(&view, Order::Slowest, 80, 12);
+        let lines = texts(lines(&view, Order::Slowest, 80, 12));
         assert_eq!(lines.len(), 12);
         assert!(lines[5].starts_with("ssd4") && lines[5].contains("475us"), "{lines:#?}");
         assert!(lines[10].contains("and 45 more"), "{lines:#?}");

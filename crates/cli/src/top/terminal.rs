@@ -1,5 +1,6 @@
 //! The terminal: a screen of its own, keys without Enter, and all as before at the end.
 
+use super::frame::{Line, Tone};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
@@ -9,6 +10,22 @@ use std::time::Duration;
 /// Another screen, without a cursor; and back.
 const ENTER: &str = "\x1b[?1049h\x1b[?25l";
 const LEAVE: &str = "\x1b[?25h\x1b[?1049l";
+
+/// Back to plain letters.
+const PLAIN: &str = "\x1b[0m";
+
+/// How a terminal says a tone; without colours (<https://no-color.org>), as far as it can be said.
+fn code(tone: Tone, colours: bool) -> &'static str {
+    match tone {
+        Tone::Plain => "",
+        Tone::Strong => "\x1b[1m",
+        Tone::Head => "\x1b[7m",
+        Tone::HeldBack if colours => "\x1b[33m",
+        Tone::Wrong if colours => "\x1b[31m",
+        Tone::HeldBack => "",
+        Tone::Wrong => "\x1b[1m",
+    }
+}
 
 /// What was pressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +38,7 @@ pub(super) enum Key {
 /// See the module.
 pub(super) struct Terminal {
     before: Termios,
+    colours: bool,
 }
 
 impl Terminal {
@@ -33,7 +51,8 @@ impl Terminal {
         let mut raw = before.clone();
         raw.make_raw();
         tcsetattr(stdin(), OptionalActions::Drain, &raw)?;
-        let terminal = Self { before };
+        let colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let terminal = Self { before, colours };
         stdout().write_all(ENTER.as_bytes())?;
         Ok(Some(terminal))
     }
@@ -47,8 +66,12 @@ impl Terminal {
     }
 
     /// Replaces what is shown, without a blank between.
-    pub(super) fn show(&self, lines: &[String]) -> io::Result<()> {
-        let text = lines.iter().map(|line| format!("{line}\x1b[K")).collect::<Vec<_>>().join("\r\n");
+    pub(super) fn show(&self, lines: &[Line]) -> io::Result<()> {
+        let drawn = |line: &Line| match code(line.tone, self.colours) {
+            "" => format!("{}\x1b[K", line.text),
+            code => format!("{code}{}{PLAIN}\x1b[K", line.text),
+        };
+        let text = lines.iter().map(drawn).collect::<Vec<_>>().join("\r\n");
         let mut out = stdout().lock();
         out.write_all(format!("\x1b[H{text}\x1b[J").as_bytes())?;
         out.flush()

@@ -52,7 +52,9 @@ pub(crate) fn command() -> Result<()> {
 /// What the model checker goes through, compiled with its own atomics, so beside the other builds.
 fn models() -> Result<Tally> {
     let mut total = Tally::default();
-    for (package, module) in [("engine", "bell"), ("nvme", "models"), ("virtio", "models")] {
+    for (package, module) in
+        [("dirty", "models"), ("engine", "bell"), ("nvme", "models"), ("virtio", "models")]
+    {
         let mut command = cargo(&["test", "--quiet", "-p", package, "--lib", module]);
         command.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", top().join("target/loom"));
         total.add(stage(command, Runner::Libtest)?);

@@ -1,0 +1,402 @@
+//! The compact form of a map at rest, for the switch-over (`docs/formats/compact-map.md`).
+//!
+//! ```text
+//!  version (1), pages (varint), then of each block that has marks, in order, the shortest of:
+//!   0ggg pppp  pppppppp    skip ggg blocks; one page by name, highest bits first
+//!   10gg gccc  names       skip ggg blocks; ccc = 2 to 5 pages by name, 12 bits each
+//!   c0                     end
+//!   c1 n                   skip n blocks
+//!   c2 n                   n blocks, all pages
+//!   c3 n  names            n pages by name, rising, 12 bits each
+//!   c4 n  first, last ...  n runs, rising, 12 bits each
+//!   c5    bits             a bit for each page
+//! ```
+
+use crate::block::{BLOCK_PAGES, BLOCK_WORDS, FEW_MAX, Head, Marks, Pages};
+use crate::map::Map;
+
+const VERSION: u8 = 1;
+const END: u8 = 0xc0;
+const SKIP: u8 = 0xc1;
+const FULL: u8 = 0xc2;
+const LIST: u8 = 0xc3;
+const RUNS: u8 = 0xc4;
+const BITS: u8 = 0xc5;
+const FEW: u8 = 0x80;
+/// Blocks skipped by an item of names at most.
+const GAP_MAX: usize = 7;
+/// Bytes of the longest item: a token and a block's bits.
+const ITEM_MAX: usize = 1 + 10 + BLOCK_WORDS * 8 + 8;
+
+/// What was received is not the compact form of a map of this size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Damage {
+    /// It ends too early.
+    #[error("the compact map ends before its end mark")]
+    Truncated,
+    /// Something follows.
+    #[error("{0} bytes follow the end mark of the compact map")]
+    Trailing(usize),
+    /// Another version.
+    #[error("the compact map has version {0}; this build reads version {VERSION}")]
+    Version(u8),
+    /// Of another size.
+    #[error("the compact map is of {found} pages, not of {expected}")]
+    Size {
+        /// What it says.
+        found: u64,
+        /// What was expected.
+        expected: u64,
+    },
+    /// No such item, or one that cannot stand here.
+    #[error("the compact map has an item of kind {0:#04x} that is not sound")]
+    Item(u8),
+    /// It names pages that the map does not have.
+    #[error("the compact map names block {0}, which is beyond its end")]
+    Beyond(u64),
+}
+
+/// Makes the compact form. The map is at rest. At most the map's plain bits and one in a hundred more, and 16 bytes.
+#[must_use]
+pub fn encode(map: &Map) -> Vec<u8> {
+    let mut encoder = Encoder { out: vec![0; 4 * ITEM_MAX], at: 0, next: 0, full: 0, pages: map.pages() };
+    encoder.byte(VERSION);
+    encoder.varint(map.pages());
+    map.look(|block, marks| encoder.block(block, marks));
+    encoder.end_full();
+    encoder.byte(END);
+    encoder.out.truncate(encoder.at);
+    encoder.out
+}
+
+/// Adds the marks of a compact form to a map of the same size that nobody else has. Whatever the bytes are, this ends soon and takes no memory
+/// but the map's.
+///
+/// # Errors
+/// [`Damage`]; some marks may have been added.
+pub fn decode(bytes: &[u8], map: &mut Map) -> Result<(), Damage> {
+    let mut input = Input { rest: bytes };
+    let version = input.byte()?;
+    if version != VERSION {
+        return Err(Damage::Version(version));
+    }
+    let (found, expected) = (input.varint()?, map.pages());
+    if found != expected {
+        return Err(Damage::Size { found, expected });
+    }
+    let mut block = 0;
+    loop {
+        let token = input.byte()?;
+        match token {
+            0..FEW => {
+                block += u64::from(token >> 4);
+                let page = u64::from(token & 15) << 8 | u64::from(input.byte()?);
+                map.put(place(block, map)?, few(token, 1, page, left(block, map))?);
+            }
+            FEW..END => {
+                let count = u32::from(token & 7);
+                block += u64::from(token >> 3 & 7);
+                let names = input.names(count)?;
+                map.put(place(block, map)?, few(token, count, names, left(block, map))?);
+            }
+            END if input.rest.is_empty() => return Ok(()),
+            END => return Err(Damage::Trailing(input.rest.len())),
+            SKIP => {
+                block = block.checked_add(input.varint()?).ok_or(Damage::Beyond(u64::MAX))?;
+                continue;
+            }
+            FULL => {
+                let count = input.varint()?;
+                let end = block.checked_add(count).ok_or(Damage::Beyond(u64::MAX))?;
+                if end.checked_mul(BLOCK_PAGES).is_none_or(|end| end > expected) {
+                    return Err(Damage::Beyond(end));
+                }
+                map.mark(block * BLOCK_PAGES, count * BLOCK_PAGES);
+                block = end;
+                continue;
+            }
+            LIST | RUNS | BITS => {
+                let at = place(block, map)?;
+                let bits = input.bits(token, left(block, map))?;
+                map.put(at, Marks::Many(&bits));
+            }
+            _ => return Err(Damage::Item(token)),
+        }
+        block += 1;
+    }
+}
+
+/// A block of the map.
+#[inline]
+fn place(block: u64, map: &Map) -> Result<usize, Damage> {
+    if left(block, map) == 0 {
+        return Err(Damage::Beyond(block));
+    }
+    usize::try_from(block).map_err(|_| Damage::Beyond(block))
+}
+
+/// Pages that the map has in a block.
+#[inline]
+fn left(block: u64, map: &Map) -> u32 {
+    map.pages().saturating_sub(block.saturating_mul(BLOCK_PAGES)).min(BLOCK_PAGES) as u32
+}
+
+/// One to five names below `end`, no two the same.
+#[inline]
+fn few<'a>(token: u8, count: u32, names: u64, end: u32) -> Result<Marks<'a>, Damage> {
+    let head = Head::unpacked(count.min(FEW_MAX), names);
+    let is_known = |at: u32| Head::unpacked(at, names).names(head.page(at));
+    let sound = (1..=FEW_MAX).contains(&count)
+        && (0..count).all(|at| head.page(at) < end)
+        && !(1..count).any(is_known);
+    if sound { Ok(Marks::Few(Pages(head))) } else { Err(Damage::Item(token)) }
+}
+
+struct Encoder {
+    /// Longer than what is written, by an item at least.
+    out: Vec<u8>,
+    at: usize,
+    /// The block after the last that was written.
+    next: usize,
+    /// Blocks before that which are full and not written yet.
+    full: u64,
+    pages: u64,
+}
+
+impl Encoder {
+    #[inline]
+    fn block(&mut self, block: usize, marks: Marks<'_>) {
+        if self.out.len() - self.at < 2 * ITEM_MAX {
+            self.out.resize(self.out.len() * 2, 0);
+        }
+        match marks {
+            Marks::Few(Pages(head)) => self.few(block, head),
+            Marks::Many(bits) => self.many(block, bits),
+        }
+        self.next = block + 1;
+    }
+
+    #[inline]
+    fn few(&mut self, block: usize, head: Head) {
+        if self.full > 0 {
+            self.end_full();
+        }
+        let count = head.few().unwrap_or(0);
+        let gap = match block - self.next {
+            gap if gap <= GAP_MAX => gap,
+            _ => {
+                self.skip(block);
+                0
+            }
+        };
+        let (gap, names) = (gap as u64, head.packed());
+        if count == 1 {
+            self.put(gap << 4 | names >> 8 | (names & 0xff) << 8, 2);
+        } else {
+            // Byte by byte the lowest first, so the token stands before the names.
+            self.put(u64::from(FEW) | gap << 3 | u64::from(count), 1);
+            self.put(names, names_bytes(count));
+        }
+    }
+
+    fn many(&mut self, block: usize, bits: &[u64; BLOCK_WORDS]) {
+        if bits.iter().all(|word| *word == u64::MAX) {
+            if block > self.next {
+                self.end_full();
+                self.skip(block);
+            }
+            self.full += 1;
+            return;
+        }
+        self.end_full();
+        let (mut pages, mut runs) = (0, 0);
+        Marks::Many(bits).runs(|_, len| (pages, runs) = (pages + len, runs + 1));
+        if pages <= FEW_MAX {
+            let head = pages_of(bits).fold(Head::NONE, |head, page| head.with(page, 1).unwrap_or(head));
+            return self.few(block, head);
+        }
+        self.skip(block);
+        let plain = self.pages.saturating_sub(block as u64 * BLOCK_PAGES).min(BLOCK_PAGES).div_ceil(8);
+        if u64::from(pages.min(runs * 2) * 3 / 2) + 3 >= plain {
+            self.byte(BITS);
+            bits.iter().for_each(|word| self.put(*word, 8));
+            // The last block may be shorter.
+            self.at -= BLOCK_WORDS * 8 - usize::try_from(plain).unwrap_or(BLOCK_WORDS * 8);
+        } else if runs * 2 < pages {
+            self.byte(RUNS);
+            self.varint(runs.into());
+            Marks::Many(bits).runs(|first, len| self.put(u64::from(first | (first + len - 1) << 12), 3));
+        } else {
+            self.byte(LIST);
+            self.varint(pages.into());
+            let mut names = pages_of(bits);
+            while let Some(first) = names.next() {
+                let second = names.next();
+                let both = u64::from(first | second.unwrap_or(0) << 12);
+                self.put(both, if second.is_some() { 3 } else { 2 });
+            }
+        }
+    }
+
+    fn skip(&mut self, block: usize) {
+        if block > self.next {
+            self.byte(SKIP);
+            self.varint((block - self.next) as u64);
+            self.next = block;
+        }
+    }
+
+    fn end_full(&mut self) {
+        let full = std::mem::take(&mut self.full);
+        if full > 0 {
+            self.byte(FULL);
+            self.varint(full);
+        }
+    }
+
+    #[inline]
+    fn byte(&mut self, byte: u8) {
+        self.put(byte.into(), 1);
+    }
+
+    fn varint(&mut self, mut value: u64) {
+        while value >= 0x80 {
+            self.byte((value & 0x7f) as u8 | 0x80);
+            value >>= 7;
+        }
+        self.put(value, 1);
+    }
+
+    /// The lowest bytes of a word: eight are stored, so many count.
+    #[inline]
+    fn put(&mut self, word: u64, bytes: usize) {
+        if let Some(place) = self.out.get_mut(self.at..self.at + 8) {
+            place.copy_from_slice(&word.to_le_bytes());
+        }
+        self.at += bytes;
+    }
+}
+
+/// Bytes of so many names.
+#[inline]
+fn names_bytes(count: u32) -> usize {
+    (count as usize * 3).div_ceil(2)
+}
+
+/// The pages of a block's bits, rising.
+fn pages_of(bits: &[u64; BLOCK_WORDS]) -> impl Iterator<Item = u32> {
+    (0..).step_by(64).zip(bits).flat_map(|(base, word)| {
+        let mut rest = *word;
+        std::iter::from_fn(move || {
+            let at = (rest != 0).then(|| rest.trailing_zeros())?;
+            rest &= rest - 1;
+            Some(base + at)
+        })
+    })
+}
+
+struct Input<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Input<'a> {
+    #[inline]
+    fn take(&mut self, count: usize) -> Result<&'a [u8], Damage> {
+        let (taken, rest) = self.rest.split_at_checked(count).ok_or(Damage::Truncated)?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    #[inline]
+    fn byte(&mut self) -> Result<u8, Damage> {
+        let (&byte, rest) = self.rest.split_first().ok_or(Damage::Truncated)?;
+        self.rest = rest;
+        Ok(byte)
+    }
+
+    fn varint(&mut self) -> Result<u64, Damage> {
+        let mut value = 0_u64;
+        for shift in (0..63).step_by(7) {
+            let byte = self.byte()?;
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return Ok(value);
+            }
+        }
+        Err(Damage::Beyond(u64::MAX))
+    }
+
+    /// So many names of a head, or more bits than that.
+    #[inline]
+    fn names(&mut self, count: u32) -> Result<u64, Damage> {
+        let bytes = names_bytes(count.min(FEW_MAX));
+        let names = match self.rest.first_chunk() {
+            Some(chunk) => u64::from_le_bytes(*chunk),
+            None => self.rest.iter().rev().fold(0, |names, byte| names << 8 | u64::from(*byte)),
+        };
+        self.take(bytes)?;
+        Ok(names)
+    }
+
+    /// The item of a block that has `end` pages, as bits.
+    fn bits(&mut self, token: u8, end: u32) -> Result<[u64; BLOCK_WORDS], Damage> {
+        let mut bits = [0; BLOCK_WORDS];
+        match token {
+            BITS => {
+                let plain = self.take(end.div_ceil(8) as usize)?;
+                for (word, bytes) in bits.iter_mut().zip(plain.chunks(8)) {
+                    *word = bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+                }
+                if pages_of(&bits).last().is_some_and(|last| last >= end) {
+                    return Err(Damage::Item(token));
+                }
+            }
+            LIST => {
+                let count = self.count(token)?;
+                let names = self.take(names_bytes(count))?;
+                let mut from = 0;
+                for at in 0..count {
+                    let page = name(names, at);
+                    set(&mut bits, (page, page), (from, end)).ok_or(Damage::Item(token))?;
+                    from = page + 1;
+                }
+            }
+            _ => {
+                let count = self.count(token)?;
+                let names = self.take(names_bytes(2 * count))?;
+                let mut from = 0;
+                for at in 0..count {
+                    let (first, last) = (name(names, 2 * at), name(names, 2 * at + 1));
+                    set(&mut bits, (first, last), (from, end)).ok_or(Damage::Item(token))?;
+                    from = last + 1;
+                }
+            }
+        }
+        Ok(bits)
+    }
+
+    /// Names or runs of one block.
+    fn count(&mut self, token: u8) -> Result<u32, Damage> {
+        let count = self.varint()?;
+        u32::try_from(count).ok().filter(|count| *count <= 4096).ok_or(Damage::Item(token))
+    }
+}
+
+/// The name with this place in a packed list.
+fn name(names: &[u8], at: u32) -> u32 {
+    let bit = at as usize * 12;
+    let byte = |at: usize| names.get(at).map_or(0, |byte| u32::from(*byte));
+    let both = byte(bit / 8) | byte(bit / 8 + 1) << 8;
+    (both >> (bit % 8)) & 0xfff
+}
+
+/// Sets the bits of a run that lies within a range.
+fn set(bits: &mut [u64; BLOCK_WORDS], (first, last): (u32, u32), (from, end): (u32, u32)) -> Option<()> {
+    if first < from || last < first || last >= end {
+        return None;
+    }
+    for page in first..=last {
+        *bits.get_mut((page / 64) as usize)? |= 1 << (page % 64);
+    }
+    Some(())
+}

@@ -1,0 +1,243 @@
+//! A map names what was marked, whatever was marked and harvested, and so does its compact form.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use dirty::codec::{Damage, decode, encode};
+use dirty::{BLOCK_PAGES, Map, Marks, PAGES_MAX};
+use proptest::prelude::*;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Runs of pages that do not touch, in order.
+type Runs = Vec<(u64, u64)>;
+
+fn add(runs: &mut Runs, first: u64, len: u64) {
+    match runs.last_mut() {
+        Some((from, count)) if *from + *count >= first => {
+            *count = (*count).max(first + len - *from);
+        }
+        _ => runs.push((first, len)),
+    }
+}
+
+fn runs_of(block: usize, marks: &Marks<'_>, into: &mut Runs) {
+    let mut count = 0;
+    marks.runs(|first, len| {
+        add(into, block as u64 * BLOCK_PAGES + u64::from(first), u64::from(len));
+        count += len;
+    });
+    assert_eq!(count, marks.count());
+}
+
+fn taken(map: &Map) -> Runs {
+    let mut runs = Runs::new();
+    map.take(|block, marks| runs_of(block, &marks, &mut runs));
+    runs
+}
+
+fn seen(map: &Map) -> Runs {
+    let mut runs = Runs::new();
+    map.look(|block, marks| runs_of(block, &marks, &mut runs));
+    runs
+}
+
+/// What was marked, and how many pages that is.
+fn modelled(mut marks: Vec<(u64, u64)>) -> (Runs, u64) {
+    marks.sort_unstable();
+    let mut runs = Runs::new();
+    for (first, count) in marks {
+        let end = (first + count).min(PAGES);
+        if end > first {
+            add(&mut runs, first, end - first);
+        }
+    }
+    let count = runs.iter().map(|(_, count)| count).sum();
+    (runs, count)
+}
+
+/// Over three regions and a bit, the last block not whole.
+const PAGES: u64 = 3 * 64 * BLOCK_PAGES + 5 * BLOCK_PAGES + 77;
+
+/// Where pages are marked: close together, at the edges of blocks and regions, anywhere.
+fn place() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        0..50_u64,
+        BLOCK_PAGES - 4..BLOCK_PAGES + 4,
+        64 * BLOCK_PAGES - 4..64 * BLOCK_PAGES + 4,
+        PAGES - 10..PAGES + 10,
+        0..PAGES,
+    ]
+}
+
+fn length() -> impl Strategy<Value = u64> {
+    prop_oneof![Just(1_u64), 1..8_u64, 1..300_u64, 4000..9000_u64, 0..2_u64]
+}
+
+proptest! {
+    #[test]
+    fn a_harvest_names_what_was_marked_since_the_last(
+        rounds in prop::collection::vec(prop::collection::vec((place(), length()), 0..40), 1..5),
+    ) {
+        let map = Map::new(PAGES).unwrap();
+        for round in rounds {
+            round.iter().for_each(|(first, count)| map.mark(*first, *count));
+            let (runs, count) = modelled(round);
+            prop_assert_eq!(map.count(), count);
+            prop_assert!(seen(&map) == runs);
+            prop_assert!(taken(&map) == runs);
+            prop_assert_eq!(map.count(), 0);
+        }
+    }
+
+    #[test]
+    fn the_compact_form_is_the_map_and_not_larger(marks in prop::collection::vec((place(), length()), 0..200)) {
+        let map = Map::new(PAGES).unwrap();
+        for (first, count) in marks {
+            map.mark(first, count);
+        }
+        let bytes = encode(&map);
+        prop_assert!((bytes.len() as u64) <= PAGES.div_ceil(8) * 101 / 100 + 16);
+        let mut other = Map::new(PAGES).unwrap();
+        prop_assert_eq!(decode(&bytes, &mut other), Ok(()));
+        prop_assert!(seen(&other) == seen(&map));
+        // Added to what is there.
+        prop_assert_eq!(decode(&bytes, &mut other), Ok(()));
+        prop_assert!(taken(&other) == seen(&map));
+        for end in 0..bytes.len().min(20) {
+            let mut part = Map::new(PAGES).unwrap();
+            prop_assert!(decode(&bytes[..end], &mut part).is_err());
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_a_map_or_an_error(
+        mut bytes in prop::collection::vec(prop_oneof![any::<u8>(), 0xc0..0xc8_u8, 0..8_u8], 0..600),
+        pages in prop_oneof![0..10_u64, 4000..5000_u64, Just(PAGES)],
+    ) {
+        let mut whole = encode(&Map::new(pages).unwrap());
+        whole.pop();
+        whole.append(&mut bytes);
+        let mut map = Map::new(pages).unwrap();
+        if decode(&whole, &mut map).is_ok() {
+            prop_assert!(seen(&map).last().is_none_or(|(first, count)| first + count <= pages));
+            let mut again = Map::new(pages).unwrap();
+            prop_assert_eq!(decode(&encode(&map), &mut again), Ok(()));
+            prop_assert!(seen(&again) == seen(&map));
+        }
+    }
+}
+
+/// Pages spread by a fixed generator: every `one_in`th, more or less.
+fn scattered(pages: u64, one_in: u64) -> (Map, u64) {
+    let map = Map::new(pages).unwrap();
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    for _ in 0..pages / one_in {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        map.mark(state % pages, 1);
+    }
+    let count = map.count();
+    (map, count)
+}
+
+#[test]
+fn scattered_pages_take_two_and_a_half_bytes_and_clusters_far_less() {
+    let pages = 1 << 24;
+    for one_in in [10_000, 1000, 100, 10, 2] {
+        let (map, count) = scattered(pages, one_in);
+        let bytes = encode(&map).len() as u64;
+        assert!(bytes * 10 <= count * 25, "1 in {one_in}: {bytes} bytes for {count} pages");
+        assert!(bytes <= pages / 8 * 101 / 100 + 16);
+    }
+    let map = Map::new(pages).unwrap();
+    (0..pages).step_by(1 << 16).for_each(|at| map.mark(at, 1000));
+    let (bytes, count) = (encode(&map).len() as u64, map.count());
+    assert!(bytes * 100 < count, "{bytes} bytes for {count} pages in clusters");
+    map.mark(0, pages);
+    assert!(encode(&map).len() < 16, "a map that is full is short");
+}
+
+#[test]
+fn what_is_not_a_map_of_this_size_is_refused_with_the_reason() {
+    let mut map = Map::new(5000).unwrap();
+    let start = |rest: &[u8]| [&[1, 0x88, 0x27], rest].concat();
+    assert_eq!(decode(&start(&[0xc0]), &mut map), Ok(()));
+    for (bytes, damage) in [
+        (vec![], Damage::Truncated),
+        (vec![2], Damage::Version(2)),
+        (vec![1, 8, 0xc0], Damage::Size { found: 8, expected: 5000 }),
+        (start(&[]), Damage::Truncated),
+        (start(&[0xc0, 7, 7]), Damage::Trailing(2)),
+        (start(&[0xc6]), Damage::Item(0xc6)),
+        (start(&[0x05]), Damage::Truncated),
+        (start(&[0x80]), Damage::Item(0x80)),
+        (start(&[0x87, 1, 2, 3, 4, 5, 6, 7, 8]), Damage::Item(0x87)),
+        // Twice the same.
+        (start(&[0x82, 5, 0x50, 0, 0xc0]), Damage::Item(0x82)),
+        // Page 4096 + 904 is the first that is not there.
+        (start(&[0x13, 0x88, 0xc0]), Damage::Item(0x13)),
+        (start(&[0x20, 0, 0xc0]), Damage::Beyond(2)),
+        (start(&[0xc1, 0xff, 0xff, 0x7f, 0x01, 0, 0, 0xc0]), Damage::Beyond(2_097_151)),
+        (start(&[0xc1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1]), Damage::Beyond(u64::MAX)),
+        (start(&[0xc2, 2, 0xc0]), Damage::Beyond(2)),
+        // A list that falls, a run that ends before it begins, more than a block has.
+        (start(&[0xc3, 2, 7, 0x60, 0, 0xc0]), Damage::Item(0xc3)),
+        (start(&[0xc4, 1, 7, 0x60, 0, 0xc0]), Damage::Item(0xc4)),
+        (start(&[0xc3, 0x81, 0x20]), Damage::Item(0xc3)),
+        (start(&[0xc5, 1]), Damage::Truncated),
+    ] {
+        let found = decode(&bytes, &mut map);
+        assert_eq!(found, Err(damage), "{bytes:x?}");
+        assert!(!damage.to_string().is_empty());
+    }
+    assert!(Map::new(PAGES_MAX + 1).unwrap_err().to_string().contains("at most"));
+}
+
+#[test]
+fn the_largest_map_takes_no_memory_where_nothing_is_marked() {
+    let map = Map::new(PAGES_MAX).unwrap();
+    for page in [0, 1 << 20, PAGES_MAX / 2, PAGES_MAX - 1] {
+        map.mark(page, 9);
+    }
+    map.mark(PAGES_MAX - 1, u64::MAX);
+    assert_eq!(taken(&map).iter().map(|(_, count)| count).sum::<u64>(), 9 * 3 + 1);
+}
+
+#[test]
+fn every_mark_is_in_this_harvest_or_in_the_next() {
+    let map = Map::new(PAGES).unwrap();
+    // Each thread counts its page up before it marks it; the harvester must not miss the last count.
+    let counts: Vec<_> = (0..64).map(|_| AtomicU64::new(0)).collect();
+    let page = |at: usize| (at as u64 % 8) * 3 + at as u64 / 8 * 40;
+    let mut known = vec![0; counts.len()];
+    let mut harvest = |map: &Map| {
+        for (first, len) in taken(map) {
+            for at in (0..counts.len()).filter(|at| (first..first + len).contains(&page(*at))) {
+                known[at] = counts[at].load(Relaxed);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let (map, counts) = (&map, &counts);
+        let markers: Vec<_> = (0..2)
+            .map(|thread| {
+                scope.spawn(move || {
+                    for round in 0..200_000_usize {
+                        let at = (round * 7 + thread * 32) % 32 + thread * 32;
+                        let count = &counts[at];
+                        count.store(count.load(Relaxed) + 1, Relaxed);
+                        dirty::settle();
+                        map.mark(page(at), 1);
+                    }
+                })
+            })
+            .collect();
+        while markers.iter().any(|marker| !marker.is_finished()) {
+            harvest(map);
+        }
+    });
+    harvest(&map);
+    for (at, count) in counts.iter().enumerate() {
+        assert_eq!(known[at], count.load(Relaxed), "page {}", page(at));
+    }
+}

@@ -1,7 +1,7 @@
 //! The same load on few ssds and on many: what looking at all those queues costs.
 //!
-//! Reads of 4 KiB come at a steady pace, each to any of all the queues there are, whatever became of the reads before. So with one ssd as with
-//! 256 a command comes alone: what differs is only how many queues it may come by.
+//! Reads of 4 KiB come at a steady pace, each to any of all the queues there are, one at a time on a queue and four at a time in all. So with
+//! one ssd as with 256 a command comes alone: what differs is only how many queues it may come by.
 
 use anyhow::{Context, Result, ensure};
 use std::time::Duration;
@@ -154,6 +154,10 @@ impl Guests {
     }
 
     fn send(&mut self, due: u64, random: &mut Random) -> Result<()> {
+        // As many as one ssd has queues: when the engine is put aside, no more pile up before many ssds than before one.
+        if self.out.len() >= usize::from(QUEUES) {
+            return Ok(());
+        }
         let at = usize::try_from(random.below(self.taken.len() as u64))?;
         if std::mem::replace(&mut self.taken[at], true) {
             // One at a time: the next one will go elsewhere.

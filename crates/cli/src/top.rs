@@ -32,7 +32,9 @@ pub(crate) fn run(config: &Config, every: Duration, rounds: Option<u32>) -> anyh
             for _ in 0..rounds.unwrap_or(1) {
                 std::thread::sleep(every);
                 let view = looks.look(&daemon::state(config)?, Instant::now());
-                let lines = frame::lines(&view, Order::Given, PLAIN_COLUMNS, usize::MAX);
+                let mut lines = frame::lines(&view, Order::Given, PLAIN_COLUMNS, usize::MAX);
+                // There are no keys to tell of.
+                lines.remove(1);
                 let text: String = lines.into_iter().map(|line| line.text + "\n").collect();
                 std::io::stdout().write_all(text.as_bytes())?;
             }

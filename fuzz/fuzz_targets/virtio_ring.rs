@@ -332,7 +332,7 @@ impl<'a> World<'a> {
 fn group(input: &Input, map: &Arc<MemoryMap>) -> VirtQueueGroup {
     let limits = Limits { capacity_bytes: CAPACITY_BYTES, block_bytes: 512, segments_max: 64, discard: true };
     let device = Device {
-        capacity_bytes: CAPACITY_BYTES,
+        capacity: virtio::config::Capacity::new(CAPACITY_BYTES),
         read_only: input.read_only,
         serial: *b"fuzz                ",
         num_queues: QUEUES,

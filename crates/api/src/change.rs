@@ -3,7 +3,7 @@
 //! An ssd is known by its name. Two ssds of the same name are the same ssd, which keeps all that its guest knows of it; what differs
 //! between them beyond what is named here cannot change under a guest.
 
-use crate::config::{Config, Engine, Ssd, files, plain};
+use crate::config::{Config, Engine, Pool, Ssd, files, plain};
 use crate::size::Size;
 use std::collections::HashMap;
 use std::fmt;
@@ -19,6 +19,8 @@ pub struct Plan {
     pub grown: Vec<Grown>,
     /// Names of ssds whose limits or weight change.
     pub limited: Vec<String>,
+    /// Names of pools that are new, in the new configuration's order.
+    pub added_pools: Vec<String>,
     /// How many reactors there are before and after, if they change in number or in how they run.
     pub reactors: Option<(usize, usize)>,
 }
@@ -70,6 +72,8 @@ impl Plan {
                 pool.name
             ));
         }
+        let is_new = |pool: &&Pool| old.pools.iter().all(|other| other.name != pool.name);
+        plan.added_pools = new.pools.iter().filter(is_new).map(|pool| pool.name.clone()).collect();
         for ssd in &new.ssds {
             match old.ssd(&ssd.name) {
                 None => plan.added.push(ssd.name.clone()),
@@ -86,8 +90,13 @@ impl Plan {
     /// Nothing is to be done.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let Self { added, removed, grown, limited, reactors } = self;
-        added.is_empty() && removed.is_empty() && grown.is_empty() && limited.is_empty() && reactors.is_none()
+        let Self { added, removed, grown, limited, added_pools, reactors } = self;
+        added.is_empty()
+            && removed.is_empty()
+            && grown.is_empty()
+            && limited.is_empty()
+            && added_pools.is_empty()
+            && reactors.is_none()
     }
 
     /// An ssd that stays. Each field of it is looked at: one that is added to the configuration has to be decided about here.
@@ -154,6 +163,7 @@ impl Plan {
 impl fmt::Display for Plan {
     /// One line for each step; none for nothing to do.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pools = self.added_pools.iter().map(|name| format!("+ pool \"{name}\""));
         let added = self.added.iter().map(|name| format!("+ ssd \"{name}\""));
         let removed = self.removed.iter().map(|name| format!("- ssd \"{name}\""));
         let grown = self.grown.iter().map(|Grown { name, from_bytes, to_bytes }| {
@@ -165,7 +175,8 @@ impl fmt::Display for Plan {
             true => "~ [engine]: how its reactors run".to_owned(),
             false => format!("~ [engine]: reactors {from} -> {to}"),
         });
-        let lines: Vec<String> = removed.chain(added).chain(grown).chain(limited).chain(reactors).collect();
+        let ssds = removed.chain(pools).chain(added).chain(grown).chain(limited);
+        let lines: Vec<String> = ssds.chain(reactors).collect();
         f.write_str(&lines.join("\n"))
     }
 }
@@ -201,6 +212,16 @@ mod tests {
         let new = ssd("a", "1536MiB", "") + &ssd("c", "1GiB", "");
         let plan = between(&old, &new).unwrap();
         assert_eq!(plan.to_string(), "- ssd \"b\"\n+ ssd \"c\"\n~ ssd \"a\": size 1GiB -> 1536MiB");
+    }
+
+    #[test]
+    fn a_pool_that_is_new_is_a_change_of_its_own_and_one_that_goes_is_refused() {
+        let old = ssd("a", "1GiB", "");
+        let new = format!("[[pool]]\nname = \"p\"\npath = \"/srv/p.img\"\n{old}");
+        let plan = between(&old, &new).unwrap();
+        assert_eq!(plan.to_string(), "+ pool \"p\"");
+        assert!(!plan.is_empty() && between(&new, &new).unwrap().is_empty());
+        assert!(between(&new, &old).unwrap_err().contains("pool \"p\" cannot change or go"));
     }
 
     #[test]

@@ -75,6 +75,12 @@ pub enum Error {
         /// What to do about it.
         advice: &'static str,
     },
+    /// It keeps its size as long as it is open.
+    #[error("a {0} drive cannot grow while it is served: leave its size as it is, or restart godwitd")]
+    Fixed(&'static str),
+    /// Memory that an older release has sealed.
+    #[error("its memory was made by a release whose ram drives cannot grow: leave its size as it is")]
+    Sealed,
     /// A probability, a factor or another figure of a plan is out of its range.
     #[error("the plan of a faulty drive: {0}")]
     Plan(&'static str),
@@ -82,7 +88,7 @@ pub enum Error {
 
 enum Kind {
     Null(Limits),
-    Ram(Arc<ram::Memory>),
+    Ram(Arc<ram::Source>),
     Uring(Arc<uring::Target>),
     Faulty(Box<Drive>, faulty::Plan),
 }
@@ -118,7 +124,7 @@ impl Drive {
     pub fn take_over(config: &Config, kept: Option<OwnedFd>) -> Result<Drive, Error> {
         Ok(Drive(match config {
             Config::Null { size_bytes } => Kind::Null(null::limits(sized(*size_bytes)?)),
-            Config::Ram { size_bytes } => Kind::Ram(Arc::new(ram::Memory::new(sized(*size_bytes)?, kept)?)),
+            Config::Ram { size_bytes } => Kind::Ram(Arc::new(ram::Source::new(sized(*size_bytes)?, kept)?)),
             Config::Uring(config) => Kind::Uring(Arc::new(uring::Target::take_over(config, kept)?)),
             Config::Faulty { inner, plan } => {
                 plan.check().map_err(Error::Plan)?;
@@ -132,9 +138,38 @@ impl Drive {
     pub fn limits(&self) -> Limits {
         match &self.0 {
             Kind::Null(limits) => *limits,
-            Kind::Ram(memory) => memory.limits(),
+            Kind::Ram(source) => source.limits(),
             Kind::Uring(target) => target.limits(),
             Kind::Faulty(inner, _) => inner.limits(),
+        }
+    }
+
+    /// Makes room for this size, which nobody sees before [`Drive::grow`].
+    ///
+    /// # Errors
+    /// There is none, or a drive of this kind cannot grow while it is open.
+    pub fn make_room(&self, size_bytes: u64) -> Result<(), Error> {
+        match &self.0 {
+            Kind::Null(_) => Err(Error::Fixed("null")),
+            Kind::Ram(source) => source.can_grow(size_bytes),
+            Kind::Uring(target) => target.make_room(size_bytes),
+            Kind::Faulty(inner, _) => inner.make_room(size_bytes),
+        }
+    }
+
+    /// Every door, open or to come, takes requests up to this size from now on. For a size that [`Drive::make_room`] was asked for.
+    ///
+    /// # Errors
+    /// No memory for a ram drive, or a drive of this kind cannot grow while it is open.
+    pub fn grow(&self, size_bytes: u64) -> Result<(), Error> {
+        match &self.0 {
+            Kind::Null(_) => Err(Error::Fixed("null")),
+            Kind::Ram(source) => source.grow(size_bytes),
+            Kind::Uring(target) => {
+                target.grow(size_bytes);
+                Ok(())
+            }
+            Kind::Faulty(inner, _) => inner.grow(size_bytes),
         }
     }
 
@@ -145,7 +180,7 @@ impl Drive {
     pub fn descriptor(&self) -> io::Result<Option<OwnedFd>> {
         match &self.0 {
             Kind::Null(_) => Ok(None),
-            Kind::Ram(memory) => memory.descriptor().map(Some),
+            Kind::Ram(source) => source.descriptor().map(Some),
             Kind::Uring(target) => target.file.try_clone().map(|file| Some(file.into())),
             Kind::Faulty(inner, _) => inner.descriptor(),
         }
@@ -158,7 +193,7 @@ impl Drive {
     pub fn door(&self, rings: &uring::Rings) -> io::Result<Box<dyn Backend>> {
         Ok(match &self.0 {
             Kind::Null(limits) => Box::new(null::Null::new(*limits)),
-            Kind::Ram(memory) => Box::new(ram::Ram::new(Arc::clone(memory))),
+            Kind::Ram(source) => Box::new(ram::Ram::new(Arc::clone(source))),
             Kind::Uring(target) => Box::new(uring::Uring::new(Arc::clone(target), rings)?),
             Kind::Faulty(inner, plan) => Box::new(faulty::Faulty::new(inner.door(rings)?, plan.clone())),
         })
@@ -169,7 +204,7 @@ impl Drive {
     pub fn describe(&self) -> String {
         match &self.0 {
             Kind::Null(limits) => format!("null, {} bytes", limits.capacity_bytes),
-            Kind::Ram(memory) => format!("ram, {} bytes", memory.limits().capacity_bytes),
+            Kind::Ram(source) => format!("ram, {} bytes", source.limits().capacity_bytes),
             Kind::Uring(target) => target.describe(),
             Kind::Faulty(inner, plan) => format!("faulty (seed {}) on {}", plan.seed, inner.describe()),
         }

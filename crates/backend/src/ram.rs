@@ -2,7 +2,7 @@
 //!
 //! Reads and writes end at once. Large discards give pages back in steps of one a poll, so that no call takes long.
 #![expect(unsafe_code, reason = "maps a memfd, and copies between it and guest memory")]
-// UNSAFETY: `Memory` owns its mapping from `new` to `drop`, and its memfd is sealed against shrinking. All accesses to
+// UNSAFETY: `Memory` owns its mapping from `map` to `drop`, and its memfd is sealed against shrinking. All accesses to
 // it are `Segment` copies, whose bytes may change underneath (other doors, guests): bytes are bytes, no reference to
 // them exists. Every range was checked against the capacity.
 
@@ -14,7 +14,8 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Pages are given back from this length on; less is filled with zeros.
 const PUNCH_MIN_BYTES: u64 = 64 * 1024;
@@ -31,7 +32,67 @@ const COPY_BYTES_MAX: usize = 64 * 1024;
 /// What is fetched ahead: the page's translation, and enough lines for the processor to see where this goes.
 const PREFETCH_LINES: usize = 4;
 
-/// The memory of one ram drive.
+/// What a ram drive is: its memory as it is now. One that has grown has another mapping of the same memfd; doors come to it when they
+/// are asked for what the one at hand does not have.
+#[derive(Debug)]
+pub struct Source {
+    newest: Mutex<Arc<Memory>>,
+    capacity_bytes: AtomicU64,
+}
+
+impl Source {
+    /// A predecessor's memory, made longer if it is shorter than this; without, memory that reads as zeros and takes no room until it
+    /// is written.
+    pub(crate) fn new(size_bytes: u64, kept: Option<OwnedFd>) -> Result<Source, Error> {
+        let memory = Arc::new(Memory::new(size_bytes, kept)?);
+        Ok(Source { newest: Mutex::new(memory), capacity_bytes: AtomicU64::new(size_bytes) })
+    }
+
+    fn newest(&self) -> Arc<Memory> {
+        Arc::clone(&self.newest.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// As each door reports them.
+    pub(crate) fn limits(&self) -> Limits {
+        let capacity_bytes = self.capacity_bytes.load(Ordering::Acquire);
+        Limits { capacity_bytes, block_bytes: 512, segments_max: SEGMENTS_MAX, discard: true }
+    }
+
+    /// For a successor process.
+    pub(crate) fn descriptor(&self) -> io::Result<OwnedFd> {
+        self.newest().file.try_clone().map(OwnedFd::from)
+    }
+
+    /// See `Drive::make_room`. Memory takes no room before it is written: only what would not be allowed is told here.
+    pub(crate) fn can_grow(&self, size_bytes: u64) -> Result<(), Error> {
+        crate::drive::sized(size_bytes)?;
+        let seals = seals(&self.newest().file).map_err(|error| Error::Memory { size_bytes, error })?;
+        if seals & libc::F_SEAL_GROW == 0 { Ok(()) } else { Err(Error::Sealed) }
+    }
+
+    /// See `Drive::grow`. The memfd first: a successor finds it at this size, or makes it so.
+    pub(crate) fn grow(&self, size_bytes: u64) -> Result<(), Error> {
+        self.can_grow(size_bytes)?;
+        let failed = |error| Error::Memory { size_bytes, error };
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        if size_bytes <= newest.len as u64 {
+            return Ok(());
+        }
+        let file = newest.file.try_clone().map_err(failed)?;
+        file.set_len(size_bytes).map_err(failed)?;
+        *newest = Arc::new(Memory::map(file, size_bytes).map_err(failed)?);
+        self.capacity_bytes.store(size_bytes, Ordering::Release);
+        Ok(())
+    }
+}
+
+fn seals(file: &File) -> io::Result<libc::c_int> {
+    // SAFETY: no memory involved.
+    let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
+    if seals < 0 { Err(io::Error::last_os_error()) } else { Ok(seals) }
+}
+
+/// One mapping of a ram drive's memory.
 #[derive(Debug)]
 pub struct Memory {
     file: File,
@@ -45,8 +106,7 @@ unsafe impl Send for Memory {}
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    /// A predecessor's memory; without, memory that reads as zeros and takes no room until it is written.
-    pub(crate) fn new(size_bytes: u64, kept: Option<OwnedFd>) -> Result<Memory, Error> {
+    fn new(size_bytes: u64, kept: Option<OwnedFd>) -> Result<Memory, Error> {
         let failed = |error| Error::Memory { size_bytes, error };
         let file = match kept {
             Some(fd) => Self::checked(File::from(fd), size_bytes),
@@ -57,12 +117,15 @@ impl Memory {
 
     /// A predecessor's memory, if it is what `fresh` makes.
     fn checked(file: File, size_bytes: u64) -> io::Result<File> {
-        // SAFETY: no memory involved.
-        let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
-        let sealed = seals >= 0 && seals & libc::F_SEAL_SHRINK != 0;
-        if !sealed || file.metadata()?.len() != size_bytes {
-            let what = "what was kept of it is no memory of this size: was its size changed?";
+        let sealed = seals(&file)? & libc::F_SEAL_SHRINK != 0;
+        let len = file.metadata()?.len();
+        if !sealed || len > size_bytes {
+            let what = "what was kept of it is no memory, or more than this: was its size changed?";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        }
+        if len < size_bytes {
+            // Its predecessor ended before it made it longer.
+            file.set_len(size_bytes)?;
         }
         Ok(file)
     }
@@ -78,7 +141,8 @@ impl Memory {
         // SAFETY: new and ours alone.
         let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
         file.set_len(size_bytes)?;
-        let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+        // Not against growing: that is what a drive that grows does.
+        let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_SEAL;
         // SAFETY: no memory involved.
         if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } != 0 {
             return Err(io::Error::last_os_error());
@@ -101,17 +165,6 @@ impl Memory {
             libc::madvise(base, len, libc::MADV_HUGEPAGE);
         }
         Ok(Memory { file, base: base.cast(), len })
-    }
-
-    /// For a successor process.
-    pub(crate) fn descriptor(&self) -> io::Result<OwnedFd> {
-        self.file.try_clone().map(OwnedFd::from)
-    }
-
-    /// As each door reports them.
-    pub(crate) fn limits(&self) -> Limits {
-        let capacity_bytes = self.len as u64;
-        Limits { capacity_bytes, block_bytes: 512, segments_max: SEGMENTS_MAX, discard: true }
     }
 
     /// `len` bytes from `start`; shorter at the end of the memory, which checked ranges never reach.
@@ -185,10 +238,13 @@ impl Direction {
     }
 }
 
-/// One reactor's door to a [`Memory`].
+/// One reactor's door to a [`Source`].
 #[derive(Debug)]
 pub struct Ram {
+    source: Arc<Source>,
+    /// The newest when this door last looked.
     memory: Arc<Memory>,
+    /// Of it.
     limits: Limits,
     /// Copies of a burst: made in `kick`, while the memory of the later ones is already on its way to the cache.
     copies: Vec<Copy>,
@@ -204,9 +260,11 @@ pub struct Ram {
 impl Ram {
     /// One more door.
     #[must_use]
-    pub fn new(memory: Arc<Memory>) -> Ram {
-        let limits = memory.limits();
+    pub fn new(source: Arc<Source>) -> Ram {
+        let memory = source.newest();
+        let limits = Limits { capacity_bytes: memory.len as u64, ..source.limits() };
         Ram {
+            source,
             memory,
             limits,
             burst: 0,
@@ -234,6 +292,24 @@ impl Ram {
         true
     }
 
+    /// A drive that may have grown since this door last looked.
+    #[cold]
+    fn look_again(&mut self, request: &Request<'_>) -> Result<(), Outcome> {
+        // They name the mapping at hand, which may end here.
+        self.make_copies();
+        self.memory = self.source.newest();
+        self.limits.capacity_bytes = self.memory.len as u64;
+        checked(request, &self.limits)
+    }
+
+    fn make_copies(&mut self) {
+        for Copy { token, drive, guest, direction } in self.copies.drain(..) {
+            // SAFETY: both sides mapped: the drive's by self, the guest's by the promise made to `submit`.
+            unsafe { direction.copy(drive, guest) };
+            self.copied.push_back(token);
+        }
+    }
+
     fn discard(&mut self, request: &Request<'_>) -> Submitted {
         let (start, end) = (request.range.start_bytes, request.range.start_bytes + request.range.len_bytes);
         let (first, last) = (start.next_multiple_of(PAGE_BYTES), end - end % PAGE_BYTES);
@@ -259,11 +335,11 @@ impl Ram {
 
 impl Backend for Ram {
     fn limits(&self) -> Limits {
-        self.limits
+        self.source.limits()
     }
 
     unsafe fn submit(&mut self, request: &Request<'_>) -> Submitted {
-        if let Err(outcome) = checked(request, &self.limits) {
+        if let Err(outcome) = checked(request, &self.limits).or_else(|_| self.look_again(request)) {
             return Submitted::Ended(outcome);
         }
         let direction = match request.op {
@@ -289,11 +365,7 @@ impl Backend for Ram {
             self.bursts_are_deep = self.burst > 1;
             self.burst = 0;
         }
-        for Copy { token, drive, guest, direction } in self.copies.drain(..) {
-            // SAFETY: both sides mapped: the drive's by self, the guest's by the promise made to `submit`.
-            unsafe { direction.copy(drive, guest) };
-            self.copied.push_back(token);
-        }
+        self.make_copies();
     }
 
     fn poll(&mut self, done: &mut Vec<Completion>) {

@@ -531,6 +531,64 @@ fn agrees_with_the_model(bed: &mut Bed, steps: &[Step]) {
     assert!(bed.read(0, model.len()) == model);
 }
 
+#[test]
+fn a_drive_grows_under_its_open_doors_and_keeps_what_it_has() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    for (name, config) in drives(dir.path()).into_iter().filter(|(name, _)| *name != "block device") {
+        eprintln!("on {name}");
+        let drive = Drive::open(&config).unwrap();
+        let (mut one, mut other) = (Bed::new(&drive), Bed::new(&drive));
+        one.write(SIZE - 4096, &[1; 4096]);
+        other.write(0, &[3; 4096]);
+        let mut bytes = [0; 4096];
+        let beyond = one.run(Op::Read, SIZE, 4096, &[Segment::of(&mut bytes)]);
+        assert_eq!(beyond, Outcome::Failed(Fault::OutOfRange));
+        drive.make_room(2 * SIZE).unwrap();
+        assert_eq!(drive.limits().capacity_bytes, SIZE, "nobody sees the room");
+        // Requests that are under way, of a burst.
+        let mut memory = vec![0xEE; 64 << 10];
+        let tokens: Vec<u64> = (0..16)
+            .map(|at: usize| {
+                let piece = Segment::of(&mut memory[at * 4096..(at + 1) * 4096]);
+                other.start(Op::Read, 0, 4096, &[piece])
+            })
+            .collect();
+        drive.grow(2 * SIZE).unwrap();
+        assert_eq!(
+            [drive.limits(), one.door.limits(), other.door.limits()].map(|l| l.capacity_bytes),
+            [2 * SIZE; 3]
+        );
+        other.write(2 * SIZE - 4096, &[2; 4096]);
+        assert!(tokens.iter().all(|token| other.ended.remove(token) == Some(Outcome::Done)));
+        assert!(memory.iter().all(|byte| *byte == 3));
+        assert_eq!(one.read(SIZE, 4096), [0; 4096]);
+        assert_eq!(
+            (one.read(2 * SIZE - 4096, 4096), one.read(SIZE - 4096, 4096)),
+            (vec![2; 4096], vec![1; 4096])
+        );
+        assert!(drive.make_room(2 * SIZE + 1).is_err());
+        if name == "tmpfs" {
+            remove(config);
+        }
+    }
+    let null = Drive::open(&Config::Null { size_bytes: SIZE }).unwrap();
+    assert!(null.make_room(2 * SIZE).is_err_and(|error| error.to_string().contains("restart godwitd")));
+}
+
+#[test]
+fn a_successor_has_the_memory_of_a_ram_drive_as_long_as_it_is_to_be() {
+    let drive = Drive::open(&Config::Ram { size_bytes: SIZE }).unwrap();
+    Bed::new(&drive).write(4096, &[7; 4096]);
+    let kept = || drive.descriptor().unwrap();
+    // Its predecessor ended before it made the memory longer, or after.
+    for _ in 0..2 {
+        let next = Drive::take_over(&Config::Ram { size_bytes: 2 * SIZE }, kept()).unwrap();
+        let mut bed = Bed::new(&next);
+        assert_eq!((bed.read(4096, 4096), bed.read(2 * SIZE - 4096, 4096)), (vec![7; 4096], vec![0; 4096]));
+    }
+    assert!(Drive::take_over(&Config::Ram { size_bytes: SIZE }, kept()).is_err(), "it does not shrink");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 

@@ -2,37 +2,90 @@
 //!
 //! ```text
 //!  Prepare --> open what comes; nothing is served yet --> Prepared        (or refused: what was made is taken back)
-//!  Commit  --> leave what goes, serve what comes ------> Changed
+//!  Commit  --> grow, leave what goes, serve what comes -> Changed
 //! ```
 //!
 //! On a thread of its own: reactors, and the sessions of all other ssds, have no part in it. The keeper's configuration is the truth: an
 //! engine that ends between the halves, or in one, is followed by one that begins with the old one or the new one.
 
 use crate::clock;
+use crate::pool::Pools;
 use crate::run::{House, index};
 use crate::served::{Planned, Served};
 use crate::ssd::Ssd;
 use crate::terms;
-use anyhow::{Context, bail};
+use anyhow::Context;
 use api::config::{Backend, Config, Engine, Limits};
 use link::control::{Change, Prepared, Slot, ToKeeper};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 /// A change that is prepared. Dropped without having been carried out, it takes back what it made.
 pub(crate) struct Readied {
     change: u64,
     added: BTreeMap<usize, (Planned, Made)>,
     removed: Vec<usize>,
+    grown: Vec<Growth>,
+    /// After what comes: it may be in them.
+    pools: NewPools,
     /// Of all ssds, by their names: those that change and those that do not.
     limits: Vec<(String, Limits)>,
     engine: Engine,
 }
 
-/// What opening a drive made of its file.
+/// An ssd that grows.
+struct Growth {
+    number: usize,
+    ssd: Arc<Ssd>,
+    to_bytes: u64,
+    made: Made,
+}
+
+/// Pools that are open since this change was prepared. Dropped, they are given up; their files, too, where there were none.
+struct NewPools {
+    pools: Arc<Pools>,
+    names: Vec<String>,
+    files: Vec<PathBuf>,
+}
+
+impl NewPools {
+    /// Opens what a configuration has more. One that was there before and could not be had is tried again.
+    fn open(pools: &Arc<Pools>, config: &Config) -> anyhow::Result<Self> {
+        let mut this = Self { pools: Arc::clone(pools), names: Vec::new(), files: Vec::new() };
+        for pool in &config.pools {
+            if pools.knows(&pool.name) {
+                pools.add(pool, None);
+                continue;
+            }
+            this.names.push(pool.name.clone());
+            if !pool.path.exists() {
+                this.files.push(pool.path.clone());
+            }
+            pools.add_or_refuse(pool)?;
+        }
+        Ok(this)
+    }
+
+    /// They stay.
+    fn keep(mut self) {
+        self.names.clear();
+        self.files.clear();
+    }
+}
+
+impl Drop for NewPools {
+    fn drop(&mut self) {
+        self.names.iter().for_each(|name| self.pools.give_up(name));
+        for file in &self.files {
+            let _ = std::fs::remove_file(file);
+        }
+    }
+}
+
+/// What opening a drive, or making room on it, made of its file.
 #[derive(Default)]
 struct Made {
     /// The path of a file that was not there before.
@@ -58,6 +111,20 @@ impl Made {
             }
             None => Self::default(),
         }
+    }
+
+    /// How long the file of a drive is that is about to get longer.
+    fn growing(backend: &Backend, ssd: &Ssd) -> Self {
+        let Backend::Uring { .. } = backend else { return Self::default() };
+        // The open file's: another may have its path by now.
+        let file = ssd.drive.descriptor().ok().flatten();
+        let longer = file.and_then(|file| {
+            let stat = rustix::fs::fstat(&file).ok()?;
+            let is_file = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file();
+            let len = u64::try_from(stat.st_size).ok().filter(|_| is_file)?;
+            Some((file, len))
+        });
+        Self { file: None, longer }
     }
 
     /// It stays.
@@ -106,13 +173,7 @@ impl House {
     fn make_ready(&self, config_path: &Path, change: &Change) -> anyhow::Result<Readied> {
         let config = Config::parse(config_path, &change.config)?;
         crate::identities::check_distinct(&config)?;
-        if !change.grown.is_empty() {
-            bail!("an ssd cannot grow while it is served: restart godwitd to grow it");
-        }
-        // A pool that came with a change that is given up stays open, and serves nobody.
-        if let Ok(pools) = self.pools() {
-            config.pools.iter().for_each(|pool| pools.add(pool, None));
-        }
+        let pools = NewPools::open(self.pools()?, &config)?;
         let mut added = BTreeMap::new();
         for slot in &change.added {
             let (number, opened) =
@@ -120,8 +181,13 @@ impl House {
             added.insert(number, opened);
         }
         let removed = change.removed.iter().copied().map(index).collect();
+        let mut grown = Vec::new();
+        for number in change.grown.iter().copied().map(index) {
+            grown.extend(self.make_room(&config, number)?);
+        }
         let limits = config.ssds.iter().map(|ssd| (ssd.name.clone(), ssd.limits)).collect();
-        Ok(Readied { change: change.change, added, removed, limits, engine: config.engine })
+        let engine = config.engine;
+        Ok(Readied { change: change.change, added, removed, grown, pools, limits, engine })
     }
 
     fn open(&self, config: &Config, slot: &Slot) -> anyhow::Result<(usize, (Planned, Made))> {
@@ -141,12 +207,28 @@ impl House {
         Ok((number, (planned, made)))
     }
 
+    /// For an ssd that grows. `None`: it is not served now, and will be as large as it is to be when it is.
+    fn make_room(&self, config: &Config, number: usize) -> anyhow::Result<Option<Growth>> {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(ssd) = slots.open.get(&number).map(|served| Arc::clone(served.ssd())) else {
+            return Ok(None);
+        };
+        drop(slots);
+        let config = config.ssd(&ssd.name).context("the configuration does not have what grows")?;
+        let to_bytes = config.size_bytes.context("it grows to no size")?;
+        let made = Made::growing(&config.backend, &ssd);
+        ssd.drive.make_room(to_bytes).with_context(|| format!("ssd \"{}\"", ssd.name))?;
+        Ok(Some(Growth { number, ssd, to_bytes, made }))
+    }
+
     /// Carries out what was prepared, and says when that is done.
     pub(crate) fn commit(&self, change: u64) {
         let mut readied = self.readied.lock().unwrap_or_else(PoisonError::into_inner);
         match readied.take_if(|readied| readied.change == change) {
-            Some(Readied { added, removed, limits, engine, .. }) => {
+            Some(Readied { added, removed, grown, pools, limits, engine, .. }) => {
+                pools.keep();
                 self.call_up(&engine);
+                self.grow(grown);
                 self.leave(&removed);
                 self.limit(&limits);
                 self.take_up(added);
@@ -157,6 +239,23 @@ impl House {
         }
         drop(readied);
         self.keeper.tell(&ToKeeper::Changed { change });
+    }
+
+    /// The drive first: a guest that hears of it may use it at once.
+    fn grow(&self, grown: Vec<Growth>) {
+        for Growth { number, ssd, to_bytes, made } in grown {
+            made.keep();
+            if let Err(error) = ssd.drive.grow(to_bytes) {
+                let why =
+                    format!("it does not grow to {to_bytes} bytes, and is as large as it was: {error:#}");
+                self.keeper.fault(Some(number), why);
+                continue;
+            }
+            let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(served) = slots.open.get(&number) {
+                served.grow(ssd.limits().capacity_bytes);
+            }
+        }
     }
 
     /// Ends the sessions of what goes, makes its data durable and closes its drives.

@@ -31,6 +31,23 @@ impl Drive {
         }
     }
 
+    /// Makes room for this size, or says that there is none. Nobody sees it before [`Drive::grow`]; a room that was made may stay,
+    /// or be given back with the file's length.
+    pub(crate) fn make_room(&self, size_bytes: u64) -> anyhow::Result<()> {
+        match self {
+            Self::Own(drive) => Ok(drive.make_room(size_bytes)?),
+            Self::Pooled(volume) => volume.can_grow(size_bytes),
+        }
+    }
+
+    /// Every door, open or to come, takes requests up to this size when this returns.
+    pub(crate) fn grow(&self, size_bytes: u64) -> anyhow::Result<()> {
+        match self {
+            Self::Own(drive) => Ok(drive.grow(size_bytes)?),
+            Self::Pooled(volume) => volume.grow(size_bytes),
+        }
+    }
+
     /// What a successor needs to go on with the same memory, or under the same lock.
     pub(crate) fn descriptor(&self) -> io::Result<Option<OwnedFd>> {
         match self {

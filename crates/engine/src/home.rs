@@ -92,6 +92,8 @@ impl Home {
             plan;
         let seat = Seat::new(ssd, power, &memory, interrupts, Arc::clone(&namespaces), stand);
         let links = Links::new(reactors, records, memory, namespaces);
+        // Its drive may have grown while it was on its way here.
+        let capacity_bytes = seat.ssd.limits().capacity_bytes;
         let mut home = Self {
             seat,
             controller,
@@ -110,6 +112,8 @@ impl Home {
             controller.memory(memory, now, &mut Errand { seat, links });
             home.settle(now);
         }
+        let Self { seat, controller, links, .. } = &mut home;
+        controller.grow(capacity_bytes, now, &mut Errand { seat, links });
         home
     }
 
@@ -242,6 +246,10 @@ impl Home {
             }
             Call::BarWrite { bar, offset, data } => {
                 controller.bar_write(bar, offset, &data, now, &mut errand);
+                Answer::Done
+            }
+            Call::Grow(capacity_bytes) => {
+                controller.grow(capacity_bytes, now, &mut errand);
                 Answer::Done
             }
             Call::MaskIntx(masked) => {

@@ -126,6 +126,8 @@ pub(crate) enum Call {
     MaskIntx(bool),
     /// Function level reset; answered when all is quiet.
     Reset,
+    /// The drive has so many bytes now.
+    Grow(u64),
     /// Make all that was written durable.
     Flush,
     /// Begin nothing more and keep everything in the region, for another process; answered when nothing is at the drive.

@@ -320,7 +320,7 @@ pub(crate) struct House {
     /// A change that is prepared. Held while one is prepared or carried out: the house does not end in the middle of it.
     pub(crate) readied: Mutex<Option<Readied>>,
     /// Once nothing of a dead engine is at the drives.
-    pools: OnceLock<Pools>,
+    pools: OnceLock<Arc<Pools>>,
     stats_path: Option<PathBuf>,
 }
 
@@ -360,7 +360,7 @@ impl House {
     fn open_all(&self, config: &Config, welcome: &Welcome, told: Told) -> anyhow::Result<Ready> {
         let fenced = fence(told.rings)?;
         let Told { mut saved, sessions, .. } = told;
-        self.pools.get_or_init(|| self.open_pools(config, welcome, &saved));
+        self.pools.get_or_init(|| Arc::new(self.open_pools(config, welcome, &saved)));
         let mut links: BTreeMap<usize, (Session, OwnedFd)> =
             sessions.into_iter().map(|(session, link)| (index(session.ssd), (session, link))).collect();
         let (ready, readies) = channel();
@@ -437,7 +437,7 @@ impl House {
         Pools::open(&config.pools, kept, Some(Arc::clone(&self.keeper)))
     }
 
-    pub(crate) fn pools(&self) -> anyhow::Result<&Pools> {
+    pub(crate) fn pools(&self) -> anyhow::Result<&Arc<Pools>> {
         self.pools.get().context("the pools are not open yet")
     }
 
@@ -562,7 +562,7 @@ impl House {
     fn pause(&self) {
         let _no_change = self.give_up_change();
         // What waits for a pool from now on waits for the next engine.
-        self.pools.get().into_iter().for_each(Pools::rest);
+        self.pools.get().into_iter().for_each(|pools| pools.rest());
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         std::thread::scope(|scope| {
             for slot in slots.open.values() {
@@ -580,12 +580,12 @@ impl House {
     /// All sessions end, all becomes durable; then this process ends.
     fn stop(&self) {
         let _no_change = self.give_up_change();
-        self.pools.get().into_iter().for_each(Pools::refuse_parked);
+        self.pools.get().into_iter().for_each(|pools| pools.refuse_parked());
         let open = std::mem::take(&mut self.slots.lock().unwrap_or_else(PoisonError::into_inner).open);
         open.values().for_each(Served::stop);
         let results: Vec<_> = open.into_values().map(Served::join).collect();
         self.duty.dismiss();
-        self.pools.get().into_iter().for_each(Pools::rest);
+        self.pools.get().into_iter().for_each(|pools| pools.rest());
         if let Some((records, thread)) = self.records.lock().unwrap_or_else(PoisonError::into_inner).take() {
             records.finish(thread);
         }

@@ -250,14 +250,14 @@ pub(crate) fn wake_fd(backend: &dyn Backend) -> Option<BorrowedFd<'_>> {
 pub(crate) fn open_door(ssd: &Ssd, rings: &Rings) -> Box<dyn Backend> {
     let plain = ssd.drive.door(rings).unwrap_or_else(|error| {
         tracing::error!(ssd = ssd.name, %error, "the drive cannot be opened on a reactor: I/O on it fails");
-        Box::new(ClosedDoor(ssd.limits))
+        Box::new(ClosedDoor(ssd.limits()))
     });
     let Some(key) = &ssd.data_key else { return plain };
     match Crypt::new(plain, key.key()) {
         Some(door) => Box::new(door),
         None => {
             tracing::error!(ssd = ssd.name, "no memory for its cipher: I/O on it fails");
-            Box::new(ClosedDoor(ssd.limits))
+            Box::new(ClosedDoor(ssd.limits()))
         }
     }
 }

@@ -80,7 +80,6 @@ pub(crate) fn open_ssd(
         name: config.name.clone(),
         drive,
         data_key,
-        limits,
         profile,
         identity,
         record_path: config.state.clone(),
@@ -264,13 +263,14 @@ impl Slot {
 
 /// A controller over the region of this power cycle, used or fresh.
 pub(crate) fn controller(ssd: &Ssd, power: &Power, record: &SsdV1, clock: Clock) -> Controller {
+    let limits = ssd.limits();
     let config = ControllerConfig {
         region: Arc::clone(&power.region),
         doorbells: Arc::clone(&power.doorbells),
         profile: ssd.profile.clone(),
         identity: ssd.identity.clone(),
-        capacity_bytes: ssd.limits.capacity_bytes,
-        limits: ssd.limits,
+        capacity_bytes: limits.capacity_bytes,
+        limits,
     };
     Controller::new(config, record, clock.at(ticks()))
 }

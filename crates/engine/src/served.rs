@@ -52,6 +52,14 @@ impl Served {
         }
     }
 
+    /// The drive has so many bytes now: its guest is told.
+    pub(crate) fn grow(&self, capacity_bytes: u64) {
+        match self {
+            Self::Nvme(slot) => slot.grow(capacity_bytes),
+            Self::Vhost(slot) => slot.grow(capacity_bytes),
+        }
+    }
+
     /// Its disk, if it is one.
     pub(crate) fn disk(&self) -> Option<Arc<Mutex<Disk>>> {
         match self {

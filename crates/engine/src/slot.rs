@@ -122,6 +122,12 @@ impl Slot {
         result.with_context(|| format!("ssd \"{}\"", self.ssd.name))
     }
 
+    /// The drive has so many bytes now.
+    pub(crate) fn grow(&self, capacity_bytes: u64) {
+        // A home that comes later looks for itself.
+        let _ = call_home(&self.home, &self.ssd, Call::Grow(capacity_bytes));
+    }
+
     /// No command of the client begins any more, and nothing of the guest; returns when nothing is at the drive.
     pub(crate) fn pause(&self) {
         let pause = self.current.lock().unwrap_or_else(PoisonError::into_inner).pause.clone();

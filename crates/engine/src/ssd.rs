@@ -15,14 +15,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// An ssd: constant facts, but for its terms.
+/// An ssd: constant facts, but for its terms and the size of its drive.
 pub(crate) struct Ssd {
     pub(crate) id: SsdId,
     pub(crate) name: String,
     pub(crate) drive: Drive,
     /// Of what lies on the drive. `None`: it lies there in the clear.
     pub(crate) data_key: Option<DataKey>,
-    pub(crate) limits: block::Limits,
     pub(crate) profile: Profile,
     pub(crate) identity: Identity,
     /// Where the record outlives the daemon.
@@ -46,6 +45,13 @@ impl Ssd {
     /// What is counted of it, for the keeper.
     pub(crate) fn page_part(&self) -> std::io::Result<Option<(Role, OwnedFd)>> {
         self.page.fd().map(|page| Ok((Role::METRICS, page.try_clone_to_owned()?))).transpose()
+    }
+}
+
+impl Ssd {
+    /// What its drive can do, and how large it is now.
+    pub(crate) fn limits(&self) -> block::Limits {
+        self.drive.limits()
     }
 }
 
@@ -87,7 +93,7 @@ impl Power {
         GroupConfig {
             region: Arc::clone(&self.region),
             doorbells: Arc::clone(&self.doorbells),
-            limits: ssd.limits,
+            limits: ssd.limits(),
             mdts_bytes: nvme::limits::MDTS_BYTES,
         }
     }

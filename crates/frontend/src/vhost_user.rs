@@ -32,5 +32,5 @@ pub use frame::{
 };
 pub use saved::{Saved, SavedAddr, SavedInflight, SavedLog, SavedVring};
 pub use serve::{EndReason, Limits, SessionEnd, serve};
-pub use session::{DEVICE_FDS, MEM_SLOTS_MAX, Outcome, Reply, Session};
+pub use session::{Announcer, DEVICE_FDS, MEM_SLOTS_MAX, Outcome, Reply, Session};
 pub use table::TableEntry;

@@ -59,7 +59,7 @@ pub(crate) struct Changing {
     by: Instant,
     /// The ssds that went, until the engine has taken leave of them: it needs the ends of their links as long.
     pub(crate) leaving: Vec<Ssd>,
-    /// What the engine said of the ssds that came.
+    /// What the engine said of the ssds that came or grew.
     faults: Vec<String>,
 }
 
@@ -279,11 +279,15 @@ impl Keeper {
         }
     }
 
-    /// Something is wrong with an ssd that came with the change under way.
+    /// Something is wrong with an ssd that came, or grew, with the change under way.
     pub(crate) fn change_faulty(&mut self, number: u32, why: &str) {
         let Some(name) = self.ssd(number).map(|ssd| ssd.name.clone()) else { return };
-        let came = |change: &&mut Changing| change.committed && change.plan.added.contains(&name);
-        if let Some(change) = self.change.as_mut().filter(came) {
+        let concerns = |change: &&mut Changing| {
+            let plan = &change.plan;
+            change.committed
+                && (plan.added.contains(&name) || plan.grown.iter().any(|grown| grown.name == name))
+        };
+        if let Some(change) = self.change.as_mut().filter(concerns) {
             change.faults.push(format!("ssd \"{name}\": {why}"));
         }
     }

@@ -109,7 +109,13 @@ impl Driver {
 fn measure(packed: bool, depth: u16, rounds: u32) {
     let (map, region) = (mapped::<Ram>(), mapped::<Region>());
     let limits = Limits { capacity_bytes: 1 << 32, block_bytes: 512, segments_max: 128, discard: true };
-    let device = Device { capacity_bytes: 1 << 32, read_only: false, serial: [0; 20], num_queues: 1, limits };
+    let device = Device {
+        capacity: virtio::config::Capacity::new(1 << 32),
+        read_only: false,
+        serial: [0; 20],
+        num_queues: 1,
+        limits,
+    };
     let mut group = VirtQueueGroup::new(Arc::new(device), Arc::clone(&map));
     let inflight = QueueRegion::new(&region, Iova(0), (1, SIZE), packed, 0).unwrap();
     let config = RingConfig {

@@ -1,5 +1,8 @@
 //! Features and configuration space of the device.
 
+use core::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+
 use block::Limits;
 use spec::virtio_blk as blk;
 use zerocopy::IntoBytes;
@@ -13,11 +16,35 @@ const SEGMENTS_SPARE: usize = 2;
 /// The most bytes of one DISCARD or WRITE_ZEROES.
 const RANGE_BYTES_MAX: u32 = 1 << 30;
 
-/// What the device is; constant while a client is connected.
+/// How large a device is. All that serve it share this, and it may grow while they do.
+#[derive(Clone, Debug)]
+pub struct Capacity(Arc<AtomicU64>);
+
+impl Capacity {
+    /// So large.
+    #[must_use]
+    pub fn new(bytes: u64) -> Self {
+        Self(Arc::new(AtomicU64::new(bytes)))
+    }
+
+    /// How large now.
+    #[inline]
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// At least so large from now on. The drive behind it is already.
+    pub fn grow(&self, bytes: u64) {
+        self.0.fetch_max(bytes, Ordering::Relaxed);
+    }
+}
+
+/// What the device is; but for its capacity constant while a client is connected.
 #[derive(Clone, Debug)]
 pub struct Device {
     /// Bytes the guest sees.
-    pub capacity_bytes: u64,
+    pub capacity: Capacity,
     /// Refuse what changes data.
     pub read_only: bool,
     /// Serial number, padded with zeros.
@@ -58,7 +85,7 @@ impl Device {
         let block_sectors = (self.limits.block_bytes / 512).max(1);
         let exponent = (4096 / self.limits.block_bytes.clamp(512, 4096)).trailing_zeros();
         let config = blk::Config {
-            capacity: self.capacity_bytes / blk::SECTOR_BYTES,
+            capacity: self.capacity.bytes() / blk::SECTOR_BYTES,
             seg_max: u32::try_from(segments).unwrap_or(1),
             blk_size: self.limits.block_bytes,
             physical_block_exp: u8::try_from(exponent).unwrap_or(0),

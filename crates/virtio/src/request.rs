@@ -113,7 +113,7 @@ fn range(device: &Device, sector: u64, len_bytes: u64) -> Option<Range> {
     let range = Range { start_bytes, len_bytes };
     let unit = u64::from(device.limits.block_bytes) - 1;
     let whole = (start_bytes | len_bytes) & unit == 0;
-    (whole && range.end_bytes()? <= device.capacity_bytes).then_some(range)
+    (whole && range.end_bytes()? <= device.capacity.bytes()).then_some(range)
 }
 
 /// What the header asks for. `write_through`: a write is done when it is durable.

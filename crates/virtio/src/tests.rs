@@ -129,7 +129,7 @@ impl World {
     fn group(&self) -> VirtQueueGroup {
         let limits = Limits { capacity_bytes: 1 << 30, block_bytes: 512, segments_max: 64, discard: true };
         let device = Device {
-            capacity_bytes: 1 << 30,
+            capacity: crate::config::Capacity::new(1 << 30),
             read_only: false,
             serial: *b"12345678901234567890",
             num_queues: 1,

@@ -113,7 +113,11 @@ struct World {
 
 impl World {
     fn new(extents: u64, gives_back: bool, room: usize) -> Self {
-        let map = Arc::new(ExtentMap::new(extents * EXTENT, EXTENT, DATA).unwrap());
+        Self::sized(extents * EXTENT, gives_back, room)
+    }
+
+    fn sized(size_bytes: u64, gives_back: bool, room: usize) -> Self {
+        let map = Arc::new(ExtentMap::new(size_bytes, EXTENT, DATA).unwrap());
         let gate = Gate::new(VolumeId(1), map);
         let asked = Arc::new(Asked::default());
         let bytes = Rc::new(RefCell::new(vec![0; (DATA + PHYSICAL * EXTENT) as usize]));
@@ -249,6 +253,41 @@ fn whole_extents_are_given_back_and_the_rest_is_zeroed() {
     let zeros = EXTENT as usize - 4096..3 * EXTENT as usize + 4096;
     assert!(back[zeros.clone()].iter().all(|byte| *byte == 0));
     assert!(back[..zeros.start].iter().chain(&back[zeros.end..]).all(|byte| *byte == 0xEE));
+}
+
+/// The last extent of the volume is cut short by its end: whole to a door that knows no more, and not whole when the volume has grown.
+#[test]
+fn a_discard_that_was_asked_for_before_a_growth_takes_nothing_of_what_came_with_it() {
+    let mut world = World::sized(4 * EXTENT - 8192, true, 64);
+    world.bytes.borrow_mut().fill(0xEE);
+    (0..4).for_each(|logical| world.set(logical, Entry::Mapped { physical: logical + 2 }));
+    let mut memory = vec![0; (2 * EXTENT - 8192) as usize];
+    assert_eq!(world.submit(1, TRIM, 2 * EXTENT, &mut memory), Submitted::Queued);
+    let (extents, ticket) = world.asked.release.lock().unwrap().pop().unwrap();
+    assert_eq!(extents, (2, 4));
+    assert!(!ticket.is_outdated(extents.1, EXTENT, 4 * EXTENT - 8192));
+    // It grows, and another door writes into what is new.
+    let larger = Arc::new(ExtentMap::new(5 * EXTENT, EXTENT, DATA).unwrap());
+    (0..4).for_each(|logical| larger.set(logical, Entry::Mapped { physical: logical + 2 }));
+    world.gate.replace_map(larger);
+    assert!(ticket.is_outdated(extents.1, EXTENT, 5 * EXTENT));
+    assert!(!ticket.is_outdated(3, EXTENT, 5 * EXTENT), "what was whole is whole");
+    ticket.refuse_outdated();
+    world.gate.announce();
+    assert_eq!(world.end_all(), []);
+    let (extents, ticket) = world.asked.release.lock().unwrap().pop().unwrap();
+    assert_eq!(extents, (2, 3), "only what is whole now");
+    world.set(2, Entry::Unmapped);
+    ticket.answer(true);
+    world.gate.announce();
+    assert_eq!(world.end_all(), [(Token(1), Outcome::Done)]);
+    let mut back = vec![9; 5 * EXTENT as usize];
+    assert_eq!(world.submit(2, Op::Read, 0, &mut back), Submitted::Queued);
+    world.end_all();
+    let (end, new) = (4 * EXTENT as usize - 8192, 4 * EXTENT as usize);
+    assert!(back[2 * EXTENT as usize..end].iter().all(|byte| *byte == 0));
+    assert!(back[end..new].iter().all(|byte| *byte == 0xEE), "what is new was not asked for");
+    assert!(back[new..].iter().all(|byte| *byte == 0));
 }
 
 #[test]

@@ -102,11 +102,11 @@ impl Uring {
 
 impl Backend for Uring {
     fn limits(&self) -> Limits {
-        self.work.target.limits
+        self.work.target.limits()
     }
 
     unsafe fn submit(&mut self, request: &Request<'_>) -> Submitted {
-        if let Err(outcome) = checked(request, &self.work.target.limits) {
+        if let Err(outcome) = checked(request, &self.work.target.limits()) {
             return Submitted::Ended(outcome);
         }
         if request.op != Op::Flush && request.range.len_bytes == 0 {

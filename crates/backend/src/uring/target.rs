@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Does I/O go past the page cache?
@@ -59,7 +60,10 @@ impl Config {
 pub struct Target {
     pub(crate) file: File,
     pub(crate) config: Config,
-    pub(crate) limits: Limits,
+    /// All but the capacity.
+    limits: Limits,
+    /// May grow while doors are open.
+    capacity_bytes: AtomicU64,
     pub(crate) is_block_device: bool,
     /// Whether the page cache is passed by.
     pub(crate) is_direct: bool,
@@ -108,18 +112,30 @@ impl Target {
         let capacity_bytes = capacity(config, &file, is_block_device)?;
         let discard = !is_block_device || can_zero(&file);
         let limits = Limits { capacity_bytes, block_bytes, segments_max: SEGMENTS_MAX, discard };
+        let capacity_bytes = AtomicU64::new(capacity_bytes);
         let config = config.clone();
-        Ok(Target { file, config, limits, is_block_device, is_direct, addr_align, len_align })
+        Ok(Target { file, config, limits, capacity_bytes, is_block_device, is_direct, addr_align, len_align })
     }
 
     pub(crate) fn limits(&self) -> Limits {
-        self.limits
+        Limits { capacity_bytes: self.capacity_bytes.load(Ordering::Relaxed), ..self.limits }
+    }
+
+    /// See `Drive::make_room`.
+    pub(crate) fn make_room(&self, size_bytes: u64) -> Result<(), Error> {
+        let config = Config { size_bytes: Some(size_bytes), ..self.config.clone() };
+        capacity(&config, &self.file, self.is_block_device).map(drop)
+    }
+
+    /// See `Drive::grow`.
+    pub(crate) fn grow(&self, size_bytes: u64) {
+        self.capacity_bytes.fetch_max(size_bytes, Ordering::Relaxed);
     }
 
     pub(crate) fn describe(&self) -> String {
         let kind = if self.is_block_device { "block device" } else { "file" };
         let way = if self.is_direct { "direct" } else { "through the page cache" };
-        let (path, bytes) = (self.config.path.display(), self.limits.capacity_bytes);
+        let (path, bytes) = (self.config.path.display(), self.limits().capacity_bytes);
         format!("{kind} {path}, {bytes} bytes, {way}, blocks of {} bytes", self.limits.block_bytes)
     }
 }

@@ -59,7 +59,9 @@ pub(crate) struct Orders(Arc<Mailbox<Order>>);
 /// What an ssd has of a pool.
 pub(crate) struct Volume {
     open: Arc<Open>,
+    id: VolumeId,
     gate: Arc<Gate>,
+    /// All but the capacity.
     limits: Limits,
     thin: bool,
 }
@@ -104,6 +106,31 @@ impl Pools {
         all.insert(pool.name.clone(), opened.map(Arc::new));
     }
 
+    /// It is open, or known not to be had.
+    pub(crate) fn knows(&self, name: &str) -> bool {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name)
+    }
+
+    /// As [`Pools::add`], and says why it cannot be had.
+    ///
+    /// # Errors
+    /// It cannot be opened. Nothing is known of it then.
+    pub(crate) fn add_or_refuse(&self, pool: &config::Pool) -> anyhow::Result<()> {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let opened = Open::new(pool, None, self.keeper.clone(), all.len());
+        let opened = opened.with_context(|| format!("pool \"{}\"", pool.name))?;
+        all.insert(pool.name.clone(), Ok(Arc::new(opened)));
+        Ok(())
+    }
+
+    /// Closes one that nobody uses.
+    pub(crate) fn give_up(&self, name: &str) {
+        let open = self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        if let Some(Ok(open)) = open {
+            open.rest();
+        }
+    }
+
     /// The volume of an ssd; made if the pool does not have it.
     ///
     /// # Errors
@@ -118,9 +145,8 @@ impl Pools {
             .context("its pool's thread has ended")?
             .with_context(|| format!("pool \"{pool}\""))?;
         let mut limits = open.drive.limits();
-        limits.capacity_bytes = gate.map().size_bytes();
         limits.discard |= thin;
-        Ok(Volume { open, gate, limits, thin })
+        Ok(Volume { id: gate.volume(), open, gate, limits, thin })
     }
 
     fn get(&self, pool: &str) -> anyhow::Result<Arc<Open>> {
@@ -161,11 +187,7 @@ impl Pools {
     /// From now on nothing of any pool changes. What is parked stays so: it belongs to a successor.
     pub(crate) fn rest(&self) {
         let all = std::mem::take(&mut *self.all.lock().unwrap_or_else(PoisonError::into_inner));
-        for open in all.into_values().flatten() {
-            open.orders.0.send(Order::Rest);
-            let thread = open.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let _ = thread.map(JoinHandle::join);
-        }
+        all.into_values().flatten().for_each(|open| open.rest());
     }
 
     /// Before a stop: what waits for space fails instead, so that everybody can end.
@@ -210,6 +232,13 @@ impl Open {
         Ok(Self { name, path, drive, orders, thread })
     }
 
+    /// Ends its thread.
+    fn rest(&self) {
+        self.orders.0.send(Order::Rest);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let _ = thread.map(JoinHandle::join);
+    }
+
     fn ask(&self, request: PoolRequest) -> anyhow::Result<Response> {
         let (reply, answer): (SyncSender<Response>, _) = sync_channel(1);
         self.orders.0.send(Order::Request(request, reply));
@@ -223,7 +252,24 @@ impl Open {
 
 impl Volume {
     pub(crate) fn limits(&self) -> Limits {
-        self.limits
+        Limits { capacity_bytes: self.gate.size_bytes(), ..self.limits }
+    }
+
+    /// Whether it could grow to this size now.
+    pub(crate) fn can_grow(&self, size_bytes: u64) -> anyhow::Result<()> {
+        self.order(|reply| Order::CanGrow(self.id, size_bytes, reply))
+    }
+
+    /// Grows it, durably. Its doors know when this returns.
+    pub(crate) fn grow(&self, size_bytes: u64) -> anyhow::Result<()> {
+        self.order(|reply| Order::Grow(self.id, size_bytes, reply))
+    }
+
+    fn order(&self, order: impl FnOnce(SyncSender<anyhow::Result<()>>) -> Order) -> anyhow::Result<()> {
+        let (reply, answer) = sync_channel(1);
+        self.open.orders.0.send(order(reply));
+        let done = answer.recv().context("its pool's thread has ended")?;
+        done.with_context(|| format!("pool \"{}\"", self.open.name))
     }
 
     pub(crate) fn descriptor(&self) -> io::Result<Option<OwnedFd>> {

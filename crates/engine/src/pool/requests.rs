@@ -47,11 +47,11 @@ impl Worker {
             }
             PoolRequest::Grow { volume, size_bytes, .. } => {
                 let id = self.find(&volume)?;
+                ensure!(
+                    self.gate(id).is_none(),
+                    "ssd \"{volume}\" is served; write its new size in the configuration and `godwit apply`"
+                );
                 self.pool.grow(id, size_bytes)?;
-                let map = self.pool.map(id)?;
-                if let Some(gate) = self.gate(id) {
-                    gate.replace_map(map);
-                }
                 Response::Done(format!("\"{volume}\" has {size_bytes} bytes"))
             }
             PoolRequest::Check { .. } => self.check()?,

@@ -37,6 +37,10 @@ pub(crate) enum Order {
     Release(VolumeId, (u32, u32), Arc<Ticket>),
     /// An ssd's volume; whether it gives extents back comes with it.
     Volume(Wish, SyncSender<anyhow::Result<(Arc<Gate>, bool)>>),
+    /// Whether a volume can grow to this size.
+    CanGrow(VolumeId, u64, SyncSender<anyhow::Result<()>>),
+    /// It grows.
+    Grow(VolumeId, u64, SyncSender<anyhow::Result<()>>),
     /// Somebody asks by the keeper.
     Request(PoolRequest, SyncSender<Response>),
     /// What waits for space fails.
@@ -129,6 +133,10 @@ impl Worker {
             Order::Own(volume, extent) => {
                 self.hungry &= !self.wanted.insert((volume, extent));
             }
+            Order::Release(volume, (_, end), ticket) if self.is_outdated(volume, end, &ticket) => {
+                ticket.refuse_outdated();
+                self.announce(volume);
+            }
             Order::Release(volume, (first, end), ticket) => {
                 let released = self.pool.release(volume, first..end);
                 ticket.answer(released.is_ok());
@@ -138,6 +146,10 @@ impl Worker {
                 self.announce(volume);
             }
             Order::Volume(wish, reply) => _ = reply.send(self.volume(&wish)),
+            Order::CanGrow(id, size_bytes, reply) => {
+                let _ = reply.send(self.pool.can_grow(id, size_bytes).map_err(Into::into));
+            }
+            Order::Grow(id, size_bytes, reply) => _ = reply.send(self.grow(id, size_bytes)),
             Order::Request(request, reply) => {
                 let answer = self.answer(request);
                 let _ = reply.send(answer.unwrap_or_else(|error| Response::Error(format!("{error:#}"))));
@@ -164,8 +176,14 @@ impl Worker {
         };
         let info = self.pool.volume(id).context("a volume that is not there")?;
         ensure!(!info.read_only, "\"{}\" is a snapshot; clone it, and serve the clone", wish.name);
-        if wish.size_bytes > info.size_bytes {
-            self.pool.grow(id, wish.size_bytes)?;
+        if wish.size_bytes > info.size_bytes
+            && let Err(error) = self.grow(id, wish.size_bytes)
+        {
+            // An ssd that there is: its data is not kept from its guest for what it was to have beside it.
+            self.fault(&format!(
+                "ssd \"{}\" cannot grow from {} to {} bytes and is served as it is: {error:#}",
+                wish.name, info.size_bytes, wish.size_bytes
+            ));
         }
         ensure!(
             wish.size_bytes >= info.size_bytes,
@@ -187,6 +205,22 @@ impl Worker {
             }
         };
         Ok((gate, info.provisioning == Provisioning::Thin))
+    }
+
+    /// Record durable, then the doors' map. A kill between the two leaves a volume that the next opening finds grown.
+    fn grow(&mut self, id: VolumeId, size_bytes: u64) -> anyhow::Result<()> {
+        self.pool.grow(id, size_bytes)?;
+        let map = self.pool.map(id)?;
+        if let Some(gate) = self.gate(id) {
+            gate.replace_map(map);
+        }
+        Ok(())
+    }
+
+    /// A volume has grown since a door asked to take back its last extent, which its end had cut short.
+    fn is_outdated(&self, id: VolumeId, end: u32, ticket: &Ticket) -> bool {
+        let size_bytes = self.pool.volume(id).map_or(0, |volume| volume.size_bytes);
+        ticket.is_outdated(end, self.pool.info().extent_bytes, size_bytes)
     }
 
     /// Of a volume that is served.

@@ -26,7 +26,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, PoisonError};
-use virtio::config::Device;
+use virtio::config::{Capacity, Device};
 use virtio::dirty::DirtyLog;
 use virtio::inflight::{QueueRegion, region_bytes};
 use virtio::ring::RingConfig;
@@ -46,7 +46,6 @@ pub(crate) fn open_ssd(
 ) -> anyhow::Result<Arc<Ssd>> {
     let data_key = DataKey::open(config, kept.key)?;
     let drive = Drive::open(config, kept.drive, pools)?;
-    let limits = drive.limits();
     let serial = &config.identity.serial;
     let identity = Identity::new(&IdentityConfig { serial, ..IdentityConfig::default() })?;
     let profile =
@@ -58,7 +57,6 @@ pub(crate) fn open_ssd(
         name,
         drive,
         data_key,
-        limits,
         profile,
         identity,
         record_path,
@@ -149,12 +147,17 @@ pub(crate) struct Disk {
 
 impl Disk {
     pub(crate) fn new(ssd: Arc<Ssd>, crew: Arc<Crew>) -> Self {
+        let capacity = Capacity::new(ssd.limits().capacity_bytes);
+        Self::of(ssd, crew, capacity)
+    }
+
+    fn of(ssd: Arc<Ssd>, crew: Arc<Crew>, capacity: Capacity) -> Self {
         let device = Arc::new(Device {
-            capacity_bytes: ssd.limits.capacity_bytes,
+            capacity,
             read_only: false,
             serial: padded_with_zeros(ssd.identity.serial),
             num_queues: QUEUES_MAX,
-            limits: ssd.limits,
+            limits: ssd.limits(),
         });
         let info = BlkInfo {
             features: device.features(),
@@ -190,6 +193,11 @@ impl Disk {
         Arc::clone(&self.frozen)
     }
 
+    /// How large the disk is, for whoever makes it grow.
+    pub(super) fn capacity(&self) -> Capacity {
+        self.device.capacity.clone()
+    }
+
     /// Requests executed again since the last call.
     pub(crate) fn take_replayed(&mut self) -> u64 {
         std::mem::take(&mut self.replayed)
@@ -213,7 +221,8 @@ impl Disk {
             }
         }
         let frozen = Arc::clone(&self.frozen);
-        *self = Self::new(Arc::clone(&self.ssd), Arc::clone(&self.crew));
+        let capacity = self.capacity();
+        *self = Self::of(Arc::clone(&self.ssd), Arc::clone(&self.crew), capacity);
         self.frozen = frozen;
     }
 

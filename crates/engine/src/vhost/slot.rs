@@ -14,7 +14,7 @@ use crate::message::Message;
 use crate::slot::Plug;
 use crate::ssd::Ssd;
 use anyhow::Context;
-use frontend::vhost_user::{ClientFd, HEADER_BYTES, Header, Outcome, Session};
+use frontend::vhost_user::{Announcer, ClientFd, HEADER_BYTES, Header, Outcome, Session};
 use link::control::Role;
 use link::session::{Answer, Command, Deposit, EngineFds, Restore};
 use nvme::queue::Left;
@@ -24,6 +24,7 @@ use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use virtio::config::Capacity;
 
 /// How long a command of a client at hand may take when the engine pauses. One that takes longer is done again.
 const PAUSE_PATIENCE: Duration = Duration::from_millis(500);
@@ -61,6 +62,10 @@ struct GateState {
     /// A command is begun and not answered.
     at_work: bool,
     channel: Option<Arc<LinkChannel>>,
+    /// Tells the client that the disk has grown.
+    announcer: Option<Announcer>,
+    /// It grew since the command at hand was begun.
+    grown: bool,
 }
 
 impl Gate {
@@ -68,12 +73,28 @@ impl Gate {
     fn enter(&self) {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self.changed.wait_while(state, |state| state.paused);
-        waited.unwrap_or_else(PoisonError::into_inner).at_work = true;
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+        (state.at_work, state.grown) = (true, false);
     }
 
-    fn leave(&self) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).at_work = false;
+    /// After a command. Whether the disk grew meanwhile: then the client may have been told its old size, or not yet have said how
+    /// to tell it.
+    fn leave(&self, announcer: Option<Announcer>) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.at_work = false;
+        state.announcer = announcer;
         self.changed.notify_all();
+        state.grown
+    }
+
+    /// The disk grows.
+    fn grow(&self, capacity: &Capacity, capacity_bytes: u64) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        capacity.grow(capacity_bytes);
+        state.grown = true;
+        if let Some(announcer) = &state.announcer {
+            announcer.announce();
+        }
     }
 
     /// Whether the command at hand was answered in time.
@@ -109,6 +130,7 @@ pub(crate) struct VhostSlot {
     jobs: Sender<Job>,
     gate: Arc<Gate>,
     frozen: Frozen,
+    capacity: Capacity,
     thread: JoinHandle<anyhow::Result<()>>,
 }
 
@@ -126,14 +148,14 @@ impl VhostSlot {
         let gate = Arc::new(Gate::default());
         let (ssd, crew, shared) = (Arc::clone(&plan.ssd), Arc::clone(&plan.crew), Arc::clone(&gate));
         let disk = Disk::new(Arc::clone(&ssd), Arc::clone(&crew));
-        let frozen = disk.frozen();
+        let (frozen, capacity) = (disk.frozen(), disk.capacity());
         let disk = Arc::new(Mutex::new(disk));
         let theirs = Arc::clone(&disk);
         let thread = std::thread::Builder::new()
             .name(format!("ssd-{}", ssd.id.0))
             .stack_size(256 << 10)
             .spawn(move || Keeping::run(plan, theirs, &inbox, shared, ready))?;
-        Ok(Self { ssd, crew, disk, jobs, gate, frozen, thread })
+        Ok(Self { ssd, crew, disk, jobs, gate, frozen, capacity, thread })
     }
 
     /// The disk, for who moves its rings. May wait for a command of the client, and for I/O.
@@ -157,6 +179,11 @@ impl VhostSlot {
     pub(crate) fn join(self) -> anyhow::Result<()> {
         let result = self.thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the ssd's thread panicked")));
         result.with_context(|| format!("ssd \"{}\"", self.ssd.name))
+    }
+
+    /// The drive has so many bytes now: the client is told.
+    pub(crate) fn grow(&self, capacity_bytes: u64) {
+        self.gate.grow(&self.capacity, capacity_bytes);
     }
 
     /// No command of the client begins any more, and nothing of the guest; returns when nothing is at the drive.
@@ -306,11 +333,16 @@ impl Keeping {
     fn serve(&mut self, ready: Ready) -> anyhow::Result<()> {
         let Ready { number, channel, mut session } = ready;
         self.gate.set_channel(Some(Arc::clone(&channel)));
+        if self.gate.leave(session.announcer()) {
+            // It grew while the session was taken up.
+            session.announce(&*self.disk());
+        }
         self.commands(&channel, &mut session);
         if channel.is_orphaned() {
             wait_for_the_end();
         }
         self.gate.set_channel(None);
+        self.gate.leave(None);
         self.disk().leave();
         self.power_on(Some(number))?;
         // The link is closed after the keeper heard that the session is over.
@@ -335,7 +367,9 @@ impl Keeping {
             self.gate.enter();
             let (answer, close) = self.command(session, command, &mut lines);
             let sent = answer.map_or(Ok(()), |answer| channel.done(&answer));
-            self.gate.leave();
+            if self.gate.leave(session.announcer()) {
+                session.announce(&*self.disk());
+            }
             if close || sent.is_err() {
                 hung_up = true;
                 frontend::vfio_user::Channel::hang_up(channel);

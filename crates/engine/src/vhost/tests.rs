@@ -34,7 +34,6 @@ fn faulty(plan: Plan) -> Arc<Ssd> {
     Arc::new(Ssd {
         id: SsdId(0),
         name: "faulty".to_owned(),
-        limits: drive.limits(),
         drive: crate::drive::Drive::Own(drive),
         data_key: None,
         profile: Profile::ALL[0].clone(),

@@ -260,8 +260,8 @@ fn every_page_that_the_device_writes_is_in_the_dirty_log_whoever_dies_in_between
 }
 
 /// A client with a channel for the back-end's own requests, as QEMU has.
-fn with_channel(house: &House) -> (Driver, UnixStream) {
-    let driver = connect(house, Options::default());
+pub(super) fn with_channel(house: &House, name: &str) -> (Driver, UnixStream) {
+    let driver = connect_to(house, name, Options::default());
     let (ours, theirs) = UnixStream::pair().unwrap();
     ours.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     // MQ, REPLY_ACK, BACKEND_REQ, CONFIG.
@@ -270,7 +270,7 @@ fn with_channel(house: &House) -> (Driver, UnixStream) {
     (driver, ours)
 }
 
-fn sectors(driver: &Driver) -> u64 {
+pub(super) fn sectors(driver: &Driver) -> u64 {
     let asked: Vec<u8> = [0, 60, 0_u32].into_iter().flat_map(u32::to_le_bytes).chain([0; 60]).collect();
     let (answer, _) = driver.client().ask(request::GET_CONFIG, &asked).unwrap();
     u64::from_le_bytes(answer[12..20].try_into().unwrap())
@@ -279,7 +279,7 @@ fn sectors(driver: &Driver) -> u64 {
 #[test]
 fn a_drive_that_grew_before_the_engine_died_is_announced_and_used_to_its_end() {
     let house = House::start(&[("victim", &format!("virtio-blk on {WHOLE}"))], 2);
-    let (mut driver, mut channel) = with_channel(&house);
+    let (mut driver, mut channel) = with_channel(&house, "victim");
     assert_eq!(sectors(&driver), 64 << 11);
     write(&mut driver, 8, 1);
     house.drive("whole.img").set_len(96 << 20).unwrap();
@@ -326,9 +326,13 @@ fn wait_for_hang_up(driver: &Driver) {
 }
 
 fn connect(house: &House, options: Options) -> Driver {
+    connect_to(house, "victim", options)
+}
+
+fn connect_to(house: &House, name: &str, options: Options) -> Driver {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
-        match Driver::connect(house.socket("victim"), options) {
+        match Driver::connect(house.socket(name), options) {
             Ok(driver) => return driver,
             Err(error) => assert!(Instant::now() < deadline, "{error}"),
         }

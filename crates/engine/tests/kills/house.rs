@@ -118,6 +118,12 @@ impl House {
         reactors(self.directory.path())
     }
 
+    /// The configuration of these, each of so many MiB. They begin with 64.
+    pub(crate) fn config(&self, ssds: &[(&str, &str)], mib: u64) -> String {
+        let text = config_text(self.directory.path(), ssds, self.reactors);
+        text.replace("size = \"64MiB\"", &format!("size = \"{mib}MiB\""))
+    }
+
     pub(crate) fn apply_text(&self, config: String) -> Result<String, String> {
         match self.ask(&Request::Apply { config, path: None, dry_run: false, force: false }) {
             Response::Done(text) => Ok(text),
@@ -127,7 +133,7 @@ impl House {
     }
 
     /// What the keeper says last.
-    fn ask(&self, request: &Request) -> Response {
+    pub(crate) fn ask(&self, request: &Request) -> Response {
         let mut socket = UnixStream::connect(self.directory.path().join("control")).unwrap();
         socket.write_all(format!("{}\n", serde_json::to_string(request).unwrap()).as_bytes()).unwrap();
         let mut answers =

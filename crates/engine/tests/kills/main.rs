@@ -7,6 +7,7 @@ mod changes;
 #[path = "../disk/mod.rs"]
 mod disk;
 mod disks;
+mod growth;
 mod house;
 mod load;
 mod many;

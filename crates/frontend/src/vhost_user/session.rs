@@ -89,7 +89,7 @@ pub struct Session {
     inflight: Option<SavedInflight>,
     log: Option<SavedLog>,
     log_event: Option<FdId>,
-    backend_channel: Option<(FdId, BackendChannel)>,
+    backend_channel: Option<(FdId, Arc<BackendChannel>)>,
     /// The capacity that the client has read, in sectors.
     told_sectors: Option<u64>,
     /// The device was reset: our in-flight region must forget all rings before the next message is carried out.
@@ -98,6 +98,18 @@ pub struct Session {
     made: Vec<(FdId, Arc<OwnedFd>)>,
     /// The device did not do what it must: nothing is sure any more.
     broken: bool,
+}
+
+/// Tells a client that its device's configuration has changed.
+#[derive(Clone, Debug)]
+pub struct Announcer(Arc<BackendChannel>);
+
+impl Announcer {
+    /// Does so. Never waits.
+    pub fn announce(&self) {
+        // One who does not hear of it sees it when it looks.
+        let _ = self.0.config_changed();
+    }
 }
 
 impl Session {
@@ -211,7 +223,7 @@ impl Session {
             session.log_event = Some(id);
         }
         if let Some(id) = saved.backend_channel {
-            session.backend_channel = Some((id, BackendChannel::new(kept.take(id)?)));
+            session.backend_channel = Some((id, Arc::new(BackendChannel::new(kept.take(id)?))));
         }
         if let Some(inflight) = saved.inflight {
             let fd = Arc::new(kept.take(inflight.fd)?);
@@ -224,15 +236,20 @@ impl Session {
     }
 
     /// Tells of a device that has grown since the client looked, again and again until it looks.
-    fn announce(&self, blk: &dyn Blk) {
-        let agreed =
-            self.protocol_features.contains(ProtocolFeatures::CONFIG | ProtocolFeatures::BACKEND_REQ);
-        if let Some((_, channel)) = self.backend_channel.as_ref().filter(|_| agreed)
+    pub fn announce(&self, blk: &dyn Blk) {
+        if let Some(announcer) = self.announcer()
             && self.told_sectors.is_some_and(|told| told != sectors(blk))
         {
-            // One who does not hear of it sees it when it looks.
-            let _ = channel.config_changed();
+            announcer.announce();
         }
+    }
+
+    /// What tells the client of a change, from any thread, if it wants to hear of one now.
+    #[must_use]
+    pub fn announcer(&self) -> Option<Announcer> {
+        let agreed =
+            self.protocol_features.contains(ProtocolFeatures::CONFIG | ProtocolFeatures::BACKEND_REQ);
+        self.backend_channel.as_ref().filter(|_| agreed).map(|(_, channel)| Announcer(Arc::clone(channel)))
     }
 
     /// The rings that run, for whoever ends the session.
@@ -268,7 +285,7 @@ impl Session {
             }
             Request::SetConfig { offset, data } => self.set_config(offset, &data, blk),
             Request::SetBackendReqFd(fd) => {
-                self.backend_channel = Some((fd.id, BackendChannel::new(fd.fd)));
+                self.backend_channel = Some((fd.id, Arc::new(BackendChannel::new(fd.fd))));
                 Ok(Answer::Done)
             }
             Request::GetInflightFd(shape) => self.get_inflight(&shape, blk),

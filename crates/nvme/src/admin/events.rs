@@ -139,6 +139,24 @@ impl Controller {
         }
     }
 
+    /// A namespace is about to change. A successor tells the host of it, should this process end before it does: the log page
+    /// says so before the record does.
+    pub(crate) fn note_change(&self, nsid: u32) {
+        if let Some(bit) = nsid.checked_sub(1).filter(|bit| *bit < 64 && self.is_ready()) {
+            change64(&self.region.admin.changed_namespaces, |changed| changed | 1 << bit);
+        }
+    }
+
+    /// A predecessor may have ended between a change and the event that tells of it (Base 2.1, 5.1.2). An event that was told and
+    /// whose log page was not read is masked, and so not told again.
+    pub(crate) fn tell_changes_again(&self) {
+        let changed = self.region.admin.changed_namespaces.load(Ordering::Acquire);
+        if changed != 0 && self.event_config().nan() {
+            let info = event_info::NOTICE_NAMESPACE_ATTRIBUTE_CHANGED;
+            self.raise(AsyncEventType::Notice, info, Lid::ChangedNamespaceList);
+        }
+    }
+
     /// The critical warnings of the SMART log became these.
     pub(super) fn warn(&self, warning: CriticalWarning) {
         let enabled = CriticalWarning::from_bits(self.event_config().smart());

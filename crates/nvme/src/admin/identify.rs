@@ -23,6 +23,10 @@ pub(super) const CNTLID: u16 = 0;
 
 impl Controller {
     pub(super) fn identify(&mut self, command: &Command) -> Outcome {
+        if self.work.is_growing() {
+            // Blocks that a queue would still refuse are not told of.
+            return Ok(Step::Defer);
+        }
         let page = self.identify_page(command)?;
         debug_assert_eq!(page.len(), IDENTIFY_BYTES);
         transfer::to_host(&self.map, command, &page)?;

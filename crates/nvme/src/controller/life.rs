@@ -123,10 +123,14 @@ impl Controller {
 
     /// The first turn: whatever a predecessor left half done.
     pub(super) fn resume_if_due(&mut self, host: &mut impl Host) {
-        if !core::mem::take(&mut self.resume) {
-            return;
+        if core::mem::take(&mut self.resume) {
+            self.resume_work(host);
+            self.resume_life(host);
+            self.grow_if_due(host);
         }
-        self.resume_work(host);
+    }
+
+    fn resume_life(&mut self, host: &mut impl Host) {
         if self.region.registers.reset_count.load(Ordering::Acquire) % 2 == 1 {
             // It is done as far as it was to go: the message that asked for it may have been answered.
             let kind = ResetKind::of(self.region.registers.reset_kind.load(Ordering::Acquire));
@@ -143,6 +147,7 @@ impl Controller {
                     self.queue = Some(queue);
                     self.note_remote();
                     self.settle_events(&unanswered);
+                    self.tell_changes_again();
                     self.replay(unanswered, host);
                 }
                 None => self.fatal(),
@@ -183,7 +188,7 @@ impl Controller {
         }
     }
 
-    pub(super) fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         self.life == Life::Ready
     }
 

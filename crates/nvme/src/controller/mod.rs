@@ -50,7 +50,7 @@ pub struct ControllerConfig {
     pub profile: Profile,
     /// Identity.
     pub identity: Identity,
-    /// Size of the ssd.
+    /// Size of the ssd's drive. A record that says less is of a smaller one: the ssd grows.
     pub capacity_bytes: u64,
     /// What the home reactor's backend can do.
     pub limits: block::Limits,
@@ -89,6 +89,8 @@ pub struct Controller {
     pub(crate) profile: Profile,
     pub(crate) identity: Identity,
     pub(crate) capacity_bytes: u64,
+    /// What its drive has: more, while it has yet to grow.
+    pub(crate) room_bytes: u64,
     /// Blocks of the drive: no namespace has smaller ones.
     pub(crate) block_bytes: u32,
     pub(crate) map: Arc<MemoryMap>,
@@ -138,12 +140,15 @@ impl Controller {
     pub fn new(config: ControllerConfig, record: &SsdV1, now: Now) -> Self {
         let ControllerConfig { region, doorbells, profile, identity, capacity_bytes, limits } = config;
         let fresh = life::is_fresh(&region);
+        let room_bytes = capacity_bytes.min(limits.capacity_bytes) & !0xfff;
+        let known_bytes = if record.laid_out { record.capacity_bytes & !0xfff } else { 0 };
         let mut controller = Self {
             region,
             doorbells,
             profile,
             identity,
-            capacity_bytes: capacity_bytes.min(limits.capacity_bytes) & !0xfff,
+            capacity_bytes: if known_bytes == 0 { room_bytes } else { known_bytes.min(room_bytes) },
+            room_bytes,
             block_bytes: limits.block_bytes,
             map: Arc::new(MemoryMap::empty()),
             queue: None,
@@ -217,6 +222,17 @@ impl Controller {
         self.note_remote();
         self.resume_if_due(host);
         self.retry_stalled(host);
+        self.ring(host);
+    }
+
+    /// The drive has so many bytes now. The ssd grows when nothing else is done to its namespaces, and its host is told.
+    pub fn grow(&mut self, capacity_bytes: u64, now: Now, host: &mut impl Host) {
+        self.now = now;
+        self.room_bytes = self.room_bytes.max(capacity_bytes & !0xfff);
+        // Before the first turn: that one sees to it.
+        if !self.resume {
+            self.grow_if_due(host);
+        }
         self.ring(host);
     }
 

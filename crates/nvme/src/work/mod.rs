@@ -49,6 +49,8 @@ pub(crate) enum Task {
     Create { namespace: Box<Namespace>, wipe: bool },
     /// What an earlier life left to be wiped.
     Leftovers,
+    /// The ssd has more room; a namespace that had all there was gets it.
+    Grow { from_bytes: u64, to_bytes: u64, nsid: Option<u32> },
     /// The sanitize operation in the record. `before`: what was there in its place, until it is on record itself.
     Sanitize { before: Option<SanitizeV1> },
 }
@@ -72,7 +74,7 @@ impl Task {
             Self::Delete { .. } => &[Step::Hold, Step::Record, Step::Gate, Step::Wipe, Step::Commit],
             Self::Detach { .. } => &[Step::Hold, Step::Commit, Step::Publish],
             Self::Create { wipe: true, .. } => &[Step::Wipe, Step::Commit, Step::Publish],
-            Self::Attach { .. } | Self::Create { .. } => &[Step::Commit, Step::Publish],
+            Self::Attach { .. } | Self::Create { .. } | Self::Grow { .. } => &[Step::Commit, Step::Publish],
             Self::Leftovers => &[Step::Wipe, Step::Commit],
             // Refused before it is on record: else what the host tries meanwhile would wait for its end.
             Self::Sanitize { .. } => {
@@ -94,6 +96,7 @@ impl Task {
         match self {
             Self::Format { nsids, .. } | Self::Delete { nsids } => nsids.clone(),
             Self::Detach { nsid } | Self::Attach { nsid } => vec![*nsid],
+            Self::Grow { nsid, .. } => nsid.iter().copied().collect(),
             Self::Create { .. } | Self::Leftovers | Self::Sanitize { .. } => Vec::new(),
         }
     }
@@ -134,6 +137,11 @@ impl Work {
     /// No job.
     pub(crate) fn is_idle(&self) -> bool {
         self.job.is_none()
+    }
+
+    /// The ssd is about to be larger, which not all of it knows yet.
+    pub(crate) fn is_growing(&self) -> bool {
+        matches!(self.job, Some(Job { task: Task::Grow { .. }, .. }))
     }
 
     /// A sanitize operation is not over.
@@ -185,6 +193,27 @@ impl Controller {
         } else if !self.to_wipe.is_empty() {
             self.start_work(Task::Leftovers, None, 0, host);
         }
+    }
+
+    /// Gives the ssd the room that its drive has, unless something else is under way: then that ends first.
+    ///
+    /// A namespace that has all of the capacity, and so is the only one, grows with it. What a host has laid out in another way stays
+    /// as it is, and the room is unallocated capacity (UNVMCAP), the host's to give to namespaces.
+    pub(crate) fn grow_if_due(&mut self, host: &mut impl Host) {
+        let (from_bytes, to_bytes) = (self.capacity_bytes, self.room_bytes);
+        if to_bytes <= from_bytes || !self.work.is_idle() {
+            return;
+        }
+        let has_all = |ns: &&Arc<Namespace>| {
+            ns.reserved_bytes == from_bytes && ns.blocks == from_bytes >> ns.format.shift()
+        };
+        let only = self.table.iter().find(has_all).map(|ns| (ns.nsid, ns.attached));
+        if let Some((nsid, true)) = only {
+            self.note_change(nsid);
+        }
+        let nsid = only.map(|(nsid, _)| nsid);
+        tracing::info!(from_bytes, to_bytes, nsid, "the ssd grows");
+        self.start_work(Task::Grow { from_bytes, to_bytes, nsid }, None, 0, host);
     }
 
     fn next_step(&mut self, host: &mut impl Host) {
@@ -398,6 +427,7 @@ impl Controller {
     fn conclude_task(&mut self) {
         let Some(job) = &self.work.job else { return };
         match &job.task {
+            Task::Grow { to_bytes, .. } => self.capacity_bytes = *to_bytes,
             Task::Delete { .. } | Task::Leftovers if !job.failed => self.to_wipe.clear(),
             Task::Sanitize { .. } => {
                 let failed = job.failed;
@@ -426,6 +456,10 @@ impl Controller {
                     })
                 })
             }
+            Task::Grow { to_bytes, nsid: Some(nsid), .. } => changed(*nsid, &|ns| {
+                let reserved_bytes = to_bytes.saturating_sub(ns.start_bytes);
+                Namespace { reserved_bytes, blocks: reserved_bytes >> ns.format.shift(), ..ns }
+            }),
             Task::Attach { nsid } => changed(*nsid, &|ns| Namespace { attached: true, ..ns }),
             Task::Detach { nsid } => changed(*nsid, &|ns| Namespace { attached: false, ..ns }),
             Task::Create { namespace, .. } if !job.failed => table.with((**namespace).clone()),
@@ -446,6 +480,12 @@ impl Controller {
             _ if job.failed => Status::INTERNAL_ERROR,
             _ => Status::SUCCESS,
         };
+        if let Task::Grow { from_bytes, .. } = job.task
+            && job.failed
+        {
+            // Not on record, and so not so: the next power cycle tries again.
+            (self.capacity_bytes, self.room_bytes) = (from_bytes, from_bytes);
+        }
         if let Some(slot) = job.reply {
             self.answer(slot, Answer { dw0: job.dw0, dw1: 0, status });
         }
@@ -465,6 +505,7 @@ impl Controller {
                 self.execute(slot, command, host);
             }
         }
+        self.grow_if_due(host);
     }
 
     pub(crate) fn note_sanitize_progress(&mut self, host: &mut impl Host) {

@@ -2,6 +2,7 @@
 #![expect(clippy::cast_possible_truncation, reason = "test patterns")]
 
 mod commands;
+mod growth;
 mod life;
 mod namespaces;
 mod random;

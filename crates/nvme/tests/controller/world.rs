@@ -153,6 +153,8 @@ pub(crate) struct World {
     pub(crate) host: Engine,
     pub(crate) now: u64,
     pub(crate) entries: u32,
+    /// Of the drive.
+    pub(crate) capacity_bytes: u64,
     tail: u32,
     head: u32,
     phase: bool,
@@ -175,6 +177,7 @@ fn controller(
     region: &Arc<SharedRegion<ControllerRegion>>,
     doorbells: &Arc<SharedRegion<DoorbellPage>>,
     record: &SsdV1,
+    capacity_bytes: u64,
     now: u64,
 ) -> Controller {
     let config = ControllerConfig {
@@ -182,8 +185,8 @@ fn controller(
         doorbells: Arc::clone(doorbells),
         profile: GODWIT_1,
         identity: identity(),
-        capacity_bytes: CAPACITY_BYTES,
-        limits: Limits { capacity_bytes: CAPACITY_BYTES, block_bytes: 512, segments_max: 256, discard: true },
+        capacity_bytes,
+        limits: Limits { capacity_bytes, block_bytes: 512, segments_max: 256, discard: true },
     };
     Controller::new(config, record, Now(now))
 }
@@ -197,7 +200,7 @@ impl World {
     pub(crate) fn with_record(record: &SsdV1) -> Self {
         let region = Arc::new(SharedRegion::<ControllerRegion>::private());
         let doorbells = Arc::new(SharedRegion::<DoorbellPage>::private());
-        let controller = controller(&region, &doorbells, record, 0);
+        let controller = controller(&region, &doorbells, record, CAPACITY_BYTES, 0);
         let host = Engine {
             region: Arc::clone(&region),
             inbox: VecDeque::new(),
@@ -222,6 +225,7 @@ impl World {
             host,
             now,
             entries: ENTRIES,
+            capacity_bytes: CAPACITY_BYTES,
             tail: 0,
             head: 0,
             phase: true,
@@ -244,7 +248,7 @@ impl World {
     pub(crate) fn succeed(&mut self) {
         let record = self.host.records.last().cloned().unwrap_or_default();
         self.host.inbox.clear();
-        self.controller = controller(&self.region, &self.doorbells, &record, self.now);
+        self.controller = controller(&self.region, &self.doorbells, &record, self.capacity_bytes, self.now);
         self.controller.memory(Arc::clone(&self.map), Now(self.now), &mut self.host);
         self.pump();
     }
@@ -309,21 +313,31 @@ impl World {
             let due = self.controller.deadline().is_some_and(|at| at.0 <= self.now) && !self.host.full;
             given += 1;
             assert!(given < 100_000, "the controller goes round in circles");
-            let Some(reply) = self.host.inbox.pop_front() else {
-                if due {
-                    continue;
-                }
+            if !self.deliver() && !due {
                 return given;
-            };
-            let now = Now(self.now);
-            match reply {
-                Reply::Event(event) => self.controller.event(event, now, &mut self.host),
-                Reply::Persisted => self.controller.persisted(self.host.persist_ok, now, &mut self.host),
-                Reply::Complete(token, outcome) => {
-                    self.controller.complete(token, outcome, now, &mut self.host);
-                }
             }
         }
+    }
+
+    /// Gives the next answer that is owed. `false`: none is.
+    pub(crate) fn deliver(&mut self) -> bool {
+        let Some(reply) = self.host.inbox.pop_front() else { return false };
+        let now = Now(self.now);
+        match reply {
+            Reply::Event(event) => self.controller.event(event, now, &mut self.host),
+            Reply::Persisted => self.controller.persisted(self.host.persist_ok, now, &mut self.host),
+            Reply::Complete(token, outcome) => {
+                self.controller.complete(token, outcome, now, &mut self.host);
+            }
+        }
+        true
+    }
+
+    /// The drive is larger now.
+    pub(crate) fn grow(&mut self, capacity_bytes: u64) {
+        self.capacity_bytes = capacity_bytes;
+        self.host.drive.resize((capacity_bytes / PAGE) as usize, 0);
+        self.controller.grow(capacity_bytes, Now(self.now), &mut self.host);
     }
 
     pub(crate) fn event(&mut self, event: GroupEvent) {

@@ -28,6 +28,8 @@ pub struct Gate {
     volume: VolumeId,
     /// Another one when the volume has grown. Doors have theirs at hand.
     map: Mutex<Arc<ExtentMap>>,
+    /// Of the newest map.
+    size_bytes: AtomicU64,
     /// Grows when the pool's thread has changed entries whose users it waits for.
     generation: AtomicU64,
     /// Grows when a parked request may be able to go on.
@@ -54,6 +56,7 @@ impl Gate {
     pub fn new(volume: VolumeId, map: Arc<ExtentMap>) -> Arc<Gate> {
         Arc::new(Gate {
             volume,
+            size_bytes: AtomicU64::new(map.size_bytes()),
             map: Mutex::new(map),
             generation: AtomicU64::new(1),
             changes: AtomicU64::new(1),
@@ -76,9 +79,18 @@ impl Gate {
         Arc::clone(&self.map.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// How large the volume is now.
+    #[inline]
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes.load(Ordering::Acquire)
+    }
+
     /// The volume has grown: doors take the new map when they next look, at the latest for a request beyond the old one's end.
     pub fn replace_map(&self, map: Arc<ExtentMap>) {
+        let size_bytes = map.size_bytes();
         *self.map.lock().unwrap_or_else(PoisonError::into_inner) = map;
+        self.size_bytes.store(size_bytes, Ordering::Release);
         self.announce();
     }
 

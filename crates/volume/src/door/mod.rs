@@ -256,6 +256,8 @@ impl<B: Backend + ?Sized> Door<B> {
                 Answered::Open => return Step::Rests,
                 Answered::Done => job.advance(then.saturating_sub(job.at)),
                 Answered::Failed => job.give_up(Outcome::Failed(Fault::Media)),
+                // Looked at anew, by the map of the volume as it is now.
+                Answered::Outdated => {}
             }
         }
         job.wait = Wait::Nothing;
@@ -382,7 +384,7 @@ impl<B: Backend + ?Sized> Door<B> {
     }
 
     fn ask_release(&mut self, at: usize, run: (u32, u32)) -> Step {
-        let ticket = Arc::new(Ticket::default());
+        let ticket = Arc::new(Ticket::new(self.capacity_bytes()));
         self.allocator.release(self.gate().volume(), run, Arc::clone(&ticket));
         let then = u64::from(run.1) << self.shift;
         if let Some(job) = self.jobs.get(at) {
@@ -437,7 +439,8 @@ impl<B: Backend + ?Sized> Door<B> {
 impl<B: Backend + ?Sized> Backend for Door<B> {
     fn limits(&self) -> Limits {
         Limits {
-            capacity_bytes: self.capacity_bytes(),
+            // Not the map's at hand: that is an older one until a request needs the new.
+            capacity_bytes: self.gate().size_bytes(),
             discard: self.gives_back || self.drive.discard,
             ..self.drive
         }

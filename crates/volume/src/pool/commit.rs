@@ -35,17 +35,22 @@ impl Pool {
         if changes.is_empty() {
             return Ok(());
         }
-        let growth: u64 = changes.iter().map(|change| self.ledger.growth_bytes(change)).sum();
-        let reserve = if frees { 0 } else { RESERVE_BYTES };
-        if self.ledger.map_bytes() + growth + reserve > self.geometry.map_capacity_bytes() {
-            return Err(PoolError::MapFull);
-        }
+        self.check_room(changes, frees)?;
         // From here on a failure leaves it open what is on the drive.
         self.stopped = true;
         let effects = self.store(changes)?;
         self.stopped = false;
         self.publish(effects);
         Ok(())
+    }
+
+    /// Whether the map has room for changes, and may be changed.
+    pub(super) fn check_room(&self, changes: &[ChangeV1], frees: bool) -> Result<(), PoolError> {
+        self.ready()?;
+        let growth: u64 = changes.iter().map(|change| self.ledger.growth_bytes(change)).sum();
+        let reserve = if frees { 0 } else { RESERVE_BYTES };
+        let fits = self.ledger.map_bytes() + growth + reserve <= self.geometry.map_capacity_bytes();
+        if fits { Ok(()) } else { Err(PoolError::MapFull) }
     }
 
     /// Makes what the data path has written so far durable.

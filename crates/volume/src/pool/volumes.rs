@@ -82,6 +82,20 @@ impl Pool {
     /// # Errors
     /// No such volume, a snapshot, a smaller or unfit size, or no space for a full one.
     pub fn grow(&mut self, id: VolumeId, size_bytes: u64) -> Result<(), PoolError> {
+        let changes = self.growth(id, size_bytes)?;
+        self.commit(&changes, false)
+    }
+
+    /// Whether [`Pool::grow`] would have the space and the room in its map now. Changes nothing.
+    ///
+    /// # Errors
+    /// As [`Pool::grow`].
+    pub fn can_grow(&self, id: VolumeId, size_bytes: u64) -> Result<(), PoolError> {
+        let changes = self.growth(id, size_bytes)?;
+        self.check_room(&changes, false)
+    }
+
+    fn growth(&self, id: VolumeId, size_bytes: u64) -> Result<Vec<ChangeV1>, PoolError> {
         let volume = self.known(id)?;
         if volume.saved.read_only {
             return Err(PoolError::ReadOnly(id));
@@ -98,7 +112,7 @@ impl Pool {
         if full {
             changes.extend(self.fill(id.0, had, extents - had)?);
         }
-        self.commit(&changes, false)
+        Ok(changes)
     }
 
     /// A read-only volume with the content `id` has now. When this returns, both maps say `Shared`; writes that were
@@ -168,7 +182,7 @@ impl Pool {
     }
 
     /// Free extents for `count` logical ones from `logical` on.
-    fn fill(&mut self, volume: u64, logical: u32, count: u32) -> Result<Vec<ChangeV1>, PoolError> {
+    fn fill(&self, volume: u64, logical: u32, count: u32) -> Result<Vec<ChangeV1>, PoolError> {
         if u64::from(count) > self.ledger.free.total() {
             let info = self.info();
             return Err(PoolError::NoSpace {

@@ -226,6 +226,9 @@ fn a_full_volume_keeps_its_space_and_grows_with_it() {
     let id = pool.create(&spec("a", 4, Provisioning::Full)).expect("space is there");
     assert!(matches!(pool.release(id, 0..1), Err(PoolError::KeepsSpace(_))));
     let old = pool.map(id).expect("there");
+    pool.can_grow(id, 6 * MIB + 4096).expect("space is there");
+    assert_eq!(pool.info().used, 4, "nothing has changed");
+    assert!(matches!(pool.can_grow(id, 900 * MIB), Err(PoolError::NoSpace { .. })));
     pool.grow(id, 6 * MIB + 4096).expect("space is there");
     assert_eq!((pool.info().used, old.extents()), (7, 4));
     let new = pool.map(id).expect("there");

@@ -128,6 +128,15 @@ pub enum Backend {
         /// start.
         thin: bool,
     },
+    /// A whole drive, or a namespace that was made for the ssd: what `godwit drive give` or `godwit drive carve` gave it.
+    Drive {
+        /// The drive's serial number.
+        serial: String,
+        /// A namespace of it, not all of it.
+        namespace: bool,
+        /// The folder of what was given to whom. `None`: where it usually is.
+        grants: Option<PathBuf>,
+    },
     /// Memory of the daemon; gone when it stops.
     Ram,
     /// Nothing: writes are dropped, reads leave memory as it is. For measuring.
@@ -282,6 +291,8 @@ struct RawBackend {
     register_buffers: Option<Spanned<bool>>,
     pool: Option<Spanned<String>>,
     thin: Option<Spanned<bool>>,
+    serial: Option<Spanned<String>>,
+    grants: Option<Spanned<PathBuf>>,
 }
 
 struct Wrong {
@@ -469,7 +480,7 @@ fn check_door(raw: &RawSsd) -> Result<(Door, &Spanned<PathBuf>), Wrong> {
 fn check_size(raw: &RawSsd, backend: &Backend) -> Result<Option<u64>, Wrong> {
     let Some(size) = &raw.size else {
         return match backend {
-            Backend::Uring { .. } => Ok(None),
+            Backend::Uring { .. } | Backend::Drive { .. } => Ok(None),
             _ => Err(wrong(
                 &raw.backend,
                 "this backend has no size of its own; add size = \"4GiB\" to the ssd",
@@ -512,11 +523,13 @@ fn check_encryption(raw: &RawSsd, backend: &Backend) -> Result<Option<KeySource>
 fn check_backend(raw: &RawBackend) -> Result<Backend, Wrong> {
     let kind = raw.r#type.get_ref().as_str();
     let fields = [
-        ("path", raw.path.as_ref().map(Spanned::span), "uring"),
-        ("direct", raw.direct.as_ref().map(Spanned::span), "uring"),
-        ("register_buffers", raw.register_buffers.as_ref().map(Spanned::span), "uring"),
-        ("pool", raw.pool.as_ref().map(Spanned::span), "pool"),
-        ("thin", raw.thin.as_ref().map(Spanned::span), "pool"),
+        ("path", raw.path.as_ref().map(Spanned::span), &["uring"][..]),
+        ("direct", raw.direct.as_ref().map(Spanned::span), &["uring"]),
+        ("register_buffers", raw.register_buffers.as_ref().map(Spanned::span), &["uring"]),
+        ("pool", raw.pool.as_ref().map(Spanned::span), &["pool"]),
+        ("thin", raw.thin.as_ref().map(Spanned::span), &["pool"]),
+        ("serial", raw.serial.as_ref().map(Spanned::span), &["drive", "namespace"]),
+        ("grants", raw.grants.as_ref().map(Spanned::span), &["drive", "namespace"]),
     ];
     let backend = match kind {
         "uring" => {
@@ -533,16 +546,25 @@ fn check_backend(raw: &RawBackend) -> Result<Backend, Wrong> {
             let pool = raw.pool.as_ref().ok_or_else(|| wrong(&raw.r#type, hint))?.get_ref().clone();
             Backend::Pool { pool, thin: raw.thin.as_ref().is_some_and(|thin| *thin.get_ref()) }
         }
+        "drive" | "namespace" => {
+            let hint = "this backend needs a drive: serial = \"S4EWNX0R\", as `godwit drive list` shows it";
+            let serial = raw.serial.as_ref().ok_or_else(|| wrong(&raw.r#type, hint))?.get_ref().clone();
+            let grants = raw.grants.as_ref().map(|folder| folder.get_ref().clone());
+            Backend::Drive { serial, namespace: kind == "namespace", grants }
+        }
         "ram" => Backend::Ram,
         "null" => Backend::Null,
         other => {
-            let reason = format!("`{other}` is no backend; write \"uring\", \"pool\", \"ram\" or \"null\"");
+            let reason = format!(
+                "`{other}` is no backend; write \"uring\", \"pool\", \"drive\", \"namespace\", \"ram\" or \"null\""
+            );
             return Err(wrong(&raw.r#type, reason));
         }
     };
-    for (field, span, owner) in fields {
-        if let Some(span) = span.filter(|_| owner != kind) {
-            let reason = format!("`{field}` goes with type = \"{owner}\" only; leave it out");
+    for (field, span, owners) in fields {
+        if let Some(span) = span.filter(|_| !owners.contains(&kind)) {
+            let owners = owners.join("\" or \"");
+            let reason = format!("`{field}` goes with type = \"{owners}\" only; leave it out");
             return Err(Wrong { span, reason });
         }
     }
@@ -588,7 +610,7 @@ fn check_identity(raw: &RawSsd, name: &str) -> Result<Identity, Wrong> {
 pub(crate) fn files(ssd: &Ssd) -> impl Iterator<Item = (&'static str, &Path)> {
     let backend = match &ssd.backend {
         Backend::Uring { path, .. } => Some(path.as_path()),
-        Backend::Pool { .. } | Backend::Ram | Backend::Null => None,
+        Backend::Pool { .. } | Backend::Drive { .. } | Backend::Ram | Backend::Null => None,
     };
     let state = ssd.state.as_deref();
     [("socket", Some(ssd.socket.as_path())), ("state file", state), ("backend", backend)]
@@ -694,6 +716,25 @@ backend = { type = "ram" }
         assert_eq!(config.ssd("demo").unwrap().door, Door::VfioUser);
         let same = text.replace("scratch.vhost", "demo.sock");
         assert!(parse(&same).unwrap_err().contains("used twice"));
+    }
+
+    #[test]
+    fn an_ssd_on_a_whole_drive_or_a_namespace_names_it_by_its_serial_number() {
+        let of = |backend: &str| {
+            parse(&GOOD.replace("{ type = \"ram\" }", backend).replace("size = \"64MiB\"\n", ""))
+        };
+        let config = of("{ type = \"namespace\", serial = \"S1\" }").unwrap();
+        let scratch = config.ssd("scratch").unwrap();
+        assert_eq!(scratch.size_bytes, None, "it is as large as what it was given");
+        assert!(matches!(&scratch.backend, Backend::Drive { serial, namespace: true, .. } if serial == "S1"));
+        let config = of("{ type = \"drive\", serial = \"S1\", grants = \"/srv/grants\" }").unwrap();
+        assert!(matches!(config.ssd("scratch").unwrap().backend, Backend::Drive { namespace: false, .. }));
+        assert!(of("{ type = \"drive\" }").unwrap_err().contains("serial = "));
+        assert!(
+            of("{ type = \"drive\", serial = \"S1\", thin = true }").unwrap_err().contains("\"pool\" only")
+        );
+        let strange = of("{ type = \"uring\", path = \"/x\", serial = \"S1\" }").unwrap_err();
+        assert!(strange.contains("\"drive\" or \"namespace\" only"), "{strange}");
     }
 
     #[test]

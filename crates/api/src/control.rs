@@ -212,10 +212,14 @@ pub enum PoolRequest {
         #[serde(default)]
         force_destroy_data: Option<String>,
     },
-    /// Looks for inconsistencies of a pool that is served.
+    /// Looks for inconsistencies of a pool: one that is open, one of the configuration that cannot be opened, or, by its path, one
+    /// that is not in the configuration.
     Check {
-        /// Which.
+        /// Which; a path begins with `/`.
         pool: String,
+        /// Put right what is safe. An open pool needs none: opening it did that.
+        #[serde(default)]
+        repair: bool,
     },
     /// Deletes a volume that nobody serves; its extents are wiped before anybody else gets them.
     Delete {

@@ -11,6 +11,7 @@ use serde_json::Value;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+mod grant;
 mod wipe;
 
 #[derive(Subcommand)]
@@ -39,6 +40,18 @@ pub(crate) enum DriveCommand {
         #[command(flatten)]
         how: wipe::Arguments,
     },
+    /// Make an NVMe namespace for an ssd, wipe it, and give it to the ssd. An interrupted one goes on where it was.
+    Carve(grant::Carve),
+    /// Give a whole drive to an ssd. One that is taken is refused, or wiped first.
+    Give(grant::Give),
+    /// Take back what an ssd was given: it is wiped, and a namespace deleted. An interrupted one goes on where it was.
+    TakeBack(grant::TakeBack),
+    /// List what ssds were given.
+    Grants {
+        /// The folder of the records.
+        #[arg(long, value_name = "FOLDER", default_value = ::drive::grant::DEFAULT_FOLDER)]
+        grants: PathBuf,
+    },
 }
 
 /// Runs a command; returns what to print.
@@ -57,6 +70,10 @@ pub(crate) fn run(command: &DriveCommand) -> anyhow::Result<String> {
         }
         DriveCommand::Show { drive, output } => show(&survey(&host, drive)?.with_wipes(&shelf()), *output),
         DriveCommand::Wipe { drive, how } => wipe::run(&host, drive, how),
+        DriveCommand::Carve(carve) => grant::carve(&host, carve),
+        DriveCommand::Give(give) => grant::give(&host, give),
+        DriveCommand::TakeBack(back) => grant::take_back(&host, back),
+        DriveCommand::Grants { grants } => grant::list(grants),
     }
 }
 

@@ -34,10 +34,13 @@ pub(crate) enum PoolCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Look for inconsistencies.
+    /// Look for inconsistencies, and volumes that no ssd has.
     Check {
-        /// The pool.
+        /// The pool; or, for one that is not in the configuration, its drive's path.
         pool: String,
+        /// Put right what is safe: a header from the other, a map from the one before it. Nothing is guessed.
+        #[arg(long)]
+        repair: bool,
     },
     /// Delete an ssd's data, or a snapshot. Its extents are wiped before anybody else gets them.
     Delete {
@@ -106,7 +109,7 @@ pub(crate) fn run(config: &Config, command: &PoolCommand) -> anyhow::Result<Stri
             extent_bytes: extent.map(|size| size.bytes),
             force_destroy_data: force_destroy_data.clone(),
         },
-        PoolCommand::Check { pool } => PoolRequest::Check { pool: pool.clone() },
+        PoolCommand::Check { pool, repair } => PoolRequest::Check { pool: pool.clone(), repair: *repair },
         PoolCommand::Delete { pool, volume, yes } => {
             if !yes {
                 bail!("this destroys the data of \"{volume}\" for good; add --yes to do it");

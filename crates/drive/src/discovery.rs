@@ -87,6 +87,19 @@ pub struct NvmeIdentity {
     pub uuid: Option<String>,
 }
 
+/// An NVMe controller. It may have no namespace, and so no block device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Controller {
+    /// `nvme0`.
+    pub name: String,
+    /// `/dev/nvme0`.
+    pub path: PathBuf,
+    /// Its serial number.
+    pub serial: Option<String>,
+    /// What it calls itself.
+    pub model: Option<String>,
+}
+
 /// A block device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Device {
@@ -152,6 +165,28 @@ impl Host {
         names.sort_by_key(|name| natural(name));
         let uses = self.uses();
         Ok(names.iter().filter_map(|name| self.device_with(name, &uses)).collect())
+    }
+
+    /// The NVMe controllers, of local and remote drives.
+    ///
+    /// # Errors
+    /// Sysfs cannot be read; a host without NVMe has none.
+    pub fn controllers(&self) -> io::Result<Vec<Controller>> {
+        let folder = self.sys.join("class/nvme");
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let mut found = Vec::new();
+        for entry in entries.take(DEVICES_MAX) {
+            let (Ok(name), folder) = (entry?.file_name().into_string(), &folder) else { continue };
+            let folder = folder.join(&name);
+            let (serial, model) = (attribute(&folder, "serial"), attribute(&folder, "model"));
+            found.push(Controller { path: self.dev.join(&name), serial, model, name });
+        }
+        found.sort_by_key(|controller| natural(&controller.name));
+        Ok(found)
     }
 
     /// One block device by its name. `None`: there is none, or it has no size, or is no drive.

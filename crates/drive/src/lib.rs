@@ -5,14 +5,15 @@
 //! - [`survey`]: both together, with health, for `godwit drive list`; and [`claim`]: who may be written over.
 //! - [`nvme`]: admin commands to a drive, its capabilities, its health.
 //! - [`wipe`]: the wipe ladder, recorded, resumable, with a certificate.
+//! - [`grant`]: a namespace or a whole drive for an ssd: made, attached, given, taken back, in recorded steps.
 //!
 //! Not done: NVMe character devices (`/dev/ng0n1`) as drives, SMART of SATA and SAS drives, wiping through a SATA or SAS drive's own commands
-//! (they get write zeroes, deallocate, overwrite), making and attaching namespaces (only whether a drive can is checked), and a store of
-//! keys: [`wipe::Keys`] is what one must be. A survey may be old by the time it is used; [`claim::Cleared::open`] looks again.
+//! (they get write zeroes, deallocate, overwrite), and a store of keys: [`wipe::Keys`] is what one must be. A survey may be old by the time it is used; [`claim::Cleared::open`] looks again.
 
 pub mod claim;
 pub mod content;
 pub mod discovery;
+pub mod grant;
 pub mod nvme;
 pub mod source;
 pub mod survey;

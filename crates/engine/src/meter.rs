@@ -31,6 +31,7 @@ pub(crate) fn page(config: &config::Ssd, kept: Option<OwnedFd>) -> (Arc<SharedRe
     let device = match &config.backend {
         config::Backend::Uring { path, .. } => path.display().to_string(),
         config::Backend::Pool { pool, .. } => pool.clone(),
+        config::Backend::Drive { serial, .. } => serial.clone(),
         config::Backend::Ram => "ram".to_owned(),
         config::Backend::Null => "null".to_owned(),
     };

@@ -13,14 +13,17 @@ use crate::records::{Records, check_writable};
 use crate::session::{Wire, call_home, power_off};
 use crate::ssd::{Power, Ssd};
 use crate::terms::Terms;
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use api::config;
+use drive::discovery::Host;
+use drive::grant::{DEFAULT_FOLDER, Grants, What};
 use frontend::vfio_user::{Connection, Limits, Listener, Shutdown};
 use memory::{MemoryMap, SharedRegion};
 use nvme::controller::{Controller, ControllerConfig};
 use nvme::profile::Profile;
 use state::ssd::SsdV1;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -118,6 +121,19 @@ pub(crate) fn backend_config(config: &config::Ssd) -> anyhow::Result<backend::Co
             }
             uring.register_buffers = register_buffers.unwrap_or(uring.register_buffers);
             backend::Config::Uring(uring)
+        }
+        config::Backend::Drive { serial, namespace, grants } => {
+            let grants = Grants::new(grants.as_deref().unwrap_or(Path::new(DEFAULT_FOLDER)));
+            let what = if *namespace { What::Namespace } else { What::Drive };
+            let device = grants.served(&Host::default(), &config.name, serial, what)?;
+            let size_bytes = config.size_bytes.unwrap_or(device.size_bytes);
+            ensure!(
+                size_bytes == device.size_bytes,
+                "{} has {} bytes, the configuration says {size_bytes}: leave `size` out",
+                device.path.display(),
+                device.size_bytes
+            );
+            backend::Config::Uring(backend::uring::Config::new(&device.path))
         }
     })
 }

@@ -27,6 +27,7 @@ impl Terms {
         let drive = match &config.backend {
             config::Backend::Uring { path, .. } => shared_drive(path),
             config::Backend::Pool { pool, .. } => shared(Place::Pool(pool.clone())),
+            config::Backend::Drive { serial, .. } => shared(Place::Serial(serial.clone())),
             _ => Arc::default(),
         };
         Arc::new(Self {
@@ -101,6 +102,8 @@ fn shared_drive(path: &Path) -> Arc<Drive> {
 enum Place {
     Device(u64),
     Pool(String),
+    /// Namespaces of one drive.
+    Serial(String),
 }
 
 /// The same for all that name the same place.

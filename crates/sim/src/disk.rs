@@ -3,6 +3,7 @@
 // UNSAFETY: segments are touched while the engine that named them is alive, or when they lie in guest RAM, which lives as long
 // as the world. `Disk::orphan` copies what lies elsewhere before the engine's buffers go.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use block::{Fault, Limits, Op, Outcome, Range, Request, Submitted, Token};
@@ -77,6 +78,8 @@ pub struct Disk {
     now: Vec<u8>,
     stable: Vec<u8>,
     cached: Vec<Vec<Cached>>,
+    /// Sectors with something cached.
+    dirty: BTreeSet<usize>,
     pending: Vec<Pending>,
     manners: Manners,
     /// Guest RAM: first address and length.
@@ -95,6 +98,7 @@ impl Disk {
             now: vec![0; capacity],
             stable: vec![0; capacity],
             cached: (0..capacity / SECTOR).map(|_| Vec::new()).collect(),
+            dirty: BTreeSet::new(),
             pending: Vec::new(),
             manners,
             ram,
@@ -144,6 +148,39 @@ impl Disk {
         }
         self.pending.push(pending);
         Submitted::Queued
+    }
+
+    /// A write by a system call: it has ended when this returns, and is in the cache. `None` writes zeros.
+    pub fn write_now(&mut self, start: u64, len: u64, bytes: Option<&[u8]>) {
+        self.clock += 1;
+        let op = match bytes {
+            Some(_) => Op::Write { fua: false },
+            None => Op::WriteZeroes { deallocate: true, fua: false },
+        };
+        let mut pending = Pending {
+            id: self.clock,
+            door: usize::MAX,
+            token: Token(0),
+            op,
+            range: Range { start_bytes: start, len_bytes: len },
+            data: bytes.map_or(Data::None, |bytes| Data::Kept(Rc::new(bytes.to_vec()))),
+            submitted: self.clock,
+            ended: None,
+        };
+        self.perform(&mut pending, |_| true);
+        self.reported(pending.id, pending.range);
+    }
+
+    /// A flush by a system call.
+    pub fn flush_now(&mut self) {
+        self.clock += 1;
+        self.flush(self.clock);
+    }
+
+    /// Bytes as a read sees them.
+    #[must_use]
+    pub fn look(&self, start: u64, len: u64) -> &[u8] {
+        self.now.get(index(start)..index(start.saturating_add(len))).unwrap_or_default()
     }
 
     /// Requests whose end was not reported.
@@ -235,20 +272,24 @@ impl Disk {
         if fua {
             bytes.copy_to(&mut self.stable[place]);
             self.cached[sector].clear();
+            self.dirty.remove(&sector);
         } else {
+            self.dirty.insert(sector);
             self.cached[sector].push(Cached { request, bytes, reported: None });
         }
     }
 
     /// What had ended before the flush was submitted is on the medium; of the rest nothing is known.
     fn flush(&mut self, submitted: u64) {
-        for (sector, cached) in self.cached.iter_mut().enumerate().filter(|(_, cached)| !cached.is_empty()) {
-            let covered = |c: &Cached| c.reported.is_some_and(|at| at < submitted);
+        let covered = |c: &Cached| c.reported.is_some_and(|at| at < submitted);
+        self.dirty.retain(|&sector| {
+            let cached = &mut self.cached[sector];
             if let Some(last) = cached.iter().rposition(covered) {
                 cached[last].bytes.copy_to(&mut self.stable[sector * SECTOR..(sector + 1) * SECTOR]);
                 cached.drain(..=last);
             }
-        }
+            !cached.is_empty()
+        });
     }
 
     /// The engine was killed: what it had at the drive goes on without it. Its private buffers are about to go.
@@ -291,11 +332,8 @@ impl Disk {
                 self.perform(&mut pending, |sector| keep >> (sector % 64) & 1 == 1);
             }
         }
-        for sector in 0..self.cached.len() {
+        for sector in std::mem::take(&mut self.dirty) {
             let cached = std::mem::take(&mut self.cached[sector]);
-            if cached.is_empty() {
-                continue;
-            }
             let place = sector * SECTOR..(sector + 1) * SECTOR;
             if let Some(survivor) = cached.get(self.rng.below(cached.len() + 1)) {
                 survivor.bytes.copy_to(&mut self.stable[place.clone()]);

@@ -46,7 +46,7 @@ impl Content {
     /// What these bytes are; `None` when they are no sector anybody wrote: torn, or another's.
     #[must_use]
     pub fn read(bytes: &[u8]) -> Option<Self> {
-        if bytes.iter().all(|byte| *byte == 0) {
+        if *bytes == [0; SECTOR][..bytes.len().min(SECTOR)] {
             return Some(Self::Zero);
         }
         let word = |at: usize| bytes.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes);
@@ -178,6 +178,37 @@ impl Ledger {
                 prune(sector, oldest);
             }
         }
+    }
+
+    /// `to` begins with what `from` contained at some moment between `since` and `at`, durably but for what was under way.
+    pub fn derive(&mut self, from: u32, to: u32, since: u64, at: u64) {
+        let derived = |sector: &Sector| {
+            let readable = sector.0.iter().filter(|x| sector.can_be_read(x, since));
+            let mut versions: Vec<Version> = readable.cloned().collect();
+            let alone = versions.len() == 1;
+            for version in &mut versions {
+                (version.begun, version.ended) = (since, Some(at));
+                // What was under way may have landed and be lost again when the power fails, so a look decides nothing.
+                (version.certain, version.durable, version.undecided) = (alone, alone, false);
+            }
+            Sector(versions)
+        };
+        let of: Vec<(u64, Sector)> = self
+            .sectors
+            .range((from, 0)..=(from, u64::MAX))
+            .map(|((_, index), sector)| (*index, derived(sector)))
+            .collect();
+        self.sectors.extend(of.into_iter().map(|(index, sector)| ((to, index), sector)));
+    }
+
+    /// `to` is on the same blocks as `from`: whatever becomes of the one becomes of the other.
+    pub fn share(&mut self, from: u32, to: u32) {
+        let of: Vec<(u64, Sector)> = self
+            .sectors
+            .range((from, 0)..=(from, u64::MAX))
+            .map(|((_, index), sector)| (*index, sector.clone()))
+            .collect();
+        self.sectors.extend(of.into_iter().map(|(index, sector)| ((to, index), sector)));
     }
 
     /// All that had ended before the flush began is durable.

@@ -5,12 +5,15 @@
 //!  Guest (driver + auditor) --rings, doorbells, registers--> Engine { Controller, QueueGroups } --requests--> Disk
 //!     ^ what every sector may hold: Ledger                     ^ dies at any point of nvme::crash, is replaced
 //! ```
+//! A second world, [`pool`], is a pool's: many volumes on one drive, whose bytes must stay apart.
+//!
 //! What is modelled and what is not: README.md.
 
 pub mod disk;
 pub mod engine;
 pub mod guest;
 pub mod ledger;
+pub mod pool;
 pub mod rng;
 pub mod world;
 

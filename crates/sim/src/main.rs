@@ -21,6 +21,9 @@ struct Arguments {
     /// Go on after a failing seed
     #[arg(long)]
     all: bool,
+    /// The world of a pool instead of a controller's
+    #[arg(long)]
+    pool: bool,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -44,19 +47,30 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     match arguments.seed {
-        Some(seed) => replay(seed),
+        Some(seed) => replay(seed, arguments.pool),
         None => search(&arguments),
     }
 }
 
-fn replay(seed: u64) -> ExitCode {
-    match sim::run(seed, true) {
-        Ok(report) => {
-            println!("seed {seed}: {report:?}");
+/// What came of a seed, in words, and how often something ended.
+fn run(seed: u64, pool: bool, trace: bool) -> Result<(String, u64), String> {
+    let said = |violation: sim::guest::Violation| violation.0;
+    if pool {
+        let report = sim::pool::run(seed, trace).map_err(said)?;
+        return Ok((format!("{report:?}"), report.crashes));
+    }
+    let report = sim::run(seed, trace).map_err(said)?;
+    Ok((format!("{report:?}"), report.crashes))
+}
+
+fn replay(seed: u64, pool: bool) -> ExitCode {
+    match run(seed, pool, true) {
+        Ok((report, _)) => {
+            println!("seed {seed}: {report}");
             ExitCode::SUCCESS
         }
         Err(violation) => {
-            println!("{}", violation.0);
+            println!("{violation}");
             ExitCode::FAILURE
         }
     }
@@ -70,11 +84,12 @@ fn search(arguments: &Arguments) -> ExitCode {
     while begun.elapsed() < arguments.time {
         let seed = first.wrapping_add(seeds);
         seeds += 1;
-        match sim::run(seed, false) {
-            Ok(report) => crashes += report.crashes,
+        match run(seed, arguments.pool, false) {
+            Ok((_, more)) => crashes += more,
             Err(violation) => {
                 failed += 1;
-                println!("{}\nreplay: cargo xtask sim --seed {seed}", violation.0);
+                let world = if arguments.pool { "--pool " } else { "" };
+                println!("{violation}\nreplay: cargo xtask sim {world}--seed {seed}");
                 if !arguments.all {
                     break;
                 }

@@ -7,6 +7,7 @@
 //! - [`ExtentMap`]: what reactors read to find a block.
 //! - [`Disk`]: the drive as the layout sees it.
 //! - [`door::Door`]: the data path, a `block::Backend` over a map.
+//! - [`steward::Steward`]: what the pool's one thread does for doors and people, without the thread.
 //!
 //! The layout is described in `docs/formats/pool.md`, the decisions behind it in `docs/decisions/0016-pool-layout.md`.
 //!
@@ -29,6 +30,7 @@ mod map_area;
 mod pool;
 mod records;
 mod runs;
+pub mod steward;
 
 pub use check::{Finding, Report, Severity, check};
 pub use disk::Disk;

@@ -13,6 +13,7 @@ use std::sync::Weak;
 use state::pool::HeaderV1;
 
 use self::extents::Copies;
+pub(crate) use self::extents::WANTED_MAX;
 pub(crate) use self::opening::{accept, claim, may_have};
 use self::wipes::Wipes;
 use crate::geometry::Geometry;

@@ -5,8 +5,8 @@ use ::drive::nvme::ioctl::Ioctl;
 use ::drive::nvme::{Admin, active_namespaces, allocated_namespaces};
 use ::drive::survey::Survey;
 use ::drive::wipe::{
-    DEFAULT_FOLDER, DirectMedium, Hands, NoKeys, Options, Plan, Rung, Scope, Shelf, Step, Target, Verdict,
-    Wipe, plan, run as run_wipe,
+    Certificate, DEFAULT_FOLDER, DirectMedium, Hands, NoKeys, Options, Plan, Rung, Scope, Shelf, Step,
+    Target, Verdict, Wipe, plan, run as run_wipe,
 };
 use anyhow::{Context, bail, ensure};
 use clap::Args;
@@ -67,10 +67,60 @@ pub(crate) fn run(host: &Host, path: &Path, arguments: &Arguments) -> anyhow::Re
             survey.device.confirmation()
         );
     };
-    let cleared = survey.clear(Some(serial))?;
+    let earlier = if arguments.anew { Earlier::Forget } else { Earlier::GoOn };
+    let (certificate, kept) = carry_out(&survey, Some(serial), (scope, plan), earlier, &arguments.records)?;
+    let text = if arguments.json {
+        serde_json::to_string_pretty(&certificate)? + "\n"
+    } else {
+        format!("{certificate}\n  kept as   {}\n", kept.display())
+    };
+    if certificate.verdict == Verdict::Quarantined {
+        print!("{text}");
+        bail!("the wipe of {} did not succeed: nobody may get it", survey.device.path.display());
+    }
+    Ok(text)
+}
+
+/// What becomes of the record of an earlier wipe.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Earlier {
+    GoOn,
+    Forget,
+}
+
+/// Wipes an NVMe namespace by itself, or another device whole, for a step of a grant. Goes on with an interrupted one.
+pub(super) fn for_grant(survey: &Survey, serial: &str) -> anyhow::Result<PathBuf> {
+    let scope = if survey.device.bus == Bus::Nvme { Scope::Namespace } else { Scope::Drive };
+    let namespaces = match survey.device.bus {
+        Bus::Nvme => Ioctl::open(&survey.device.path).map_or(0, |mut admin| count_namespaces(&mut admin)),
+        _ => 0,
+    };
+    let plan = plan(scope, false, survey.capabilities.as_ref(), namespaces);
+    let records = Path::new(DEFAULT_FOLDER);
+    let (certificate, kept) = carry_out(survey, Some(serial), (scope, plan), Earlier::GoOn, records)?;
+    ensure!(
+        certificate.verdict != Verdict::Quarantined,
+        "the wipe of {} did not succeed: nobody may get it (`godwit drive wipe --anew` tries again)",
+        survey.device.path.display()
+    );
+    Ok(kept)
+}
+
+fn carry_out(
+    survey: &Survey,
+    serial: Option<&str>,
+    (scope, plan): (Scope, Plan),
+    earlier: Earlier,
+    records: &Path,
+) -> anyhow::Result<(Certificate, PathBuf)> {
+    let mut admin = match survey.device.bus {
+        Bus::Nvme => Some(Ioctl::open(&survey.device.path).context("the drive cannot be asked")?),
+        _ => None,
+    };
+    let cleared = survey.clear(serial)?;
     let found = Target::of(&survey.device);
-    let mut shelf = Shelf::new(&arguments.records);
-    let mut wipe = begin_or_resume(&shelf, &found, scope, plan, arguments.anew)?;
+    let mut shelf = Shelf::new(records);
+    let mut wipe = begin_or_resume(&shelf, &found, scope, plan, earlier == Earlier::Forget)?;
     let medium = DirectMedium::new(cleared.open()?, found.offset_bytes, found.len_bytes)?;
     let admin = admin.as_mut().map(|admin| admin as &mut dyn Admin);
     let mut hands = Hands { admin, medium: &medium, keys: &mut NoKeys, found };
@@ -88,16 +138,7 @@ pub(crate) fn run(host: &Host, path: &Path, arguments: &Arguments) -> anyhow::Re
     let certificate = run_wipe(&mut wipe, &mut hands, &mut shelf, &mut now_unix_s, &mut wait)?;
     let kept =
         shelf.conclude(&certificate).context("the wipe has ended, and its certificate cannot be kept")?;
-    let text = if arguments.json {
-        serde_json::to_string_pretty(&certificate)? + "\n"
-    } else {
-        format!("{certificate}\n  kept as   {}\n", kept.display())
-    };
-    if certificate.verdict == Verdict::Quarantined {
-        print!("{text}");
-        bail!("the wipe of {} did not succeed: nobody may get it", survey.device.path.display());
-    }
-    Ok(text)
+    Ok((certificate, kept))
 }
 
 fn count_namespaces(admin: &mut Ioctl) -> usize {

@@ -1,6 +1,6 @@
 //! Admin commands through the kernel: `NVME_IOCTL_ADMIN64_CMD` on `/dev/nvmeX`, `/dev/nvmeXnY` or `/dev/ngXnY`.
 #![expect(unsafe_code, reason = "an ioctl has no safe form in std")]
-// UNSAFETY: one ioctl, with a local structure of the kernel's layout that names a buffer which outlives the call.
+// UNSAFETY: one ioctl with a local structure of the kernel's layout that names a buffer which outlives the call, and one without any.
 
 use super::{Admin, AdminError, Data, Request};
 use spec::nvme::identify::IDENTIFY_BYTES;
@@ -34,6 +34,8 @@ const _: () = assert!(size_of::<PassthruCommand64>() == 80);
 
 /// `_IOWR('N', 0x47, struct nvme_passthru_cmd64)`.
 const NVME_IOCTL_ADMIN64_CMD: libc::c_ulong = 0xc050_4e47;
+/// `_IO('N', 0x46)`.
+const NVME_IOCTL_RESCAN: libc::c_ulong = 0x4e46;
 
 /// A drive of this host.
 #[derive(Debug)]
@@ -49,6 +51,18 @@ impl Ioctl {
     /// It cannot be opened.
     pub fn open(path: &Path) -> io::Result<Ioctl> {
         Ok(Ioctl { file: OpenOptions::new().read(true).open(path)? })
+    }
+
+    /// Has the kernel look which namespaces the controller has now. Only a controller's node (`/dev/nvmeX`) takes this.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn rescan(&self) -> io::Result<()> {
+        // SAFETY: this ioctl takes no argument.
+        match unsafe { libc::ioctl(self.file.as_raw_fd(), NVME_IOCTL_RESCAN) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 }
 

@@ -4,6 +4,7 @@ pub mod capability;
 pub mod health;
 pub mod ioctl;
 pub mod model;
+pub mod namespaces;
 
 use spec::nvme::admin::{GetLogPageCdw10, GetLogPageCdw11, IdentifyCdw10};
 use spec::nvme::identify::{Cns, IdentifyController, IdentifyNamespace, NamespaceList};
@@ -91,6 +92,14 @@ fn meaning(status: Status) -> &'static str {
         Status::INTERNAL_ERROR => " (internal error)",
         Status::COMMAND_PROHIBITED_BY_LOCKDOWN => " (locked down)",
         Status::NAMESPACE_INSUFFICIENT_CAPACITY => " (not enough free capacity)",
+        Status::NAMESPACE_IDENTIFIER_UNAVAILABLE => " (it has no namespace identifier left)",
+        Status::NAMESPACE_ALREADY_ATTACHED => " (the namespace is attached already)",
+        Status::NAMESPACE_NOT_ATTACHED => " (the namespace is not attached)",
+        Status::NAMESPACE_IS_PRIVATE => " (another controller has the namespace)",
+        Status::NAMESPACE_ATTACHMENT_LIMIT_EXCEEDED => " (the controller has all the namespaces that it can)",
+        Status::THIN_PROVISIONING_NOT_SUPPORTED => " (it gives no namespace less capacity than size)",
+        Status::CONTROLLER_LIST_INVALID => " (no such controller)",
+        Status::INVALID_FORMAT => " (no such block format)",
         _ => "",
     }
 }

@@ -4,22 +4,21 @@
 //! takes reads and writes through [`Namespace`]. Not modelled: queues, features, metadata, time (a sanitize advances with each look at
 //! its log page).
 
+mod management;
+
+use self::management::Stored;
 use super::{Admin, AdminError, Data, Request};
 use crate::source::Source;
 use crate::wipe::{Medium, Zeroing};
-use spec::nvme::admin::{
-    FormatCdw10, GetLogPageCdw10, IdentifyCdw10, NamespaceManagementCreate, SanitizeCdw10,
-};
+use spec::nvme::admin::{FormatCdw10, GetLogPageCdw10, IdentifyCdw10, SanitizeCdw10};
 use spec::nvme::identify::capabilities::{Fna, Oacs, Sanicap};
-use spec::nvme::identify::{Cns, IdentifyController, IdentifyNamespace, NamespaceList};
+use spec::nvme::identify::{Cns, IdentifyController, NamespaceList};
 use spec::nvme::log::{Lid, SanitizeOutcome, SanitizeStatus, SanitizeStatusLog, SmartHealth};
 use spec::nvme::{AdminOpcode, NSID_BROADCAST, Status};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use zerocopy::{FromBytes, FromZeros, IntoBytes};
-
-const BLOCK_BYTES: u64 = 512;
+use zerocopy::{FromZeros, IntoBytes};
 
 /// What a sanitize comes to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -77,6 +76,14 @@ pub struct Settings {
     pub total_bytes: u64,
     /// UNVMCAP, if it is not what is left.
     pub unallocated_bytes: Option<u64>,
+    /// CNTLID of the controller that answers; it has all namespaces of [`Model::new`].
+    pub cntlid: u16,
+    /// What namespaces take up is a multiple of this, and the drive says so. 0: of a block, and it says nothing.
+    pub granularity_bytes: u64,
+    /// Namespaces attached to a controller at once, at most.
+    pub attached_max: usize,
+    /// Namespaces get an EUI-64.
+    pub names: bool,
     /// Looks until a sanitize ends.
     pub sanitize_polls: u16,
     /// What is wrong.
@@ -93,6 +100,10 @@ impl Default for Settings {
             nn: 16,
             total_bytes: 8 << 20,
             unallocated_bytes: None,
+            cntlid: 1,
+            granularity_bytes: 0,
+            attached_max: 16,
+            names: true,
             sanitize_polls: 3,
             faults: Faults::default(),
         }
@@ -109,7 +120,8 @@ struct Sanitizing {
 #[derive(Debug)]
 struct State {
     settings: Settings,
-    namespaces: BTreeMap<u32, (Vec<u8>, bool)>,
+    namespaces: BTreeMap<u32, Stored>,
+    made: u64,
     sanitizing: Sanitizing,
     seen: Vec<AdminOpcode>,
     noise: u64,
@@ -130,9 +142,17 @@ impl Model {
     /// A drive with attached namespaces of these sizes, numbered from 1.
     #[must_use]
     pub fn new(settings: Settings, sizes: &[usize]) -> Model {
-        let namespaces = (1..).zip(sizes).map(|(nsid, &size)| (nsid, (vec![0; size], true))).collect();
+        let stored = |&size: &usize| Stored::new(vec![0; size], Some(settings.cntlid));
+        let namespaces = (1..).zip(sizes.iter().map(stored)).collect();
         let sanitizing = Sanitizing { outcome: SanitizeOutcome::Never, cdw10: 0, polls_left: 0 };
-        Model(Arc::new(Mutex::new(State { settings, namespaces, sanitizing, seen: Vec::new(), noise: 1 })))
+        Model(Arc::new(Mutex::new(State {
+            settings,
+            namespaces,
+            made: 0,
+            sanitizing,
+            seen: Vec::new(),
+            noise: 1,
+        })))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -165,7 +185,7 @@ impl Model {
     /// All bytes of a namespace.
     #[must_use]
     pub fn bytes(&self, nsid: u32) -> Vec<u8> {
-        self.state().namespaces.get(&nsid).map(|(data, _)| data.clone()).unwrap_or_default()
+        self.state().namespaces.get(&nsid).map(|stored| stored.data.clone()).unwrap_or_default()
     }
 }
 
@@ -175,27 +195,27 @@ fn bytes_of(len: usize) -> u64 {
 
 impl State {
     fn identify(&self, request: &Request) -> Result<Vec<u8>, Status> {
-        let list = |wanted: &dyn Fn(bool) -> bool| {
+        let list = |wanted: &dyn Fn(&Stored) -> bool| {
             let mut list = NamespaceList::new_zeroed();
-            let nsids = self.namespaces.iter().filter(|(_, (_, attached))| wanted(*attached));
+            let nsids = self.namespaces.iter().filter(|(_, stored)| wanted(stored));
             for (slot, (&nsid, _)) in list.nsids.iter_mut().zip(nsids) {
                 *slot = nsid;
             }
             list.as_bytes().to_vec()
         };
-        match Cns(IdentifyCdw10::from_bits(request.cdw10_15[0]).cns()) {
+        let own = self.settings.cntlid;
+        let cns = Cns(IdentifyCdw10::from_bits(request.cdw10_15[0]).cns());
+        match cns {
             Cns::Controller => Ok(self.controller().as_bytes().to_vec()),
-            Cns::Namespace => {
-                let (data, _) =
-                    self.namespaces.get(&request.nsid).ok_or(Status::INVALID_NAMESPACE_OR_FORMAT)?;
-                let mut namespace = IdentifyNamespace::new_zeroed();
-                namespace.nsze = bytes_of(data.len()) / BLOCK_BYTES;
-                namespace.ncap = namespace.nsze;
-                namespace.lbaf[0].lbads = 9;
-                Ok(namespace.as_bytes().to_vec())
-            }
-            Cns::ActiveNamespaceList => Ok(list(&|attached| attached)),
-            Cns::AllocatedNamespaceList if self.settings.oacs.nms() => Ok(list(&|_| true)),
+            Cns::ActiveNamespaceList => Ok(list(&|stored| stored.controllers.contains(&own))),
+            Cns::Namespace if request.nsid != NSID_BROADCAST => match self.namespaces.get(&request.nsid) {
+                Some(stored) if stored.controllers.contains(&own) => Ok(stored.identify()),
+                // Inactive: all zeros. (Base 2.1, 3.2.1.4)
+                Some(_) => Ok(vec![0; 4096]),
+                None if (1..=self.settings.nn).contains(&request.nsid) => Ok(vec![0; 4096]),
+                None => Err(Status::INVALID_NAMESPACE_OR_FORMAT),
+            },
+            _ if self.settings.oacs.nms() => self.identify_for_management(cns, request.nsid, list(&|_| true)),
             _ => Err(Status::INVALID_FIELD),
         }
     }
@@ -212,15 +232,12 @@ impl State {
         identify.oacs = self.settings.oacs;
         identify.sanicap = self.settings.sanicap;
         identify.nn = self.settings.nn;
+        identify.cntlid = self.settings.cntlid;
+        identify.ctratt.set_ng(self.settings.granularity_bytes > 0);
         identify.tnvmcap = u128::from(self.settings.total_bytes).into();
         let left = self.settings.unallocated_bytes.unwrap_or_else(|| self.left());
         identify.unvmcap = u128::from(left).into();
         identify
-    }
-
-    fn left(&self) -> u64 {
-        let used = self.namespaces.values().map(|(data, _)| bytes_of(data.len())).sum();
-        self.settings.total_bytes.saturating_sub(used)
     }
 
     fn log(&mut self, request: &Request) -> Result<Vec<u8>, Status> {
@@ -279,8 +296,8 @@ impl State {
 
     fn erase(&mut self, nsid: u32, crypto: bool, end: usize) {
         let noisy = crypto && self.settings.faults.crypto_leaves_noise;
-        let Some((data, _)) = self.namespaces.get_mut(&nsid) else { return };
-        for byte in data.iter_mut().take(end) {
+        let Some(stored) = self.namespaces.get_mut(&nsid) else { return };
+        for byte in stored.data.iter_mut().take(end) {
             self.noise = self.noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let [.., high] = self.noise.to_le_bytes();
             *byte = if noisy { high } else { 0 };
@@ -332,32 +349,6 @@ impl State {
         Ok(0)
     }
 
-    fn manage(&mut self, request: &Request, data: &[u8]) -> Result<u32, Status> {
-        if !self.settings.oacs.nms() {
-            return Err(Status::INVALID_OPCODE);
-        }
-        if request.cdw10_15[0] & 0xf == 1 {
-            let gone = self.namespaces.remove(&request.nsid);
-            return gone.map(|_| 0).ok_or(Status::INVALID_NAMESPACE_OR_FORMAT);
-        }
-        let create =
-            NamespaceManagementCreate::read_from_bytes(data).map_err(|_| Status::DATA_TRANSFER_ERROR)?;
-        let bytes = create.nsze.checked_mul(BLOCK_BYTES).filter(|&bytes| bytes <= self.left());
-        let bytes = bytes.ok_or(Status::NAMESPACE_INSUFFICIENT_CAPACITY)?;
-        let size = usize::try_from(bytes).map_err(|_| Status::NAMESPACE_INSUFFICIENT_CAPACITY)?;
-        let free = (1..=self.settings.nn).find(|nsid| !self.namespaces.contains_key(nsid));
-        let nsid = free.ok_or(Status::NAMESPACE_IDENTIFIER_UNAVAILABLE)?;
-        self.namespaces.insert(nsid, (vec![0; size], false));
-        Ok(nsid)
-    }
-
-    fn attach(&mut self, request: &Request) -> Result<u32, Status> {
-        let (_, attached) =
-            self.namespaces.get_mut(&request.nsid).ok_or(Status::INVALID_NAMESPACE_OR_FORMAT)?;
-        *attached = request.cdw10_15[0] & 0xf == 0;
-        Ok(0)
-    }
-
     /// Nothing but questions and sanitizes while one goes on, or after one failed.
     fn gate(&self) -> Option<Status> {
         match self.sanitizing.outcome {
@@ -384,7 +375,10 @@ impl Admin for Model {
             AdminOpcode::GetLogPage => state.log(request),
             AdminOpcode::FormatNvm => return state.format(request).map_err(refused),
             AdminOpcode::Sanitize => return state.sanitize(request).map_err(refused),
-            AdminOpcode::NamespaceAttachment => return state.attach(request).map_err(refused),
+            AdminOpcode::NamespaceAttachment => {
+                let bytes = if let Data::Out(bytes) = data { bytes } else { &[] };
+                return state.attach(request, bytes).map_err(refused);
+            }
             AdminOpcode::NamespaceManagement => {
                 let bytes = if let Data::Out(bytes) = data { bytes } else { &[] };
                 return state.manage(request, bytes).map_err(refused);
@@ -415,7 +409,9 @@ impl Namespace {
         }
         let faults = state.settings.faults.clone();
         let outside = || io::Error::from(io::ErrorKind::InvalidInput);
-        let (data, _) = state.namespaces.get_mut(&self.nsid).ok_or_else(outside)?;
+        let own = state.settings.cntlid;
+        let stored = state.namespaces.get_mut(&self.nsid).filter(|stored| stored.controllers.contains(&own));
+        let data = &mut stored.ok_or_else(outside)?.data;
         let start = usize::try_from(offset).map_err(|_| outside())?;
         let end = usize::try_from(len).ok().and_then(|len| start.checked_add(len)).ok_or_else(outside)?;
         with(data.get_mut(start..end).ok_or_else(outside)?, &faults)
@@ -424,7 +420,7 @@ impl Namespace {
 
 impl Source for Namespace {
     fn len_bytes(&self) -> u64 {
-        self.model.state().namespaces.get(&self.nsid).map_or(0, |(data, _)| bytes_of(data.len()))
+        self.model.state().namespaces.get(&self.nsid).map_or(0, |stored| bytes_of(stored.data.len()))
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {

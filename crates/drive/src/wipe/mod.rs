@@ -25,6 +25,7 @@ mod shelf;
 
 pub use certificate::{Certificate, Verdict};
 pub use hands::{Hands, Keys, NoKeys, RunError, perform, run};
+pub(crate) use journal::replace;
 pub use journal::{FileJournal, Journal};
 pub use machine::{Effect, Outcome, Wipe};
 pub use medium::{DirectMedium, Medium, Zeroing};

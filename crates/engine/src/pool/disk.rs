@@ -7,11 +7,12 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use volume::Disk;
+use volume::steward::Medium;
 
 /// What direct I/O asks of memory: no drive asks for more.
 const ALIGN: usize = 4096;
 /// Copied or looked at in one step.
-pub(super) const CHUNK_BYTES: usize = 1 << 20;
+const CHUNK_BYTES: usize = 1 << 20;
 
 /// See the module.
 #[derive(Debug)]
@@ -25,8 +26,18 @@ impl PoolDisk {
         Self { file: File::from(fd), len_bytes }
     }
 
-    /// Makes a range read as zeros: by a hole where the drive can make one, else by writing.
-    pub(super) fn zero(&self, start: u64, len: u64) -> io::Result<()> {
+    /// Runs with a buffer that direct I/O takes.
+    fn aligned<T>(&self, len: usize, act: impl FnOnce(&mut [u8]) -> io::Result<T>) -> io::Result<T> {
+        let mut room = vec![0_u8; len + ALIGN];
+        let skip = room.as_ptr().align_offset(ALIGN).min(ALIGN);
+        let buffer = room.get_mut(skip..skip + len).ok_or(io::ErrorKind::OutOfMemory)?;
+        act(buffer)
+    }
+}
+
+impl Medium for PoolDisk {
+    /// By a hole where the drive can make one, else by writing.
+    fn zero(&self, start: u64, len: u64) -> io::Result<()> {
         let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         match fallocate(&self.file, hole, start, len) {
             Ok(()) => Ok(()),
@@ -34,8 +45,7 @@ impl PoolDisk {
         }
     }
 
-    /// Reads a range back: whether all of it is zeros.
-    pub(super) fn is_zero(&self, start: u64, len: u64) -> io::Result<bool> {
+    fn is_zero(&self, start: u64, len: u64) -> io::Result<bool> {
         let mut clean = true;
         each_chunk(start, len, |at, len| {
             self.aligned(len, |buffer| {
@@ -45,21 +55,13 @@ impl PoolDisk {
         Ok(clean)
     }
 
-    pub(super) fn copy(&self, from: u64, to: u64, len: u64) -> io::Result<()> {
+    fn copy(&self, from: u64, to: u64, len: u64) -> io::Result<()> {
         each_chunk(0, len, |at, len| {
             self.aligned(len, |buffer| {
                 self.file.read_exact_at(buffer, from + at)?;
                 self.file.write_all_at(buffer, to + at)
             })
         })
-    }
-
-    /// Runs with a buffer that direct I/O takes.
-    fn aligned<T>(&self, len: usize, act: impl FnOnce(&mut [u8]) -> io::Result<T>) -> io::Result<T> {
-        let mut room = vec![0_u8; len + ALIGN];
-        let skip = room.as_ptr().align_offset(ALIGN).min(ALIGN);
-        let buffer = room.get_mut(skip..skip + len).ok_or(io::ErrorKind::OutOfMemory)?;
-        act(buffer)
     }
 }
 

@@ -68,7 +68,7 @@ fn new_file(path: &Path, size_bytes: u64) -> anyhow::Result<File> {
     make().with_context(|| format!("{} cannot be made", path.display()))
 }
 
-fn drive_len(file: &File) -> std::io::Result<u64> {
+pub(super) fn drive_len(file: &File) -> std::io::Result<u64> {
     use std::io::{Seek as _, SeekFrom};
     let mut file = file;
     Ok(file.seek(SeekFrom::End(0))? & !4095)

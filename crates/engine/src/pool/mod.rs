@@ -39,8 +39,15 @@ use volume::{HostId, OpenOptions, Pool, VolumeId};
 /// All pools of a configuration.
 pub(crate) struct Pools {
     keeper: Option<Arc<Keeper>>,
-    /// By name: a pool, or why it cannot be had.
-    all: Mutex<BTreeMap<String, Result<Arc<Open>, String>>>,
+    /// By name.
+    all: Mutex<BTreeMap<String, Result<Arc<Open>, Closed>>>,
+}
+
+/// A pool that cannot be had.
+#[derive(Clone)]
+struct Closed {
+    why: String,
+    config: config::Pool,
 }
 
 /// A pool that is open.
@@ -101,7 +108,7 @@ impl Pools {
                 Some(keeper) => keeper.fault(None, why.clone()),
                 None => tracing::error!(why, "a pool cannot be had"),
             }
-            why
+            Closed { why, config: pool.clone() }
         });
         all.insert(pool.name.clone(), opened.map(Arc::new));
     }
@@ -152,7 +159,7 @@ impl Pools {
     fn get(&self, pool: &str) -> anyhow::Result<Arc<Open>> {
         match self.all.lock().unwrap_or_else(PoisonError::into_inner).get(pool) {
             Some(Ok(open)) => Ok(Arc::clone(open)),
-            Some(Err(why)) => bail!("{why}"),
+            Some(Err(closed)) => bail!("{}", closed.why),
             None => bail!("there is no pool \"{pool}\" in the configuration; `godwit pool list` shows them"),
         }
     }
@@ -162,9 +169,39 @@ impl Pools {
         let result = match requests::pool_of(&request) {
             None if matches!(request, PoolRequest::List) => Ok(Response::Pool(self.list())),
             None => format::create(&request).map(Response::Done),
-            Some(pool) => self.get(pool).and_then(|open| open.ask(request.clone())),
+            Some(pool) => match (&request, self.closed(pool)) {
+                (PoolRequest::Check { repair, .. }, Some(closed)) => self.check_closed(&closed, *repair),
+                _ => self.get(pool).and_then(|open| open.ask(request.clone())),
+            },
         };
         result.unwrap_or_else(|error| Response::Error(format!("{error:#}")))
+    }
+
+    /// A pool of the configuration that cannot be had, or one at a path that is nobody's here.
+    fn closed(&self, pool: &str) -> Option<Closed> {
+        let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        match all.get(pool) {
+            Some(Err(closed)) => Some(closed.clone()),
+            None if pool.starts_with('/') => {
+                let config =
+                    config::Pool { name: pool.to_owned(), path: pool.into(), size_bytes: None, direct: true };
+                Some(Closed { why: String::new(), config })
+            }
+            _ => None,
+        }
+    }
+
+    /// Looks at a pool that is not open, and mends it if that is wanted and safe; one of the configuration is opened then.
+    fn check_closed(&self, closed: &Closed, repair: bool) -> anyhow::Result<Response> {
+        let (sound, text) = requests::check_path(&closed.config.path, repair)?;
+        if !sound {
+            return Ok(Response::Error(text));
+        }
+        if repair && !closed.why.is_empty() {
+            self.add(&closed.config, None);
+            self.get(&closed.config.name)?;
+        }
+        Ok(Response::Done(text))
     }
 
     fn list(&self) -> Vec<PoolStatus> {
@@ -172,13 +209,13 @@ impl Pools {
             let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
             all.iter().map(|(name, open)| (name.clone(), open.clone())).collect()
         };
-        let status = |(name, open): (String, Result<Arc<Open>, String>)| {
+        let status = |(name, open): (String, Result<Arc<Open>, Closed>)| {
             let failed = |state: String| PoolStatus { name: name.clone(), state, ..PoolStatus::default() };
             match open.map(|open| open.ask(PoolRequest::List)) {
                 Ok(Ok(Response::Pool(mut one))) => one.pop().unwrap_or_default(),
                 Ok(Ok(_)) => failed("its thread says something else".to_owned()),
                 Ok(Err(error)) => failed(format!("{error:#}")),
-                Err(why) => failed(why),
+                Err(closed) => failed(closed.why),
             }
         };
         all.into_iter().map(status).collect()
@@ -218,8 +255,7 @@ impl Open {
         if is_blank && pool.size_bytes.is_some() {
             format::format(&disk, format::Wish { zeroed: true, ..format::Wish::new(&pool.name) })?;
         }
-        let options = OpenOptions { host: host()?, nonce: u64::from_le_bytes(random()?), take_over: false };
-        let opened = Pool::open(Box::new(Arc::clone(&disk)), &options);
+        let opened = Pool::open(Box::new(Arc::clone(&disk)), &options()?);
         let opened = opened.with_context(|| {
             let path = pool.path.display();
             format!("{path}; `godwit pool create` makes a drive a pool")
@@ -306,6 +342,10 @@ fn open_drive(
         uring.direct = backend::uring::Direct::Never;
     }
     Ok(backend::Drive::take_over(&backend::Config::Uring(uring), kept)?)
+}
+
+fn options() -> anyhow::Result<OpenOptions> {
+    Ok(OpenOptions { host: host()?, nonce: u64::from_le_bytes(random()?), take_over: false })
 }
 
 fn is_device(path: &Path) -> bool {

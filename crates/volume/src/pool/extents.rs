@@ -10,7 +10,7 @@ use crate::ledger::Refs;
 use crate::{Entry, PoolError};
 
 /// Most extents asked for at once: what surely fits one journal record.
-const WANTED_MAX: usize = 500;
+pub(crate) const WANTED_MAX: usize = 500;
 
 /// Copies that were ordered and not yet answered.
 #[derive(Debug, Default)]

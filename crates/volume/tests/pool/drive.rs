@@ -45,6 +45,10 @@ struct Content {
     effects: u64,
     dies_at: Option<u64>,
     dead: bool,
+    /// Where the last write went; `None` after a flush.
+    last: Option<u64>,
+    /// Where writes went since somebody asked.
+    trail: Vec<u64>,
     /// Places that give an error.
     bad: Vec<u64>,
 }
@@ -147,6 +151,16 @@ impl SimDisk {
         self.content().len_bytes = len_bytes;
     }
 
+    /// Where the last write went, if no flush came after it.
+    pub(crate) fn last_write(&self) -> Option<u64> {
+        self.content().last
+    }
+
+    /// Where writes went since the last call.
+    pub(crate) fn take_trail(&self) -> Vec<u64> {
+        std::mem::take(&mut self.content().trail)
+    }
+
     pub(crate) fn unflushed(&self) -> usize {
         self.content().pending.len()
     }
@@ -210,6 +224,8 @@ impl Disk for SimDisk {
             sector && content.pending.iter().any(|(place, _)| *place == other / SECTOR)
         };
         assert!(!other.is_some_and(half_written), "one header is durable before the other is touched");
+        content.last = Some(at);
+        content.trail.push(at);
         for (place, part) in (at / SECTOR..).zip(from.chunks(SECTOR_LEN)) {
             let sector: Sector = part.try_into().expect("whole sectors");
             put(&mut content.seen, place, sector);
@@ -223,6 +239,7 @@ impl Disk for SimDisk {
         if content.dead || content.effect() {
             return Err(gone());
         }
+        content.last = None;
         let pending = std::mem::take(&mut content.pending);
         for (at, sector) in pending {
             put(&mut content.durable, at, sector);

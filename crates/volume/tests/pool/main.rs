@@ -2,6 +2,7 @@
 
 mod checks;
 mod crashes;
+mod damage;
 mod drive;
 mod golden;
 mod openings;

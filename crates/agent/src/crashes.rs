@@ -7,8 +7,10 @@ use crate::plane::{How, Plane, PlaneError};
 use crate::store::{self, Store};
 use crate::work::{Base, Work};
 use api::config::{Backend, Config};
-use api::control::{SsdStatus, Status};
-use api::rest::{OperationState, Phase, SsdChange, SsdCreate};
+use api::control::{PoolRequest, PoolStatus, SsdStatus, Status, VolumeStatus};
+use api::rest::{
+    OperationState, Phase, PoolCreate, SnapshotCreate, SsdChange, SsdCreate, Verdict, WipedKind,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
@@ -39,6 +41,29 @@ struct Double {
     /// Who was ever taken away.
     lost: BTreeSet<String>,
     applied: u32,
+    /// By path: what `Create` made, whether or not it is served.
+    drives: BTreeMap<PathBuf, Drive>,
+    /// Pools that are served, by name.
+    pools: BTreeMap<String, PathBuf>,
+    /// Drives that carry somebody's data.
+    taken: BTreeSet<PathBuf>,
+    /// Extents whose wipe fails from now on.
+    broken: bool,
+}
+
+/// A drive that carries a pool.
+#[derive(Default)]
+struct Drive {
+    uuid: String,
+    /// How often it was formatted.
+    formatted: u32,
+    /// The volumes: what is in them, and whether they are served.
+    volumes: BTreeMap<String, (String, bool)>,
+    /// Contents that are to be zeroed, with the looks at the pool until they are.
+    wiping: Vec<(String, u32)>,
+    quarantined: u64,
+    /// Every volume that was ever made, and how often.
+    made: BTreeMap<String, u32>,
 }
 
 impl World {
@@ -75,18 +100,29 @@ impl Double {
         }
         let mut wanted = BTreeMap::new();
         for ssd in &config.ssds {
-            let Backend::Uring { path, .. } = &ssd.backend else { return refused("no file") };
             let size = ssd.size_bytes.unwrap_or(0);
+            let path = match &ssd.backend {
+                Backend::Uring { path, .. } => path.clone(),
+                Backend::Pool { pool, .. } => PathBuf::from(format!("{pool}/{}", ssd.volume())),
+                _ => return refused("no file"),
+            };
             if self.served.get(&ssd.name).is_some_and(|(_, before)| *before > size) {
                 return refused("an ssd does not shrink");
             }
-            wanted.insert(ssd.name.clone(), (path.clone(), size));
+            wanted.insert(ssd.name.clone(), (path, size));
+        }
+        for pool in &config.pools {
+            if !self.drives.contains_key(&pool.path) {
+                return refused("its drive carries no pool");
+            }
         }
         if how.dry_run {
             return Ok(format!("{} ssds", wanted.len()));
         }
         self.lost.extend(gone);
-        for (path, _) in wanted.values() {
+        self.pools = config.pools.iter().map(|pool| (pool.name.clone(), pool.path.clone())).collect();
+        self.serve_volumes(&config);
+        for (path, _) in wanted.values().filter(|(path, _)| path.is_absolute()) {
             if !path.exists() {
                 *self.made.entry(path.clone()).or_default() += 1;
                 std::fs::write(path, "zeros").unwrap();
@@ -98,7 +134,105 @@ impl Double {
     }
 }
 
+impl Double {
+    fn drive(&mut self, pool: &str) -> Result<&mut Drive, PlaneError> {
+        let drive = self.pools.get(pool).and_then(|path| self.drives.get_mut(path));
+        drive.ok_or_else(|| PlaneError::Refused("no such pool".to_owned()))
+    }
+
+    fn serve_volumes(&mut self, config: &Config) {
+        let all = self.drives.values_mut().flat_map(|drive| drive.volumes.values_mut());
+        all.for_each(|(_, served)| *served = false);
+        for ssd in &config.ssds {
+            let Backend::Pool { pool, .. } = &ssd.backend else { continue };
+            let Ok(drive) = self.drive(pool) else { continue };
+            let volume = drive.volumes.entry(ssd.volume().to_owned()).or_insert_with(|| {
+                *drive.made.entry(ssd.volume().to_owned()).or_default() += 1;
+                ("zeros".to_owned(), true)
+            });
+            volume.1 = true;
+        }
+    }
+
+    fn ask(&mut self, request: PoolRequest) -> Result<String, PlaneError> {
+        let refused = |text: &str| Err(PlaneError::Refused(text.to_owned()));
+        match request {
+            PoolRequest::Create { path, uuid, force_destroy_data, .. } => {
+                let uuid = uuid.unwrap();
+                assert_eq!(uuid.len(), 32);
+                match self.drives.get(&path) {
+                    Some(there) if there.uuid == uuid => return Ok("already".to_owned()),
+                    None if !self.taken.contains(&path) => {}
+                    _ if force_destroy_data.is_none() => return refused("it is taken"),
+                    _ => {}
+                }
+                self.drives.insert(path, Drive { uuid, formatted: 1, ..Drive::default() });
+            }
+            PoolRequest::Delete { pool, volume } => {
+                let fails = self.broken;
+                let drive = self.drive(&pool)?;
+                match drive.volumes.remove(&volume) {
+                    None => return refused("no such volume"),
+                    Some((_, true)) => panic!("a volume is deleted that is served"),
+                    Some(_) if fails => drive.quarantined += 1,
+                    Some((content, false)) => drive.wiping.push((content, 2)),
+                }
+            }
+            PoolRequest::Snapshot { pool, volume, name } | PoolRequest::Clone { pool, volume, name } => {
+                let drive = self.drive(&pool)?;
+                let Some((content, _)) = drive.volumes.get(&volume).cloned() else {
+                    return refused("no such volume");
+                };
+                *drive.made.entry(name.clone()).or_default() += 1;
+                assert!(drive.volumes.insert(name, (content, false)).is_none(), "made twice");
+            }
+            other => panic!("{other:?}"),
+        }
+        Ok(String::new())
+    }
+
+    /// Each look finds less to wipe.
+    fn look(&mut self) -> Vec<PoolStatus> {
+        let pools = self.pools.clone();
+        let mut shown = Vec::new();
+        for (name, path) in pools {
+            let drive = self.drives.get_mut(&path).unwrap();
+            let volume = |(name, (_, served)): (&String, &(String, bool))| VolumeStatus {
+                name: name.clone(),
+                mapped_bytes: 1 << 20,
+                served: *served,
+                ..VolumeStatus::default()
+            };
+            shown.push(PoolStatus {
+                name,
+                path,
+                state: "serving".to_owned(),
+                uuid: drive.uuid.clone(),
+                extent_bytes: 1 << 20,
+                wiping: drive.wiping.len() as u64,
+                quarantined: drive.quarantined,
+                volumes: drive.volumes.iter().map(volume).collect(),
+                ..PoolStatus::default()
+            });
+            drive.wiping.iter_mut().for_each(|(_, looks)| *looks -= 1);
+            drive.wiping.retain(|(_, looks)| *looks > 0);
+        }
+        shown
+    }
+}
+
 impl Plane for World {
+    fn pools(&self) -> Result<Vec<PoolStatus>, PlaneError> {
+        Ok(self.daemon().look())
+    }
+
+    fn pool(&self, request: PoolRequest) -> Result<String, PlaneError> {
+        self.effect();
+        let answer = self.daemon().ask(request);
+        self.effect();
+        answer
+    }
+
     fn apply(&self, config: &str, how: How) -> Result<String, PlaneError> {
         self.effect();
         let answer = self.daemon().apply(config, how);
@@ -153,7 +287,7 @@ impl Host {
     fn live(&mut self, id: &str, ask: &Ask) -> bool {
         let life = catch_unwind(AssertUnwindSafe(|| {
             let (book, mut work) = self.agent();
-            let uuid = format!("{id:0>8}-0000-4000-8000-000000000000");
+            let uuid = format!("{id:0>8}-0000-4000-8000-000000000001");
             let terms = Terms { id: id.to_owned(), if_match: None, now_ms: 1, uuid };
             book.write(|sqlite| desired::submit(sqlite, &self.place(), ask, &terms)).unwrap();
             self.world.effect();
@@ -295,6 +429,228 @@ fn an_agent_that_finds_a_daemon_without_its_ssds_gives_them_back_and_then_leaves
     work.turn();
     work.turn();
     assert_eq!(host.world.daemon().applied, before);
+}
+
+fn create_pool() -> Ask {
+    let body = PoolCreate { name: "p".to_owned(), path: "/drive".to_owned(), ..PoolCreate::default() };
+    Ask::PoolCreate { body }
+}
+
+fn create_in_pool(name: &str, from_snapshot: Option<&str>) -> Ask {
+    let body = SsdCreate {
+        name: name.to_owned(),
+        size_bytes: Some(1 << 20),
+        pool: Some("p".to_owned()),
+        from_snapshot: from_snapshot.map(str::to_owned),
+        ..SsdCreate::default()
+    };
+    Ask::SsdCreate { body }
+}
+
+fn snapshot() -> Ask {
+    Ask::SnapshotCreate { body: SnapshotCreate { name: "s".to_owned(), ssd: "a".to_owned() } }
+}
+
+impl Host {
+    /// What is in the pool on a drive: the names of the volumes without the identities, and what they contain.
+    fn volumes(&self, path: &str) -> Vec<(String, String)> {
+        let daemon = self.world.daemon();
+        let short = |name: &String| name.split('.').next().unwrap().to_owned();
+        let of = |drive: &Drive| {
+            drive.volumes.iter().map(|(name, (text, _))| (short(name), text.clone())).collect()
+        };
+        daemon.drives.get(Path::new(path)).map(of).unwrap_or_default()
+    }
+
+    /// Somebody writes to an ssd in the pool.
+    fn write(&self, ssd: &str, text: &str) {
+        let mut daemon = self.world.daemon();
+        let volumes = daemon.drives.values_mut().flat_map(|drive| &mut drive.volumes);
+        let own = volumes.filter(|(name, _)| name.starts_with(&format!("{ssd}.")));
+        own.for_each(|(_, (content, _))| *content = text.to_owned());
+    }
+
+    fn operation(&self, id: &str) -> api::rest::Operation {
+        self.agent().0.read(|sqlite| store::operation(sqlite, id)).unwrap().unwrap().shown
+    }
+}
+
+#[test]
+fn a_pools_whole_life_happens_exactly_once_wherever_the_agent_is_killed() {
+    at_every_effect(|host| {
+        assert_eq!(host.ask("1", &create_pool()), OperationState::Done);
+        assert_eq!(host.ask("2", &create_in_pool("a", None)), OperationState::Done);
+        host.write("a", "the guest's");
+        assert_eq!(host.ask("3", &snapshot()), OperationState::Done);
+        host.write("a", "newer");
+        assert_eq!(host.ask("4", &create_in_pool("b", Some("s"))), OperationState::Done);
+        let pair = |name: &str, text: &str| (name.to_owned(), text.to_owned());
+        let all = [pair("a", "newer"), pair("b", "the guest's"), pair("s", "the guest's")];
+        assert_eq!(host.volumes("/drive"), all);
+        let size = 1 << 20;
+        assert_eq!(host.served(), [("a".to_owned(), size), ("b".to_owned(), size)]);
+        assert_eq!(host.ask("5", &delete(false)), OperationState::Done);
+        assert_eq!(host.ask("6", &Ask::SnapshotDelete { name: "s".to_owned() }), OperationState::Done);
+        // Under its name another one, which never sees the first one's data.
+        assert_eq!(host.ask("7", &create_in_pool("a", None)), OperationState::Done);
+        assert_eq!(host.volumes("/drive"), [pair("a", "zeros"), pair("b", "the guest's")]);
+        for (id, name) in [("8", "a"), ("9", "b")] {
+            let ask = Ask::SsdDelete { name: name.to_owned(), force: false };
+            assert_eq!(host.ask(id, &ask), OperationState::Done);
+        }
+        assert_eq!(host.ask("10", &Ask::PoolDelete { name: "p".to_owned() }), OperationState::Done);
+        assert!(host.has_nothing() && host.volumes("/drive").is_empty());
+        let (book, _work) = host.agent();
+        let certificates = book.read(|sqlite| store::certificates(sqlite, 10)).unwrap();
+        let told: Vec<_> = certificates.iter().map(|one| (one.id.as_str(), one.verdict)).collect();
+        let wiped = ["9", "8", "6", "5"].map(|id| (id, Verdict::Wiped));
+        assert_eq!(told, wiped);
+        assert_eq!(certificates[3].snapshots, ["s"]);
+        assert!(certificates.iter().all(|one| one.ended_ms.is_some() && one.mapped_bytes == 1 << 20));
+        let daemon = host.world.daemon();
+        assert!(daemon.pools.is_empty());
+        let drive = &daemon.drives[Path::new("/drive")];
+        assert_eq!(drive.formatted, 1);
+        assert!(drive.made.len() == 4 && drive.made.values().all(|made| *made == 1), "{:?}", drive.made);
+    });
+}
+
+#[test]
+fn a_pool_on_a_taken_drive_is_refused_and_what_is_on_it_stays_wherever_the_agent_is_killed() {
+    at_every_effect(|host| {
+        host.world.daemon().taken.insert("/drive".into());
+        assert_eq!(host.ask("1", &create_pool()), OperationState::Failed);
+        assert!(host.world.daemon().drives.is_empty());
+        let (book, _work) = host.agent();
+        assert_eq!(book.read(|sqlite| store::pool(sqlite, "p")).unwrap(), None);
+        drop((book, _work));
+        assert!(host.operation("1").message.unwrap().contains("taken"));
+        let body = PoolCreate {
+            name: "p".to_owned(),
+            path: "/drive".to_owned(),
+            force_destroy_data: Some("SERIAL".to_owned()),
+            ..PoolCreate::default()
+        };
+        assert_eq!(host.ask("2", &Ask::PoolCreate { body }), OperationState::Done);
+        assert_eq!(host.world.daemon().drives[Path::new("/drive")].formatted, 1);
+    });
+}
+
+#[test]
+fn an_ssd_that_its_pool_cannot_hold_leaves_nothing_wherever_the_agent_is_killed() {
+    at_every_effect(|host| {
+        assert_eq!(host.ask("1", &create_pool()), OperationState::Done);
+        assert_eq!(host.ask("2", &create_in_pool("a", None)), OperationState::Done);
+        assert_eq!(host.ask("3", &snapshot()), OperationState::Done);
+        host.world.daemon().refused = Some(("b".to_owned(), 0));
+        assert_eq!(host.ask("4", &create_in_pool("b", Some("s"))), OperationState::Failed);
+        let names: Vec<String> = host.volumes("/drive").into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["a", "s"]);
+        assert_eq!(host.served().len(), 1);
+    });
+}
+
+#[test]
+fn what_cannot_be_wiped_is_quarantined_and_certified_as_that_wherever_the_agent_is_killed() {
+    at_every_effect(|host| {
+        assert_eq!(host.ask("1", &create_pool()), OperationState::Done);
+        assert_eq!(host.ask("2", &create_in_pool("a", None)), OperationState::Done);
+        host.world.daemon().broken = true;
+        assert_eq!(host.ask("3", &delete(false)), OperationState::Failed);
+        let (book, _work) = host.agent();
+        let ssd = book.read(|sqlite| store::ssd(sqlite, "a")).unwrap().unwrap();
+        assert_eq!((ssd.phase, ssd.operation), (Phase::Quarantined, None));
+        let certificate = book.read(|sqlite| store::certificate(sqlite, "3")).unwrap().unwrap();
+        assert_eq!((certificate.verdict, certificate.kind), (Verdict::Quarantined, WipedKind::Ssd));
+        assert_eq!(certificate.quarantined_bytes, [0, 1 << 20]);
+        drop((book, _work));
+        // A person has looked: its name is free again, and nobody claims that it was wiped.
+        assert_eq!(host.ask("4", &delete(false)), OperationState::Done);
+        let (book, _work) = host.agent();
+        assert_eq!(book.read(|sqlite| store::ssd(sqlite, "a")).unwrap(), None);
+        let certificate = book.read(|sqlite| store::certificate(sqlite, "4")).unwrap().unwrap();
+        assert_eq!(certificate.verdict, Verdict::Absent);
+    });
+}
+
+#[test]
+fn a_drive_that_died_keeps_no_other_ssd_from_being_served() {
+    let mut host = Host::new();
+    assert_eq!(host.ask("1", &create_pool()), OperationState::Done);
+    assert_eq!(host.ask("2", &create_in_pool("b", None)), OperationState::Done);
+    assert_eq!(host.ask("3", &create()), OperationState::Done);
+    let dead = {
+        let mut daemon = host.world.daemon();
+        daemon.served.clear();
+        daemon.pools.clear();
+        daemon.drives.remove(Path::new("/drive")).unwrap()
+    };
+    let (_book, mut work) = host.agent();
+    assert!(work.turn(), "it is tried again");
+    assert_eq!(host.served(), [("a".to_owned(), 1 << 20)]);
+    // Nothing of what is served goes while the rest cannot come.
+    work.turn();
+    assert_eq!(host.served().len(), 1);
+    assert!(!host.world.daemon().lost.contains("a"));
+    host.world.daemon().drives.insert("/drive".into(), dead);
+    assert!(!work.turn());
+    assert_eq!(host.served().len(), 2);
+}
+
+#[test]
+fn a_pool_with_ssds_or_snapshots_stays() {
+    let mut host = Host::new();
+    assert_eq!(host.ask("1", &create_pool()), OperationState::Done);
+    assert_eq!(host.ask("2", &create_in_pool("a", None)), OperationState::Done);
+    assert_eq!(host.ask("3", &snapshot()), OperationState::Done);
+    let refused = |host: &Host, ask: &Ask| {
+        let (book, _work) = host.agent();
+        let terms = Terms { id: "x".to_owned(), if_match: None, now_ms: 1, uuid: "u".to_owned() };
+        book.write(|sqlite| desired::submit(sqlite, &host.place(), ask, &terms))
+            .unwrap_err()
+            .code()
+            .to_owned()
+    };
+    let pool = Ask::PoolDelete { name: "p".to_owned() };
+    assert_eq!(refused(&host, &pool), "conflict");
+    assert_eq!(host.ask("4", &delete(false)), OperationState::Done);
+    assert_eq!(refused(&host, &pool), "conflict", "its snapshot is there");
+    assert_eq!(host.ask("5", &Ask::SnapshotDelete { name: "s".to_owned() }), OperationState::Done);
+    assert_eq!(host.ask("6", &pool), OperationState::Done);
+    assert_eq!(refused(&host, &create_in_pool("a", None)), "not-found");
+}
+
+#[test]
+fn a_state_of_the_first_layout_is_carried_on() {
+    let host = Host::new();
+    let path = host.folder.path().join("state");
+    drop(Store::open(&path).unwrap());
+    let sqlite = rusqlite::Connection::open(&path).unwrap();
+    sqlite
+        .execute_batch(
+            "DROP TABLE snapshots; DROP TABLE attachments; DROP TABLE certificates; PRAGMA user_version = 1;",
+        )
+        .unwrap();
+    drop(sqlite);
+    let store = Store::open(&path).unwrap();
+    assert_eq!(store::flavors(store.read()).unwrap().len(), 4);
+    assert!(store::snapshots(store.read()).unwrap().is_empty());
+}
+
+#[test]
+fn a_new_agent_has_the_flavors_of_whole_slices() {
+    let host = Host::new();
+    let store = Store::open(&host.folder.path().join("state")).unwrap();
+    let flavors = store::flavors(store.read()).unwrap();
+    let told: Vec<_> =
+        flavors.iter().map(|one| (one.name.as_str(), one.size_bytes >> 30, one.limits.weight)).collect();
+    let expected = [
+        ("local-1500", 1395, Some(300)),
+        ("local-2500", 2325, Some(500)),
+        ("local-3500", 3255, Some(700)),
+        ("local-4500", 4185, Some(900)),
+    ];
+    assert_eq!(told, expected);
 }
 
 #[test]

@@ -1,12 +1,14 @@
 //! Wishes: each is checked and written down in one transaction, as an operation. What it is done to changes when the data plane has
 //! accepted it (`work`).
 
+mod pool;
+
 use crate::place::Place;
 use crate::refusal::Refusal;
-use crate::store::{self, PoolSpec, SsdRow, SsdSpec};
+use crate::store::{self, PoolRow, PoolSpec, SnapshotRow, SnapshotSpec, SsdRow, SsdSpec};
 use api::rest::{
-    Limits, Operation, OperationState, Phase, PoolCreate, SIZE_BYTES_MAX, SIZE_UNIT_BYTES, SsdChange,
-    SsdCreate, is_name,
+    Limits, Operation, OperationState, Phase, PoolCreate, SIZE_BYTES_MAX, SIZE_UNIT_BYTES, SnapshotCreate,
+    SsdChange, SsdCreate, is_name,
 };
 use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
@@ -20,11 +22,36 @@ const SSDS_MAX: usize = api::config::SSDS_MAX;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "wish", rename_all = "kebab-case")]
 pub(crate) enum Wish {
-    SsdCreate { name: String, uuid: String, spec: SsdSpec },
-    SsdChange { name: String, spec: SsdSpec },
-    SsdDelete { name: String, force: bool },
-    PoolCreate { name: String, spec: PoolSpec },
-    PoolDelete { name: String },
+    SsdCreate {
+        name: String,
+        uuid: String,
+        spec: SsdSpec,
+    },
+    SsdChange {
+        name: String,
+        spec: SsdSpec,
+    },
+    SsdDelete {
+        name: String,
+        force: bool,
+    },
+    PoolCreate {
+        name: String,
+        spec: PoolSpec,
+        #[serde(default)]
+        force_destroy_data: Option<String>,
+    },
+    PoolDelete {
+        name: String,
+    },
+    SnapshotCreate {
+        name: String,
+        uuid: String,
+        spec: SnapshotSpec,
+    },
+    SnapshotDelete {
+        name: String,
+    },
 }
 
 impl Wish {
@@ -35,6 +62,8 @@ impl Wish {
             Self::SsdDelete { .. } => "ssd-delete",
             Self::PoolCreate { .. } => "pool-create",
             Self::PoolDelete { .. } => "pool-delete",
+            Self::SnapshotCreate { .. } => "snapshot-create",
+            Self::SnapshotDelete { .. } => "snapshot-delete",
         }
     }
 }
@@ -48,6 +77,8 @@ pub(crate) enum Ask {
     SsdDelete { name: String, force: bool },
     PoolCreate { body: PoolCreate },
     PoolDelete { name: String },
+    SnapshotCreate { body: SnapshotCreate },
+    SnapshotDelete { name: String },
 }
 
 impl Ask {
@@ -55,7 +86,11 @@ impl Ask {
         match self {
             Self::SsdCreate { body } => &body.name,
             Self::PoolCreate { body } => &body.name,
-            Self::SsdChange { name, .. } | Self::SsdDelete { name, .. } | Self::PoolDelete { name } => name,
+            Self::SnapshotCreate { body } => &body.name,
+            Self::SsdChange { name, .. }
+            | Self::SsdDelete { name, .. }
+            | Self::PoolDelete { name }
+            | Self::SnapshotDelete { name } => name,
         }
     }
 }
@@ -123,19 +158,17 @@ pub(crate) fn check(sqlite: &Connection, place: &Place, ask: &Ask, terms: &Terms
         Ask::SsdChange { name, body } => change_ssd(sqlite, name, body, terms),
         Ask::SsdDelete { name, force } => {
             free_ssd(sqlite, name, terms)?;
+            if !force && let Some(promise) = store::attachment(sqlite, name)? {
+                let text = format!("ssd \"{name}\" is attached to guest \"{}\"", promise.guest);
+                return Err(Refusal::conflict(text, "delete the attachment first, or force it"));
+            }
             Ok(Wish::SsdDelete { name: name.clone(), force: *force })
         }
-        Ask::PoolCreate { .. } | Ask::PoolDelete { .. } => Err(no_pools()),
+        Ask::PoolCreate { body } => pool::create(sqlite, body, terms),
+        Ask::PoolDelete { name } => pool::delete(sqlite, name),
+        Ask::SnapshotCreate { body } => pool::create_snapshot(sqlite, body, terms),
+        Ask::SnapshotDelete { name } => pool::delete_snapshot(sqlite, name),
     }
-}
-
-fn no_pools() -> Refusal {
-    Refusal::new(
-        501,
-        "not-yet",
-        "this release's agent does not make pools".to_owned(),
-        "make an ssd in a file: leave the pool out",
-    )
 }
 
 pub(crate) fn kept<T: serde::de::DeserializeOwned>(request: &str) -> Result<T, Refusal> {
@@ -154,14 +187,14 @@ fn create_ssd(sqlite: &Connection, place: &Place, body: &SsdCreate, terms: &Term
         let text = format!("there are {SSDS_MAX} ssds, and a daemon serves no more");
         return Err(Refusal::conflict(text, "delete some"));
     }
-    if body.pool.is_some() {
-        return Err(no_pools());
-    }
+    let (pool, source) = pool::home(sqlite, body)?;
     let flavor = match &body.flavor {
         None => None,
         Some(name) => Some(store::flavor(sqlite, name)?.ok_or_else(|| Refusal::missing("flavor", name))?),
     };
-    let size_bytes = body.size_bytes.or_else(|| flavor.as_ref().map(|flavor| flavor.size_bytes));
+    let least_bytes = source.as_ref().map(|source| source.size_bytes);
+    let of_flavor = || flavor.as_ref().map(|flavor| flavor.size_bytes);
+    let size_bytes = body.size_bytes.or_else(of_flavor).or(least_bytes);
     let Some(size_bytes) = size_bytes else {
         return Err(Refusal::bad(
             "an ssd needs a size".to_owned(),
@@ -169,6 +202,10 @@ fn create_ssd(sqlite: &Connection, place: &Place, body: &SsdCreate, terms: &Term
         ));
     };
     check_size(size_bytes)?;
+    if let Some(least_bytes) = least_bytes.filter(|least| size_bytes < *least) {
+        let text = format!("what it is to begin with has {least_bytes} bytes");
+        return Err(Refusal::conflict(text, "give it that size, or more"));
+    }
     let limits = body.limits.clone().or_else(|| flavor.map(|flavor| flavor.limits)).unwrap_or_default();
     check_limits(&limits)?;
     let socket = place.socket(&body.name, body.interface);
@@ -182,10 +219,11 @@ fn create_ssd(sqlite: &Connection, place: &Place, body: &SsdCreate, terms: &Term
     let spec = SsdSpec {
         size_bytes,
         interface: body.interface,
-        pool: body.pool.clone(),
-        thin: body.thin.unwrap_or(body.pool.is_none()),
+        thin: body.thin.unwrap_or(pool.is_none()),
+        pool,
         flavor: body.flavor.clone(),
         limits,
+        source: source.map(|source| source.volume),
     };
     Ok(Wish::SsdCreate { name: body.name.clone(), uuid: terms.uuid.clone(), spec })
 }
@@ -267,7 +305,38 @@ fn hold(sqlite: &Connection, wish: &Wish, id: &str) -> Result<(), Refusal> {
             ssd.operation = Some(id.to_owned());
             store::put_ssd(sqlite, &ssd)?;
         }
-        Wish::PoolCreate { .. } | Wish::PoolDelete { .. } => return Err(no_pools()),
+        Wish::PoolCreate { name, spec, .. } => {
+            let (name, spec) = (name.clone(), spec.clone());
+            let pool = PoolRow { name, phase: Phase::Creating, operation: Some(id.to_owned()), spec };
+            store::put_pool(sqlite, &pool)?;
+        }
+        Wish::PoolDelete { name } => {
+            let mut pool = store::pool(sqlite, name)?.ok_or_else(|| Refusal::missing("pool", name))?;
+            pool.operation = Some(id.to_owned());
+            store::put_pool(sqlite, &pool)?;
+        }
+        Wish::SnapshotCreate { name, uuid, spec } => {
+            let snapshot = SnapshotRow {
+                name: name.clone(),
+                uuid: uuid.clone(),
+                phase: Phase::Creating,
+                operation: Some(id.to_owned()),
+                reason: None,
+                spec: spec.clone(),
+            };
+            store::put_snapshot(sqlite, &snapshot)?;
+            // It is neither deleted nor resized meanwhile.
+            let ssd = store::ssd(sqlite, &spec.ssd)?;
+            let mut ssd = ssd.ok_or_else(|| Refusal::missing("ssd", &spec.ssd))?;
+            ssd.operation = Some(id.to_owned());
+            store::put_ssd(sqlite, &ssd)?;
+        }
+        Wish::SnapshotDelete { name } => {
+            let snapshot = store::snapshot(sqlite, name)?;
+            let mut snapshot = snapshot.ok_or_else(|| Refusal::missing("snapshot", name))?;
+            snapshot.operation = Some(id.to_owned());
+            store::put_snapshot(sqlite, &snapshot)?;
+        }
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  godwit, programs, browsers
-//!     | REST on a unix socket (rest, serve, page)
+//!     | REST on a unix socket, or over TCP with TLS (rest, serve, tls, page)
 //!     v
 //!   desired: a wish is checked and written down ----> store: SQLite, one transaction each
 //!                                                       ^
@@ -15,7 +15,7 @@
 //! The daemon serves what it was last told, whether there is an agent or not. The agent may be killed at any instruction: an
 //! operation that was accepted (202) is written down, and the next agent takes it to its end.
 //!
-//! What is NOT done: TCP with TLS; pools, limits and metrics until the daemon has them; more than one host.
+//! What is NOT done: more than one host; keys for encryption; pools carved by namespaces.
 #![forbid(unsafe_code)]
 
 mod book;
@@ -28,6 +28,7 @@ mod render;
 mod rest;
 mod serve;
 mod store;
+mod tls;
 mod work;
 
 #[cfg(test)]
@@ -36,6 +37,7 @@ mod crashes;
 pub use place::Place;
 pub use plane::{Daemon, How, Plane, PlaneError};
 pub use rest::document;
+pub use tls::Tls;
 pub use work::Base;
 
 use anyhow::Context;
@@ -61,6 +63,8 @@ pub struct Options {
     pub socket: PathBuf,
     /// Who may ask: the mode of the socket.
     pub mode: u32,
+    /// TCP, for those who have a certificate.
+    pub tls: Option<Tls>,
     /// The daemon's control socket.
     pub control: PathBuf,
     /// Where ssds' files and sockets are.
@@ -77,6 +81,7 @@ pub fn run(options: Options, stop: OwnedFd) -> anyhow::Result<()> {
     for folder in [&options.place.ssds, &options.place.sockets] {
         std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be made", folder.display()))?;
     }
+    let over_tcp = options.tls.as_ref().map(tls::Listener::bind).transpose()?;
     let store = Store::open(&options.state)?;
     let socket = serve::Socket::bind(&options.socket, options.mode)?;
     let (wake, asked) = mpsc::channel();
@@ -96,7 +101,11 @@ pub fn run(options: Options, stop: OwnedFd) -> anyhow::Result<()> {
         now_ms,
         uuid,
         trouble: Arc::clone(&trouble),
+        clock_ms,
         seen: Arc::default(),
+        seen_stats: Arc::default(),
+        seen_pools: Arc::default(),
+        seen_drives: Arc::default(),
     };
     let between = Box::new(|| {});
     let work = Work { book, plane, place: options.place, base, now_ms, trouble, told: None, between };
@@ -112,7 +121,7 @@ pub fn run(options: Options, stop: OwnedFd) -> anyhow::Result<()> {
         let _ended = tell.send(());
     })?;
     tracing::info!(socket = %options.socket.display(), state = %options.state.display(), "the agent serves");
-    let served = runtime.block_on(socket.serve(rest::router(desk), stopped));
+    let served = runtime.block_on(socket.serve(rest::router(desk), over_tcp, stopped));
     // Whoever still works is interrupted, which any step survives.
     runtime.shutdown_background();
     served
@@ -121,6 +130,13 @@ pub fn run(options: Options, stop: OwnedFd) -> anyhow::Result<()> {
 fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Since the host was started.
+fn clock_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let (seconds, nanoseconds) = (now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs());
+    seconds.saturating_mul(1000).saturating_add(nanoseconds / 1_000_000)
 }
 
 /// A new identity: random (version 4), in its canonical form.

@@ -1,7 +1,6 @@
 //! The data plane, as the agent sees it: what serves a configuration.
 
-use api::control::{Request, Response, Status};
-use serde_json::json;
+use api::control::{PoolRequest, PoolStatus, Request, Response, Status};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -15,7 +14,15 @@ const STATUS_PATIENCE: Duration = Duration::from_secs(3);
 const ANSWER_BYTES_MAX: u64 = 16 << 20;
 
 /// What the daemon says when it is at something else: it is asked again later.
-const BUSY: [&str; 3] = ["is under way", "the daemon is stopping", "takes too long to make ready"];
+const BUSY: [&str; 7] = [
+    "is under way",
+    "the daemon is stopping",
+    "takes too long to make ready",
+    "no engine serves now",
+    "the engine does not serve yet",
+    "the engine ended before it answered",
+    "is resting",
+];
 
 /// How a change is to be made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,6 +57,18 @@ pub trait Plane: Send + Sync {
     /// # Errors
     /// [`PlaneError`].
     fn status(&self) -> Result<Status, PlaneError>;
+
+    /// How the pools are.
+    ///
+    /// # Errors
+    /// [`PlaneError`].
+    fn pools(&self) -> Result<Vec<PoolStatus>, PlaneError>;
+
+    /// Does something with a pool.
+    ///
+    /// # Errors
+    /// [`PlaneError`].
+    fn pool(&self, request: PoolRequest) -> Result<String, PlaneError>;
 }
 
 /// `godwitd`, by its control socket.
@@ -65,7 +84,7 @@ impl Daemon {
         Self { control }
     }
 
-    fn ask(&self, request: &serde_json::Value, patience: Duration) -> Result<Response, PlaneError> {
+    fn ask(&self, request: &Request, patience: Duration) -> Result<Response, PlaneError> {
         let place = self.control.display();
         let silent = |what: &str, error: std::io::Error| {
             PlaneError::Silent(format!("the daemon at {place} {what}: {error}; is godwitd running?"))
@@ -74,7 +93,8 @@ impl Daemon {
         let limited =
             socket.set_read_timeout(Some(patience)).and(socket.set_write_timeout(Some(STATUS_PATIENCE)));
         limited.map_err(|e| silent("cannot be asked", e))?;
-        socket.write_all(format!("{request}\n").as_bytes()).map_err(|e| silent("does not listen", e))?;
+        let line = serde_json::to_string(request).map_err(|e| PlaneError::Refused(e.to_string()))?;
+        socket.write_all(format!("{line}\n").as_bytes()).map_err(|e| silent("does not listen", e))?;
         for line in BufReader::new(socket.take(ANSWER_BYTES_MAX)).lines() {
             let line = line.map_err(|e| silent("did not answer in time", e))?;
             match serde_json::from_str(&line) {
@@ -101,10 +121,12 @@ fn refusal(text: String) -> PlaneError {
 
 impl Plane for Daemon {
     fn apply(&self, config: &str, how: How) -> Result<String, PlaneError> {
-        let request = json!({
-            "command": "apply", "config": config, "path": "the agent's desired state",
-            "dry_run": how.dry_run, "force": how.force,
-        });
+        let request = Request::Apply {
+            config: config.to_owned(),
+            path: Some("the agent's desired state".into()),
+            dry_run: how.dry_run,
+            force: how.force,
+        };
         match self.ask(&request, CHANGE_PATIENCE)? {
             Response::Done(text) => Ok(text),
             other => Err(PlaneError::Refused(format!("the daemon answered something else: {other:?}"))),
@@ -112,10 +134,22 @@ impl Plane for Daemon {
     }
 
     fn status(&self) -> Result<Status, PlaneError> {
-        let request =
-            serde_json::to_value(Request::Status).map_err(|e| PlaneError::Refused(e.to_string()))?;
-        match self.ask(&request, STATUS_PATIENCE)? {
+        match self.ask(&Request::Status, STATUS_PATIENCE)? {
             Response::Status(status) => Ok(*status),
+            other => Err(PlaneError::Refused(format!("the daemon answered something else: {other:?}"))),
+        }
+    }
+
+    fn pools(&self) -> Result<Vec<PoolStatus>, PlaneError> {
+        match self.ask(&Request::Pool(PoolRequest::List), CHANGE_PATIENCE)? {
+            Response::Pool(pools) => Ok(pools),
+            other => Err(PlaneError::Refused(format!("the daemon answered something else: {other:?}"))),
+        }
+    }
+
+    fn pool(&self, request: PoolRequest) -> Result<String, PlaneError> {
+        match self.ask(&Request::Pool(request), CHANGE_PATIENCE)? {
+            Response::Done(text) => Ok(text),
             other => Err(PlaneError::Refused(format!("the daemon answered something else: {other:?}"))),
         }
     }

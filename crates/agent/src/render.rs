@@ -28,6 +28,20 @@ struct Entry {
 #[derive(Serialize)]
 struct Backend {
     r#type: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pool: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    thin: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    volume: Option<String>,
+}
+
+/// A `[[pool]]` of `godwit.toml`.
+#[derive(Serialize)]
+struct PoolEntry {
+    name: String,
     path: String,
 }
 
@@ -64,11 +78,14 @@ struct LimitsEntry {
 
 #[derive(Serialize)]
 struct Entries {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pool: Vec<PoolEntry>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     ssd: Vec<Entry>,
 }
 
 /// The serial number of an ssd: of this one alone, also when another had its name.
-fn serial(uuid: &str) -> String {
+pub(crate) fn serial(uuid: &str) -> String {
     let digits: String = uuid.chars().filter(char::is_ascii_hexdigit).take(16).collect();
     format!("GW{}", digits.to_uppercase())
 }
@@ -102,6 +119,7 @@ pub(crate) fn check_limits(limits: &Limits) -> Result<(), String> {
         thin: true,
         flavor: None,
         limits: limits.clone(),
+        source: None,
     };
     let ssd = SsdRow {
         name: "ssd".to_owned(),
@@ -129,7 +147,23 @@ fn entry(ssd: &SsdRow, place: &Place) -> Entry {
         uuid: nvme.then(|| ssd.uuid.clone()),
         serial: serial(&ssd.uuid),
         limits: (!ssd.spec.limits.is_empty()).then(|| limits_entry(&ssd.spec.limits)),
-        backend: Backend { r#type: "uring", path: place.data(ssd).display().to_string() },
+        backend: backend(ssd, place),
+    }
+}
+
+fn backend(ssd: &SsdRow, place: &Place) -> Backend {
+    match &ssd.spec.pool {
+        None => {
+            let path = Some(place.data(ssd).display().to_string());
+            Backend { r#type: "uring", path, pool: None, thin: None, volume: None }
+        }
+        Some(pool) => Backend {
+            r#type: "pool",
+            path: None,
+            pool: Some(pool.clone()),
+            thin: Some(ssd.spec.thin),
+            volume: Some(ssd.volume()),
+        },
     }
 }
 
@@ -137,14 +171,19 @@ fn entry(ssd: &SsdRow, place: &Place) -> Entry {
 pub(crate) fn configuration(
     base: &str,
     place: &Place,
-    _pools: &[PoolRow],
+    pools: &[PoolRow],
     ssds: &[SsdRow],
 ) -> Result<String, toml::ser::Error> {
     let ssd: Vec<Entry> =
         ssds.iter().filter(|ssd| ssd.phase == Phase::Ready).map(|ssd| entry(ssd, place)).collect();
-    let own = match ssd.is_empty() {
+    let pool: Vec<PoolEntry> = pools
+        .iter()
+        .filter(|pool| pool.phase == Phase::Ready)
+        .map(|pool| PoolEntry { name: pool.name.clone(), path: pool.spec.path.clone() })
+        .collect();
+    let own = match ssd.is_empty() && pool.is_empty() {
         true => String::new(),
-        false => toml::to_string(&Entries { ssd })?,
+        false => toml::to_string(&Entries { pool, ssd })?,
     };
     Ok(format!("{}\n\n{own}", base.trim_end()))
 }
@@ -152,6 +191,7 @@ pub(crate) fn configuration(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::PoolSpec;
     use api::config::{Config, Door};
     use std::path::Path;
 
@@ -170,8 +210,26 @@ mod tests {
                 thin: true,
                 flavor: None,
                 limits: Limits::default(),
+                source: None,
             },
         }
+    }
+
+    #[test]
+    fn an_ssd_in_a_pool_has_a_volume_that_no_other_ssd_of_its_name_ever_has() {
+        let place = Place { ssds: "/s".into(), sockets: "/r".into() };
+        let mut ssd = row("a", Interface::Nvme);
+        (ssd.spec.pool, ssd.spec.thin) = (Some("p".to_owned()), false);
+        let spec =
+            PoolSpec { path: "/dev/\"x\"".to_owned(), uuid: None, size_bytes: None, extent_bytes: None };
+        let mut pool = PoolRow { name: "p".to_owned(), phase: Phase::Ready, operation: None, spec };
+        let text = configuration("control = \"/c\"", &place, &[pool.clone()], &[ssd.clone()]).unwrap();
+        let config = Config::parse(Path::new("x"), &text).unwrap();
+        assert_eq!(config.pools[0].path, Path::new("/dev/\"x\""));
+        assert_eq!(config.ssds[0].volume(), format!("a.{}", ssd.uuid));
+        pool.phase = Phase::Creating;
+        let text = configuration("", &place, &[pool], &[]).unwrap();
+        assert!(Config::parse(Path::new("x"), &text).unwrap().pools.is_empty());
     }
 
     #[test]

@@ -1,7 +1,8 @@
-//! The unix socket, and how long and how many may hold it.
+//! The unix socket and the TCP port, and how long and how many may hold them.
 
+use crate::tls;
 use anyhow::{Context, bail};
-use axum::Router;
+use axum::{Extension, Router};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use std::fs::Permissions;
@@ -10,6 +11,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 
 /// Connections at once.
@@ -18,6 +20,10 @@ const CONNECTIONS_MAX: usize = 128;
 const HEAD_PATIENCE: Duration = Duration::from_secs(10);
 /// After a failed accept (no descriptors, say).
 const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
+
+/// Who asks has shown a certificate.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OverTls;
 
 /// A socket in the file system; its file goes with it.
 #[derive(Debug)]
@@ -56,44 +62,84 @@ impl Socket {
         Ok(Self { listener, path: path.to_owned() })
     }
 
-    /// Answers, until `stop`.
+    /// Answers, here and over TCP, until `stop`.
     pub(crate) async fn serve(
         self,
         router: Router,
+        over_tcp: Option<tls::Listener>,
         stop: tokio::sync::oneshot::Receiver<()>,
     ) -> anyhow::Result<()> {
         let listener = tokio::net::UnixListener::from_std(self.listener.try_clone()?)?;
-        let free = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        let accept = async {
+        let by_socket = router.clone();
+        let local = async {
+            let free = Arc::new(Semaphore::new(CONNECTIONS_MAX));
             loop {
                 let Ok(room) = Arc::clone(&free).acquire_owned().await else { return };
                 match listener.accept().await {
                     Ok((stream, _)) => {
-                        let service = TowerToHyperService::new(router.clone());
+                        let router = by_socket.clone();
                         tokio::spawn(async move {
-                            let connection = hyper::server::conn::http1::Builder::new()
-                                .timer(TokioTimer::new())
-                                .header_read_timeout(HEAD_PATIENCE)
-                                .serve_connection(TokioIo::new(stream), service);
-                            if let Err(error) = connection.await {
-                                tracing::debug!(%error, "a connection ended");
-                            }
+                            answer(stream, router).await;
                             drop(room);
                         });
                     }
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot accept");
-                        tokio::time::sleep(ACCEPT_AGAIN_AFTER).await;
-                    }
+                    Err(error) => wait_after(&error).await,
                 }
             }
         };
+        let remote = async {
+            match over_tcp {
+                Some(over_tcp) => serve_tcp(over_tcp, router).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            () = accept => {}
-            _ = stop => {}
+            () = local => Ok(()),
+            failed = remote => failed,
+            _ = stop => Ok(()),
         }
-        Ok(())
     }
+}
+
+/// Its connections are counted by themselves: whoever fills them does not keep those on the host out.
+async fn serve_tcp(over_tcp: tls::Listener, router: Router) -> anyhow::Result<()> {
+    let tls::Listener { listener, acceptor } = over_tcp;
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let router = router.layer(Extension(OverTls));
+    let free = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let room = Arc::clone(&free).acquire_owned().await?;
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let (acceptor, router) = (acceptor.clone(), router.clone());
+                tokio::spawn(async move {
+                    let _slower_without = stream.set_nodelay(true);
+                    match tokio::time::timeout(HEAD_PATIENCE, acceptor.accept(stream)).await {
+                        Ok(Ok(stream)) => answer(stream, router).await,
+                        Ok(Err(error)) => tracing::info!(%peer, %error, "refused"),
+                        Err(_) => tracing::info!(%peer, "refused: it took too long to say who it is"),
+                    }
+                    drop(room);
+                });
+            }
+            Err(error) => wait_after(&error).await,
+        }
+    }
+}
+
+async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: Router) {
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_PATIENCE)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    if let Err(error) = connection.await {
+        tracing::debug!(%error, "a connection ended");
+    }
+}
+
+async fn wait_after(error: &std::io::Error) {
+    tracing::warn!(%error, "cannot accept");
+    tokio::time::sleep(ACCEPT_AGAIN_AFTER).await;
 }
 
 impl Drop for Socket {

@@ -2,6 +2,15 @@
 //!
 //! One process has the file at a time: it holds SQLite's exclusive lock for its life.
 
+mod attachment;
+mod space;
+
+pub(crate) use attachment::{AttachmentRow, attachment, attachments, put_attachment, remove_attachment};
+pub(crate) use space::{
+    PoolRow, PoolSpec, SnapshotRow, SnapshotSpec, certificate, certificates, pool, pools, put_certificate,
+    put_pool, put_snapshot, remove_pool, remove_snapshot, snapshot, snapshots,
+};
+
 use api::rest::{Change, Flavor, Interface, Limits, Operation, OperationState, Phase};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -11,8 +20,10 @@ use std::path::Path;
 const CHANGES_KEPT: i64 = 10_000;
 /// Ended operations that are remembered.
 const OPERATIONS_KEPT: i64 = 10_000;
+/// Certificates that are remembered: much longer than anybody asks.
+const CERTIFICATES_KEPT: i64 = 100_000;
 /// The layout of the tables; a file with a higher one was written by a later release.
-const LAYOUT: i64 = 1;
+const LAYOUT: i64 = 2;
 
 const TABLES: &str = "
     CREATE TABLE ssds (
@@ -34,6 +45,24 @@ const TABLES: &str = "
     ) STRICT;
 ";
 
+/// What layout 2 has besides.
+const TABLES_2: &str = "
+    CREATE TABLE snapshots (
+        name TEXT PRIMARY KEY, uuid TEXT NOT NULL UNIQUE, phase TEXT NOT NULL, operation TEXT, reason TEXT, spec TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE attachments (ssd TEXT PRIMARY KEY, spec TEXT NOT NULL) STRICT;
+    CREATE TABLE certificates (
+        number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, spec TEXT NOT NULL
+    ) STRICT;
+";
+/// Flavors that a new agent has, and how many slices of 465 GiB each is.
+const FLAVORS: [(&str, u16); 4] =
+    [("local-1500", 3), ("local-2500", 5), ("local-3500", 7), ("local-4500", 9)];
+/// A slice: 975,175,680 blocks of 512 bytes, which is sold as 500 GB.
+const SLICE_BYTES: u64 = 465 << 30;
+/// What a slice weighs where a drive or a reactor is busy.
+const SLICE_WEIGHT: u16 = 100;
+
 /// What is wanted of an ssd. Fields are added, never renamed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SsdSpec {
@@ -47,6 +76,9 @@ pub(crate) struct SsdSpec {
     pub(crate) flavor: Option<String>,
     #[serde(default)]
     pub(crate) limits: Limits,
+    /// The volume of its pool that it begins with.
+    #[serde(default)]
+    pub(crate) source: Option<String>,
 }
 
 /// An ssd as it is kept.
@@ -61,19 +93,11 @@ pub(crate) struct SsdRow {
     pub(crate) spec: SsdSpec,
 }
 
-/// What is wanted of a pool.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct PoolSpec {
-    pub(crate) path: String,
-}
-
-/// A pool as it is kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct PoolRow {
-    pub(crate) name: String,
-    pub(crate) phase: Phase,
-    pub(crate) operation: Option<String>,
-    pub(crate) spec: PoolSpec,
+impl SsdRow {
+    /// What it is called in its pool. The name is of this ssd alone, so that a later one of its name never sees its data.
+    pub(crate) fn volume(&self) -> String {
+        format!("{}.{}", self.name, self.uuid)
+    }
 }
 
 /// An operation as it is kept.
@@ -129,16 +153,14 @@ impl Store {
         let layout: i64 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
         if layout == 0 {
             transaction.execute_batch(TABLES)?;
-            for (name, slices) in
-                [("local-1500", 3_u64), ("local-2500", 5), ("local-3500", 7), ("local-4500", 9)]
-            {
-                let flavor = Flavor {
-                    name: name.to_owned(),
-                    size_bytes: slices * (465 << 30),
-                    limits: Limits::default(),
-                };
-                put_flavor(&transaction, &flavor)?;
+            for (name, slices) in FLAVORS {
+                let limits = Limits { weight: Some(slices * SLICE_WEIGHT), ..Limits::default() };
+                let size_bytes = u64::from(slices) * SLICE_BYTES;
+                put_flavor(&transaction, &Flavor { name: name.to_owned(), size_bytes, limits })?;
             }
+        }
+        if layout < 2 {
+            transaction.execute_batch(TABLES_2)?;
             transaction.pragma_update(None, "user_version", LAYOUT)?;
         }
         transaction.commit()?;
@@ -172,6 +194,10 @@ fn forget(sqlite: &Connection) -> rusqlite::Result<()> {
     sqlite.execute(
         "DELETE FROM operations WHERE state <> 'running' AND number <= (SELECT MAX(number) FROM operations) - ?1",
         [OPERATIONS_KEPT],
+    )?;
+    sqlite.execute(
+        "DELETE FROM certificates WHERE number <= (SELECT MAX(number) FROM certificates) - ?1",
+        [CERTIFICATES_KEPT],
     )?;
     Ok(())
 }
@@ -239,40 +265,6 @@ pub(crate) fn put_ssd(sqlite: &Connection, ssd: &SsdRow) -> Result<(), StoreErro
 pub(crate) fn remove_ssd(sqlite: &Connection, name: &str) -> Result<(), StoreError> {
     sqlite.execute("DELETE FROM ssds WHERE name = ?1", [name])?;
     Ok(note(sqlite, "ssd", name, true)?)
-}
-
-fn pool_of(row: &Row<'_>) -> rusqlite::Result<PoolRow> {
-    Ok(PoolRow {
-        name: row.get("name")?,
-        phase: word(&row.get::<_, String>("phase")?)?,
-        operation: row.get("operation")?,
-        spec: json(&row.get::<_, String>("spec")?)?,
-    })
-}
-
-pub(crate) fn pool(sqlite: &Connection, name: &str) -> Result<Option<PoolRow>, StoreError> {
-    Ok(sqlite.query_row("SELECT * FROM pools WHERE name = ?1", [name], pool_of).optional()?)
-}
-
-pub(crate) fn pools(sqlite: &Connection) -> Result<Vec<PoolRow>, StoreError> {
-    let mut query = sqlite.prepare("SELECT * FROM pools ORDER BY name")?;
-    Ok(query.query_map([], pool_of)?.collect::<Result<_, _>>()?)
-}
-
-#[expect(dead_code, reason = "pools come with the daemon's")]
-pub(crate) fn put_pool(sqlite: &Connection, pool: &PoolRow) -> Result<(), StoreError> {
-    sqlite.execute(
-        "INSERT INTO pools (name, phase, operation, spec) VALUES (?1, ?2, ?3, ?4)
-         ON CONFLICT (name) DO UPDATE SET phase = ?2, operation = ?3, spec = ?4",
-        params![pool.name, pool.phase.word(), pool.operation, to_json(&pool.spec)?],
-    )?;
-    Ok(note(sqlite, "pool", &pool.name, false)?)
-}
-
-#[expect(dead_code, reason = "pools come with the daemon's")]
-pub(crate) fn remove_pool(sqlite: &Connection, name: &str) -> Result<(), StoreError> {
-    sqlite.execute("DELETE FROM pools WHERE name = ?1", [name])?;
-    Ok(note(sqlite, "pool", name, true)?)
 }
 
 pub(crate) fn flavor(sqlite: &Connection, name: &str) -> Result<Option<Flavor>, StoreError> {

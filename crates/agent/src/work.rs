@@ -10,26 +10,32 @@
 //!  ssd-change   apply as it will be -----------------> it is so, end
 //!                  | refused
 //!                  `-> undo: apply as it is ---------> end: failed
-//!  ssd-delete   apply without it --> remove: its files --> it is no more, end
+//!  ssd-delete   apply without it --> remove: its files --> it is no more, end     (in a pool: see `wipe`)
 //!                  | refused            | cannot
 //!                  `-> undo (as above)  `-> quarantined, end: failed
 //! ```
 //!
+//! Pools and snapshots: see `pool`.
+//!
 //! Each operation applies what all others have *ended* with, and its own wish: one that the daemon refuses does not take others
 //! with it.
+
+mod pool;
+mod wipe;
 
 use crate::book::Book;
 use crate::desired::{Kept, Wish};
 use crate::place::Place;
 use crate::plane::{How, Plane, PlaneError};
 use crate::render;
-use crate::store::{self, OperationRow, SsdRow, StoreError};
+use crate::store::{self, OperationRow, PoolRow, SsdRow, StoreError};
 use api::control::Status;
 use api::rest::{OperationState, Phase};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use wipe::Doomed;
 
 /// How often the daemon is looked at when nothing is to be done.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -167,6 +173,26 @@ impl Work {
         match (operation.shown.step.as_str(), wish) {
             ("undo", _) => self.undo(operation, wish),
             ("remove", Wish::SsdDelete { name, .. }) => self.remove(operation, name),
+            ("wipe", Wish::SsdDelete { name, .. }) => {
+                let doomed = self.ssd(name)?.as_ref().and_then(Doomed::ssd);
+                let doomed = doomed.ok_or_else(|| early(name))?;
+                self.await_wipe(operation, &doomed)
+            }
+            (step, Wish::SnapshotDelete { name }) => {
+                let snapshot = self.book.read(|sqlite| store::snapshot(sqlite, name))?;
+                let doomed = snapshot.as_ref().map(Doomed::snapshot).ok_or_else(|| early(name))?;
+                match step {
+                    "wipe" => self.await_wipe(operation, &doomed),
+                    _ => self.delete_volume(operation, &doomed),
+                }
+            }
+            (_, Wish::SnapshotCreate { name, uuid, spec }) => self.snapshot(operation, name, uuid, spec),
+            ("begin", Wish::PoolCreate { name, spec, force_destroy_data }) => {
+                self.format(operation, name, spec, force_destroy_data.as_ref())
+            }
+            ("begin", Wish::SsdCreate { name, uuid, spec }) if spec.source.is_some() => {
+                self.derive(operation, spec, format!("{name}.{uuid}"))
+            }
             (_, Wish::SsdDelete { name, .. })
                 if self.ssd(name)?.is_some_and(|ssd| ssd.phase == Phase::Quarantined) =>
             {
@@ -219,9 +245,16 @@ impl Work {
         (self.between)();
         if let Wish::SsdCreate { name, .. } = wish
             && let Some(ssd) = self.ssd(name)?
-            && let Err(error) = self.place.remove(&ssd)
         {
-            return Ok(Step::Later(format!("the files of ssd \"{name}\" cannot be removed: {error}")));
+            if let Err(error) = self.place.remove(&ssd) {
+                return Ok(Step::Later(format!("the files of ssd \"{name}\" cannot be removed: {error}")));
+            }
+            if let Some(pool) = &ssd.spec.pool
+                && let Err(PlaneError::Silent(_) | PlaneError::Refused(_)) =
+                    self.forget_volume(pool, &ssd.volume())
+            {
+                return Ok(Step::Later(operation.shown.message.clone().unwrap_or_default()));
+            }
         }
         (self.between)();
         let why = operation.shown.message.as_deref();
@@ -229,6 +262,13 @@ impl Work {
         self.book.write(|sqlite| {
             if let Wish::SsdCreate { name, .. } = wish {
                 store::remove_ssd(sqlite, name)?;
+            } else if let Wish::PoolCreate { name, .. } = wish {
+                store::remove_pool(sqlite, name)?;
+            } else if let Wish::PoolDelete { name } = wish
+                && let Some(mut pool) = store::pool(sqlite, name)?
+            {
+                pool.operation = None;
+                store::put_pool(sqlite, &pool)?;
             } else if let Wish::SsdChange { name, .. } | Wish::SsdDelete { name, .. } = wish
                 && let Some(mut ssd) = store::ssd(sqlite, name)?
             {
@@ -244,7 +284,7 @@ impl Work {
     /// Removes the data of an ssd that is served no more.
     fn remove(&mut self, operation: &OperationRow, name: &str) -> Result<Step, StoreError> {
         let Some(mut ssd) = self.ssd(name)? else {
-            return Err(StoreError::Content(format!("ssd {name} left before its deletion ended")));
+            return Err(early(name));
         };
         // A daemon that was started anew may have it from a file of its own.
         match self.plane.status() {
@@ -259,6 +299,11 @@ impl Work {
         (self.between)();
         let result = self.place.remove(&ssd);
         (self.between)();
+        if result.is_ok()
+            && let Some(doomed) = Doomed::ssd(&ssd)
+        {
+            return self.delete_volume(operation, &doomed);
+        }
         let now_ms = (self.now_ms)();
         self.book.write(|sqlite| match &result {
             Ok(()) => {
@@ -299,8 +344,12 @@ impl Work {
         if self.told == Some(life) && serves(&status, &text) {
             return Ok(());
         }
-        let how = How::default();
-        self.plane.apply(&text, how).map_err(|e| e.to_string())?;
+        if let Err(error) = self.plane.apply(&text, How::default()) {
+            if self.told != Some(life) && matches!(error, PlaneError::Refused(_)) {
+                self.settle_in_parts(&status).map_err(|e| e.to_string())?;
+            }
+            return Err(error.to_string());
+        }
         (self.between)();
         self.told = Some(life);
         Ok(())
@@ -318,16 +367,21 @@ pub(crate) fn configuration(
         Ok(base) => base,
         Err(why) => return Ok(Err(why)),
     };
-    let (pools, mut ssds) =
+    let (mut pools, mut ssds) =
         book.read(|sqlite| Ok::<_, StoreError>((store::pools(sqlite)?, store::ssds(sqlite)?)))?;
     if let Some(wish) = wish {
-        with(&mut ssds, wish);
+        with(&mut pools, &mut ssds, wish);
     }
     Ok(render::configuration(&base, place, &pools, &ssds).map_err(|e| e.to_string()))
 }
 
-/// The ssds as a wish would have them.
-fn with(ssds: &mut Vec<SsdRow>, wish: &Wish) {
+/// An operation's target is there until the operation has ended.
+fn early(name: &str) -> StoreError {
+    StoreError::Content(format!("{name} left before its deletion ended"))
+}
+
+/// Pools and ssds as a wish would have them.
+fn with(pools: &mut Vec<PoolRow>, ssds: &mut Vec<SsdRow>, wish: &Wish) {
     match wish {
         Wish::SsdCreate { name, uuid, spec } => {
             ssds.retain(|ssd| ssd.name != *name);
@@ -346,12 +400,28 @@ fn with(ssds: &mut Vec<SsdRow>, wish: &Wish) {
             ssds.iter_mut().filter(|ssd| ssd.name == *name).for_each(|ssd| ssd.spec = spec.clone());
         }
         Wish::SsdDelete { name, .. } => ssds.retain(|ssd| ssd.name != *name),
-        Wish::PoolCreate { .. } | Wish::PoolDelete { .. } => {}
+        Wish::PoolCreate { name, spec, .. } => {
+            pools.retain(|pool| pool.name != *name);
+            let (name, spec) = (name.clone(), spec.clone());
+            pools.push(PoolRow { name, phase: Phase::Ready, operation: None, spec });
+            pools.sort_by(|one, other| one.name.cmp(&other.name));
+        }
+        Wish::PoolDelete { name } => pools.retain(|pool| pool.name != *name),
+        Wish::SnapshotCreate { .. } | Wish::SnapshotDelete { .. } => {}
     }
 }
 
 /// The daemon serves it: the ssd is as wished.
 fn accepted(sqlite: &rusqlite::Connection, wish: &Wish) -> Result<(), StoreError> {
+    match wish {
+        Wish::PoolDelete { name } => return store::remove_pool(sqlite, name),
+        Wish::PoolCreate { name, .. } => {
+            let Some(mut pool) = store::pool(sqlite, name)? else { return Err(early(name)) };
+            (pool.phase, pool.operation) = (Phase::Ready, None);
+            return store::put_pool(sqlite, &pool);
+        }
+        _ => {}
+    }
     let (Wish::SsdCreate { name, .. } | Wish::SsdChange { name, .. } | Wish::SsdDelete { name, .. }) = wish
     else {
         return Ok(());
@@ -360,7 +430,10 @@ fn accepted(sqlite: &rusqlite::Connection, wish: &Wish) -> Result<(), StoreError
         return Err(StoreError::Content(format!("ssd {name} left before its operation ended")));
     };
     match wish {
-        Wish::SsdDelete { .. } => ssd.phase = Phase::Deleting,
+        Wish::SsdDelete { .. } => {
+            ssd.phase = Phase::Deleting;
+            store::remove_attachment(sqlite, name)?;
+        }
         Wish::SsdChange { spec, .. } => {
             ssd.spec = spec.clone();
             ssd.generation += 1;

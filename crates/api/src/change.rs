@@ -21,6 +21,8 @@ pub struct Plan {
     pub limited: Vec<String>,
     /// Names of pools that are new, in the new configuration's order.
     pub added_pools: Vec<String>,
+    /// Names of pools that are there no more. No ssd of the new configuration has anything of them.
+    pub removed_pools: Vec<String>,
     /// How many reactors there are before and after, if they change in number or in how they run.
     pub reactors: Option<(usize, usize)>,
 }
@@ -66,14 +68,7 @@ impl Plan {
                     .to_owned(),
             );
         }
-        for pool in old.pools.iter().filter(|pool| !new.pools.contains(pool)) {
-            reasons.push(format!(
-                "pool \"{}\" cannot change or go while godwitd runs: leave it as it is, or restart godwitd",
-                pool.name
-            ));
-        }
-        let is_new = |pool: &&Pool| old.pools.iter().all(|other| other.name != pool.name);
-        plan.added_pools = new.pools.iter().filter(is_new).map(|pool| pool.name.clone()).collect();
+        plan.compare_pools(old, new, &mut reasons);
         for ssd in &new.ssds {
             match old.ssd(&ssd.name) {
                 None => plan.added.push(ssd.name.clone()),
@@ -90,13 +85,40 @@ impl Plan {
     /// Nothing is to be done.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let Self { added, removed, grown, limited, added_pools, reactors } = self;
+        let Self { added, removed, grown, limited, added_pools, removed_pools, reactors } = self;
         added.is_empty()
             && removed.is_empty()
             && grown.is_empty()
             && limited.is_empty()
             && added_pools.is_empty()
+            && removed_pools.is_empty()
             && reactors.is_none()
+    }
+
+    fn compare_pools(&mut self, old: &Config, new: &Config, reasons: &mut Vec<String>) {
+        for pool in &old.pools {
+            match new.pools.iter().find(|other| other.name == pool.name) {
+                None => self.removed_pools.push(pool.name.clone()),
+                Some(same) if same == pool => {}
+                Some(_) => reasons.push(format!(
+                    "pool \"{}\" cannot change while godwitd runs: leave it as it is, or restart godwitd",
+                    pool.name
+                )),
+            }
+        }
+        let is_new = |pool: &&Pool| old.pools.iter().all(|other| other.name != pool.name);
+        for pool in new.pools.iter().filter(is_new) {
+            // What goes lets go of its drive last.
+            if let Some(former) = old.pools.iter().find(|former| plain(&former.path) == plain(&pool.path)) {
+                reasons.push(format!(
+                    "pool \"{}\": its drive {} is still that of pool \"{}\": remove that one first, then add this one in a second step",
+                    pool.name,
+                    pool.path.display(),
+                    former.name
+                ));
+            }
+            self.added_pools.push(pool.name.clone());
+        }
     }
 
     /// An ssd that stays. Each field of it is looked at: one that is added to the configuration has to be decided about here.
@@ -175,7 +197,8 @@ impl fmt::Display for Plan {
             true => "~ [engine]: how its reactors run".to_owned(),
             false => format!("~ [engine]: reactors {from} -> {to}"),
         });
-        let ssds = removed.chain(pools).chain(added).chain(grown).chain(limited);
+        let gone = self.removed_pools.iter().map(|name| format!("- pool \"{name}\""));
+        let ssds = removed.chain(gone).chain(pools).chain(added).chain(grown).chain(limited);
         let lines: Vec<String> = ssds.chain(reactors).collect();
         f.write_str(&lines.join("\n"))
     }
@@ -215,13 +238,15 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_that_is_new_is_a_change_of_its_own_and_one_that_goes_is_refused() {
-        let old = ssd("a", "1GiB", "");
-        let new = format!("[[pool]]\nname = \"p\"\npath = \"/srv/p.img\"\n{old}");
-        let plan = between(&old, &new).unwrap();
-        assert_eq!(plan.to_string(), "+ pool \"p\"");
-        assert!(!plan.is_empty() && between(&new, &new).unwrap().is_empty());
-        assert!(between(&new, &old).unwrap_err().contains("pool \"p\" cannot change or go"));
+    fn pools_come_and_go_but_do_not_change() {
+        let pool = |name: &str, path: &str| format!("[[pool]]\nname = \"{name}\"\npath = \"{path}\"\n");
+        let (p, q) = (pool("p", "/dev/p"), pool("q", "/dev/q"));
+        assert_eq!(between("", &p).unwrap().to_string(), "+ pool \"p\"");
+        assert_eq!(between(&p, &q).unwrap().to_string(), "- pool \"p\"\n+ pool \"q\"");
+        assert!(!between("", &p).unwrap().is_empty() && !between(&p, "").unwrap().is_empty());
+        assert!(between(&(p.clone() + &q), &(q + &p)).unwrap().is_empty());
+        assert!(between(&p, &pool("p", "/dev/other")).unwrap_err().contains("cannot change"));
+        assert!(between(&p, &pool("other", "/dev/p")).unwrap_err().contains("remove that one first"));
     }
 
     #[test]

@@ -19,6 +19,8 @@ use toml::Spanned;
 pub const SSDS_MAX: usize = 1024;
 /// Most reactors.
 pub const REACTORS_MAX: usize = 64;
+/// Longest name of a volume.
+const VOLUME_BYTES_MAX: usize = 128;
 
 /// A checked configuration.
 #[derive(Clone, Debug)]
@@ -127,6 +129,8 @@ pub enum Backend {
         /// Extents are given when they are first written, and given back when they are discarded. Else all are the ssd's from the
         /// start.
         thin: bool,
+        /// What its volume is called in the pool. `None`: as the ssd.
+        volume: Option<String>,
     },
     /// A whole drive, or a namespace that was made for the ssd: what `godwit drive give` or `godwit drive carve` gave it.
     Drive {
@@ -141,6 +145,17 @@ pub enum Backend {
     Ram,
     /// Nothing: writes are dropped, reads leave memory as it is. For measuring.
     Null,
+}
+
+impl Ssd {
+    /// What its volume in a pool is called.
+    #[must_use]
+    pub fn volume(&self) -> &str {
+        match &self.backend {
+            Backend::Pool { volume: Some(volume), .. } => volume,
+            _ => &self.name,
+        }
+    }
 }
 
 impl Config {
@@ -293,6 +308,7 @@ struct RawBackend {
     thin: Option<Spanned<bool>>,
     serial: Option<Spanned<String>>,
     grants: Option<Spanned<PathBuf>>,
+    volume: Option<Spanned<String>>,
 }
 
 struct Wrong {
@@ -342,8 +358,13 @@ fn check_pools(raw: &RawConfig, ssds: &[Ssd]) -> Result<Vec<Pool>, Wrong> {
         }
         pools.push(Pool { name, path, size_bytes, direct: raw.direct.unwrap_or(true) });
     }
+    let mut volumes = HashMap::new();
     for (raw, ssd) in raw.ssd.iter().zip(ssds) {
         let Backend::Pool { pool, .. } = &ssd.backend else { continue };
+        if let Some(other) = volumes.insert((pool, ssd.volume()), &ssd.name) {
+            let reason = format!("`{other}` has this volume of pool `{pool}` already; give each its own");
+            return Err(wrong(&raw.get_ref().backend, reason));
+        }
         if !pools.iter().any(|there| there.name == *pool) {
             let reason =
                 format!("there is no pool `{pool}`; add [[pool]] with this name and the drive's path");
@@ -528,6 +549,7 @@ fn check_backend(raw: &RawBackend) -> Result<Backend, Wrong> {
         ("register_buffers", raw.register_buffers.as_ref().map(Spanned::span), &["uring"]),
         ("pool", raw.pool.as_ref().map(Spanned::span), &["pool"]),
         ("thin", raw.thin.as_ref().map(Spanned::span), &["pool"]),
+        ("volume", raw.volume.as_ref().map(Spanned::span), &["pool"]),
         ("serial", raw.serial.as_ref().map(Spanned::span), &["drive", "namespace"]),
         ("grants", raw.grants.as_ref().map(Spanned::span), &["drive", "namespace"]),
     ];
@@ -544,7 +566,8 @@ fn check_backend(raw: &RawBackend) -> Result<Backend, Wrong> {
         "pool" => {
             let hint = "a pool backend needs a pool: pool = \"NAME\" of a [[pool]]";
             let pool = raw.pool.as_ref().ok_or_else(|| wrong(&raw.r#type, hint))?.get_ref().clone();
-            Backend::Pool { pool, thin: raw.thin.as_ref().is_some_and(|thin| *thin.get_ref()) }
+            let volume = raw.volume.as_ref().map(check_volume).transpose()?;
+            Backend::Pool { pool, thin: raw.thin.as_ref().is_some_and(|thin| *thin.get_ref()), volume }
         }
         "drive" | "namespace" => {
             let hint = "this backend needs a drive: serial = \"S4EWNX0R\", as `godwit drive list` shows it";
@@ -569,6 +592,18 @@ fn check_backend(raw: &RawBackend) -> Result<Backend, Wrong> {
         }
     }
     Ok(backend)
+}
+
+/// As a volume may be called: longer than an ssd's name, so that it can have an identity in it.
+fn check_volume(raw: &Spanned<String>) -> Result<String, Wrong> {
+    let text = raw.get_ref();
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    match !text.is_empty() && text.len() <= VOLUME_BYTES_MAX && text.chars().all(fits) {
+        true => Ok(text.clone()),
+        false => {
+            Err(wrong(raw, format!("a volume's name is 1 to {VOLUME_BYTES_MAX} letters, digits, - _ .")))
+        }
+    }
 }
 
 fn check_identity(raw: &RawSsd, name: &str) -> Result<Identity, Wrong> {
@@ -743,9 +778,23 @@ backend = { type = "ram" }
         let ssd = GOOD.replace("{ type = \"ram\" }", "{ type = \"pool\", pool = \"p\", thin = true }");
         let config = parse(&format!("{ssd}{pool}")).unwrap();
         assert!(
-            matches!(&config.ssd("scratch").unwrap().backend, Backend::Pool { pool, thin: true } if pool == "p")
+            matches!(&config.ssd("scratch").unwrap().backend, Backend::Pool { pool, thin: true, volume: None } if pool == "p")
         );
         assert_eq!((config.pools.len(), config.pools[0].direct), (1, true));
+        assert_eq!(config.ssd("scratch").unwrap().volume(), "scratch");
+        let named = ssd.replace("thin = true", "volume = \"v.1\"");
+        assert_eq!(parse(&format!("{named}{pool}")).unwrap().ssd("scratch").unwrap().volume(), "v.1");
+        assert!(
+            parse(&format!("{}{pool}", named.replace("v.1", "a/b"))).unwrap_err().contains("a volume's name")
+        );
+        let one = |name: &str| {
+            format!(
+                "[[ssd]]\nname = \"{name}\"\nsize = \"1MiB\"\nsocket = \"/{name}\"\n\
+                 backend = {{ type = \"pool\", pool = \"p\", volume = \"v\" }}\n"
+            )
+        };
+        let refused = parse(&format!("{}{}{pool}", one("a"), one("b"))).unwrap_err();
+        assert!(refused.contains("`a` has this volume of pool `p` already"), "{refused}");
         assert!(parse(&ssd).unwrap_err().contains("no pool `p`; add [[pool]]"));
         assert!(parse(&format!("{ssd}{pool}{pool}")).unwrap_err().contains("a second pool `p`"));
         let own = pool.replace("/dev/nvme0n1", "/srv/../srv/demo.img");

@@ -211,6 +211,10 @@ pub enum PoolRequest {
         /// Also when the drive is taken: its serial number (a file: its path), repeated.
         #[serde(default)]
         force_destroy_data: Option<String>,
+        /// Its identity, 32 hexadecimal digits: a drive that carries this pool already is left as it is, so that one who did not
+        /// hear the answer asks again. `None`: a new one.
+        #[serde(default)]
+        uuid: Option<String>,
     },
     /// Looks for inconsistencies of a pool: one that is open, one of the configuration that cannot be opened, or, by its path, one
     /// that is not in the configuration.

@@ -3,6 +3,18 @@
 //! Sizes are bytes, times are milliseconds since 1970. What a client sends is read strictly (an unknown field is refused: it may be a
 //! limit with a typing error); what the agent sends gains fields, and a client ignores those it does not know.
 
+mod attachment;
+mod drive;
+mod pool;
+mod stats;
+
+pub use attachment::{Attachment, AttachmentCreate};
+pub use drive::{Drive, DriveHealth};
+pub use pool::{
+    Certificate, Pool, PoolCheck, PoolCreate, PoolServing, Snapshot, SnapshotCreate, Verdict, WipedKind,
+};
+pub use stats::{OpStats, SsdStats, Stats};
+
 use serde::{Deserialize, Serialize};
 
 /// Where all of it lives.
@@ -193,6 +205,12 @@ pub struct SsdCreate {
     /// What it may use. Left out: as the flavor says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
+    /// Begin with what this snapshot contains: in its pool, and of its size if no other is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_snapshot: Option<String>,
+    /// Begin with what this ssd contains now: in its pool, and of its size if no other is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_ssd: Option<String>,
 }
 
 /// The wish to change an ssd.
@@ -220,35 +238,6 @@ pub struct Flavor {
     /// Limits of an ssd made by it.
     #[serde(default)]
     pub limits: Limits,
-}
-
-/// A drive, or a file in its place, that carries ssds.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-pub struct Pool {
-    /// Its name.
-    pub name: String,
-    /// The drive.
-    pub path: String,
-    /// What ssds in it may hold, as wanted.
-    pub promised_bytes: u64,
-    /// How many ssds live in it.
-    pub ssds: u64,
-    /// The operation that works on it.
-    pub operation: Option<String>,
-    /// Where it is in its life.
-    pub phase: Phase,
-}
-
-/// The wish for a pool.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-#[serde(deny_unknown_fields)]
-pub struct PoolCreate {
-    /// Its name.
-    pub name: String,
-    /// The drive, as an absolute path.
-    pub path: String,
 }
 
 /// Where an operation is.
@@ -314,7 +303,7 @@ pub struct List<T> {
 pub struct Change {
     /// Its number; they only grow.
     pub version: u64,
-    /// `ssd`, `flavor`, `pool` or `operation`.
+    /// `ssd`, `flavor`, `pool`, `snapshot`, `attachment`, `certificate` or `operation`.
     pub kind: String,
     /// The name or the id.
     pub name: String,

@@ -1,10 +1,11 @@
 //! `godwit attach` and `godwit detach`: an ssd as a guest's device.
 
+use crate::agent;
 use crate::daemon;
 use crate::hypervisor::{Device, Hypervisor, text};
 use crate::qmp::{self, Monitor};
-use anyhow::bail;
-use api::config::{Config, Ssd};
+use api::config::{Config, Door};
+use api::rest::Interface;
 use api::size::Size;
 use clap::Args;
 use std::path::{Path, PathBuf};
@@ -64,8 +65,7 @@ pub(crate) struct Detach {
 /// Prints, or plugs and says where.
 pub(crate) fn attach(config: &Config, file: &Path, arguments: &Attach) -> anyhow::Result<String> {
     let Attach { name, way, memory, device_only, bus } = arguments;
-    let ssd = find(config, file, name)?;
-    let device = Device::new(ssd)?;
+    let device = find(config, file, name)?;
     let Some(path) = &way.qmp else {
         let to = match (way.libvirt, way.cloud_hypervisor) {
             (true, _) => Hypervisor::Libvirt,
@@ -97,13 +97,22 @@ pub(crate) fn qemu_arguments(
     name: &str,
     memory: Option<Size>,
 ) -> anyhow::Result<String> {
-    Ok(text(Hypervisor::Qemu, &Device::new(find(config, file, name)?)?, memory, None))
+    Ok(text(Hypervisor::Qemu, &find(config, file, name)?, memory, None))
 }
 
-fn find<'a>(config: &'a Config, file: &Path, name: &str) -> anyhow::Result<&'a Ssd> {
-    let Some(ssd) = config.ssd(name) else {
+/// An ssd of the configuration, or one that the agent of this host keeps.
+fn find(config: &Config, file: &Path, name: &str) -> anyhow::Result<Device> {
+    if let Some(ssd) = config.ssd(name) {
+        return Ok(Device::new(ssd)?);
+    }
+    let ssd = agent::kept(name).map_err(|error| {
         let names: Vec<&str> = config.ssds.iter().map(|ssd| ssd.name.as_str()).collect();
-        bail!("{} has no ssd \"{name}\"; it has: {}", file.display(), names.join(", "));
+        let names = names.join(", ");
+        error.context(format!("{} has no ssd \"{name}\" (it has: {names}); the agent", file.display()))
+    })?;
+    let door = match ssd.interface {
+        Interface::Nvme => Door::VfioUser,
+        Interface::VirtioBlk => Door::VhostUser,
     };
-    Ok(ssd)
+    Ok(Device { id: format!("godwit-{}", ssd.name), door, socket: ssd.socket.into() })
 }

@@ -123,12 +123,21 @@ enum Command {
         /// The folder for them.
         folder: PathBuf,
     },
-    /// Pools: drives that several ssds share.
+    /// Pools: drives that several ssds share, through the agent.
     #[command(subcommand)]
-    Pool(pool::PoolCommand),
-    /// Snapshots of ssds in pools, and clones.
+    Pool(agent::PoolCommand),
+    /// What ssds in pools contained at a moment, through the agent.
     #[command(subcommand)]
-    Snapshot(pool::SnapshotCommand),
+    Snapshot(agent::SnapshotCommand),
+    /// What was deleted from pools, and how it was wiped.
+    #[command(subcommand)]
+    Certificate(agent::CertificateCommand),
+    /// Which ssd is promised to which guest.
+    #[command(subcommand)]
+    Attachment(agent::AttachmentCommand),
+    /// Pools and what is in them, by the daemon itself: for hosts without an agent. What an agent keeps is not told of it.
+    #[command(subcommand)]
+    Volume(pool::VolumeCommand),
 }
 
 #[derive(Subcommand)]
@@ -171,6 +180,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         }
         Command::Flavor(command) => return agent::flavor(command),
         Command::Operation(command) => return agent::operation(command),
+        Command::Pool(command) => return agent::pool(command),
+        Command::Snapshot(command) => return agent::snapshot(command),
+        Command::Certificate(command) => return agent::certificate(command),
+        Command::Attachment(command) => return agent::attachment(command),
         Command::Completion { shell } => {
             clap_complete::generate(*shell, &mut Arguments::command(), "godwit", &mut std::io::stdout());
             return Ok(());
@@ -200,8 +213,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         }
         // Done above: what is wrong with its file, the daemon says.
         Command::Apply { .. } => {}
-        Command::Pool(command) => print!("{}", pool::run(&config, command)?),
-        Command::Snapshot(command) => print!("{}", pool::snapshot(&config, command)?),
+        Command::Volume(command) => print!("{}", pool::run(&config, command)?),
         Command::Ssd(SsdCommand::Resume { name }) => {
             println!("{}", daemon::ask(&config, &Request::Resume { ssd: name.clone() })?);
         }

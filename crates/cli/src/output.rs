@@ -98,6 +98,23 @@ pub(crate) fn size(bytes: u64) -> String {
     }
 }
 
+/// A moment, UTC.
+pub(crate) fn time(unix_ms: u64) -> String {
+    let seconds = unix_ms / 1000;
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    // Years from March on, in eras of 400: the leap day is the last of its year.
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let march_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * march_month + 2) / 5 + 1;
+    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,6 +134,19 @@ mod tests {
             yaml(&value),
             "- in:\n    n:\n      - 1\n      - - 2\n    on: true\n  list: []\n  name: \"a: b\"\n  size: 5\n- null\n"
         );
+    }
+
+    #[test]
+    fn moments_are_written_as_everybody_writes_them() {
+        let moments = [0, 951_782_399_999, 951_782_400_000, 1_790_000_000_000, 4_107_542_400_000];
+        let texts = [
+            "1970-01-01T00:00:00Z",
+            "2000-02-28T23:59:59Z",
+            "2000-02-29T00:00:00Z",
+            "2026-09-21T14:13:20Z",
+            "2100-03-01T00:00:00Z",
+        ];
+        assert_eq!(moments.map(time), texts);
     }
 
     #[test]

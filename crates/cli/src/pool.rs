@@ -1,4 +1,4 @@
-//! `godwit pool` and `godwit snapshot`: what is in the pools, and what can be done with it.
+//! `godwit volume`: what is in the daemon's pools, and what can be done with it on a host without an agent.
 
 use crate::daemon;
 use anyhow::{Context, bail};
@@ -9,11 +9,11 @@ use clap::Subcommand;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-/// About pools: drives that several ssds share.
+/// About pools and what is in them, by the daemon itself.
 #[derive(Subcommand)]
-pub(crate) enum PoolCommand {
-    /// Make a file or block device a pool. One that is taken is refused.
-    Create {
+pub(crate) enum VolumeCommand {
+    /// Make a file or block device a pool, which the configuration can name then. One that is taken is refused.
+    Format {
         /// The pool's name.
         name: String,
         /// The file or block device.
@@ -61,18 +61,8 @@ pub(crate) enum PoolCommand {
         /// Its size then.
         size: Size,
     },
-    /// Give a pool up, so that another host may open it.
-    Export {
-        /// The pool.
-        pool: String,
-    },
-}
-
-/// About what an ssd contained at a moment.
-#[derive(Subcommand)]
-pub(crate) enum SnapshotCommand {
     /// Keep what an ssd contains now, unchangeable.
-    Create {
+    Snapshot {
         /// The pool.
         pool: String,
         /// The ssd.
@@ -90,71 +80,43 @@ pub(crate) enum SnapshotCommand {
         /// The clone's name.
         name: String,
     },
-    /// Delete a snapshot.
-    Delete {
+    /// Give a pool up, so that another host may open it.
+    Export {
         /// The pool.
         pool: String,
-        /// The snapshot.
-        name: String,
     },
 }
 
-pub(crate) fn run(config: &Config, command: &PoolCommand) -> anyhow::Result<String> {
+pub(crate) fn run(config: &Config, command: &VolumeCommand) -> anyhow::Result<String> {
     let request = match command {
-        PoolCommand::List { json } => return list(config, *json),
-        PoolCommand::Create { name, path, size, extent, force_destroy_data } => PoolRequest::Create {
+        VolumeCommand::List { json } => return list(config, *json),
+        VolumeCommand::Format { name, path, size, extent, force_destroy_data } => PoolRequest::Create {
             name: name.clone(),
             path: std::path::absolute(path)?,
             size_bytes: size.map(|size| size.bytes),
             extent_bytes: extent.map(|size| size.bytes),
             force_destroy_data: force_destroy_data.clone(),
+            uuid: None,
         },
-        PoolCommand::Check { pool, repair } => PoolRequest::Check { pool: pool.clone(), repair: *repair },
-        PoolCommand::Delete { pool, volume, yes } => {
+        VolumeCommand::Check { pool, repair } => PoolRequest::Check { pool: pool.clone(), repair: *repair },
+        VolumeCommand::Delete { pool, volume, yes } => {
             if !yes {
                 bail!("this destroys the data of \"{volume}\" for good; add --yes to do it");
             }
             PoolRequest::Delete { pool: pool.clone(), volume: volume.clone() }
         }
-        PoolCommand::Grow { pool, volume, size } => {
+        VolumeCommand::Grow { pool, volume, size } => {
             PoolRequest::Grow { pool: pool.clone(), volume: volume.clone(), size_bytes: size.bytes }
         }
-        PoolCommand::Export { pool } => PoolRequest::Export { pool: pool.clone() },
+        VolumeCommand::Snapshot { pool, volume, name } => {
+            PoolRequest::Snapshot { pool: pool.clone(), volume: volume.clone(), name: name.clone() }
+        }
+        VolumeCommand::Clone { pool, volume, name } => {
+            PoolRequest::Clone { pool: pool.clone(), volume: volume.clone(), name: name.clone() }
+        }
+        VolumeCommand::Export { pool } => PoolRequest::Export { pool: pool.clone() },
     };
     ask(config, request)
-}
-
-pub(crate) fn snapshot(config: &Config, command: &SnapshotCommand) -> anyhow::Result<String> {
-    let request = match command.clone_parts() {
-        Parts::Create(pool, volume, name) => PoolRequest::Snapshot { pool, volume, name },
-        Parts::Clone(pool, volume, name) => PoolRequest::Clone { pool, volume, name },
-        Parts::Delete(pool, volume) => {
-            let all = pools(config)?;
-            let found = all.iter().filter(|one| one.name == pool).flat_map(|one| &one.volumes);
-            let is_snapshot = found.into_iter().any(|one| one.name == volume && one.read_only);
-            if !is_snapshot {
-                bail!("pool \"{pool}\" has no snapshot \"{volume}\"; `godwit pool list` shows what it has");
-            }
-            PoolRequest::Delete { pool, volume }
-        }
-    };
-    ask(config, request)
-}
-
-enum Parts {
-    Create(String, String, String),
-    Clone(String, String, String),
-    Delete(String, String),
-}
-
-impl SnapshotCommand {
-    fn clone_parts(&self) -> Parts {
-        match self {
-            Self::Create { pool, volume, name } => Parts::Create(pool.clone(), volume.clone(), name.clone()),
-            Self::Clone { pool, volume, name } => Parts::Clone(pool.clone(), volume.clone(), name.clone()),
-            Self::Delete { pool, name } => Parts::Delete(pool.clone(), name.clone()),
-        }
-    }
 }
 
 fn ask(config: &Config, request: PoolRequest) -> anyhow::Result<String> {
@@ -180,7 +142,7 @@ fn in_words(pools: &[PoolStatus]) -> String {
     let mut text = String::new();
     if pools.is_empty() {
         text.push_str(
-            "no pools; `godwit pool create NAME PATH` makes one, [[pool]] in the configuration serves it\n",
+            "no pools; `godwit volume format NAME PATH` makes one, [[pool]] in the configuration serves it\n",
         );
     }
     for pool in pools {

@@ -34,6 +34,8 @@ pub(crate) struct Readied {
     /// Of all ssds, by their names: those that change and those that do not.
     limits: Vec<(String, Limits)>,
     engine: Engine,
+    /// Names of all pools there are then.
+    all_pools: Vec<String>,
 }
 
 /// An ssd that grows.
@@ -186,8 +188,9 @@ impl House {
             grown.extend(self.make_room(&config, number)?);
         }
         let limits = config.ssds.iter().map(|ssd| (ssd.name.clone(), ssd.limits)).collect();
+        let all_pools = config.pools.into_iter().map(|pool| pool.name).collect();
         let engine = config.engine;
-        Ok(Readied { change: change.change, added, removed, grown, pools, limits, engine })
+        Ok(Readied { change: change.change, added, removed, grown, pools, limits, engine, all_pools })
     }
 
     fn open(&self, config: &Config, slot: &Slot) -> anyhow::Result<(usize, (Planned, Made))> {
@@ -225,11 +228,14 @@ impl House {
     pub(crate) fn commit(&self, change: u64) {
         let mut readied = self.readied.lock().unwrap_or_else(PoisonError::into_inner);
         match readied.take_if(|readied| readied.change == change) {
-            Some(Readied { added, removed, grown, pools, limits, engine, .. }) => {
+            Some(Readied { added, removed, grown, pools, limits, engine, all_pools, .. }) => {
                 pools.keep();
                 self.call_up(&engine);
                 self.grow(grown);
                 self.leave(&removed);
+                if let Ok(open) = self.pools() {
+                    open.keep_only(&all_pools);
+                }
                 self.limit(&limits);
                 self.take_up(added);
             }

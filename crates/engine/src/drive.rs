@@ -18,7 +18,7 @@ impl Drive {
     /// Opens what the configuration says. `kept` is the descriptor of a drive of its own that a predecessor left.
     pub(crate) fn open(ssd: &config::Ssd, kept: Option<OwnedFd>, pools: &Pools) -> anyhow::Result<Self> {
         Ok(match &ssd.backend {
-            config::Backend::Pool { pool, thin } => Self::Pooled(pools.volume(ssd, pool, *thin)?),
+            config::Backend::Pool { pool, thin, .. } => Self::Pooled(pools.volume(ssd, pool, *thin)?),
             _ => Self::Own(backend::Drive::take_over(&backend_config(ssd)?, kept)?),
         })
     }

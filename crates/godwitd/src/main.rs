@@ -48,7 +48,7 @@ enum Command {
     #[command(hide = true)]
     KeeperCheck,
     /// The control plane: keeps what is wanted, serves REST, and has the daemon serve it.
-    Agent(AgentArguments),
+    Agent(Box<AgentArguments>),
 }
 
 #[derive(clap::Args)]
@@ -62,6 +62,18 @@ struct AgentArguments {
     /// Who may ask: the permissions of the socket, in octal.
     #[arg(long, value_name = "MODE", default_value = "600", value_parser = mode_of)]
     socket_mode: u32,
+    /// Serve over TCP, too, for clients with a certificate, such as 192.0.2.1:8443.
+    #[arg(long, value_name = "ADDRESS:PORT", requires_all = ["certificate", "key", "client_ca"])]
+    listen: Option<std::net::SocketAddr>,
+    /// For --listen: the agent's certificate, PEM.
+    #[arg(long, value_name = "FILE", requires = "listen")]
+    certificate: Option<PathBuf>,
+    /// For --listen: its private key, PEM.
+    #[arg(long, value_name = "FILE", requires = "listen")]
+    key: Option<PathBuf>,
+    /// For --listen: who signs the certificates of those who may ask, PEM.
+    #[arg(long, value_name = "FILE", requires = "listen")]
+    client_ca: Option<PathBuf>,
     /// Where the daemon listens for `godwit`.
     #[arg(long, value_name = "PATH", default_value = api::control::DEFAULT_SOCKET)]
     control: PathBuf,
@@ -90,7 +102,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     start_log(arguments.log_format);
     let (name, result) = match arguments.command {
-        Some(Command::Agent(agent)) => ("godwitd agent", run_agent(agent, arguments.config)),
+        Some(Command::Agent(agent)) => ("godwitd agent", run_agent(*agent, arguments.config)),
         Some(Command::Engine { link: _ }) => ("godwitd engine", run_engine()),
         Some(Command::KeeperCheck) => ("godwitd keeper-check", keeper::check()),
         None => ("godwitd", run_keeper(arguments)),
@@ -116,10 +128,17 @@ fn run_agent(arguments: AgentArguments, config: PathBuf) -> anyhow::Result<()> {
     let absolute = |path: PathBuf| {
         std::path::absolute(&path).with_context(|| format!("{}: what path is this?", path.display()))
     };
+    let tls = match (arguments.listen, arguments.certificate, arguments.key, arguments.client_ca) {
+        (Some(listen), Some(certificate), Some(key), Some(client_ca)) => {
+            Some(agent::Tls { listen, certificate, key, client_ca })
+        }
+        _ => None,
+    };
     let options = agent::Options {
         state: absolute(arguments.state)?,
         socket: absolute(arguments.socket)?,
         mode: arguments.socket_mode,
+        tls,
         control: absolute(arguments.control)?,
         place: agent::Place { ssds: absolute(arguments.ssds)?, sockets: absolute(arguments.sockets)? },
         base: absolute(config)?,

@@ -368,7 +368,7 @@ impl<M: Medium> Steward<M> {
         if starved > 0 && !self.told {
             self.news.push(News::Fault(format!(
                 "it is full: writes to {starved} extents wait for space, all else goes on; delete something in it \
-                 (`godwit pool list` shows what there is), or discard in a guest"
+                 (`godwit volume list` shows what there is), or discard in a guest"
             )));
         }
         self.told = starved > 0;

@@ -1,9 +1,11 @@
 //! What is asked of every request before anybody looks at it.
 //!
 //! The socket's permissions say who may ask. A browser that reaches it (through `ssh -L`, say) asks for any page that the person
-//! has open: so a request that another site's page made is refused, and one that says it is for another host.
+//! has open: so a request that another site's page made is refused, and one that says it is for another host. Over TLS the
+//! certificate says which host it is; another site's page could still ask by the browser's certificate, and is refused, too.
 
 use crate::refusal::Refusal;
+use crate::serve::OverTls;
 use axum::extract::Request;
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
@@ -17,7 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(150);
 const HOSTS: [&str; 4] = ["localhost", "127.0.0.1", "[::1]", "godwit"];
 
 pub(super) async fn check(request: Request, next: Next) -> Response {
-    if let Err(refusal) = is_our_own(request.headers()) {
+    let over_tls = request.extensions().get::<OverTls>().is_some();
+    if let Err(refusal) = is_our_own(request.headers(), over_tls) {
         return refusal.into_response();
     }
     let Ok(mut response) = tokio::time::timeout(PATIENCE, next.run(request)).await else {
@@ -36,7 +39,7 @@ pub(super) async fn check(request: Request, next: Next) -> Response {
     response
 }
 
-fn is_our_own(headers: &HeaderMap) -> Result<(), Refusal> {
+fn is_our_own(headers: &HeaderMap, over_tls: bool) -> Result<(), Refusal> {
     let foreign = |what: &str| {
         let text = format!("this request's {what} is of another site");
         Refusal::new(
@@ -47,13 +50,14 @@ fn is_our_own(headers: &HeaderMap) -> Result<(), Refusal> {
         )
     };
     let all = |name| headers.get_all(name).iter().map(|value| value.to_str().unwrap_or("?"));
-    if !all(header::HOST).all(|host| HOSTS.contains(&name_of(host))) {
+    if !over_tls && !all(header::HOST).all(|host| HOSTS.contains(&name_of(host))) {
         return Err(foreign("Host"));
     }
-    let is_ours =
-        |origin: &str| origin.strip_prefix("http://").is_some_and(|host| HOSTS.contains(&name_of(host)));
+    let scheme = if over_tls { "https://" } else { "http://" };
     if !all(header::ORIGIN).all(|origin| {
-        is_ours(origin) && all(header::HOST).any(|host| origin.strip_prefix("http://") == Some(host))
+        let site = origin.strip_prefix(scheme);
+        site.is_some_and(|site| over_tls || HOSTS.contains(&name_of(site)))
+            && all(header::HOST).any(|host| site == Some(host))
     }) {
         return Err(foreign("Origin"));
     }
@@ -93,7 +97,23 @@ mod tests {
             &[("host", "localhost"), ("sec-fetch-site", "same-site")],
             &[("origin", "http://localhost")],
         ] {
-            assert!(is_our_own(&headers(bad)).is_err(), "{bad:?}");
+            assert!(is_our_own(&headers(bad), false).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn over_tls_the_host_is_what_the_certificate_says_and_another_sites_page_still_cannot_ask() {
+        let host = ("host", "node1.example:8443");
+        let good = [("origin", "https://node1.example:8443"), ("sec-fetch-site", "same-origin")];
+        assert!(is_our_own(&headers(&[host]), true).is_ok());
+        assert!(is_our_own(&headers(&[host, good[0], good[1]]), true).is_ok());
+        assert!(is_our_own(&headers(&[host]), false).is_err());
+        for bad in [
+            ("origin", "https://evil.example"),
+            ("origin", "http://node1.example:8443"),
+            ("sec-fetch-site", "cross-site"),
+        ] {
+            assert!(is_our_own(&headers(&[host, bad]), true).is_err(), "{bad:?}");
         }
     }
 
@@ -110,7 +130,7 @@ mod tests {
             &[("host", "127.0.0.1:1"), ("sec-fetch-site", "none")],
             &[("host", "[::1]:80")],
         ] {
-            assert!(is_our_own(&headers(good)).is_ok(), "{good:?}");
+            assert!(is_our_own(&headers(good), false).is_ok(), "{good:?}");
         }
     }
 }

@@ -1,13 +1,17 @@
 //! The REST interface. Every number and name of a client is checked here or in `desired`; a body has a largest size, a connection a
 //! time (`serve`).
 
+mod attachments;
+mod drives;
 mod flavors;
 mod guard;
 mod host;
 mod operations;
 mod pools;
 mod query;
+mod snapshots;
 mod ssds;
+mod stats;
 
 use crate::book::Book;
 use crate::desired::{self, Ask, Terms};
@@ -15,12 +19,14 @@ use crate::place::Place;
 use crate::plane::{How, Plane};
 use crate::refusal::Refusal;
 use crate::work::{self, Base, Trouble};
-use api::control::Status;
+use api::control::{PoolStatus, Status};
 use api::rest::{OPERATION_HEADER, Operation, Plan, Problem, ROOT, is_name};
 use axum::extract::DefaultBodyLimit;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router, middleware};
+use drives::SeenDrives;
+use stats::SeenStats;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use utoipa::OpenApi;
@@ -34,6 +40,8 @@ const STATUS_AGE_MAX: Duration = Duration::from_millis(250);
 
 /// What the daemon answered last, and when.
 type Seen = (Instant, Result<Status, String>);
+/// What it answered about pools, and the version of what was wanted then.
+type SeenPools = (Instant, u64, Result<Vec<PoolStatus>, String>);
 
 /// What all handlers share.
 #[derive(Clone)]
@@ -45,7 +53,12 @@ pub(crate) struct Desk {
     pub(crate) now_ms: fn() -> u64,
     pub(crate) uuid: fn() -> String,
     pub(crate) trouble: Trouble,
+    /// A clock that only goes forward.
+    pub(crate) clock_ms: fn() -> u64,
     pub(crate) seen: Arc<Mutex<Option<Seen>>>,
+    pub(crate) seen_stats: Arc<Mutex<Option<SeenStats>>>,
+    pub(crate) seen_pools: Arc<Mutex<Option<SeenPools>>>,
+    pub(crate) seen_drives: Arc<Mutex<Option<SeenDrives>>>,
 }
 
 impl Desk {
@@ -60,6 +73,21 @@ impl Desk {
         let status = self.plane.status().map_err(|e| e.to_string());
         *seen = Some((Instant::now(), status.clone()));
         status
+    }
+
+    /// How the pools are, likewise; what an operation that has ended did to them is in it.
+    pub(crate) fn pools(&self) -> Result<Vec<PoolStatus>, String> {
+        let mut seen = self.seen_pools.lock().unwrap_or_else(PoisonError::into_inner);
+        let version = *self.book.news().borrow();
+        if let Some((at, then, pools)) = &*seen
+            && *then == version
+            && at.elapsed() < STATUS_AGE_MAX
+        {
+            return pools.clone();
+        }
+        let pools = self.plane.pools().map_err(|e| e.to_string());
+        *seen = Some((Instant::now(), version, pools.clone()));
+        pools
     }
 
     /// Does what waits (for the disk, for the daemon) beside the connections.
@@ -136,7 +164,7 @@ fn accepted(operation: Operation) -> Response {
     info(
         title = "Godwit agent",
         version = "1",
-        description = "One host's ssds, flavors, pools and operations. Changes are operations: the answer is 202 with an operation, \
+        description = "One host's drives, pools, ssds, snapshots, attachments, flavors and operations. Changes are operations: the answer is 202 with an operation, \
             which is done exactly once, also when the agent is killed at it. A header `Idempotency-Key` gives it an id: the same \
             request with the same id again is the same operation. `dry_run=true` says what would be done.",
         license(name = "Apache-2.0 OR MIT")
@@ -153,10 +181,21 @@ fn routes() -> OpenApiRouter<Desk> {
         .routes(routes!(flavors::show, flavors::delete))
         .routes(routes!(pools::list, pools::create))
         .routes(routes!(pools::show, pools::delete))
+        .routes(routes!(pools::check))
+        .routes(routes!(snapshots::list, snapshots::create))
+        .routes(routes!(snapshots::show, snapshots::delete))
+        .routes(routes!(snapshots::certificates))
+        .routes(routes!(snapshots::certificate))
+        .routes(routes!(attachments::list, attachments::create))
+        .routes(routes!(attachments::show, attachments::delete))
+        .routes(routes!(drives::list))
+        .routes(routes!(drives::show))
         .routes(routes!(operations::list))
         .routes(routes!(operations::show))
         .routes(routes!(host::host))
         .routes(routes!(host::watch))
+        .routes(routes!(stats::stats))
+        .routes(routes!(stats::metrics))
         .routes(routes!(host::openapi))
 }
 

@@ -108,3 +108,15 @@ pub(super) struct Newest {
     /// At most so many, the newest; 100 without it, 10000 at most.
     pub(super) limit: Option<u32>,
 }
+
+#[derive(Deserialize, Default, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct Since {
+    /// The `clock_ms` of the answer before.
+    pub(super) after_ms: Option<u64>,
+    /// Answer when so many ms have passed since then: 100 to 30000; 1000 without it.
+    pub(super) every_ms: Option<u64>,
+    /// Only this ssd.
+    pub(super) ssd: Option<String>,
+}

@@ -1,5 +1,7 @@
-//! REST over a unix socket.
+//! REST over a unix socket, or over TCP with TLS.
 
+use super::TlsArguments;
+use super::remote::Remote;
 use anyhow::{Context, bail};
 use api::rest::{DEFAULT_SOCKET, OPERATION_HEADER, Operation, OperationState, Plan, Problem, ROOT};
 use http_body_util::{BodyExt, Full, Limited};
@@ -11,6 +13,7 @@ use serde::de::DeserializeOwned;
 use std::io::Read as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 
 /// Longest wait for an answer.
@@ -20,10 +23,13 @@ const ABSENCE: Duration = Duration::from_secs(60);
 /// The largest answer.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
-/// The agent of this host.
+/// An agent.
 #[derive(Clone, Debug)]
-pub(crate) struct Client {
-    socket: PathBuf,
+pub(crate) enum Client {
+    /// Of this host.
+    Local(PathBuf),
+    /// Of another, or of this one by its address.
+    Remote(Remote),
 }
 
 /// A request that changes something.
@@ -43,11 +49,27 @@ pub(crate) enum Submitted {
 /// No answer came: the agent is away, or went.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-struct Away(String);
+pub(super) struct Away(pub(super) String);
 
 impl Client {
-    pub(crate) fn new(socket: Option<PathBuf>) -> Self {
-        Self { socket: socket.unwrap_or_else(|| DEFAULT_SOCKET.into()) }
+    pub(super) fn new(place: Option<&str>, tls: &TlsArguments) -> anyhow::Result<Self> {
+        let place = place.unwrap_or(DEFAULT_SOCKET);
+        if place.starts_with("http://") {
+            bail!(
+                "{place}: an agent speaks https only\n  next: write https://, and give --cert, --key and --ca"
+            );
+        }
+        Ok(match place.strip_prefix("https://") {
+            Some(rest) => Self::Remote(Remote::new(rest, tls)?),
+            None => Self::Local(place.into()),
+        })
+    }
+
+    fn host(&self) -> &str {
+        match self {
+            Self::Local(_) => "godwit",
+            Self::Remote(remote) => remote.host(),
+        }
     }
 
     pub(crate) fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
@@ -123,7 +145,7 @@ impl Client {
     ) -> anyhow::Result<(StatusCode, Bytes)> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let mut request =
-            Request::builder().method(method).uri(format!("{ROOT}/{path}")).header("host", "godwit");
+            Request::builder().method(method).uri(format!("{ROOT}/{path}")).header("host", self.host());
         for (name, value) in headers {
             request = request.header(*name, value);
         }
@@ -145,24 +167,34 @@ impl Client {
     }
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), Away> {
-        let place = self.socket.display();
-        let stream = UnixStream::connect(&self.socket).await.map_err(|error| {
-            Away(format!(
-                "no agent answers at {place}: {error}\n  next: is `godwitd agent` running, and may this user use its socket?"
-            ))
-        })?;
-        let went =
-            |error: &dyn std::fmt::Display| Away(format!("the agent went before it answered: {error}"));
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| went(&e))?;
-        let connection = tokio::spawn(connection);
-        let answer = sender.send_request(request).await.map_err(|e| went(&e))?;
-        let status = answer.status();
-        let body =
-            Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(|e| went(&e))?;
-        connection.abort();
-        Ok((status, body.to_bytes()))
+        match self {
+            Self::Remote(remote) => talk(remote.connect().await?, request).await,
+            Self::Local(socket) => {
+                let stream = UnixStream::connect(socket).await.map_err(|error| {
+                    let place = socket.display();
+                    Away(format!(
+                        "no agent answers at {place}: {error}\n  next: is `godwitd agent` running, and may this user use its socket?"
+                    ))
+                })?;
+                talk(stream, request).await
+            }
+        }
     }
+}
+
+async fn talk(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    request: Request<Full<Bytes>>,
+) -> Result<(StatusCode, Bytes), Away> {
+    let went = |error: &dyn std::fmt::Display| Away(format!("the agent went before it answered: {error}"));
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| went(&e))?;
+    let connection = tokio::spawn(connection);
+    let answer = sender.send_request(request).await.map_err(|e| went(&e))?;
+    let status = answer.status();
+    let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(|e| went(&e))?;
+    connection.abort();
+    Ok((status, body.to_bytes()))
 }
 
 /// An id that nobody else has.

@@ -1,7 +1,9 @@
 //! What tables show.
 
 use crate::output::{self, Output, size};
-use api::rest::{Flavor, Interface, Limits, Operation, Ssd};
+use api::rest::{
+    Attachment, Certificate, Flavor, Interface, Limits, Operation, Pool, Snapshot, Ssd, WipedKind,
+};
 use serde::Serialize;
 use std::fmt::Write as _;
 
@@ -123,6 +125,68 @@ pub(super) const OPERATION: [Column<Operation>; 6] = [
     Column { head: "state", wide: false, cell: |operation| operation.state.word().to_owned() },
     Column { head: "step", wide: false, cell: |operation| operation.step.clone() },
     Column { head: "message", wide: false, cell: |operation| or_dash(operation.message.as_ref()) },
+];
+
+pub(super) const POOL: [Column<Pool>; 13] = [
+    Column { head: "name", wide: false, cell: |pool| pool.name.clone() },
+    Column { head: "phase", wide: false, cell: |pool| pool.phase.word().to_owned() },
+    Column { head: "serving", wide: false, cell: |pool| pool.serving.state.clone() },
+    Column { head: "size", wide: false, cell: |pool| size(pool.serving.size_bytes) },
+    Column { head: "free", wide: false, cell: |pool| size(pool.serving.free_bytes) },
+    Column { head: "promised", wide: false, cell: |pool| size(pool.promised_bytes) },
+    Column { head: "ssds", wide: false, cell: |pool| pool.ssds.to_string() },
+    Column { head: "path", wide: false, cell: |pool| pool.path.clone() },
+    Column { head: "wiping", wide: true, cell: |pool| size(pool.serving.wiping_bytes) },
+    Column { head: "quarantined", wide: true, cell: |pool| size(pool.serving.quarantined_bytes) },
+    Column { head: "waiting", wide: true, cell: |pool| pool.serving.waiting.to_string() },
+    Column { head: "extent", wide: true, cell: |pool| size(pool.serving.extent_bytes) },
+    Column { head: "operation", wide: true, cell: |pool| or_dash(pool.operation.as_ref()) },
+];
+
+pub(super) const SNAPSHOT: [Column<Snapshot>; 7] = [
+    Column { head: "name", wide: false, cell: |snapshot| snapshot.name.clone() },
+    Column { head: "ssd", wide: false, cell: |snapshot| snapshot.ssd.clone() },
+    Column { head: "pool", wide: false, cell: |snapshot| snapshot.pool.clone() },
+    Column { head: "size", wide: false, cell: |snapshot| size(snapshot.size_bytes) },
+    Column { head: "phase", wide: false, cell: |snapshot| snapshot.phase.word().to_owned() },
+    Column { head: "volume", wide: true, cell: |snapshot| snapshot.volume.clone() },
+    Column { head: "reason", wide: true, cell: |snapshot| or_dash(snapshot.reason.as_ref()) },
+];
+
+pub(super) const CERTIFICATE: [Column<Certificate>; 14] = [
+    Column { head: "id", wide: false, cell: |one| one.id.clone() },
+    Column {
+        head: "kind",
+        wide: false,
+        cell: |one| match one.kind {
+            WipedKind::Ssd => "ssd".to_owned(),
+            WipedKind::Snapshot => "snapshot".to_owned(),
+        },
+    },
+    Column { head: "name", wide: false, cell: |one| one.name.clone() },
+    Column { head: "pool", wide: false, cell: |one| one.pool.clone() },
+    Column { head: "size", wide: false, cell: |one| size(one.size_bytes) },
+    Column { head: "verdict", wide: false, cell: |one| one.verdict.word().to_owned() },
+    Column { head: "ended", wide: false, cell: |one| one.ended_ms.map_or("-".to_owned(), output::time) },
+    Column { head: "started", wide: true, cell: |one| output::time(one.started_ms) },
+    Column { head: "mapped", wide: true, cell: |one| size(one.mapped_bytes) },
+    Column { head: "uuid", wide: true, cell: |one| one.uuid.clone() },
+    Column { head: "serial", wide: true, cell: |one| or_dash(one.serial.as_ref()) },
+    Column { head: "drive", wide: true, cell: |one| one.drive.clone() },
+    Column { head: "snapshots", wide: true, cell: |one| one.snapshots.join(", ") },
+    Column { head: "method", wide: true, cell: |one| one.method.clone() },
+];
+
+pub(super) const ATTACHMENT: [Column<Attachment>; 5] = [
+    Column { head: "ssd", wide: false, cell: |one| one.ssd.clone() },
+    Column { head: "guest", wide: false, cell: |one| one.guest.clone() },
+    Column {
+        head: "client",
+        wide: false,
+        cell: |one| if one.connected { "connected" } else { "-" }.to_owned(),
+    },
+    Column { head: "socket", wide: false, cell: |one| one.socket.clone() },
+    Column { head: "created", wide: true, cell: |one| output::time(one.created_ms) },
 ];
 
 #[cfg(test)]

@@ -2,6 +2,13 @@
 
 mod client;
 mod columns;
+mod pool;
+mod remote;
+
+pub(crate) use pool::{
+    AttachmentCommand, CertificateCommand, PoolCommand, SnapshotCommand, attachment, certificate, pool,
+    snapshot,
+};
 
 use crate::output::Output;
 use anyhow::bail;
@@ -16,12 +23,29 @@ use std::path::PathBuf;
 /// Where the agent is, and how its answers are shown.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Reach {
-    /// Where the agent listens. Default: the variable GODWIT_AGENT, else /run/godwit/agent.sock.
-    #[arg(long, value_name = "PATH", env = "GODWIT_AGENT")]
-    agent: Option<PathBuf>,
+    /// Where the agent listens: a socket's path, or https://HOST:PORT. Default: the variable GODWIT_AGENT, else
+    /// /run/godwit/agent.sock.
+    #[arg(long, value_name = "PATH|URL", env = "GODWIT_AGENT")]
+    agent: Option<String>,
+    #[command(flatten)]
+    tls: TlsArguments,
     /// How the answer looks.
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
+}
+
+/// Who asks an agent over https, and whom he believes.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct TlsArguments {
+    /// For https: your certificate, PEM.
+    #[arg(long, value_name = "FILE", env = "GODWIT_CERT")]
+    cert: Option<PathBuf>,
+    /// For https: its private key, PEM.
+    #[arg(long, value_name = "FILE", env = "GODWIT_KEY")]
+    key: Option<PathBuf>,
+    /// For https: who signed the agent's certificate, PEM.
+    #[arg(long, value_name = "FILE", env = "GODWIT_CA")]
+    ca: Option<PathBuf>,
 }
 
 /// How a change is made.
@@ -140,6 +164,12 @@ pub(crate) enum SsdCommand {
         /// Take space in the pool when it is written, not now.
         #[arg(long)]
         thin: bool,
+        /// Begin with what this snapshot contains.
+        #[arg(long, value_name = "SNAPSHOT", conflicts_with = "from_ssd")]
+        from_snapshot: Option<String>,
+        /// Begin with what this ssd contains now.
+        #[arg(long, value_name = "SSD")]
+        from_ssd: Option<String>,
         #[command(flatten)]
         limits: Box<LimitArguments>,
         #[command(flatten)]
@@ -259,7 +289,18 @@ pub(crate) enum OperationCommand {
 /// Does what is asked about an ssd.
 pub(crate) fn ssd(command: &SsdCommand) -> anyhow::Result<()> {
     match command {
-        SsdCommand::Create { name, size, flavor, interface, pool, thin, limits, how } => {
+        SsdCommand::Create {
+            name,
+            size,
+            flavor,
+            interface,
+            pool,
+            thin,
+            from_snapshot,
+            from_ssd,
+            limits,
+            how,
+        } => {
             let wish = SsdCreate {
                 name: name.clone(),
                 size_bytes: size.map(|size| size.bytes),
@@ -271,15 +312,17 @@ pub(crate) fn ssd(command: &SsdCommand) -> anyhow::Result<()> {
                 pool: pool.clone(),
                 thin: thin.then_some(true),
                 limits: limits.given(),
+                from_snapshot: from_snapshot.clone(),
+                from_ssd: from_ssd.clone(),
             };
             submit(&Method::POST, "ssds", Some(&wish), None, how)
         }
         SsdCommand::List(reach) => {
-            let list: List<Ssd> = reach.client().get("ssds")?;
+            let list: List<Ssd> = reach.client()?.get("ssds")?;
             show(&columns::list(&list.items, &columns::SSD, reach.output)?)
         }
         SsdCommand::Show { name, reach } => {
-            let ssd: Ssd = reach.client().get(&format!("ssds/{}", part(name)))?;
+            let ssd: Ssd = reach.client()?.get(&format!("ssds/{}", part(name)))?;
             show(&columns::one(&ssd, &columns::SSD, reach.output)?)
         }
         SsdCommand::Delete { name, yes, force, if_match, how } => {
@@ -304,20 +347,20 @@ pub(crate) fn ssd(command: &SsdCommand) -> anyhow::Result<()> {
 pub(crate) fn flavor(command: &FlavorCommand) -> anyhow::Result<()> {
     match command {
         FlavorCommand::List(reach) => {
-            let list: List<Flavor> = reach.client().get("flavors")?;
+            let list: List<Flavor> = reach.client()?.get("flavors")?;
             show(&columns::list(&list.items, &columns::FLAVOR, reach.output)?)
         }
         FlavorCommand::Show { name, reach } => {
-            let flavor: Flavor = reach.client().get(&format!("flavors/{}", part(name)))?;
+            let flavor: Flavor = reach.client()?.get(&format!("flavors/{}", part(name)))?;
             show(&columns::one(&flavor, &columns::FLAVOR, reach.output)?)
         }
         FlavorCommand::Create { name, size, limits, reach } => {
             let flavor = Flavor { name: name.clone(), size_bytes: size.bytes, limits: limits.limits() };
-            reach.client().change(Method::POST, "flavors", Some(&flavor))?;
+            reach.client()?.change(Method::POST, "flavors", Some(&flavor))?;
             show(&columns::one(&flavor, &columns::FLAVOR, reach.output)?)
         }
         FlavorCommand::Delete { name, reach } => {
-            reach.client().change(Method::DELETE, &format!("flavors/{}", part(name)), None::<&()>)?;
+            reach.client()?.change(Method::DELETE, &format!("flavors/{}", part(name)), None::<&()>)?;
             eprintln!("flavor \"{name}\" is no more");
             Ok(())
         }
@@ -328,11 +371,11 @@ pub(crate) fn flavor(command: &FlavorCommand) -> anyhow::Result<()> {
 pub(crate) fn operation(command: &OperationCommand) -> anyhow::Result<()> {
     match command {
         OperationCommand::List { limit, reach } => {
-            let list: List<Operation> = reach.client().get(&format!("operations?limit={limit}"))?;
+            let list: List<Operation> = reach.client()?.get(&format!("operations?limit={limit}"))?;
             show(&columns::list(&list.items, &columns::OPERATION, reach.output)?)
         }
         OperationCommand::Show { id, wait, reach } => {
-            let client = reach.client();
+            let client = reach.client()?;
             let operation = match wait {
                 true => client.wait(&part(id), &mut progress())?,
                 false => client.get(&format!("operations/{}", part(id)))?,
@@ -342,9 +385,15 @@ pub(crate) fn operation(command: &OperationCommand) -> anyhow::Result<()> {
     }
 }
 
+/// An ssd that the agent of this host keeps, if there is one.
+pub(crate) fn kept(name: &str) -> anyhow::Result<Ssd> {
+    let place = std::env::var("GODWIT_AGENT").ok().filter(|place| !place.starts_with("https://"));
+    Client::new(place.as_deref(), &TlsArguments::default())?.get(&format!("ssds/{}", part(name)))
+}
+
 impl Reach {
-    fn client(&self) -> Client {
-        Client::new(self.agent.clone())
+    fn client(&self) -> anyhow::Result<Client> {
+        Client::new(self.agent.as_deref(), &self.tls)
     }
 }
 
@@ -355,7 +404,7 @@ fn submit(
     if_match: Option<u64>,
     how: &How,
 ) -> anyhow::Result<()> {
-    let client = how.reach.client();
+    let client = how.reach.client()?;
     let terms = Terms { operation: how.operation.clone(), if_match, dry_run: how.dry_run };
     let operation = match client.submit(method, path, body, &terms)? {
         Submitted::Plan(plan) => return show(&(plan.plan + "\n")),

@@ -138,13 +138,29 @@ impl Pools {
         }
     }
 
+    /// Closes all but these, and gives them up: any host may open them. Their ssds have left before.
+    pub(crate) fn keep_only(&self, names: &[String]) {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let going: Vec<String> = all.keys().filter(|name| !names.contains(name)).cloned().collect();
+        let going: Vec<_> = going.into_iter().filter_map(|name| all.remove_entry(&name)).collect();
+        drop(all);
+        for (name, open) in going {
+            let Ok(open) = open else { continue };
+            if let Ok(Response::Error(why)) = open.ask(PoolRequest::Export { pool: name.clone() }) {
+                tracing::warn!(pool = name, why, "closed, but not given up");
+            }
+            open.rest();
+        }
+    }
+
     /// The volume of an ssd; made if the pool does not have it.
     ///
     /// # Errors
     /// The pool cannot be had, or has no space for it.
     pub(crate) fn volume(&self, ssd: &config::Ssd, pool: &str, thin: bool) -> anyhow::Result<Volume> {
         let open = self.get(pool)?;
-        let wish = Wish { name: ssd.name.clone(), size_bytes: ssd.size_bytes.context("no size")?, thin };
+        let wish =
+            Wish { name: ssd.volume().to_owned(), size_bytes: ssd.size_bytes.context("no size")?, thin };
         let (reply, answer) = sync_channel(1);
         open.orders.0.send(Order::Volume(wish, reply));
         let (gate, thin) = answer
@@ -160,7 +176,9 @@ impl Pools {
         match self.all.lock().unwrap_or_else(PoisonError::into_inner).get(pool) {
             Some(Ok(open)) => Ok(Arc::clone(open)),
             Some(Err(closed)) => bail!("{}", closed.why),
-            None => bail!("there is no pool \"{pool}\" in the configuration; `godwit pool list` shows them"),
+            None => {
+                bail!("there is no pool \"{pool}\" in the configuration; `godwit volume list` shows them")
+            }
         }
     }
 
@@ -258,7 +276,7 @@ impl Open {
         let opened = Pool::open(Box::new(Arc::clone(&disk)), &options()?);
         let opened = opened.with_context(|| {
             let path = pool.path.display();
-            format!("{path}; `godwit pool create` makes a drive a pool")
+            format!("{path}; `godwit volume format` makes a drive a pool")
         })?;
         let orders = Orders(Arc::new(Mailbox::new()?));
         let worker = Worker::new(pool, opened, disk, Arc::clone(&orders.0), keeper);

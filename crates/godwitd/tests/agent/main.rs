@@ -1,6 +1,9 @@
 //! `godwitd agent`: killed at any moment, and asked what no client should ask.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod real;
+mod tls;
+
 use api::config::{Backend, Config};
 use api::control::{Response, SsdStatus, Status};
 use rustix::process::{Pid, Signal, kill_process};
@@ -85,11 +88,16 @@ struct Agent {
 
 impl Agent {
     fn start(folder: &Path) -> Self {
+        Self::start_with(folder, &[])
+    }
+
+    fn start_with(folder: &Path, more: &[String]) -> Self {
         let path = |name: &str| folder.join(name).display().to_string();
         let child = Command::new(env!("CARGO_BIN_EXE_godwitd"))
             .args(["agent", "--state", &path("agent.db"), "--socket", &path("agent.sock")])
             .args(["--control", &path("control.sock"), "--config", &path("none.toml")])
             .args(["--ssds", &path("ssds"), "--sockets", &path("sockets")])
+            .args(more)
             .env("GODWIT_LOG", "warn")
             .stderr(Stdio::inherit())
             .spawn()
@@ -141,6 +149,24 @@ impl Agent {
         let (status, body) = self.ask("GET", path, &[], None).unwrap();
         assert_eq!(status, 200, "{path}: {body}");
         serde_json::from_str(&body).unwrap()
+    }
+
+    /// Asks for a change, and waits for its end.
+    fn change(&self, id: &str, method: &str, path: &str, body: &Value) -> Value {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let (status, answer) = self.ask(method, path, &[("idempotency-key", id)], Some(&body)).unwrap();
+        assert_eq!(status, 202, "{answer}");
+        loop {
+            let operation = self.get(&format!("/api/v1/operations/{id}?wait_s=30"));
+            if operation["state"] != "running" {
+                return operation;
+            }
+        }
+    }
+
+    fn done(&self, id: &str, method: &str, path: &str, body: &Value) {
+        let operation = self.change(id, method, path, body);
+        assert_eq!(operation["state"], "done", "{operation}");
     }
 
     fn kill(mut self) {

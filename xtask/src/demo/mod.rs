@@ -1,5 +1,6 @@
-//! `cargo xtask demo`: a stock guest on a Godwit SSD, from nothing to a table of figures.
+//! `cargo xtask demo`: a stock guest on a Godwit SSD, from nothing to a table of figures; then two guests on one pool.
 
+mod neighbours;
 mod show;
 mod speed;
 
@@ -40,7 +41,8 @@ fn demo(show: &mut Show, folder: &Path) -> Result<()> {
     let image = Image::ensure()?;
     show.text(&image.root().display().to_string());
 
-    show.step("Building godwitd (release)");
+    show.step("Building godwitd and godwit (release)");
+    build("cli", "godwit", true)?;
     let godwitd = build("godwitd", "godwitd", true)?;
 
     show.step(&format!(
@@ -75,7 +77,7 @@ fn demo(show: &mut Show, folder: &Path) -> Result<()> {
     daemon.stop()?;
     show.text("no NVMe complaint; guest and daemon ended cleanly");
     println!("\n{table}");
-    Ok(())
+    neighbours::demo(show, &image, &godwitd, folder)
 }
 
 fn use_it(show: &mut Show, vm: &mut Vm, device: &str) -> Result<()> {

@@ -2,11 +2,29 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use vmtest::vm::Vm;
+
+/// A program of the host, and what it finds in its environment.
+pub(super) struct Program {
+    path: PathBuf,
+    environment: Vec<(&'static str, PathBuf)>,
+}
+
+impl Program {
+    pub(super) fn new(path: &Path) -> Program {
+        Program { path: path.to_owned(), environment: Vec::new() }
+    }
+
+    pub(super) fn with(mut self, name: &'static str, value: &Path) -> Program {
+        self.environment.push((name, value.to_owned()));
+        self
+    }
+}
 
 pub(super) struct Show {
     log: File,
@@ -41,6 +59,26 @@ impl Show {
         self.note(&format!("guest# {command}\n{}{}[{}]", output.stdout, output.stderr, output.status));
         println!("   # {command}");
         let text = output.into_ok(command)?;
+        for line in text.trim_end().lines() {
+            println!("     {line}");
+        }
+        Ok(())
+    }
+
+    /// A command on the host and what it prints.
+    pub(super) fn host(&mut self, program: &Program, arguments: &[&str]) -> Result<()> {
+        let name = program.path.file_name().unwrap_or_default().to_string_lossy();
+        let shown = format!("{name} {}", arguments.join(" "));
+        println!("   $ {shown}");
+        let output = Command::new(&program.path)
+            .args(arguments)
+            .envs(program.environment.iter().map(|(name, value)| (name, value)))
+            .output()
+            .with_context(|| format!("start {}", program.path.display()))?;
+        let text =
+            [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+        self.note(&format!("host$ {shown}\n{text}[{}]", output.status));
+        ensure!(output.status.success(), "`{shown}` ended with {}\n{text}", output.status);
         for line in text.trim_end().lines() {
             println!("     {line}");
         }

@@ -34,6 +34,7 @@ fn ask_for_an_event(world: &mut World) {
     world.pump();
 }
 
+/// Base 2.1, 5.1.2 and 5.1.12.1.5: the notice and the log page. That this namespace grows is ours.
 #[test]
 fn a_namespace_that_has_all_of_a_drive_grows_with_it_and_its_host_is_told_once() {
     let mut world = World::ready();
@@ -59,6 +60,7 @@ fn a_namespace_that_has_all_of_a_drive_grows_with_it_and_its_host_is_told_once()
     assert_eq!(blocks(&mut world, 1), [LARGER / 512; 3]);
 }
 
+/// Base 2.1, 8.1.15: UNVMCAP is what can be given to namespaces.
 #[test]
 fn a_host_that_has_laid_out_the_ssd_itself_gets_unallocated_capacity() {
     let mut world = World::ready();
@@ -82,6 +84,7 @@ fn a_host_that_has_laid_out_the_ssd_itself_gets_unallocated_capacity() {
     assert_eq!(capacities(&mut world), (u128::from(LARGER), u128::from(LARGER - (2 << 20))));
 }
 
+/// Base 2.1, 3.2.1.1: what Identify says of a capacity holds. The record is ours.
 #[test]
 fn a_growth_that_cannot_be_recorded_is_none_and_the_next_one_is_tried() {
     let mut world = World::ready();
@@ -96,7 +99,7 @@ fn a_growth_that_cannot_be_recorded_is_none_and_the_next_one_is_tried() {
     assert_eq!(blocks(&mut world, 1), [LARGER / 512; 3]);
 }
 
-/// A size that some queue would still refuse blocks of is told to nobody.
+/// Base 2.1, 3.2.1.1: a block below NSZE is accepted. So a size that some queue would still refuse blocks of is told to nobody.
 #[test]
 fn an_identify_waits_until_all_queues_know_the_new_size() {
     let mut world = World::ready();
@@ -112,6 +115,7 @@ fn an_identify_waits_until_all_queues_know_the_new_size() {
     assert_eq!(page.nsze, LARGER / 512);
 }
 
+/// Base 2.1, 8.1.24: a sanitize reaches all there is.
 #[test]
 fn a_growth_waits_for_a_sanitize_that_is_under_way() {
     let mut world = World::ready();
@@ -126,6 +130,7 @@ fn a_growth_waits_for_a_sanitize_that_is_under_way() {
     assert!(world.host.drive.iter().all(|page| *page == 0));
 }
 
+/// Base 2.1, 5.1.2 and 5.1.12.1.5: the notice is not lost. The successor is ours.
 #[test]
 fn a_growth_cut_at_any_step_is_finished_by_the_successor_and_the_host_hears_of_it() {
     for (answers, record_is_stable) in

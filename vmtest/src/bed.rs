@@ -72,6 +72,13 @@ impl Bed {
         self.daemon.as_mut().expect("no daemon under VMTEST_DRIVE=qemu")
     }
 
+    /// Has the daemon serve these ssds instead; the next guest is booted on them. What `godwit apply` said.
+    pub fn apply(&mut self, ssds: &[Ssd]) -> Result<String> {
+        let said = self.daemon().apply(ssds)?;
+        self.ssds = ssds.to_vec();
+        Ok(said)
+    }
+
     /// The folder of the daemon's files.
     pub fn folder(&self) -> &Path {
         self.folder.path()

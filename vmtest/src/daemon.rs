@@ -15,6 +15,8 @@ const STOP_PATIENCE: Duration = Duration::from_secs(20);
 const LOG_TAIL_LINES: usize = 40;
 /// The control socket in the daemon's folder.
 const CONTROL: &str = "control.sock";
+/// The file of its pool there.
+pub const POOL: &str = "pool.img";
 
 /// What an ssd keeps its data in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +27,10 @@ pub enum Backend {
     Ram,
     /// Nothing: writes are dropped and reads are zeros.
     Null,
+    /// Extents of the daemon's one pool, given as they are written.
+    Thin,
+    /// The same, given at the start.
+    Full,
 }
 
 /// One ssd of the daemon's configuration. Its files lie in the daemon's folder.
@@ -42,6 +48,8 @@ pub struct Ssd {
     pub disk: bool,
     /// It is the whole of its file, however long that is.
     pub whole: bool,
+    /// I/Os a second that it is held to.
+    pub iops: Option<u32>,
 }
 
 impl Ssd {
@@ -54,6 +62,7 @@ impl Ssd {
             file: None,
             disk: false,
             whole: false,
+            iops: None,
         }
     }
 
@@ -78,6 +87,20 @@ impl Ssd {
         self
     }
 
+    /// The same with another capacity.
+    #[must_use]
+    pub fn sized(mut self, size_mib: u64) -> Ssd {
+        self.size_mib = size_mib;
+        self
+    }
+
+    /// The same, held to so many I/Os a second.
+    #[must_use]
+    pub fn limited(mut self, iops: u32) -> Ssd {
+        self.iops = Some(iops);
+        self
+    }
+
     fn data(&self, folder: &Path) -> PathBuf {
         self.file.clone().unwrap_or_else(|| folder.join(format!("{}.img", self.name)))
     }
@@ -88,7 +111,10 @@ impl Ssd {
             Backend::Uring => format!("{{ type = \"uring\", path = \"{}\" }}", self.data(folder).display()),
             Backend::Ram => "{ type = \"ram\" }".to_owned(),
             Backend::Null => "{ type = \"null\" }".to_owned(),
+            Backend::Thin => "{ type = \"pool\", pool = \"p\", thin = true }".to_owned(),
+            Backend::Full => "{ type = \"pool\", pool = \"p\" }".to_owned(),
         };
+        let limits = self.iops.map_or(String::new(), |iops| format!("[ssd.limits]\niops = {iops}\n"));
         let folder = folder.display();
         let door = if self.disk {
             format!("vhost_socket = \"{folder}/{name}.sock\"")
@@ -96,7 +122,7 @@ impl Ssd {
             format!("socket = \"{folder}/{name}.sock\"\nstate = \"{folder}/{name}.state\"")
         };
         let size = if self.whole { String::new() } else { format!("size = \"{size_mib}MiB\"\n") };
-        format!("[[ssd]]\nname = \"{name}\"\n{size}{door}\nbackend = {backend}\n\n")
+        format!("[[ssd]]\nname = \"{name}\"\n{size}{door}\nbackend = {backend}\n{limits}\n")
     }
 }
 
@@ -117,10 +143,7 @@ impl Daemon {
     /// Writes a configuration into `folder`, creates missing data files and starts the daemon; returns when every socket
     /// is there.
     pub fn start_binary(binary: &Path, folder: &Path, ssds: &[Ssd]) -> Result<Daemon> {
-        let config: String = ssds.iter().map(|ssd| ssd.to_toml(folder)).collect();
-        let control = format!("control = \"{}\"\n\n", folder.join(CONTROL).display());
-        fs::write(folder.join("godwit.toml"), control + &config)
-            .context("write the daemon's configuration")?;
+        configure(folder, ssds)?;
         for ssd in ssds.iter().filter(|ssd| ssd.backend == Backend::Uring) {
             let data = ssd.data(folder);
             if !data.exists() {
@@ -133,6 +156,24 @@ impl Daemon {
         let mut daemon = Daemon { child, folder: folder.to_owned(), sockets, binary: binary.to_owned() };
         daemon.wait_sockets()?;
         Ok(daemon)
+    }
+
+    /// Has the running daemon serve these ssds instead; what `godwit apply` said.
+    pub fn apply(&mut self, ssds: &[Ssd]) -> Result<String> {
+        configure(&self.folder, ssds)?;
+        let said = self.tool(&["apply"])?;
+        self.sockets = ssds.iter().map(|ssd| self.socket(&ssd.name)).collect();
+        Ok(said)
+    }
+
+    /// Runs `godwit` with the daemon's configuration; what it said.
+    pub fn tool(&self, words: &[&str]) -> Result<String> {
+        let mut command = Command::new(tool()?);
+        command.arg("--config").arg(self.folder.join("godwit.toml")).args(words);
+        let output = command.output().context("run godwit")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "godwit {words:?}: {said}");
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// The socket of an ssd.
@@ -277,6 +318,19 @@ impl Drop for Daemon {
             eprintln!("{}", self.log_tail());
         }
     }
+}
+
+/// Writes the configuration. A pool that is there stays.
+fn configure(folder: &Path, ssds: &[Ssd]) -> Result<()> {
+    let mut text = format!("control = \"{}\"\n\n", folder.join(CONTROL).display());
+    let pool = folder.join(POOL);
+    let pooled = |ssd: &Ssd| matches!(ssd.backend, Backend::Thin | Backend::Full);
+    if pool.exists() || ssds.iter().any(pooled) {
+        let pool = pool.display();
+        text.push_str(&format!("[[pool]]\nname = \"p\"\npath = \"{pool}\"\nsize = \"256MiB\"\n\n"));
+    }
+    text.extend(ssds.iter().map(|ssd| ssd.to_toml(folder)));
+    fs::write(folder.join("godwit.toml"), text).context("write the daemon's configuration")
 }
 
 /// A socket left by a killed daemon is a file too, so its inode in the kernel's table is what counts.

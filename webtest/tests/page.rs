@@ -177,8 +177,7 @@ fn the_heat_maps_of_a_real_engine_have_colour_and_its_figures_are_shown() -> Res
     let calm = Load::start(&host.agent.ssd_socket("calm"), shape(2, Duration::from_millis(4)));
     let noisy = Load::start(&host.agent.ssd_socket("noisy"), shape(64, Duration::ZERO));
     host.open()?;
-    // The engine does not tell yet what limits cost: that is in the queue's time.
-    cells(&host, [10, 0, 10])?;
+    cells(&host, [10, 3, 10])?;
     let busy = format!(
         "{SSDS_SHOWN}.length === 2 && {SSDS_SHOWN}.every((line) => parseFloat(line.children[6].textContent) > 0)"
     );

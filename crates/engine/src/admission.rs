@@ -78,6 +78,12 @@ impl Admission {
         true
     }
 
+    /// Whether what was refused just now waits for its limit or for the sake of others, and not only for the next turn.
+    #[cold]
+    pub(crate) fn is_holding(&self) -> bool {
+        self.shut_until().is_some() || self.granted < i64::try_from(TURN_BYTES_MAX).unwrap_or(i64::MAX)
+    }
+
     /// As [`Admission::admits`] for what a controller does by itself: that is not the guest's, and not limited.
     pub(crate) fn admits_own(&mut self, request: &Request<'_>) -> bool {
         let len_bytes = request.range.len_bytes;

@@ -39,6 +39,7 @@ mod ssd;
 pub mod stats;
 mod terms;
 mod vhost;
+mod waits;
 
 pub use run::run;
 

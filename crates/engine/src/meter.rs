@@ -4,6 +4,7 @@
 //! drives that are done at once (`null`, `ram`) take none.
 
 use crate::ssd::Ssd;
+use crate::waits::Waits;
 use api::config;
 use block::{Now, Op, Outcome, Request, Submitted, Token};
 use memory::SharedRegion;
@@ -45,8 +46,7 @@ pub(crate) struct Meter {
     page: Arc<SharedRegion<Page>>,
     lane: usize,
     now: Now,
-    /// Of what is handed in now: how long it waited in its queue.
-    waited: usize,
+    waits: Waits,
     /// By queue and slot: what is at the drive. Grows with what is in use.
     flights: Vec<Vec<Flight>>,
 }
@@ -55,25 +55,37 @@ impl Meter {
     /// The lane belongs to this reactor alone.
     pub(crate) fn new(ssd: &Ssd, lane: usize) -> Self {
         ssd.page.open_lane(lane);
-        Self { page: Arc::clone(&ssd.page), lane, now: Now(0), waited: 0, flights: Vec::new() }
+        Self { page: Arc::clone(&ssd.page), lane, now: Now(0), waits: Waits::default(), flights: Vec::new() }
     }
 
     /// A turn begins: what it finds came after the turn before.
     #[inline]
     pub(crate) fn turn(&mut self, now: Now) {
-        let before = std::mem::replace(&mut self.now, now);
-        self.waited_since(before);
+        self.now = now;
+        self.waits.turn(now);
     }
 
     /// No turn was due until now, and nothing had come at this time.
     pub(crate) fn looked_at(&mut self, at: Now) {
-        self.now = at;
+        self.waits.looked_at(at);
     }
 
     /// What is handed in from now on was not there yet at `since`.
     #[inline]
     pub(crate) fn waited_since(&mut self, since: Now) {
-        self.waited = bucket_of(self.now.0.saturating_sub(since.0));
+        self.waits.since(since);
+    }
+
+    /// A request may not go now: a limit is reached, or others are to have their part.
+    #[cold]
+    pub(crate) fn refused(&mut self) {
+        self.waits.refused();
+    }
+
+    /// The turn ends. `shut`: it looked at no queue.
+    #[inline]
+    pub(crate) fn end(&mut self, shut: bool) {
+        self.waits.end(shut);
     }
 
     /// A request was handed to the drive.
@@ -84,7 +96,11 @@ impl Meter {
         }
         let op = op_of(request.op);
         let class = self.page.lane(self.lane).class(op);
-        class.time(Part::Queue, self.waited);
+        let wait = self.waits.gone();
+        class.time(Part::Queue, bucket_of(wait.queue_ns));
+        if wait.throttle_ns > 0 {
+            class.time(Part::Throttle, bucket_of(wait.throttle_ns));
+        }
         match submitted {
             Submitted::Ended(outcome) => {
                 class.time(Part::Drive, 0);

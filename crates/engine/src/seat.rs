@@ -82,6 +82,9 @@ impl Sink for Desk {
     #[inline]
     fn submit(&mut self, request: &Request<'_>) -> Submitted {
         if !self.admission.admits(request) {
+            if self.admission.is_holding() {
+                self.meter.refused();
+            }
             return Submitted::Full;
         }
         let submitted = self.submit_admitted(request);
@@ -171,7 +174,8 @@ impl Seat {
                 }
             }
         }
-        if self.is_shut() {
+        let shut = self.is_shut();
+        if shut {
             self.group.poll_shut(now);
         } else {
             turn.commands = self.group.poll(now, &mut self.desk);
@@ -180,6 +184,7 @@ impl Seat {
         // In every turn: commands of an earlier one may have gone on, and drains ended, without new ones.
         self.group.flush(&mut self.desk);
         self.desk.admission.end(self.desk.backend.in_flight());
+        self.desk.meter.end(shut);
         turn
     }
 

@@ -62,6 +62,9 @@ impl Sink for Desk {
     #[inline]
     fn submit(&mut self, request: &Request<'_>) -> Submitted {
         if !self.admission.admits(request) {
+            if self.admission.is_holding() {
+                self.meter.refused();
+            }
             return Submitted::Full;
         }
         // SAFETY: the segments come from a memory map that the group holds until the request's completion came back through
@@ -153,12 +156,14 @@ impl VhostSeat {
                 }
             }
         }
-        if self.shut_until().is_none() {
+        let shut = self.shut_until().is_some();
+        if !shut {
             turn.commands = self.group.poll(&mut self.desk);
         }
         turn.work += turn.commands;
         self.finish();
         self.desk.admission.end(self.desk.backend.in_flight());
+        self.desk.meter.end(shut);
         turn
     }
 

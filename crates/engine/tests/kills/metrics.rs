@@ -58,6 +58,27 @@ fn each_io_of_a_controller_is_counted_once_with_its_kind_and_size() {
     house.stop();
 }
 
+/// With 200 I/Os a second and a burst of one, each but the first waits for its turn; the wait is not the queue's.
+#[test]
+fn what_a_limit_holds_back_is_told_apart_from_the_queue() {
+    let limits = "limits = { iops = 200, iops_burst = 1 }";
+    let house = House::start(&[("free", RAM), ("held", &format!("{RAM}\n{limits}"))], 1);
+    for name in ["free", "held"] {
+        let mut driver = house.connect(name);
+        driver.create_queue_pair(1, 16).unwrap();
+        some_io(&mut driver);
+        let all = Snapshot::read(&page(&house, name)).unwrap().all();
+        let throttle = all.time(Part::Throttle);
+        let middle_ns = throttle.quantile_ns(0.5).unwrap();
+        // A machine that pauses may let one or the other find its share there.
+        assert!(
+            if name == "free" { middle_ns == 0 } else { middle_ns > 1_000_000 },
+            "{name}: {middle_ns} ns"
+        );
+    }
+    house.stop();
+}
+
 #[test]
 fn each_io_of_a_disk_is_counted_once_and_takes_time_at_its_drive() {
     let house = House::start(&[("disk", &format!("virtio-blk on {}", disk::FILE))], 1);

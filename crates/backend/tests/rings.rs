@@ -121,8 +121,9 @@ fn results_that_another_door_met_are_ready_though_the_descriptor_is_not() {
     done.clear();
     other.poll(&mut done);
     assert_eq!(done, [(Token(0), Outcome::Done)]);
-    assert!(!rings.is_ready());
+    // The other's poll may have met what this one started last.
     poll_until_empty(one.as_mut());
+    assert!(!rings.is_ready());
 }
 
 #[test]

@@ -11,7 +11,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use tokio_rustls::rustls::{RootCertStore, ServerConfig, version};
 
 /// Largest file of certificates or a key.
@@ -68,6 +68,9 @@ fn config(tls: &Tls) -> anyhow::Result<ServerConfig> {
         .with_context(|| {
             format!("{} and {} do not belong together", tls.certificate.display(), tls.key.display())
         })?;
+    // A session that is resumed is not verified again, so a certificate that has run out would go on for ever.
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
 }

@@ -87,8 +87,10 @@ fn promise(sqlite: &Connection, body: AttachmentCreate, now_ms: u64) -> Result<A
         let text = format!("ssd \"{}\" is attached to guest \"{}\"", ssd.name, known.guest);
         return Err(Refusal::conflict(text, "an ssd is one guest's: delete that attachment first"));
     }
-    if ssd.phase != Phase::Ready {
-        let text = format!("ssd \"{}\" is {}", ssd.name, ssd.phase.word());
+    // An operation that was accepted may be its deletion.
+    if ssd.phase != Phase::Ready || ssd.operation.is_some() {
+        let word = if ssd.operation.is_some() { "being changed" } else { ssd.phase.word() };
+        let text = format!("ssd \"{}\" is {word}", ssd.name);
         return Err(Refusal::conflict(text, "only an ssd that is ready can be attached"));
     }
     let row = AttachmentRow { ssd: ssd.name, guest: body.guest, created_ms: now_ms };

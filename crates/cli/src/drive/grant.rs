@@ -126,24 +126,24 @@ fn refuse_whole(grants: &Grants, serial: &str) -> anyhow::Result<()> {
 pub(crate) fn give(host: &Host, give: &Give) -> anyhow::Result<String> {
     let grants = Grants::new(&give.grants);
     let _locked = lock(&give.grants)?;
-    let survey = super::survey(host, &give.drive)?.with_wipes(&super::shelf());
+    let survey = super::survey(host, &give.drive)?;
     let mut grant = Grant::of_drive(&give.ssd, &survey.device);
-    if let Some(there) = grants.load(&give.ssd)? {
+    let begun = grants.load(&give.ssd)?;
+    if let Some(there) = &begun {
         let goes_on = there.what == What::Drive && there.serial == grant.serial && there.step == Step::Clean;
         ensure!(goes_on, "ssd \"{}\" has {} ({})", give.ssd, there.describe(), there.step.name());
     } else if let Some(other) = grants.of_drive(&grant.serial)?.first() {
         bail!("ssd \"{}\" has {}: take that back first", other.ssd, other.describe());
     }
-    let force = give.force_destroy_data.as_deref();
-    let cleared = survey.clear(force)?;
-    drop(cleared.open()?);
-    if cleared.by_force() {
-        // What somebody left there, nobody else reads.
-        grant.step = Step::Clean;
+    // A wipe that was begun for it goes on.
+    if begun.is_none() {
+        let survey = super::survey(host, &give.drive)?.with_wipes(&super::shelf());
+        drop(survey.clear(give.force_destroy_data.as_deref())?.open()?);
         grants.save(&grant)?;
-        super::wipe::for_grant(&survey, &grant.serial)?;
-        grant.wiped();
     }
+    // What somebody left there, nobody else reads.
+    super::wipe::for_grant(&survey, &grant.serial)?;
+    grant.wiped();
     grants.save(&grant)?;
     Ok(in_words(&grant, &give.grants))
 }

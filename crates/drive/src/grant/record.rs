@@ -171,7 +171,8 @@ impl Step {
 }
 
 impl Grant {
-    /// All of a drive, for an ssd. Whoever calls this holds the permission ([`crate::claim::Cleared`]).
+    /// All of a drive, for an ssd. Whoever calls this holds the permission ([`crate::claim::Cleared`]). It is to be wiped first: a drive on which
+    /// a look found nothing may still hold somebody's bytes between the places that were looked at.
     #[must_use]
     pub fn of_drive(ssd: &str, device: &Device) -> Grant {
         Grant {
@@ -179,7 +180,7 @@ impl Grant {
             ssd: ssd.to_owned(),
             serial: device.confirmation(),
             what: What::Drive,
-            step: Step::Given,
+            step: Step::Clean,
             nsid: device.nvme.as_ref().map(|nvme| nvme.nsid),
             size_bytes: device.size_bytes,
             shape: Shape::default(),

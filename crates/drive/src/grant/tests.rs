@@ -217,7 +217,10 @@ fn an_ssd_is_served_from_what_it_was_given_and_from_nothing_else() {
     let serial = device.confirmation();
     let served = |ssd: &str, what| grants.served(&host, ssd, &serial, what);
     assert!(matches!(served("a", What::Drive), Err(GrantError::NotGiven { .. })));
-    let grant = Grant::of_drive("a", &device);
+    let mut grant = Grant::of_drive("a", &device);
+    grants.save(&grant).unwrap();
+    assert!(served("a", What::Drive).is_err(), "it is not wiped yet");
+    grant.wiped();
     grants.save(&grant).unwrap();
     assert_eq!(served("a", What::Drive).unwrap().path, device.path);
     assert!(matches!(served("b", What::Drive), Err(GrantError::NotGiven { .. })));

@@ -111,7 +111,7 @@ impl Links {
     }
 
     /// The groups there were are gone, paused or killed: the queues they left in the region go on in groups here. Deletions of queues
-    /// are only handed on by a seat that was moved, which has one group.
+    /// are only handed on by a seat that was moved: to the group that has the queue now.
     pub(super) fn resume(&mut self, seat: &Seat, region: &ControllerRegion, deletions: Vec<GroupCommand>) {
         let exists = |size: &AtomicU32| size.load(Ordering::Acquire) != 0;
         let queues = || (1u16..).zip(1..QUEUES_MAX);
@@ -127,8 +127,16 @@ impl Links {
                 self.send_to_queue(seat, record.cqid, GroupCommand::CreateSq { sqid });
             }
         }
-        self.local.extend(deletions.iter().cloned());
-        self.deletions = deletions;
+        for deletion in deletions {
+            match owner_of(region, &deletion) {
+                Some(cqid) => self.send_to_queue(seat, cqid, deletion),
+                // It is gone: any group says so.
+                None => {
+                    self.local.push_back(deletion.clone());
+                    self.deletions.push(deletion);
+                }
+            }
+        }
     }
 
     /// To the group that owns a completion queue, or shall own it.
@@ -180,6 +188,12 @@ impl Links {
         if place == self.here {
             return self.local.push_back(command);
         }
+        self.branch(seat, place);
+        self.crew.address(place).send(Message::Group(seat.id(), command));
+    }
+
+    /// Sees to it that there is a group there, which hears of all that is broadcast from now on.
+    fn branch(&mut self, seat: &Seat, place: usize) {
         if !self.branched[place] {
             self.branched[place] = true;
             let branching = Branching {
@@ -196,7 +210,6 @@ impl Links {
                 self.crew.address(place).send(Message::Group(seat.id(), shadow));
             }
         }
-        self.crew.address(place).send(Message::Group(seat.id(), command));
     }
 
     /// To every group there is; returns how many.
@@ -365,6 +378,8 @@ impl Links {
         if busy || !self.crew.is_on_duty(to) {
             return false;
         }
+        // Now: a hold that comes while the queue is under way is for who shall have it, too.
+        self.branch(seat, to);
         self.transfers.push(Transfer { cqid, to, waiting: Vec::new(), void: None });
         self.send(seat, from, GroupCommand::Yield { cqid });
         true
@@ -451,6 +466,15 @@ impl Links {
 /// The host gave pages for its doorbells.
 fn is_shadowed(region: &ControllerRegion) -> bool {
     region.admin.shadow_doorbells.load(Ordering::Acquire) != 0
+}
+
+/// The completion queue of what is to be deleted. `None`: the region does not have it.
+fn owner_of(region: &ControllerRegion, deletion: &GroupCommand) -> Option<u16> {
+    match deletion {
+        GroupCommand::DeleteSq { sqid, .. } => SqRecord::load(region, *sqid).map(|record| record.cqid),
+        GroupCommand::DeleteCq { cqid, .. } => Some(*cqid),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

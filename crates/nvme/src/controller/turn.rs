@@ -56,8 +56,9 @@ impl Controller {
 
     /// Whether the controller has nothing to do but to wait for its doorbells or its [`Controller::deadline`]. If so, it needs no turn
     /// until [`Controller::rang`], or a call.
-    pub fn rest(&mut self) -> bool {
-        self.is_still()
+    pub fn rest(&self) -> bool {
+        // What has come since the last turn's look is left for the next to find.
+        !self.rang() && self.deadline().is_none_or(|at| at > self.now)
     }
 
     /// Whether a doorbell of the admin queue changed since the controller rests: two loads.

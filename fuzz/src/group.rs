@@ -494,6 +494,7 @@ impl Bench {
                 self.sqs[usize::from(sqid)] = Sq::default();
             }
             GroupEvent::CqDeleted { cqid } => self.cqs[usize::from(cqid)].exists = false,
+            GroupEvent::Yielded { cqid, .. } => panic!("nobody asked for queue pair {cqid}"),
             GroupEvent::MemoryAdopted { .. } => {
                 self.adoptions = self.adoptions.checked_sub(1).expect("a map adopted that was never given");
             }

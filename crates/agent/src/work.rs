@@ -208,17 +208,29 @@ impl Work {
         self.book.read(|sqlite| store::ssd(sqlite, name))
     }
 
-    /// Has the daemon serve what has ended, and this wish.
-    fn accept(&mut self, operation: &OperationRow, wish: &Wish) -> Result<Step, StoreError> {
-        let force = matches!(wish, Wish::SsdDelete { force: true, .. });
-        match self.apply(Some(wish), force)? {
-            Ok(()) => {}
-            Err(PlaneError::Silent(why)) => return Ok(Step::Later(why)),
+    /// How an operation goes on that the daemon did not do: later, or back. `None`: it is done.
+    fn unless_done(
+        &self,
+        operation: &OperationRow,
+        said: Result<(), PlaneError>,
+    ) -> Result<Option<Step>, StoreError> {
+        match said {
+            Ok(()) => Ok(None),
+            Err(PlaneError::Silent(why)) => Ok(Some(Step::Later(why))),
             Err(PlaneError::Refused(why)) => {
                 (self.between)();
                 self.write_step(operation, "undo", Some(&why))?;
-                return Ok(Step::On);
+                Ok(Some(Step::On))
             }
+        }
+    }
+
+    /// Has the daemon serve what has ended, and this wish.
+    fn accept(&mut self, operation: &OperationRow, wish: &Wish) -> Result<Step, StoreError> {
+        let force = matches!(wish, Wish::SsdDelete { force: true, .. });
+        let said = self.apply(Some(wish), force)?;
+        if let Some(step) = self.unless_done(operation, said)? {
+            return Ok(step);
         }
         (self.between)();
         let now_ms = (self.now_ms)();

@@ -163,9 +163,8 @@ impl Duty {
         let load = |at: usize| {
             let busy_ns = self.stats.of(at)?.busy_ns.load(Relaxed);
             let (since, then) = before.insert(at, (now, busy_ns))?;
-            let span_ns = u64::try_from(now.duration_since(since).as_nanos()).unwrap_or(u64::MAX).max(1);
-            let permille = busy_ns.saturating_sub(then).saturating_mul(1000) / span_ns;
-            Some(Load { reactor: at, busy_permille: u32::try_from(permille.min(1000)).unwrap_or(1000) })
+            let span_ns = span_ns(now.duration_since(since));
+            Some(Load { reactor: at, busy_permille: permille(busy_ns.saturating_sub(then), span_ns) })
         };
         self.crew.on_duty().filter_map(load).collect()
     }
@@ -178,14 +177,13 @@ impl Duty {
         let manned: Vec<usize> = self.crew.manned().collect();
         let (begin, before): (_, Vec<_>) = (Instant::now(), manned.iter().map(|at| look(*at)).collect());
         std::thread::sleep(LOOK);
-        let span_ns = u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX).max(1);
+        let span_ns = span_ns(begin.elapsed());
         let status = |(&at, (busy, commands)): (&usize, (u64, u64))| {
             let (now, of) = (look(at), self.stats.of(at));
-            let permille = now.0.saturating_sub(busy).saturating_mul(1000) / span_ns;
             ReactorStatus {
                 reactor: at,
                 on_duty: self.crew.is_on_duty(at),
-                busy_permille: u32::try_from(permille.min(1000)).unwrap_or(1000),
+                busy_permille: permille(now.0.saturating_sub(busy), span_ns),
                 iops: now.1.saturating_sub(commands).saturating_mul(1_000_000_000) / span_ns,
                 ssds: of.map_or(0, |of| of.seats.load(Relaxed)),
                 queue_pairs: of.map_or(0, |of| of.pairs.load(Relaxed)),
@@ -252,6 +250,16 @@ impl House {
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         slots.open.values().filter_map(|served| Some((served.ssd().id, served.disk()?))).collect()
     }
+}
+
+/// A time to divide by.
+fn span_ns(span: Duration) -> u64 {
+    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX).max(1)
+}
+
+/// A part of a time.
+fn permille(part_ns: u64, span_ns: u64) -> u32 {
+    u32::try_from((part_ns.saturating_mul(1000) / span_ns).min(1000)).unwrap_or(1000)
 }
 
 fn lock(disk: &Mutex<Disk>) -> MutexGuard<'_, Disk> {

@@ -45,7 +45,6 @@ pub(crate) fn page(config: &config::Ssd, kept: Option<OwnedFd>) -> (Arc<SharedRe
 pub(crate) struct Meter {
     page: Arc<SharedRegion<Page>>,
     lane: usize,
-    now: Now,
     waits: Waits,
     /// By queue and slot: what is at the drive. Grows with what is in use.
     flights: Vec<Vec<Flight>>,
@@ -55,13 +54,12 @@ impl Meter {
     /// The lane belongs to this reactor alone.
     pub(crate) fn new(ssd: &Ssd, lane: usize) -> Self {
         ssd.page.open_lane(lane);
-        Self { page: Arc::clone(&ssd.page), lane, now: Now(0), waits: Waits::default(), flights: Vec::new() }
+        Self { page: Arc::clone(&ssd.page), lane, waits: Waits::default(), flights: Vec::new() }
     }
 
     /// A turn begins: what it finds came after the turn before.
     #[inline]
     pub(crate) fn turn(&mut self, now: Now) {
-        self.now = now;
         self.waits.turn(now);
     }
 
@@ -109,7 +107,7 @@ impl Meter {
                     class.failed();
                 }
             }
-            _ => self.depart(request.token, Flight::new(op, request.range.len_bytes, self.now)),
+            _ => self.depart(request.token, Flight::new(op, request.range.len_bytes, self.waits.now())),
         }
     }
 
@@ -144,7 +142,7 @@ impl Meter {
         let flight = std::mem::replace(flight, Flight::NONE);
         let Some(op) = flight.op() else { return };
         let class = self.page.lane(self.lane).class(op);
-        class.time(Part::Drive, bucket_of(flight.age_ns(self.now)));
+        class.time(Part::Drive, bucket_of(flight.age_ns(self.waits.now())));
         class.moved(flight.bytes());
         if outcome != Outcome::Done {
             class.failed();

@@ -43,6 +43,12 @@ impl Waits {
         self.since(self.looked);
     }
 
+    /// The time of the turn.
+    #[inline]
+    pub(crate) fn now(&self) -> Now {
+        self.now
+    }
+
     /// Nothing had come at this time.
     #[inline]
     pub(crate) fn looked_at(&mut self, at: Now) {

@@ -64,14 +64,9 @@ impl Work {
         if let (Some(pool), Some(source)) = (&spec.pool, &spec.source) {
             let request =
                 PoolRequest::Clone { pool: pool.clone(), volume: source.clone(), name: volume.clone() };
-            match self.ensure(pool, &volume, request) {
-                Ok(()) => {}
-                Err(PlaneError::Silent(why)) => return Ok(Step::Later(why)),
-                Err(PlaneError::Refused(why)) => {
-                    (self.between)();
-                    self.write_step(operation, "undo", Some(&why))?;
-                    return Ok(Step::On);
-                }
+            let said = self.ensure(pool, &volume, request);
+            if let Some(step) = self.unless_done(operation, said)? {
+                return Ok(step);
             }
         }
         (self.between)();

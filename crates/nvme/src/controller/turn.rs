@@ -48,24 +48,33 @@ impl Controller {
     /// Nothing in this turn could have an effect: two loads and a few compares.
     fn is_still(&mut self) -> bool {
         let head = self.doorbells.cq_head(0);
-        let moved = core::mem::replace(&mut self.cq_head_seen, head) != head;
-        let waiting = self.queue.as_ref().is_some_and(|q| q.has_work(self.doorbells.sq_tail(0)));
-        let due = self.deadline().is_some_and(|at| at <= self.now);
-        !(moved || waiting || due)
+        let rang = self.rang_with(head);
+        self.cq_head_seen = head;
+        !rang && !self.is_due()
     }
 
     /// Whether the controller has nothing to do but to wait for its doorbells or its [`Controller::deadline`]. If so, it needs no turn
     /// until [`Controller::rang`], or a call.
     pub fn rest(&self) -> bool {
         // What has come since the last turn's look is left for the next to find.
-        !self.rang() && self.deadline().is_none_or(|at| at > self.now)
+        !self.rang() && !self.is_due()
+    }
+
+    fn is_due(&self) -> bool {
+        self.deadline().is_some_and(|at| at <= self.now)
     }
 
     /// Whether a doorbell of the admin queue changed since the controller rests: two loads.
     #[inline]
     #[must_use]
     pub fn rang(&self) -> bool {
-        self.doorbells.cq_head(0) != self.cq_head_seen
+        self.rang_with(self.doorbells.cq_head(0))
+    }
+
+    /// As [`Controller::rang`], for a head that was read already.
+    #[inline]
+    fn rang_with(&self, cq_head: u32) -> bool {
+        cq_head != self.cq_head_seen
             || self.queue.as_ref().is_some_and(|queue| queue.has_work(self.doorbells.sq_tail(0)))
     }
 

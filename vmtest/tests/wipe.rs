@@ -52,6 +52,11 @@ fn wipe(vm: &mut Vm, drive: &Value, options: &str) -> Result<Value> {
     serde_json::from_str(&text).with_context(|| format!("godwit printed {text}"))
 }
 
+/// Namespaces that the controller has, attached or not.
+fn namespaces(vm: &mut Vm, controller: &str) -> Result<usize> {
+    Ok(vm.run_ok(&format!("nvme list-ns --all {controller}"))?.matches("]:0x").count())
+}
+
 #[test]
 fn a_guests_drives_are_listed_refused_and_wiped_by_their_own_commands() -> Result<()> {
     let folder = TempDir::with_prefix("wipe-").context("create a folder for the test")?;
@@ -84,6 +89,49 @@ fn a_guests_drives_are_listed_refused_and_wiped_by_their_own_commands() -> Resul
     for drive in drives(&mut vm)?.iter().filter(|drive| drive["bus"] == "nvme") {
         ensure!(drive["state"] == "free", "{drive}");
     }
+    vm.kill();
+    daemon.stop()
+}
+
+#[test]
+fn a_namespace_is_made_for_an_ssd_given_and_taken_back_on_a_real_controller() -> Result<()> {
+    let folder = TempDir::with_prefix("carve-").context("create a folder for the test")?;
+    let (mut daemon, mut vm) = guest(&folder)?;
+    let ours = of_serial(&drives(&mut vm)?, true)?;
+    let serial = ours["serial"].as_str().context("a serial number")?.to_owned();
+    let controller = format!("/dev/{}", ours["nvme"]["controller"].as_str().context("a controller")?);
+    let refused = vm.run(&format!("/tmp/godwit drive carve {serial} a --size 4MiB"))?;
+    ensure!(refused.status != 0 && refused.stderr.contains("do not fit"), "{refused:?}");
+    // QEMU's drive cannot, and its numbers say so.
+    let other = vm.run("/tmp/godwit drive carve q a --size 4MiB")?;
+    ensure!(other.status != 0 && other.stderr.contains("cannot be carved so"), "{other:?}");
+    vm.run_ok(&format!("nvme delete-ns {controller} -n 1 && nvme ns-rescan {controller}"))?;
+    vm.run_ok(&format!(
+        "/tmp/godwit drive carve {controller} a --size 4MiB && /tmp/godwit drive carve {serial} b --size 4MiB"
+    ))?;
+    let grants = vm.run_ok("/tmp/godwit drive grants")?;
+    ensure!(
+        grants.lines().filter(|line| line.contains("given") && line.contains(&serial)).count() == 2,
+        "{grants}"
+    );
+    // Done already: nothing is made twice.
+    vm.run_ok(&format!("/tmp/godwit drive carve {serial} a --size 4MiB"))?;
+    ensure!(namespaces(&mut vm, &controller)? == 2);
+    vm.run_ok(
+        "for n in $(ls -d /sys/block/nvme*); do d=/dev/$(basename $n); \
+         [ $(blockdev --getsize64 $d) = 4194304 ] && tr '\\0' 'x' < /dev/zero | dd of=$d bs=1M count=4 iflag=fullblock oflag=direct status=none; \
+         done; true",
+    )?;
+    let unsaid = vm.run("/tmp/godwit drive take-back a")?;
+    ensure!(unsaid.status != 0 && unsaid.stderr.contains("--force-destroy-data"), "{unsaid:?}");
+    vm.run_ok(&format!("/tmp/godwit drive take-back a --force-destroy-data {serial}"))?;
+    ensure!(namespaces(&mut vm, &controller)? == 1);
+    // The other ssd's data are as they were.
+    vm.run_ok(
+        "for n in $(ls -d /sys/block/nvme*); do d=/dev/$(basename $n); \
+         [ $(blockdev --getsize64 $d) = 4194304 ] && [ $(dd if=$d bs=1M iflag=direct status=none | tr -d x | wc -c) = 0 ] && echo same; \
+         done | grep -c same | grep -qx 1",
+    )?;
     vm.kill();
     daemon.stop()
 }

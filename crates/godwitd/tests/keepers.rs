@@ -94,6 +94,15 @@ impl House {
         }
     }
 
+    /// Has the ssd's size be another, in the file and by `apply`.
+    fn resize(&self, from: &str, to: &str) {
+        let file = self.path("godwit.toml");
+        let text = std::fs::read_to_string(&file).unwrap().replace(from, to);
+        std::fs::write(&file, &text).unwrap();
+        let answer = self.ask(&json!({"command": "apply", "config": text})).unwrap();
+        assert!(answer["done"].is_string(), "{answer}");
+    }
+
     fn driver(&self) -> Driver {
         let options = Options { timeout: PATIENCE, ..Options::default() };
         let mut driver = Driver::connect_with(self.path("a.sock"), options).unwrap();
@@ -194,6 +203,45 @@ fn a_guest_goes_on_when_its_keeper_is_killed_under_a_service_manager() {
     use_drive(&mut driver, 5);
     assert_eq!(house.serving()["keeper_generation"], 6);
     assert_eq!(house.manager.as_ref().unwrap().wrong(), Vec::<String>::new());
+}
+
+#[test]
+fn an_ssd_that_has_grown_is_as_large_under_every_next_keeper() {
+    for managed in [false, true] {
+        let mut house = House::start_on(managed, "{ type = \"ram\" }", "");
+        let mut driver = house.driver();
+        use_drive(&mut driver, 0);
+        let (mut from, mut old_end) = ("16MiB", 16 << 11);
+        for (round, (to, end)) in (1..).zip([("24MiB", 24 << 11), ("40MiB", 40 << 11)]) {
+            house.resize(from, to);
+            let buffer = driver.ram().clone().alloc_with(&[round; 512]).unwrap();
+            // The new size comes a moment later.
+            let begun = Instant::now();
+            while driver.write(1, 1, end - 1, 1, &buffer).unwrap().ok().is_err() {
+                assert!(begun.elapsed() < PATIENCE, "it does not grow to {to}");
+            }
+            if managed {
+                house.signal(Signal::KILL);
+                house.end();
+                house.restart();
+            } else {
+                let answer = house.ask(&json!({"command": "upgrade", "keeper": true})).unwrap();
+                assert!(answer["done"].is_string(), "{answer}");
+            }
+            use_drive(&mut driver, round);
+            driver.read(1, 1, end - 1, 1, &buffer).unwrap().ok().unwrap();
+            assert_eq!(buffer.bytes(0, 512), [round; 512], "the last block, {to}");
+            driver.read(1, 1, old_end, 1, &buffer).unwrap().ok().unwrap();
+            assert_eq!(buffer.bytes(0, 512), [0; 512], "the first new block, {to}");
+            assert!(driver.read(1, 1, end, 1, &buffer).unwrap().ok().is_err(), "beyond the end, {to}");
+            // The engine it then starts is told the same.
+            let engine = house.serving()["engine"]["pid"].as_i64().unwrap();
+            kill_process(Pid::from_raw(i32::try_from(engine).unwrap()).unwrap(), Signal::KILL).unwrap();
+            driver.read(1, 1, end - 1, 1, &buffer).unwrap().ok().unwrap();
+            assert_eq!(buffer.bytes(0, 512), [round; 512], "the last block, after the engine, {to}");
+            (from, old_end) = (to, end);
+        }
+    }
 }
 
 /// The lock of a drive belongs to its open file, and a dead engine's ring, which the keeper holds, has that open.

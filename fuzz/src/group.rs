@@ -495,6 +495,7 @@ impl Bench {
             }
             GroupEvent::CqDeleted { cqid } => self.cqs[usize::from(cqid)].exists = false,
             GroupEvent::Yielded { cqid, .. } => panic!("nobody asked for queue pair {cqid}"),
+            GroupEvent::Lulled { id } => panic!("nobody asked for lull {id}"),
             GroupEvent::MemoryAdopted { .. } => {
                 self.adoptions = self.adoptions.checked_sub(1).expect("a map adopted that was never given");
             }

@@ -23,7 +23,7 @@ use api::control::ReactorStatus;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -221,7 +221,7 @@ impl House {
         while let Some(musters) = self.duty.next_look() {
             if musters {
                 self.duty.muster();
-                self.disks().into_iter().for_each(|(_, disk)| lock(&disk).muster());
+                self.disks().into_iter().for_each(|(_, disk)| _ = free(&disk).map(|mut disk| disk.muster()));
             }
             let loads = self.duty.loads(&mut before);
             // What goes where it belongs is not judged meanwhile.
@@ -241,11 +241,11 @@ impl House {
             return self.duty.crew.tell_all(|| Message::Shift(ssd, queue, to));
         }
         if let Some((_, disk)) = self.disks().into_iter().find(|(id, _)| *id == ssd) {
-            lock(&disk).shift(queue, to);
+            let _ = free(&disk).map(|mut disk| disk.shift(queue, to));
         }
     }
 
-    /// The disks that are served. Not held while a ring moves: that may take as long as its I/O.
+    /// The disks that are served. Not held while a ring moves.
     fn disks(&self) -> Vec<(SsdId, Arc<Mutex<Disk>>)> {
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         slots.open.values().filter_map(|served| Some((served.ssd().id, served.disk()?))).collect()
@@ -262,6 +262,11 @@ fn permille(part_ns: u64, span_ns: u64) -> u32 {
     u32::try_from((part_ns.saturating_mul(1000) / span_ns).min(1000)).unwrap_or(1000)
 }
 
-fn lock(disk: &Mutex<Disk>) -> MutexGuard<'_, Disk> {
-    disk.lock().unwrap_or_else(PoisonError::into_inner)
+/// A disk whose client asks nothing now: what it asks may take as long as its I/O, and nobody else's rings wait for that.
+fn free(disk: &Mutex<Disk>) -> Option<MutexGuard<'_, Disk>> {
+    match disk.try_lock() {
+        Ok(disk) => Some(disk),
+        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
 }

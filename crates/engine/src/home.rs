@@ -16,8 +16,8 @@ use crate::records::Records;
 use crate::seat::{Seat, Stand, Turn};
 use block::{Now, Request, Submitted};
 use freezing::Freezing;
-pub(crate) use links::Goal;
 use links::Links;
+pub(crate) use links::{Goal, HandedOn};
 use memory::MemoryMap;
 use nvme::controller::Controller;
 use nvme::host::Host;
@@ -103,11 +103,11 @@ impl Home {
             client,
             freezing: Freezing::default(),
         };
-        if let Some(deletions) = resume {
+        if let Some(handed_on) = resume {
             let Self { seat, controller, links, .. } = &mut home;
             // The queues first: what the controller asks of them comes after.
             let region = Arc::clone(&seat.power.region);
-            links.resume(seat, &region, deletions);
+            links.resume(seat, &region, handed_on);
             let memory = Arc::clone(&links.memory);
             controller.memory(memory, now, &mut Errand { seat, links });
             home.settle(now);
@@ -174,7 +174,7 @@ impl Home {
         if self.seat.desk.take_line_news() {
             self.refresh_line();
         }
-        self.consider_moving();
+        self.consider_moving(now);
     }
 
     fn group_event(&mut self, event: GroupEvent, now: Now) {
@@ -186,7 +186,7 @@ impl Home {
                 }
             }
             GroupEvent::NeedsRemote => self.want_private(),
-            GroupEvent::Yielded { cqid, kept } => self.links.yielded(&self.seat, cqid, kept),
+            GroupEvent::Yielded { cqid, kept } => self.links.yielded(&self.seat, cqid, kept, now),
             event => {
                 let Self { seat, controller, links, .. } = self;
                 if let Some(event) = links.gather(event) {
@@ -338,10 +338,11 @@ impl Home {
         if self.private || self.freezing.is_wanted() {
             return;
         }
-        if self.controller.is_quiet() {
+        let may_leave = self.links.may_leave(now);
+        if self.controller.is_quiet() && may_leave {
             self.links.muster(&self.seat);
         }
-        if !crew.is_on_duty(here) && !self.links.is_moving() {
+        if !crew.is_on_duty(here) && !self.links.is_moving() && may_leave {
             self.links.want_to_move(Goal::Shared(crew.deal(self.seat.id().0)));
         }
         self.settle(now);
@@ -366,14 +367,15 @@ impl Home {
     }
 
     /// Begins to move once no call of the session is half done, and the guest still wants something.
-    fn consider_moving(&mut self) {
+    fn consider_moving(&mut self, now: Now) {
         if self.controller.needs_remote() {
             self.want_private();
         }
         let wanted = self.seat.power.is_enabled() || self.links.goal() != Goal::Private;
         if self.waiting.is_nothing() && self.controller.is_quiet() && wanted {
-            self.links.pause(&self.seat);
+            self.links.go(&self.seat, now);
         }
+        self.links.give_up_late(&self.seat, now);
     }
 
     /// The home is to be given to another reactor now: every group is paused and drained.
@@ -389,7 +391,7 @@ impl Home {
         self.links.cut(&self.seat);
         let private = self.goal() == Goal::Private;
         let Self { seat, controller, mut links, client, .. } = self;
-        let resume = Some(links.take_deletions());
+        let resume = Some(links.hand_on());
         let self_client = client.clone();
         let memory = match client {
             Some(client) if private => Arc::new(links.memory.with_remote(client)),
@@ -431,8 +433,8 @@ impl Home {
         self.seat.rang() || self.controller.rang()
     }
 
-    /// When the next timer of the controller is due.
+    /// When the next timer is due.
     pub(crate) fn deadline(&self) -> Option<Now> {
-        self.controller.deadline()
+        self.controller.deadline().into_iter().chain(self.links.lull_ends()).min()
     }
 }

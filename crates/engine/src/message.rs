@@ -1,5 +1,6 @@
 //! What reactors, sessions and the record keeper say to each other.
 
+use crate::home::HandedOn;
 use crate::interrupts::Table;
 use crate::mailbox::Mailbox;
 use crate::reactor::Options;
@@ -163,8 +164,8 @@ pub(crate) struct Settlement {
     pub(crate) interrupts: Table,
     pub(crate) namespaces: Arc<NamespaceTable>,
     /// When the ssd comes with a running guest and the queues it has (from another reactor, or of a process that was killed):
-    /// deletions of some that have not ended.
-    pub(crate) resume: Option<Vec<GroupCommand>>,
+    /// what has to be asked of its groups again.
+    pub(crate) resume: Option<HandedOn>,
     /// The client, if it is known already.
     pub(crate) client: Option<Arc<dyn Client>>,
     /// Set on a private reactor: memory without a descriptor may be reached from here.

@@ -400,7 +400,7 @@ impl Reactor {
                 _ => self.forward(life.ssd, Message::Persisted(life, ok)),
             },
             Message::Limits(id) => self.limits_changed(id),
-            Message::Vhost(id, order) => self.order(id, order),
+            Message::Vhost(id, order) => self.order(id, order, now),
             Message::Look => self.places.wake_all(),
             Message::Muster => self.muster(now),
             Message::Shift(id, cqid, to) => match self.find(id) {
@@ -474,10 +474,10 @@ impl Reactor {
         }
     }
 
-    fn order(&mut self, id: SsdId, order: Order) {
+    fn order(&mut self, id: SsdId, order: Order, now: Now) {
         match (self.find(id), order) {
             (Some(Place::Vhost(seat)), order) => {
-                let stays = seat.obey(order);
+                let stays = seat.obey(order, now);
                 if !stays {
                     self.vacate(id);
                 }

@@ -339,3 +339,36 @@ impl Branch {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use backend::{Config, Drive};
+    use memory::MemoryMap;
+    use nvme::profile::{Identity, IdentityConfig, Profile};
+
+    /// An ssd on a drive of its own.
+    pub(crate) fn ssd(config: &Config) -> Arc<Ssd> {
+        Arc::new(Ssd {
+            id: SsdId(0),
+            name: "test".to_owned(),
+            drive: crate::drive::Drive::Own(Drive::open(config).unwrap()),
+            data_key: None,
+            profile: Profile::ALL[0].clone(),
+            identity: Identity::new(&IdentityConfig { serial: "GW0", ..IdentityConfig::default() }).unwrap(),
+            record_path: None,
+            page: Arc::new(memory::SharedRegion::private()),
+            keeper: None,
+            terms: crate::terms::Terms::unlimited(),
+        })
+    }
+
+    /// A seat that nobody serves.
+    pub(crate) fn seat() -> Seat {
+        let power = Power::on("test").unwrap();
+        let stand = Stand { rings: &Rings::new(None), lane: 0 };
+        let memory = Arc::new(MemoryMap::empty());
+        let ssd = ssd(&Config::Ram { size_bytes: 1 << 20 });
+        Seat::new(ssd, power, &memory, Table::default(), Arc::new(NamespaceTable::default()), &stand)
+    }
+}

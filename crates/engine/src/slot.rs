@@ -9,6 +9,7 @@
 use crate::blame::Line;
 use crate::channel::LinkChannel;
 use crate::clock::Clock;
+use crate::home::HandedOn;
 use crate::interrupts::Table;
 use crate::keeper::{Keeper, PowerCycle};
 use crate::message::{Address, Call, Client, Message, Settlement};
@@ -23,7 +24,6 @@ use link::session::Restore;
 use memory::MemoryMap;
 use nvme::controller::Controller;
 use nvme::queue::{self, Left};
-use nvme::sink::GroupCommand;
 use state::session::VfioUserV1;
 use state::ssd::SsdV1;
 use std::os::fd::OwnedFd;
@@ -221,7 +221,7 @@ impl Keeping {
         let session = session.map(|(ready, _)| ready);
         let client = session.as_ref().map(|ready| ready.wire.client());
         let controller = controller(&keeping.ssd, &keeping.power, &keeping.record, keeping.clock);
-        keeping.settle(controller, memory, interrupts, client, Some(Vec::new()));
+        keeping.settle(controller, memory, interrupts, client, Some(HandedOn::default()));
         Ok((keeping, session, left))
     }
 
@@ -232,7 +232,7 @@ impl Keeping {
         memory: Arc<MemoryMap>,
         interrupts: Table,
         client: Option<Arc<dyn Client>>,
-        resume: Option<Vec<GroupCommand>>,
+        resume: Option<HandedOn>,
     ) {
         let settlement = Settlement {
             ssd: Arc::clone(&self.ssd),

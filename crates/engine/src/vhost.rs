@@ -69,6 +69,9 @@ pub(crate) enum Order {
     Events(u16, Events, SyncSender<Done>),
     /// Serve a ring no longer; answered when all that was taken from it is answered.
     Stop(u16, SyncSender<Done>),
+    /// As a stop, for another reactor: what takes long to end, or is held by the ssd's limits, is not waited for. The ring is served as before
+    /// then, and the answer is EAGAIN.
+    Yield(u16, SyncSender<Done>),
     /// Make what was written durable.
     Flush(SyncSender<Done>),
     /// Begin nothing more, for another process; answered when nothing is at the drive.

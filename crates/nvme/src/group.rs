@@ -242,7 +242,7 @@ impl QueueGroup {
         if !self.retries.is_empty() {
             self.retry(sink);
         }
-        if self.drains.is_stopped() {
+        if self.drains.is_quieted() {
             return 0;
         }
         let since = core::mem::replace(&mut self.looked, now);
@@ -437,7 +437,7 @@ impl QueueGroup {
     /// Commands that found no room, or whose turn was over, try again; each once.
     #[inline(never)]
     fn retry(&mut self, sink: &mut impl Sink) {
-        if self.drains.is_stopped() {
+        if self.drains.is_quieted() {
             return;
         }
         for _ in 0..self.retries.len() {

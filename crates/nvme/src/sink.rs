@@ -122,6 +122,14 @@ pub enum GroupCommand {
         /// Acknowledged with.
         id: u32,
     },
+    /// Begin no command for a while; [`GroupEvent::Lulled`] when nothing is at the backend. [`GroupCommand::EndLull`], a pause or a
+    /// reset ends it.
+    Lull {
+        /// Reported with.
+        id: u32,
+    },
+    /// Go on as before a lull.
+    EndLull,
     /// Begin nothing, wait for backend I/O, keep the queues in the region for another group; acknowledged then. Accepted
     /// commands that have not ended are found there by the next group.
     Pause {
@@ -202,6 +210,11 @@ pub enum GroupEvent {
         cqid: u16,
         /// It is here still: commands of it take long to end.
         kept: bool,
+    },
+    /// The answer to [`GroupCommand::Lull`]: nothing is at the backend, and nothing comes there until the lull ends.
+    Lulled {
+        /// As in the command.
+        id: u32,
     },
     /// No I/O uses an older map.
     MemoryAdopted {

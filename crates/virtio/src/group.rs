@@ -203,6 +203,14 @@ impl VirtQueueGroup {
         true
     }
 
+    /// Takes from a ring again whose stop takes too long. `false`: it has stopped.
+    pub fn go_on(&mut self, queue: u16) -> bool {
+        let Some(Some(q)) = self.queues.get_mut(usize::from(queue)) else { return false };
+        q.stopping = false;
+        self.news = true;
+        true
+    }
+
     /// Begins nothing more; [`Event::Paused`] by a `flush` when no I/O is at the backend. What was taken and not begun is in
     /// the in-flight regions, for the successor.
     pub fn pause(&mut self) {

@@ -540,6 +540,28 @@ fn a_successor_marks_what_its_predecessor_may_have_written_to_the_ring_without_a
 }
 
 #[test]
+fn a_queue_whose_stop_is_given_up_goes_on_with_what_has_come_meanwhile() {
+    let mut world = World::new(false, 8);
+    let mut engine = Engine::default();
+    let mut group = world.group();
+    group.start(0, world.config()).expect("sound");
+    assert!(world.give(PLAIN));
+    turn(&mut group, &mut engine);
+    assert!(group.stop(0));
+    assert!(world.give(PLAIN));
+    turn(&mut group, &mut engine);
+    assert_eq!(engine.starts, [0]);
+    assert!(group.go_on(0));
+    assert!(!group.rest());
+    turn(&mut group, &mut engine);
+    assert_eq!(engine.starts.len(), 2);
+    finish(&mut group, &mut engine, 0);
+    group.flush(&mut engine);
+    assert!(engine.events.is_empty(), "it did not stop");
+    assert!(!group.go_on(1), "there is no such queue");
+}
+
+#[test]
 fn a_stopped_queue_answers_what_it_took_and_says_where_it_goes_on() {
     for (packed, base) in [(false, 1), (true, 0x8003_8003)] {
         let mut world = World::new(packed, 8);

@@ -6,6 +6,7 @@ use crate::interrupts::Table;
 use crate::message::{Address, Branching, Message};
 use crate::records::Records;
 use crate::seat::Seat;
+use block::Now;
 use memory::MemoryMap;
 use nvme::namespace::NamespaceTable;
 use nvme::queue::{SqRecord, close_cq, close_sq};
@@ -18,6 +19,13 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 /// Acknowledgement ids of the engine's own, which no controller uses.
 const PAUSE: u32 = u32::MAX;
 const RESUME: u32 = 0;
+
+/// How long what is at the drive may take to end before a home that is to go to another shared reactor stays where it is. Its guest's next
+/// commands wait so long.
+const LULL_NS: u64 = 10_000_000;
+/// When what could not be moved is tried again: first, and at last.
+const AGAIN_NS: u64 = 100_000_000;
+const AGAIN_MAX_NS: u64 = 1_000_000_000;
 
 /// See the module.
 pub(super) struct Links {
@@ -41,8 +49,14 @@ pub(super) struct Links {
     goal: Goal,
     /// Queue pairs on their way from one reactor to another.
     transfers: Vec<Transfer>,
-    /// Broadcast, and not yet released.
-    holds: Vec<u32>,
+    /// Holds that were broadcast and not yet released, for groups that come later.
+    holds: Vec<GroupCommand>,
+    /// Counts lulls: what is said of an earlier one is not of this one.
+    lulls: u32,
+    /// Before then nothing leaves a reactor that is off duty: something could not.
+    again: Now,
+    /// The pause after the next such failure.
+    patience_ns: u64,
 }
 
 /// A queue pair that its reactor was told to let go.
@@ -53,6 +67,15 @@ struct Transfer {
     waiting: Vec<GroupCommand>,
     /// This reset has come since: there is nothing to be taken over.
     void: Option<u32>,
+}
+
+/// What a home that was moved asks of its new groups again.
+#[derive(Default)]
+pub(crate) struct HandedOn {
+    /// Of queues, and not answered yet.
+    deletions: Vec<GroupCommand>,
+    /// Acknowledged: of a shutdown that is complete.
+    holds: Vec<GroupCommand>,
 }
 
 /// Where a home moves to.
@@ -77,7 +100,14 @@ struct Gather {
 pub(super) enum Moving {
     No,
     Wanted,
-    Pausing { left: usize },
+    /// It moves if what is at the drive ends soon.
+    Lulling {
+        left: usize,
+        since: Now,
+    },
+    Pausing {
+        left: usize,
+    },
     Paused,
 }
 
@@ -107,12 +137,18 @@ impl Links {
             goal: Goal::Private,
             transfers: Vec::new(),
             holds: Vec::new(),
+            lulls: 0,
+            again: Now(0),
+            patience_ns: AGAIN_NS,
         }
     }
 
     /// The groups there were are gone, paused or killed: the queues they left in the region go on in groups here. Deletions of queues
-    /// are only handed on by a seat that was moved: to the group that has the queue now.
-    pub(super) fn resume(&mut self, seat: &Seat, region: &ControllerRegion, deletions: Vec<GroupCommand>) {
+    /// and holds are only handed on by a seat that was moved: to the group that has the queue now, and to all.
+    pub(super) fn resume(&mut self, seat: &Seat, region: &ControllerRegion, handed_on: HandedOn) {
+        let HandedOn { deletions, holds } = handed_on;
+        self.local.extend(holds.iter().cloned());
+        self.holds = holds;
         let exists = |size: &AtomicU32| size.load(Ordering::Acquire) != 0;
         let queues = || (1u16..).zip(1..QUEUES_MAX);
         for (cqid, _) in queues().filter(|(_, at)| exists(&region.cqs[*at].size)) {
@@ -209,6 +245,17 @@ impl Links {
                 let shadow = GroupCommand::ShadowDoorbells { enabled: true, id: RESUME };
                 self.crew.address(place).send(Message::Group(seat.id(), shadow));
             }
+            for hold in &self.holds {
+                // Who still waits for it waits for this group, too.
+                let awaited = self.gathers.iter_mut().filter(|it| hold.acknowledged_by() == Some(it.id));
+                awaited.for_each(|gather| gather.left += 1);
+                self.crew.address(place).send(Message::Group(seat.id(), hold.clone()));
+            }
+            if let Moving::Lulling { left, .. } = &mut self.moving {
+                *left += 1;
+                let lull = GroupCommand::Lull { id: self.lulls };
+                self.crew.address(place).send(Message::Group(seat.id(), lull));
+            }
         }
     }
 
@@ -239,15 +286,15 @@ impl Links {
                 for transfer in &mut self.transfers {
                     (transfer.void, transfer.waiting) = (Some(*id), Vec::new());
                 }
-                // It ends a pause, too. What a group may still say of that pause comes before it acknowledges the reset.
-                if self.is_pausing() {
+                // It ends a pause and a lull, too. What a group may still say of that pause comes before it acknowledges the reset.
+                if self.is_moving() {
                     self.moving = Moving::Wanted;
                 }
             }
-            GroupCommand::Hold { id, .. } => self.holds.push(*id),
+            GroupCommand::Hold { .. } => self.holds.push(command.clone()),
             GroupCommand::Release { id } => {
                 self.gathers.retain(|gather| gather.id != *id);
-                self.holds.retain(|hold| hold != id);
+                self.holds.retain(|hold| hold.acknowledged_by() != Some(*id));
             }
             _ => {}
         }
@@ -270,6 +317,14 @@ impl Links {
     pub(super) fn gather(&mut self, event: GroupEvent) -> Option<GroupEvent> {
         match event {
             GroupEvent::Acknowledged { id } => self.acknowledged(id).then_some(event),
+            GroupEvent::Lulled { id } => {
+                if let Moving::Lulling { left, .. } = &mut self.moving
+                    && id == self.lulls
+                {
+                    *left = left.saturating_sub(1);
+                }
+                None
+            }
             GroupEvent::SqDeleted { sqid } => {
                 self.deletions
                     .retain(|it| !matches!(it, GroupCommand::DeleteSq { sqid: its } if *its == sqid));
@@ -320,12 +375,48 @@ impl Links {
         self.goal
     }
 
-    /// Begins to move, if that is wanted: every group ends what it began.
-    pub(super) fn pause(&mut self, seat: &Seat) {
-        if self.moving == Moving::Wanted && self.gathers.is_empty() && self.transfers.is_empty() {
-            let left = self.broadcast(seat, &GroupCommand::Pause { id: PAUSE });
-            self.moving = Moving::Pausing { left };
+    /// Moves on towards another reactor, if that is wanted and nothing else is under way. Who must leave waits for what every group began,
+    /// however long that takes; who may as well stay does so if it takes long.
+    pub(super) fn go(&mut self, seat: &Seat, now: Now) {
+        match self.moving {
+            Moving::Wanted if !self.gathers.is_empty() || !self.transfers.is_empty() => {}
+            Moving::Wanted if self.goal != Goal::Private => {
+                self.lulls = self.lulls.wrapping_add(1);
+                let left = self.broadcast(seat, &GroupCommand::Lull { id: self.lulls });
+                self.moving = Moving::Lulling { left, since: now };
+            }
+            Moving::Lulling { left, .. } if left > 0 && self.goal != Goal::Private => {}
+            Moving::Wanted | Moving::Lulling { .. } => {
+                let left = self.broadcast(seat, &GroupCommand::Pause { id: PAUSE });
+                self.moving = Moving::Pausing { left };
+            }
+            Moving::No | Moving::Pausing { .. } | Moving::Paused => {}
         }
+    }
+
+    /// Goes on as before if what is at the drive took too long to end.
+    pub(super) fn give_up_late(&mut self, seat: &Seat, now: Now) {
+        if self.lull_ends().is_some_and(|at| at <= now) {
+            self.broadcast(seat, &GroupCommand::EndLull);
+            self.moving = Moving::No;
+            self.put_off(now);
+        }
+    }
+
+    /// When it is given up.
+    pub(super) fn lull_ends(&self) -> Option<Now> {
+        let Moving::Lulling { since, .. } = self.moving else { return None };
+        Some(Now(since.0.saturating_add(LULL_NS)))
+    }
+
+    fn put_off(&mut self, now: Now) {
+        self.again = Now(now.0.saturating_add(self.patience_ns));
+        self.patience_ns = self.patience_ns.saturating_mul(2).min(AGAIN_MAX_NS);
+    }
+
+    /// Whether what is on reactors that are off duty may try to leave them.
+    pub(super) fn may_leave(&self, now: Now) -> bool {
+        now >= self.again
     }
 
     /// Every group ends what it began, whatever else is under way.
@@ -355,8 +446,8 @@ impl Links {
     }
 
     /// What the next home has to ask again.
-    pub(super) fn take_deletions(&mut self) -> Vec<GroupCommand> {
-        std::mem::take(&mut self.deletions)
+    pub(super) fn hand_on(&mut self) -> HandedOn {
+        HandedOn { deletions: std::mem::take(&mut self.deletions), holds: std::mem::take(&mut self.holds) }
     }
 
     /// Ends all branches. Their groups are drained.
@@ -386,7 +477,7 @@ impl Links {
     }
 
     /// A queue pair was let go, or is kept: what was asked of it meanwhile goes to who has it now.
-    pub(super) fn yielded(&mut self, seat: &Seat, cqid: u16, kept: bool) {
+    pub(super) fn yielded(&mut self, seat: &Seat, cqid: u16, kept: bool, now: Now) {
         let Some(at) = self.transfers.iter().position(|transfer| transfer.cqid == cqid) else { return };
         let Transfer { to, waiting, void, .. } = self.transfers.swap_remove(at);
         let region = &seat.power.region;
@@ -402,7 +493,10 @@ impl Links {
             }
             return;
         }
-        if !kept {
+        if kept {
+            self.put_off(now);
+        } else {
+            self.patience_ns = AGAIN_NS;
             self.places[usize::from(cqid) % QUEUES_MAX] = u8::try_from(to).ok();
             self.send(seat, to, GroupCommand::CreateCq { cqid });
             // Those that were made meanwhile are among what waits.
@@ -515,5 +609,74 @@ mod tests {
         links.supersede(&GroupCommand::Reset { id: 4 });
         assert!(!links.acknowledged(PAUSE));
         assert_eq!(links.moving, Moving::Wanted);
+    }
+
+    fn hold(id: u32) -> GroupCommand {
+        GroupCommand::Hold { scope: nvme::sink::Scope::All, except: None, id }
+    }
+
+    /// What a reactor was told, in its order.
+    fn told(links: &Links, place: usize) -> Vec<&'static str> {
+        let name = |message: Message| match message {
+            Message::Branch(_) => "branch",
+            Message::Group(_, GroupCommand::Hold { .. }) => "hold",
+            Message::Group(_, GroupCommand::Lull { .. }) => "lull",
+            Message::Group(_, GroupCommand::CreateCq { .. }) => "create",
+            _ => "else",
+        };
+        links.crew.address(place).take().into_iter().map(name).collect()
+    }
+
+    #[test]
+    fn a_group_that_comes_while_a_hold_lasts_hears_of_it_and_is_waited_for() {
+        let (mut links, seat) = (links(), crate::seat::tests::seat());
+        links.broadcast(&seat, &hold(7));
+        (1..=2).for_each(|cqid| links.send_to_queue(&seat, cqid, GroupCommand::CreateCq { cqid }));
+        assert_eq!(told(&links, 1), ["branch", "hold", "create"]);
+        assert_eq!([(); 2].map(|()| links.acknowledged(7)), [false, true]);
+        // One that comes later is told, and nobody waits for it.
+        links.send_to_queue(&seat, 3, GroupCommand::CreateCq { cqid: 3 });
+        assert_eq!(told(&links, 2), ["branch", "hold", "create"]);
+        assert!(!links.acknowledged(7));
+    }
+
+    #[test]
+    fn a_home_that_moves_after_a_shutdown_takes_its_hold_along() {
+        let (mut former, seat) = (links(), crate::seat::tests::seat());
+        former.broadcast(&seat, &hold(7));
+        former.broadcast(&seat, &hold(8));
+        former.supersede(&GroupCommand::Release { id: 8 });
+        let mut links = links();
+        links.resume(&seat, &seat.power.region, former.hand_on());
+        assert!(matches!(links.local.pop_front(), Some(GroupCommand::Hold { id: 7, .. })));
+        assert!(links.local.is_empty());
+        (1..=2).for_each(|cqid| links.send_to_queue(&seat, cqid, GroupCommand::CreateCq { cqid }));
+        assert_eq!(told(&links, 1), ["branch", "hold", "create"]);
+    }
+
+    #[test]
+    fn a_home_goes_only_when_every_drive_is_empty_and_gives_up_after_a_while() {
+        let (mut links, seat) = (links(), crate::seat::tests::seat());
+        links.want_to_move(Goal::Shared(1));
+        links.go(&seat, Now(0));
+        links.send_to_queue(&seat, 1, GroupCommand::CreateCq { cqid: 1 });
+        links.send_to_queue(&seat, 2, GroupCommand::CreateCq { cqid: 2 });
+        assert_eq!(told(&links, 1), ["branch", "lull", "create"], "of who comes meanwhile, too");
+        let lulled = |links: &mut Links, id| assert!(links.gather(GroupEvent::Lulled { id }).is_none());
+        lulled(&mut links, 1);
+        links.go(&seat, Now(LULL_NS - 1));
+        links.give_up_late(&seat, Now(LULL_NS - 1));
+        assert!(links.is_moving() && !links.is_pausing());
+        links.give_up_late(&seat, Now(LULL_NS));
+        assert!(!links.is_moving() && !links.may_leave(Now(LULL_NS)));
+        // What is still said of the first is not of the second.
+        links.want_to_move(Goal::Shared(1));
+        links.go(&seat, Now(LULL_NS));
+        [1, 1, 2].into_iter().for_each(|id| lulled(&mut links, id));
+        links.go(&seat, Now(LULL_NS));
+        assert!(!links.is_pausing());
+        lulled(&mut links, 2);
+        links.go(&seat, Now(LULL_NS));
+        assert!(links.is_pausing());
     }
 }

@@ -86,11 +86,12 @@ impl Place {
         }
     }
 
-    /// When a timer of its controller is due.
+    /// When a timer is due.
     pub(super) fn deadline(&self) -> Option<Now> {
         match self {
             Place::Home(home) => home.deadline(),
-            _ => None,
+            Place::Vhost(seat) => seat.deadline(),
+            Place::Branch(_) => None,
         }
     }
 

@@ -26,6 +26,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use virtio::config::{Capacity, Device};
 use virtio::dirty::DirtyLog;
 use virtio::inflight::{QueueRegion, region_bytes};
@@ -35,6 +36,9 @@ use virtio::ring::RingConfig;
 const QUEUES_MAX: u16 = 64;
 /// Entries of a ring: the most that QEMU gives.
 const QUEUE_SIZE_MAX: u16 = 1024;
+
+/// When a ring that could not leave its reactor is asked again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Opens the drive of an ssd whose door is vhost-user.
 pub(crate) fn open_ssd(
@@ -143,6 +147,8 @@ pub(crate) struct Disk {
     frozen: Frozen,
     /// Requests that a predecessor had taken and not answered.
     replayed: u64,
+    /// Before then no ring leaves its reactor because of who is on duty: one could not.
+    again: Option<Instant>,
 }
 
 impl Disk {
@@ -186,6 +192,7 @@ impl Disk {
             running: BTreeMap::new(),
             frozen: Frozen::default(),
             replayed: 0,
+            again: None,
         }
     }
 
@@ -236,6 +243,9 @@ impl Disk {
     /// The reactors on duty have changed: rings leave those that are not, and those that are get the same number each.
     pub(crate) fn muster(&mut self) {
         for queue in self.running.keys().copied().collect::<Vec<_>>() {
+            if self.again.is_some_and(|at| Instant::now() < at) {
+                return;
+            }
             let count = |at: usize| self.running.values().filter(|running| running.place == Some(at)).count();
             let Some(at) = self.running.get(&queue).and_then(|running| running.place) else { continue };
             let Some(to) = self.crew.on_duty().min_by_key(|to| count(*to)) else { return };
@@ -251,13 +261,17 @@ impl Disk {
         }
     }
 
-    /// Moves a ring to another reactor: it is stopped on the one, which answers all that it took, and started on the other.
+    /// Moves a ring to another reactor: it is stopped on the one, which answers all that it took, and started on the other. Where that takes
+    /// long it stays.
     pub(crate) fn shift(&mut self, queue: u16, to: usize) {
         let Some(Running { place: Some(from), ring }) = self.running.get(&queue).cloned() else { return };
         if from == to || !self.crew.is_on_duty(to) {
             return;
         }
-        let Ok(base) = self.ask(from, |reply| Order::Stop(queue, reply)) else { return };
+        let Ok(base) = self.ask(from, |reply| Order::Yield(queue, reply)) else {
+            self.again = Some(Instant::now() + AGAIN);
+            return;
+        };
         let ring = Ring { base, ..ring };
         // Where the other cannot have it (no descriptor is left), it stays.
         let place = [to, from].into_iter().find(|place| self.start_on(*place, queue, &ring).is_ok());

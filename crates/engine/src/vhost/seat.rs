@@ -20,6 +20,9 @@ use virtio::group::{QUEUES_MAX, VirtQueueGroup};
 use virtio::ring::RingConfig;
 use virtio::sink::{Event, Sink};
 
+/// How long requests of a ring that is to go to another reactor may take to end. The guest's next ones wait so long.
+const YIELD_NS: u64 = 10_000_000;
+
 /// Of a flush that the session asked for; no ring's token has the top bit.
 const FLUSH: Token = Token(1 << 63);
 
@@ -32,12 +35,20 @@ pub(crate) struct VhostSeat {
     /// `None`: no descriptor was left, and rings with kicks are looked at like those without.
     kicks: Option<Kicks>,
     stops: Vec<(u16, SyncSender<Done>)>,
+    yields: Vec<Yield>,
     pause: Option<SyncSender<Done>>,
     flush: Option<Flush>,
     done: Vec<Completion>,
     map: Arc<memory::MemoryMap>,
     /// Until the client was hung up on.
     hang_up: Option<Arc<dyn Fn() + Send + Sync>>,
+}
+
+/// A ring on its way to another reactor.
+struct Yield {
+    queue: u16,
+    until: Now,
+    reply: SyncSender<Done>,
 }
 
 struct Flush {
@@ -122,6 +133,7 @@ impl VhostSeat {
             group,
             kicks: kicks.ok(),
             stops: Vec::new(),
+            yields: Vec::new(),
             pause: None,
             flush: None,
             done: Vec::with_capacity(COMPLETIONS_MAX),
@@ -162,6 +174,9 @@ impl VhostSeat {
         }
         turn.work += turn.commands;
         self.finish();
+        if !self.yields.is_empty() {
+            self.give_up_late(now);
+        }
         self.desk.admission.end(self.desk.backend.in_flight());
         self.desk.meter.end(shut);
         turn
@@ -203,6 +218,10 @@ impl VhostSeat {
                         let (_, reply) = self.stops.swap_remove(at);
                         self.forget(queue);
                         let _ = reply.send(Ok(base));
+                    } else if let Some(at) = self.yields.iter().position(|it| it.queue == queue) {
+                        let Yield { reply, .. } = self.yields.swap_remove(at);
+                        self.forget(queue);
+                        let _ = reply.send(Ok(base));
                     }
                 }
                 Event::Broken { queue, why } => {
@@ -214,6 +233,21 @@ impl VhostSeat {
                 Event::MemoryAdopted { .. } | Event::Paused => {}
             }
         }
+    }
+
+    /// Rings whose requests take long to end are served as before.
+    #[cold]
+    fn give_up_late(&mut self, now: Now) {
+        let Self { yields, group, .. } = self;
+        for Yield { queue, reply, .. } in yields.extract_if(.., |it| it.until <= now) {
+            group.go_on(queue);
+            let _ = reply.send(Err(Errno::AGAIN));
+        }
+    }
+
+    /// When that is due.
+    pub(crate) fn deadline(&self) -> Option<Now> {
+        self.yields.iter().map(|it| it.until).min()
     }
 
     /// Nothing of the client's is held for a ring that does not run.
@@ -243,7 +277,7 @@ impl VhostSeat {
     }
 
     /// Does what the session orders. `false`: the seat is given up.
-    pub(crate) fn obey(&mut self, order: Order) -> bool {
+    pub(crate) fn obey(&mut self, order: Order, now: Now) -> bool {
         match order {
             Order::Sit(_) => {}
             Order::Adopt(setting, reply) => _ = reply.send(self.adopt(*setting)),
@@ -254,6 +288,14 @@ impl VhostSeat {
             Order::Stop(queue, reply) => {
                 if self.group.stop(queue) {
                     self.stops.push((queue, reply));
+                } else {
+                    let _ = reply.send(Err(Errno::INVAL));
+                }
+            }
+            Order::Yield(queue, reply) => {
+                if self.group.stop(queue) {
+                    let until = Now(now.0.saturating_add(YIELD_NS));
+                    self.yields.push(Yield { queue, until, reply });
                 } else {
                     let _ = reply.send(Err(Errno::INVAL));
                 }
@@ -332,7 +374,8 @@ impl VhostSeat {
 
     /// Whether only a driver or an order can bring it something to do: it needs no turn until [`VhostSeat::rang`].
     pub(crate) fn rest(&self) -> bool {
-        let waits = self.pause.is_some() || self.flush.is_some() || !self.stops.is_empty();
+        let waits =
+            self.pause.is_some() || self.flush.is_some() || !self.stops.is_empty() || !self.yields.is_empty();
         !waits && self.desk.reports.is_empty() && self.desk.backend.in_flight() == 0 && self.group.rest()
     }
 

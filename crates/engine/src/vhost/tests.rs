@@ -7,19 +7,18 @@ mod disk;
 use super::disk::Disk;
 use crate::clock::{Calibration, Clock};
 use crate::crew::Crew;
-use crate::message::{Message, SsdId};
+use crate::message::Message;
 use crate::reactor;
 use crate::records::Records;
 use crate::ssd::Ssd;
+use backend::Config;
 use backend::faulty::{How, On, Plan, Rule, When};
-use backend::{Config, Drive};
 use block::Fault;
 use disk::{Checked, kinds, place, read, transfer, wait, write};
 use frontend::vfio_user::Shutdown;
 use frontend::vhost_user::{Limits, serve};
 use guest::vhost_user::ring::Piece;
 use guest::vhost_user::{Driver, Options, request};
-use nvme::profile::{Identity, IdentityConfig, Profile};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
@@ -29,20 +28,7 @@ const IOERR: u8 = 1;
 const UNSUPPORTED: u8 = 2;
 
 fn faulty(plan: Plan) -> Arc<Ssd> {
-    let inner = Box::new(Config::Ram { size_bytes: 64 << 20 });
-    let drive = Drive::open(&Config::Faulty { inner, plan }).unwrap();
-    Arc::new(Ssd {
-        id: SsdId(0),
-        name: "faulty".to_owned(),
-        drive: crate::drive::Drive::Own(drive),
-        data_key: None,
-        profile: Profile::ALL[0].clone(),
-        identity: Identity::new(&IdentityConfig { serial: "GW0", ..IdentityConfig::default() }).unwrap(),
-        record_path: None,
-        page: Arc::new(memory::SharedRegion::private()),
-        keeper: None,
-        terms: crate::terms::Terms::unlimited(),
-    })
+    crate::seat::tests::ssd(&Config::Faulty { inner: Box::new(Config::Ram { size_bytes: 64 << 20 }), plan })
 }
 
 /// Serves one client on a drive with this plan; the test is the client.

@@ -1,12 +1,14 @@
 //! Reactors come and go, and queue pairs move from one to another, under guests that verify what they read.
 
-use super::disk::{Checked, kinds};
+use super::disk::{Checked, kinds, place};
 use super::house::{House, reactors};
 use super::load::Load;
 use super::{FILE, RAM};
 use api::config::Config;
+use api::control::{PoolRequest, PoolStatus, Request, Response};
 use engine::Engine;
 use guest::nvme::{Driver, Options, Sqe};
+use guest::vhost_user::request;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -170,4 +172,72 @@ fn queues_that_are_deleted_made_and_reset_while_they_move_answer_as_ever() {
     }
     drop(driver);
     engine.stop().unwrap();
+}
+
+const FULL: &str = "{ type = \"pool\", pool = \"p\" }";
+const THIN: &str = "{ type = \"pool\", pool = \"p\", thin = true }";
+/// An extent in blocks of 512 bytes.
+const EXTENT: u64 = 2048;
+
+fn pool(house: &House) -> PoolStatus {
+    match house.ask(&Request::Pool(PoolRequest::List)) {
+        Response::Pool(mut pools) => pools.pop().unwrap(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Begins to write a block, and to read one.
+fn begin(driver: &mut Driver, queue: u16, opcode: u8, block: u64) -> u16 {
+    let buffer = driver.ram().clone().alloc_with(&[7; 512]).unwrap();
+    driver.submit(queue, Sqe::new(opcode).nsid(1).prp(buffer.iova(), 0).qword(10, block).cdw12(0)).unwrap()
+}
+
+/// Reads the first block again and again, on both queues.
+fn read_for(driver: &mut Driver, disk: &mut guest::vhost_user::Driver, time: Duration) {
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        for queue in [1, 2] {
+            let read = begin(driver, queue, 2, 0);
+            driver.wait(queue, read).unwrap().ok().unwrap();
+        }
+        assert_eq!(super::disk::read(disk, 0), [5; 4096]);
+    }
+}
+
+#[test]
+fn who_waits_for_space_keeps_its_reactor_and_goes_on_and_leaves_when_there_is_some() {
+    let disk = format!("virtio-blk on {THIN}");
+    // Those with odd numbers have their homes on the second reactor.
+    let ssds = [("a", FULL), ("nvme", THIN), ("b", FULL), ("disk", &disk), ("c", FULL), ("fill", THIN)];
+    let house = House::start(&ssds, 2);
+    let (mut nvme, mut fill) = (house.connect("nvme"), house.connect("fill"));
+    let mut disk = guest::vhost_user::Driver::connect(house.socket("disk"), Default::default()).unwrap();
+    (1..=2).for_each(|queue| nvme.create_queue_pair(queue, 16).unwrap());
+    fill.create_queue_pair(1, 16).unwrap();
+    super::disk::write(&mut disk, 0, 5);
+    let first = begin(&mut nvme, 1, 1, 0);
+    nvme.wait(1, first).unwrap().ok().unwrap();
+    let mut extent = 0;
+    while pool(&house).free > 0 {
+        let write = begin(&mut fill, 1, 1, extent * EXTENT);
+        fill.wait(1, write).unwrap().ok().unwrap();
+        extent += 1;
+    }
+    let parked = begin(&mut nvme, 1, 1, 9 * EXTENT);
+    let _parked = place(&mut disk, request::OUT, 9 * EXTENT, vec![6; 4096], false);
+    disk.queues[0].publish().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while pool(&house).waiting < 2 {
+        assert!(Instant::now() < deadline);
+    }
+    house.call_up(&ssds, 1).unwrap();
+    read_for(&mut nvme, &mut disk, Duration::from_millis(500));
+    assert!(house.reactors()[1].0 >= 2, "who waits has its seat still: {:?}", house.reactors());
+    fill.deallocate(1, 1, &[(0, 8 * EXTENT as u32)]).unwrap().ok().unwrap();
+    nvme.wait(1, parked).unwrap().ok().unwrap();
+    super::disk::wait(&mut disk);
+    settled(&house, 1);
+    read_for(&mut nvme, &mut disk, Duration::from_millis(1));
+    assert_eq!(super::disk::read(&mut disk, 9 * EXTENT), [6; 4096]);
+    house.stop();
 }

@@ -101,7 +101,7 @@ impl Controller {
             GroupEvent::SqDeleted { sqid } => self.queue_deleted(false, sqid),
             GroupEvent::CqDeleted { cqid } => self.queue_deleted(true, cqid),
             // The engine's own.
-            GroupEvent::MemoryAdopted { .. } | GroupEvent::Yielded { .. } => {}
+            GroupEvent::MemoryAdopted { .. } | GroupEvent::Yielded { .. } | GroupEvent::Lulled { .. } => {}
             GroupEvent::Acknowledged { id } => self.acknowledged(id, host),
             GroupEvent::AbortResult { id, aborted } => {
                 if let Some(Wait::Abort(slot)) = self.waits.remove(&id) {

@@ -47,6 +47,8 @@ impl QueueGroup {
                 sink.report(GroupEvent::Acknowledged { id });
             }
             GroupCommand::Reset { id } => self.reset(id, sink),
+            GroupCommand::Lull { id } => self.drains.lull(id),
+            GroupCommand::EndLull => self.drains.end_lull(),
             GroupCommand::Pause { id } => {
                 self.give_up_tickets(sink);
                 self.drains.pause(id);

@@ -13,6 +13,13 @@ use crate::sink::{GroupEvent, Scope, Sink};
 /// How long commands of a queue pair that is to go to another group may take to end. The guest's next ones wait so long.
 const YIELD_NS: u64 = 10_000_000;
 
+/// Nothing begins, but may again soon.
+#[derive(Clone, Copy, Debug)]
+struct Lull {
+    id: u32,
+    reported: bool,
+}
+
 /// A hold, acknowledged or not yet.
 #[derive(Debug)]
 struct Hold {
@@ -52,6 +59,7 @@ pub(super) struct Drains {
     holds: Vec<Hold>,
     retired: Vec<Retired>,
     stop: Option<(Stop, u32, bool)>,
+    lull: Option<Lull>,
     yields: Vec<Yield>,
     epoch: u32,
     /// Something may be due for a report.
@@ -65,10 +73,16 @@ impl Drains {
         !self.holds.is_empty() && self.holds.iter().any(|hold| hold.scope.covers(nsid))
     }
 
-    /// Whether nothing begins at all.
+    /// Whether nothing begins at all, nor goes on.
     #[inline]
     pub(super) fn is_stopped(&self) -> bool {
         self.stop.is_some()
+    }
+
+    /// Whether no request begins. Unless the group is stopped, a command whose request ends goes on to its next.
+    #[inline]
+    pub(super) fn is_quieted(&self) -> bool {
+        self.stop.is_some() || self.lull.is_some()
     }
 
     /// Counts the memory maps.
@@ -106,14 +120,25 @@ impl Drains {
         self.watch();
     }
 
+    pub(super) fn lull(&mut self, id: u32) {
+        self.lull = Some(Lull { id, reported: false });
+        self.watch();
+    }
+
+    pub(super) fn end_lull(&mut self) {
+        self.lull = None;
+    }
+
     pub(super) fn reset(&mut self, id: u32) {
         self.holds.clear();
         self.yields.clear();
+        self.lull = None;
         self.stop = Some((Stop::Reset, id, false));
         self.watch();
     }
 
     pub(super) fn pause(&mut self, id: u32) {
+        self.lull = None;
         self.stop = Some((Stop::Pause, id, false));
         self.watch();
     }
@@ -127,11 +152,12 @@ impl QueueGroup {
         self.check_maps(sink);
         self.check_deletions(sink);
         self.check_yields(sink);
+        self.check_lull(sink);
         self.check_stop(sink);
         let drains = &mut self.drains;
         drains.watching = drains.holds.iter().any(|hold| !hold.acknowledged)
             || !drains.retired.is_empty()
-            || drains.stop.is_some()
+            || drains.is_quieted()
             || !drains.yields.is_empty()
             || self.sqs.iter().flatten().any(|sq| sq.deleting || sq.dead);
     }
@@ -224,6 +250,15 @@ impl QueueGroup {
     pub(super) fn set_yielding(&mut self, cqid: u16, yielding: bool) {
         for sq in self.sqs.iter_mut().flatten().filter(|sq| sq.queue.cqid() == cqid) {
             sq.yielding = yielding;
+        }
+    }
+
+    fn check_lull(&mut self, sink: &mut impl Sink) {
+        if self.at_backend == 0
+            && let Some(Lull { id, reported: reported @ false }) = &mut self.drains.lull
+        {
+            *reported = true;
+            sink.report(GroupEvent::Lulled { id: *id });
         }
     }
 

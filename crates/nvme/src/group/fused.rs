@@ -154,7 +154,7 @@ impl QueueGroup {
     }
 
     fn go_on_or_wait(&mut self, sqid: u16, slot: u16, sink: &mut impl Sink) {
-        if self.drains.is_stopped() {
+        if self.drains.is_quieted() {
             self.retries.push_back((sqid, slot));
         } else {
             self.go_on(sqid, slot, sink);

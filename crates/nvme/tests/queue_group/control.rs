@@ -549,3 +549,38 @@ fn a_reset_takes_the_place_of_the_answer_to_a_yield() {
     assert_eq!(world.drive.events, [GroupEvent::Acknowledged { id: 3 }]);
     assert_eq!(world.region.sqs[1].size.load(Ordering::Relaxed), 0);
 }
+
+/// Ours: docs/decisions/0028.
+#[test]
+fn a_lull_begins_nothing_says_when_the_drive_is_empty_and_ends_as_if_it_had_not_been() {
+    let mut world = World::new();
+    world.drive.mode = Mode::Later;
+    put_reads(&mut world, 2, 1);
+    world.turn();
+    world.tell(GroupCommand::Lull { id: 8 });
+    put_reads(&mut world, 1, 1);
+    assert_eq!(world.turn(), 0, "nothing begins");
+    assert!(world.drive.events.is_empty(), "two are at the drive");
+    world.deliver();
+    assert_eq!(world.drive.events, [GroupEvent::Lulled { id: 8 }]);
+    assert_eq!((world.turn(), world.reap().len()), (0, 2));
+    assert!(!world.group.rest(), "it is not forgotten");
+    assert_eq!(world.drive.events.len(), 1, "said once");
+    world.tell(GroupCommand::EndLull);
+    assert_eq!(world.turn(), 1);
+    world.deliver();
+    assert_eq!(world.reap().len(), 1);
+    // What found no room before waits for the end, too, and a reset or a pause is one.
+    world.drive.mode = Mode::Full;
+    put_reads(&mut world, 1, 1);
+    world.turn();
+    world.drive.mode = Mode::AtOnce;
+    world.tell(GroupCommand::Lull { id: 9 });
+    world.turn();
+    assert!(world.reap().is_empty());
+    world.tell(GroupCommand::Pause { id: 10 });
+    world.turn();
+    assert_eq!(world.drive.events[1..], [GroupEvent::Lulled { id: 9 }, GroupEvent::Acknowledged { id: 10 }]);
+    world.succeed();
+    assert_eq!(world.settle().len(), 1);
+}

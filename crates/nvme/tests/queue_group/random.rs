@@ -102,6 +102,16 @@ fn every_random_command_is_answered_exactly_once_and_reaches_nothing_outside() {
             }
             world.ring();
             world.turn();
+            if random.one_in(20) {
+                world.tell(GroupCommand::Lull { id: 2 });
+                world.turn();
+                if random.one_in(2) {
+                    world.deliver();
+                }
+                if random.one_in(2) {
+                    world.tell(GroupCommand::EndLull);
+                }
+            }
             if random.one_in(30) {
                 world.drive.mode = Mode::AtOnce;
                 world.tell(GroupCommand::Pause { id: 1 });
@@ -112,6 +122,7 @@ fn every_random_command_is_answered_exactly_once_and_reaches_nothing_outside() {
             }
             if random.one_in(2) {
                 world.drive.mode = Mode::AtOnce;
+                world.tell(GroupCommand::EndLull);
                 for completion in world.settle() {
                     assert_eq!(waiting.remove(&completion.cid), Some(1), "answered twice, or never asked");
                 }
@@ -119,6 +130,7 @@ fn every_random_command_is_answered_exactly_once_and_reaches_nothing_outside() {
         }
         world.drive.mode = Mode::AtOnce;
         world.drive.fault = None;
+        world.tell(GroupCommand::EndLull);
         for _ in 0..20 {
             for completion in world.settle() {
                 assert_eq!(waiting.remove(&completion.cid), Some(1), "answered twice, or never asked");

@@ -1,0 +1,126 @@
+//! The search over all courses, and each rule broken once.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use stateright::{Checker, HasDiscoveries, Model};
+
+use super::model::{Bounds, HALF_A_GUEST, LOST_WRITES, ONE_EPOCH, ONE_OWNER, TWO_OWNERS};
+use super::*;
+
+fn bounds() -> Bounds {
+    let rules = Rules::default();
+    Bounds { rules, source_crashes: 1, destination_crashes: 1, writes: 1, rounds: 2, force: false }
+}
+
+/// All courses within the bounds keep all promises, and there are that many states.
+fn holds(bounds: Bounds, states_min: usize) {
+    let began = Instant::now();
+    let checker = bounds.checker().threads(2).spawn_bfs().join();
+    println!(
+        "{} states, {} steps deep, {:?}",
+        checker.unique_state_count(),
+        checker.max_depth(),
+        began.elapsed()
+    );
+    checker.assert_properties();
+    assert!(checker.unique_state_count() >= states_min, "{} states", checker.unique_state_count());
+}
+
+#[test]
+fn every_course_without_force_ends_with_one_owner_who_has_every_acknowledged_write() {
+    holds(bounds(), 150_000);
+}
+
+#[test]
+fn every_course_with_operators_who_force_ends_with_one_owner_when_the_two_have_met() {
+    holds(Bounds { force: true, rounds: 1, ..bounds() }, 100_000);
+    holds(Bounds { force: true, source_crashes: 0, destination_crashes: 0, ..bounds() }, 80_000);
+}
+
+/// A minute or more: `cargo test -p transfer --lib wider -- --ignored --nocapture`.
+#[test]
+#[ignore = "takes minutes"]
+fn wider_searches_find_nothing_either() {
+    holds(Bounds { source_crashes: 2, ..bounds() }, 500_000);
+    holds(Bounds { force: true, ..bounds() }, 1_000_000);
+}
+
+#[test]
+fn an_open_of_a_migration_that_is_long_over_reserves_nothing() {
+    let pledge = Pledge { migration: [7; 16], epoch: 5 };
+    assert_eq!(Destination::begin(pledge, 1, Some(5)).err(), Some(Refusal::Stale { seen: 5 }));
+    assert!(Destination::begin(pledge, 1, Some(4)).is_ok());
+}
+
+#[test]
+fn a_number_that_was_pledged_once_is_not_pledged_again() {
+    let (source, _) = Source::begin([1; 16], 4, 9).expect("epochs are left");
+    assert_eq!(source.pledge().epoch, 10);
+}
+
+#[test]
+fn an_ssd_without_epochs_to_pledge_and_to_force_does_not_begin() {
+    for held in [u64::MAX, u64::MAX - 1] {
+        assert_eq!(Source::begin([1; 16], held, 0).err(), Some(Refusal::Exhausted));
+    }
+    assert!(Source::begin([1; 16], u64::MAX - 2, 0).is_ok());
+}
+
+#[test]
+fn a_source_without_rounds_left_thaws_and_cancels() {
+    let pledge = Pledge { migration: [1; 16], epoch: 5 };
+    let record = SourceRecord { pledge, held: 4, round: u32::MAX, step: SourceStep::Offered };
+    let (_, effects) = Source::recover(record);
+    let cancelling = SourceRecord { step: SourceStep::Cancelling, ..record };
+    assert_eq!(effects, [SourceEffect::Thaw { epoch: 4 }, SourceEffect::Write(cancelling)]);
+}
+
+#[test]
+fn what_is_asked_for_after_the_grant_is_refused_with_the_way_on() {
+    let pledge = Pledge { migration: [1; 16], epoch: 5 };
+    let record = SourceRecord { pledge, held: 4, round: 1, step: SourceStep::Granted };
+    let (mut source, effects) = Source::recover(record);
+    assert!(effects.contains(&SourceEffect::Freeze) && !effects.contains(&SourceEffect::Thaw { epoch: 4 }));
+    assert_eq!(source.handle(SourceEvent::Cancel), [SourceEffect::Refuse(Refusal::Granted)]);
+    assert!(source.handle(SourceEvent::Expired).is_empty());
+    assert!(Refusal::Granted.to_string().contains("cancel at the destination"));
+}
+
+/// What is seen when a rule is broken.
+fn consequence(rule: Rule) -> &'static str {
+    match rule {
+        Rule::GrantIsFinal | Rule::GrantAfterJournal | Rule::ServeAfterJournal | Rule::OnlyThisMigration => {
+            TWO_OWNERS
+        }
+        Rule::ReadyAfterData | Rule::RoundsAreNew | Rule::ReopenAfterJournal => LOST_WRITES,
+        Rule::WordOfThisRound => HALF_A_GUEST,
+        Rule::ForceSkipsThePledge => ONE_EPOCH,
+        Rule::LaterEpochWins => ONE_OWNER,
+    }
+}
+
+#[test]
+fn each_rule_is_needed_and_breaking_it_is_caught() {
+    for rule in Rule::ALL {
+        let rules = Rules { broken: Some(rule) };
+        let needs = |rules: &[Rule]| rules.contains(&rule);
+        // No more than it takes: what is not needed only widens the search.
+        let bounds = Bounds {
+            rules,
+            force: needs(&[Rule::ForceSkipsThePledge, Rule::LaterEpochWins, Rule::ReopenAfterJournal]),
+            source_crashes: needs(&[Rule::GrantAfterJournal]).into(),
+            destination_crashes: needs(&[
+                Rule::ServeAfterJournal,
+                Rule::ReadyAfterData,
+                Rule::ReopenAfterJournal,
+            ])
+            .into(),
+            ..bounds()
+        };
+        let seen = HasDiscoveries::AnyOf(BTreeSet::from([consequence(rule)]));
+        let checker = bounds.checker().threads(2).finish_when(seen).spawn_bfs().join();
+        println!("{rule:?}: caught after {} states", checker.unique_state_count());
+        assert!(checker.discovery(consequence(rule)).is_some(), "{rule:?} broken and nothing seen");
+    }
+}

@@ -6,6 +6,7 @@
 //! - [`vhost_session`]: the same of a vhost-user client.
 //! - [`pool`]: headers, map and journal of a pool on its drive.
 //! - [`keeper`]: all that a keeper holds, for the keeper after it.
+//! - [`migration`]: the journal by which an ssd's ownership passes to another host.
 //! - [`envelope`]: magic, version, length and checksum around every record, outside its body.
 //!
 //! Types here are never the runtime's own: they change only by adding.
@@ -13,6 +14,7 @@
 
 pub mod envelope;
 pub mod keeper;
+pub mod migration;
 pub mod pool;
 pub mod region;
 pub mod session;

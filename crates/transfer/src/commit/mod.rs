@@ -37,6 +37,7 @@ mod destination;
 #[cfg(test)]
 mod model;
 mod rules;
+mod saved;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -45,6 +46,7 @@ use std::fmt;
 
 pub use destination::{Destination, DestinationEffect, DestinationEvent, DestinationRecord, DestinationStep};
 pub use rules::{Rule, Rules};
+pub use saved::{Parties, Record};
 pub use source::{Source, SourceEffect, SourceEvent, SourceRecord, SourceStep, VmWord};
 
 /// What a migration is about: its own random identity, and the epoch that it passes on.

@@ -322,7 +322,7 @@ impl World {
             self.source_engine = Engine::Held;
         }
         self.source = None;
-        if let Some(record) = self.source_journal {
+        if let Some(record) = self.source_journal.map(read_back_source) {
             let (source, effects) = Source::recover_by(record, rules);
             self.source = Some(source);
             self.source_does(effects);
@@ -340,7 +340,7 @@ impl World {
             self.destination_engine = Engine::Held;
         }
         self.destination = None;
-        if let Some(record) = self.destination_journal {
+        if let Some(record) = self.destination_journal.map(read_back_destination) {
             let (destination, effects) = Destination::recover_by(record, rules);
             self.destination = Some(destination);
             self.destination_does(effects);
@@ -638,4 +638,27 @@ impl Bounds {
 fn crashes(writing: bool) -> impl Iterator<Item = (bool, bool)> {
     let landed: &[bool] = if writing { &[false, true] } else { &[false] };
     landed.iter().flat_map(|landed| [(*landed, false), (*landed, true)])
+}
+
+/// Through the bytes of the journal.
+fn read_back(record: Record) -> Record {
+    let parties = Parties { ssd: [9; 16], peer: "other".to_owned() };
+    let bytes = record.to_bytes(&parties).expect("every record that is reached can be saved");
+    let (read, record) = Record::from_bytes(&bytes).expect("and read");
+    assert_eq!(read, parties);
+    record
+}
+
+fn read_back_source(record: SourceRecord) -> SourceRecord {
+    match read_back(Record::Source(record)) {
+        Record::Source(read) if read == record => read,
+        read => panic!("{record:?} was read back as {read:?}"),
+    }
+}
+
+fn read_back_destination(record: DestinationRecord) -> DestinationRecord {
+    match read_back(Record::Destination(record)) {
+        Record::Destination(read) if read == record => read,
+        read => panic!("{record:?} was read back as {read:?}"),
+    }
 }

@@ -115,3 +115,20 @@ fn a_journal_that_contradicts_itself_says_nothing_of_who_owns() {
     }
     assert!(contradicts(&MigrationV1 { round: 0, ..source() }));
 }
+
+#[test]
+fn any_changed_byte_with_a_good_checksum_is_refused_or_read_as_what_is_written_again() {
+    for record in [source(), destination()] {
+        let good = record.to_bytes().expect("sound");
+        let body = &good[envelope::HEADER_BYTES..];
+        for at in 0..body.len() {
+            for byte in 0..=u8::MAX {
+                let changed = [&body[..at], &[byte], &body[at + 1..]].concat();
+                let sealed = envelope::seal(MAGIC, VERSION, &changed).expect("short");
+                let Ok(read) = MigrationV1::from_bytes(&sealed) else { continue };
+                let again = read.to_bytes().expect("what is read can be written");
+                assert_eq!(MigrationV1::from_bytes(&again).expect("our own"), read, "byte {at} as {byte}");
+            }
+        }
+    }
+}

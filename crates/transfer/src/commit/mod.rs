@@ -47,7 +47,7 @@ use std::fmt;
 pub use destination::{Destination, DestinationEffect, DestinationEvent, DestinationRecord, DestinationStep};
 pub use rules::{Rule, Rules};
 pub use saved::{Parties, Record};
-pub use source::{Source, SourceEffect, SourceEvent, SourceRecord, SourceStep, VmWord};
+pub use source::{Source, SourceEffect, SourceEvent, SourceRecord, SourceStep, VmWord, fence};
 
 /// What a migration is about: its own random identity, and the epoch that it passes on.
 ///
@@ -135,6 +135,8 @@ pub enum Refusal {
     OwnedElsewhere,
     /// The migration has ended.
     Over,
+    /// The destination of the migration before has yet to say that it has dropped its copy.
+    Unheard,
     /// The epoch is not above one that was seen here.
     Stale {
         /// That one.
@@ -165,6 +167,10 @@ impl fmt::Display for Refusal {
                 f.write_str("the ssd is owned by the other host: migrate it back instead, or open the copy as a new ssd")
             }
             Self::Over => f.write_str("the migration has ended: start another"),
+            Self::Unheard => f.write_str(
+                "the migration before has not ended: its destination might still take the ssd. Let the two hosts talk, or, only if that \
+                 destination is lost for good, take the ssd here by force",
+            ),
             Self::Stale { seen } => write!(
                 f,
                 "epoch {seen} of this ssd was seen here already: the migration is an old one; start another at the owner"

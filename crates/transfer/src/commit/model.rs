@@ -154,7 +154,9 @@ pub(super) enum Step {
 
 impl World {
     fn new(rules: Rules) -> Self {
-        let (source, effects) = Source::begin(PLEDGE.migration, HELD, FORMER.epoch).expect("epochs are left");
+        let former = SourceRecord { pledge: FORMER, held: HELD, round: 1, step: SourceStep::TakenBackHeard };
+        let (source, effects) =
+            Source::begin(PLEDGE.migration, HELD, Some(&former)).expect("epochs are left");
         let mut world = Self {
             source: Some(source.breaking(rules)),
             source_journal: None,

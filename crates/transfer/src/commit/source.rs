@@ -141,15 +141,20 @@ pub struct Source {
 type Effects = Vec<SourceEffect>;
 
 impl Source {
-    /// Begins a migration of an ssd that is owned here by epoch `held`. `seen` is the highest epoch that was ever pledged or taken, as the record of
-    /// the migration before says: its pledge's, or `held` if that is higher.
-    ///
-    /// The migration before must be [over](SourceRecord::is_over): otherwise its destination might still be taken by force.
+    /// Begins a migration of an ssd that is owned here by epoch `held`. `former` is the record of the migration before, if there was one from here.
     ///
     /// # Errors
-    /// [`Refusal::Exhausted`]: there are no epochs left.
-    pub fn begin(migration: [u8; 16], held: u64, seen: u64) -> Result<(Self, Effects), Refusal> {
-        let epoch = held.max(seen).checked_add(1).ok_or(Refusal::Exhausted)?;
+    /// [`Refusal::Unheard`]: the destination of the one before might still become the owner. [`Refusal::Exhausted`]: there are no epochs left.
+    pub fn begin(
+        migration: [u8; 16],
+        held: u64,
+        former: Option<&SourceRecord>,
+    ) -> Result<(Self, Effects), Refusal> {
+        if former.is_some_and(|record| !record.is_over()) {
+            return Err(Refusal::Unheard);
+        }
+        let pledged = former.map_or(0, |record| record.pledge.epoch);
+        let epoch = held.max(pledged).checked_add(1).ok_or(Refusal::Exhausted)?;
         // The one after the pledge must be there for an operator.
         epoch.checked_add(1).ok_or(Refusal::Exhausted)?;
         let pledge = Pledge { migration, epoch };
@@ -470,12 +475,21 @@ impl Source {
 }
 
 impl SourceRecord {
-    /// The destination can become the owner by this migration no more, or is it for good: the next may begin, or the record be kept only to answer.
+    /// Nobody can become the owner by this migration any more: the next may begin, and its record take this one's place.
+    ///
+    /// A destination that has yet to hear that the ssd was taken back is [fenced](fence) without a record.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        matches!(
-            self.step,
-            SourceStep::Gone | SourceStep::Cancelled | SourceStep::TakenBackHeard | SourceStep::Superseded
-        )
+        !matches!(self.step, SourceStep::Offered | SourceStep::Granted | SourceStep::Cancelling)
     }
+}
+
+/// What the owner of an ssd by epoch `held` answers to the destination of a migration that it has no record of. `None`: nothing.
+///
+/// It is how an operator's force is made true when the two meet again, however much later.
+#[must_use]
+pub fn fence(held: u64, message: Message<ToSource>) -> Option<Message<ToDestination>> {
+    let Message { pledge, word } = message;
+    let is_stale = word != ToSource::Dropped && pledge.epoch < held;
+    is_stale.then_some(Message { pledge, word: ToDestination::Fenced { epoch: held } })
 }

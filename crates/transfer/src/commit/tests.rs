@@ -53,18 +53,47 @@ fn an_open_of_a_migration_that_is_long_over_reserves_nothing() {
     assert!(Destination::begin(pledge, 1, Some(4)).is_ok());
 }
 
+const FORMER: SourceRecord = SourceRecord {
+    pledge: Pledge { migration: [1; 16], epoch: 5 },
+    held: 4,
+    round: 1,
+    step: SourceStep::Cancelled,
+};
+
 #[test]
 fn a_number_that_was_pledged_once_is_not_pledged_again() {
-    let (source, _) = Source::begin([1; 16], 4, 9).expect("epochs are left");
-    assert_eq!(source.pledge().epoch, 10);
+    let (source, _) = Source::begin([2; 16], 4, Some(&FORMER)).expect("epochs are left");
+    assert_eq!(source.pledge().epoch, 6);
+}
+
+#[test]
+fn no_migration_begins_while_the_destination_of_the_one_before_may_still_own() {
+    for step in [SourceStep::Offered, SourceStep::Granted, SourceStep::Cancelling] {
+        let former = SourceRecord { step, ..FORMER };
+        assert_eq!(Source::begin([2; 16], 4, Some(&former)).err(), Some(Refusal::Unheard), "{step:?}");
+    }
+}
+
+#[test]
+fn a_destination_that_was_forced_long_ago_stops_when_it_meets_a_source_that_has_gone_on() {
+    let pledge = FORMER.pledge;
+    let record = DestinationRecord { pledge, round: 1, step: DestinationStep::Forced };
+    let (mut forced, effects) = Destination::recover(record);
+    assert!(effects.contains(&DestinationEffect::Serve { epoch: 5 }));
+    // The source was taken back by the epoch after it, and knows that migration no more.
+    let fenced = fence(6, Message { pledge, word: ToSource::Owned }).expect("answered");
+    let effects = forced.handle(DestinationEvent::Message(fenced));
+    let superseded = DestinationRecord { step: DestinationStep::Superseded { epoch: 6 }, ..record };
+    assert_eq!(effects, [DestinationEffect::Stop, DestinationEffect::Write(superseded)]);
+    assert_eq!(fence(5, Message { pledge, word: ToSource::Owned }), None, "the owner itself is not fenced");
 }
 
 #[test]
 fn an_ssd_without_epochs_to_pledge_and_to_force_does_not_begin() {
     for held in [u64::MAX, u64::MAX - 1] {
-        assert_eq!(Source::begin([1; 16], held, 0).err(), Some(Refusal::Exhausted));
+        assert_eq!(Source::begin([1; 16], held, None).err(), Some(Refusal::Exhausted));
     }
-    assert!(Source::begin([1; 16], u64::MAX - 2, 0).is_ok());
+    assert!(Source::begin([1; 16], u64::MAX - 2, None).is_ok());
 }
 
 #[test]

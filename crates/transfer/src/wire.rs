@@ -31,6 +31,9 @@ pub enum Fault {
     /// The other side's own migration, or another connection of this stream, took over.
     #[error("{0}")]
     Superseded(&'static str),
+    /// The plan does not fit what was prepared.
+    #[error("the plan is refused: {0}")]
+    Refused(String),
     /// The drive that pages are written to failed.
     #[error("cannot write what arrived: {0}")]
     Sink(#[source] io::Error),
@@ -129,6 +132,14 @@ impl<C: Read + Write> Wire<C> {
     /// [`Fault`].
     pub fn flush(&mut self) -> Result<(), Fault> {
         Ok(self.connection.get_mut().flush()?)
+    }
+
+    /// Says why this side gives up, and takes what is still coming until the other side has heard it and closes: a connection that is closed with
+    /// something unread may lose what was said last. Takes so many bytes at most, and no longer than the socket waits for each.
+    pub fn part(&mut self, cancel: Cancel, bytes_max: u64) {
+        if self.send(&Frame::Cancel(cancel)).and_then(|_| self.flush()).is_ok() {
+            let _ = io::copy(&mut self.connection.by_ref().take(bytes_max), &mut io::sink());
+        }
     }
 
     /// The next frame. A cancel of the other side's is a fault.

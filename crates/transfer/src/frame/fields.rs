@@ -104,7 +104,8 @@ pub(super) fn hello(input: &mut Input<'_>) -> Result<Hello, Damage> {
     if streams > STREAMS_MAX || stream >= streams {
         return input.wrong("stream");
     }
-    if attempt == 0 {
+    // The last number is nobody's: it bars a stream.
+    if attempt == 0 || attempt == u32::MAX {
         return input.wrong("attempt");
     }
     let limits = limits(input)?;

@@ -439,6 +439,16 @@ impl World {
         }
     }
 
+    /// It is granted, and nobody gives it back or takes it.
+    fn must_arrive(&self) -> bool {
+        let is_granted = self.source_journal.is_some_and(|record| record.step == SourceStep::Granted);
+        let gives_back = [self.destination_journal, self.destination_writing]
+            .into_iter()
+            .flatten()
+            .any(|record| record.step == DestinationStep::Dropped);
+        is_granted && !gives_back && !self.was_forced()
+    }
+
     fn was_forced(&self) -> bool {
         self.source_forced || self.destination_forced
     }
@@ -556,7 +566,8 @@ impl Model for Bounds {
                     || round.is_some_and(|round| world.vm_completed.has(round))
             }),
             Property::always(ONE_OWNER, |bounds: &Bounds, world: &World| {
-                world.mended(bounds.rules).has_one_owner()
+                let mended = world.mended(bounds.rules);
+                mended.has_one_owner() && (!world.must_arrive() || mended.destination_serves())
             }),
             Property::always("whoever is stopped says what to do, and it works", |_, world: &World| {
                 world.has_ways_on()

@@ -344,7 +344,7 @@ impl Device for Wire {
             return None;
         }
         match self.saved.to_bytes() {
-            Ok(bytes) => Some(Deposit { bytes, keep: self.saved.descriptors() }),
+            Ok(bytes) => Some(Deposit { bytes, keep: self.saved.descriptors(), made: Vec::new() }),
             // Longer than any envelope: not with the limits on maps and vectors.
             Err(error) => {
                 tracing::error!(ssd = self.ssd.name, %error, "a session cannot be saved");

@@ -11,14 +11,16 @@
 //! one command at a time and writes its reply. A [`RemoteMemory`] reaches client memory that came without a file
 //! descriptor, by DMA_READ and DMA_WRITE messages over the same socket.
 //!
-//! Not implemented: twin-socket mode, ioeventfds (GET_REGION_IO_FDS answers an empty list), device features and the
-//! migration messages (answered with `ENOTTY` and `EOPNOTSUPP`).
+//! Not implemented: twin-socket mode, ioeventfds (GET_REGION_IO_FDS answers an empty list), of migration PRE_COPY and the
+//! peer-to-peer states.
 
 mod capabilities;
 mod channel;
 pub mod device;
+mod feature;
 pub mod frame;
 mod listener;
+pub mod migration;
 mod queue;
 mod remote;
 mod serve;
@@ -29,9 +31,10 @@ mod transport;
 pub use channel::{Channel, Fault};
 pub use device::{
     Access, ClientFd, Deposit, Device, DeviceInfo, DmaMap, DmaUnmap, Errno, IrqAction, IrqData, IrqInfo,
-    MmapArea, Negotiated, RegionInfo, RegionMmap, SetIrqs,
+    MadeFd, MmapArea, Negotiated, RegionInfo, RegionMmap, SetIrqs,
 };
 pub use listener::Listener;
+pub use migration::{Logging, Migration, State, Transition};
 pub use queue::Message;
 pub use remote::RemoteMemory;
 pub use serve::{Connection, EndReason, Pause, SessionEnd, serve};

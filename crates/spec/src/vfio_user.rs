@@ -41,6 +41,9 @@ macro_rules! wire_flags {
     };
 }
 
+mod migration;
+pub use migration::*;
+
 /// The header of every message (vfio-user.rst, "Header").
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Default, Hash)]
@@ -543,66 +546,3 @@ pub struct RegionWriteOne {
 
 const _: () = assert!(size_of::<RegionWriteOne>() == 24);
 const _: () = assert!(offset_of!(RegionWriteOne, data) == 16);
-
-/// DEVICE_FEATURE, both ways; data specific to the feature follows (`struct vfio_device_feature`).
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Default, Hash)]
-pub struct DeviceFeature {
-    /// Request: the largest reply payload expected. Reply: the size of the whole payload.
-    pub argsz: u32,
-    /// Feature index in bits 15:0, and the method.
-    pub flags: DeviceFeatureFlags,
-}
-
-const _: () = assert!(size_of::<DeviceFeature>() == 8);
-
-wire_flags! {
-    /// [`DeviceFeature::flags`]. Bits 15:0 are the feature: [`DeviceFeatureFlags::feature`].
-    DeviceFeatureFlags: u32 {
-        /// Get.
-        GET = 1 << 16;
-        /// Set.
-        SET = 1 << 17;
-        /// Probe whether the other methods given are supported.
-        PROBE = 1 << 18;
-    }
-}
-
-impl DeviceFeatureFlags {
-    /// The bits that are the feature index.
-    pub const FEATURE_MASK: u32 = 0xffff;
-
-    /// The feature.
-    pub const fn feature(self) -> FeatureIndex {
-        FeatureIndex(self.bits() & Self::FEATURE_MASK)
-    }
-}
-
-/// Device features (vfio-user.rst, "Device Features").
-#[open_enum]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u32)]
-pub enum FeatureIndex {
-    /// Migration is supported.
-    Migration = 1,
-    /// Migration state of the device.
-    MigDeviceState = 2,
-    /// Start logging DMA writes.
-    DmaLoggingStart = 6,
-    /// Stop logging DMA writes.
-    DmaLoggingStop = 7,
-    /// Report the logged DMA writes.
-    DmaLoggingReport = 8,
-}
-
-/// The head of MIG_DATA_READ and MIG_DATA_WRITE; data follows in a read's reply and a write's request.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Default, Hash)]
-pub struct MigData {
-    /// The largest reply payload expected, or the size of this payload.
-    pub argsz: u32,
-    /// Bytes of data.
-    pub size: u32,
-}
-
-const _: () = assert!(size_of::<MigData>() == 8);

@@ -184,6 +184,8 @@ fn vfio_user_messages_have_the_bytes_qemu_sends() {
     let get = vfio_user::DeviceFeatureFlags(1 << 16 | 2);
     assert_eq!(get.feature(), vfio_user::FeatureIndex::MigDeviceState);
     assert!(get.contains(vfio_user::DeviceFeatureFlags::GET));
+    let state = vfio_user::MigDeviceState { device_state: vfio_user::MigState::StopCopy.0, data_fd: -1 };
+    assert_eq!(state.as_bytes(), [3, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
 }
 
 #[test]

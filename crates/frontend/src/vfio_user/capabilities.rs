@@ -2,10 +2,11 @@
 
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use spec::vfio_user::{VERSION_MAJOR, VERSION_MINOR, Version};
 use zerocopy::IntoBytes;
 
-use super::frame::{DATA_BYTES_MAX, FDS_MAX};
+use super::frame::{BITMAP_BYTES_MAX, DATA_BYTES_MAX, FDS_MAX, PAGE_BYTES};
 
 /// Every page size from 4 KiB up.
 const PAGE_SIZES: u64 = !0xFFF;
@@ -27,7 +28,7 @@ struct VersionData {
     capabilities: Capabilities,
 }
 
-/// Unknown capabilities (`migration`, `twin_socket`) are skipped without being kept.
+/// Unknown capabilities (`twin_socket`) are skipped without being kept.
 #[derive(Serialize, Deserialize, Default)]
 struct Capabilities {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -40,17 +41,20 @@ struct Capabilities {
     pgsizes: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     write_multiple: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    migration: Option<Value>,
 }
 
 /// Answers a proposal: what is agreed, and the reply's payload.
 ///
 /// The reply names a capability only when the client did (it must be a subset), and says of each what *we* can take.
+/// `logs`: whether the device logs its DMA; `None`: it does not migrate.
 /// It always ends in JSON text and a NUL: SPDK's driver, which sends no JSON, skips it, and other clients need it.
 pub(crate) fn negotiate(
-    major: u16,
-    minor: u16,
+    (major, minor): (u16, u16),
     data: &[u8],
     dma_maps_max: usize,
+    logs: Option<bool>,
 ) -> Result<(Negotiated, Vec<u8>), Errno> {
     if major != VERSION_MAJOR {
         return Err(Errno::PROTONOSUPPORT);
@@ -78,6 +82,11 @@ pub(crate) fn negotiate(
         max_dma_maps: theirs.max_dma_maps.map(|maps| maps.min(dma_maps_max as u64)),
         pgsizes,
         write_multiple: theirs.write_multiple,
+        // Both fields are of logging. Whatever the client says there, it knows of migration.
+        migration: theirs.migration.and(logs).map(|logs| match logs {
+            true => json!({ "pgsize": PAGE_BYTES, "max_bitmap_size": BITMAP_BYTES_MAX }),
+            false => json!({}),
+        }),
     };
     let mut payload = Vec::with_capacity(256);
     payload.extend_from_slice(Version { major, minor: minor.min(VERSION_MINOR) }.as_bytes());

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 pub use super::capabilities::Negotiated;
+use super::migration::Migration;
 
 pub use rustix::io::Errno;
 
@@ -50,6 +51,10 @@ pub trait Device {
     fn last_write_counts(&self, _region: u32, _offset: u64) -> bool {
         false
     }
+    /// How it migrates; `None`: it does not. The same during a session.
+    fn migration(&mut self) -> Option<&mut dyn Migration> {
+        None
+    }
     /// After each command: what a successor of this process must know of the session, if that has changed. It takes effect
     /// together with the command's answer.
     fn deposit(&mut self, _negotiated: Option<&Negotiated>) -> Option<Deposit> {
@@ -58,12 +63,23 @@ pub trait Device {
 }
 
 /// What a successor of this process must know of a session.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct Deposit {
     /// Opaque to whoever keeps it.
     pub bytes: Vec<u8>,
     /// The descriptors it refers to.
     pub keep: Vec<u32>,
+    /// Those among them that are not the client's, and are new: names from 2^31, counting up.
+    pub made: Vec<MadeFd>,
+}
+
+/// A descriptor of the device's own that a successor needs.
+#[derive(Debug, Clone)]
+pub struct MadeFd {
+    /// Its name in the session.
+    pub id: u32,
+    /// The descriptor.
+    pub fd: Arc<OwnedFd>,
 }
 
 /// A descriptor that came from the client.

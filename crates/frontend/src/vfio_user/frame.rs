@@ -12,7 +12,9 @@ use spec::vfio_user::{HeaderFlags, IrqSetFlags, MessageType};
 use zerocopy::{FromBytes, Immutable, KnownLayout, transmute};
 
 use super::device::{Access, ClientFd, DmaMap, DmaUnmap, IrqAction};
+use super::feature;
 
+pub use super::feature::{Ask, BITMAP_BYTES_MAX, FeatureRequest, LoggedRange, PAGE_BYTES, ReportRange};
 pub use spec::vfio_user::{CommandId, HEADER_BYTES};
 
 /// The most data one message carries; also what we announce as `max_data_xfer_size`.
@@ -165,14 +167,17 @@ pub enum Request<'a> {
     /// Reset the device.
     Reset,
     /// Get, set or probe a feature.
-    DeviceFeature {
-        /// Feature index and method bits as they came.
-        flags: wire::DeviceFeatureFlags,
-    },
+    DeviceFeature(FeatureRequest<'a>),
     /// Read migration data.
-    MigDataRead,
+    MigDataRead {
+        /// At most [`DATA_BYTES_MAX`]; the client has room for them.
+        bytes: usize,
+    },
     /// Write migration data.
-    MigDataWrite,
+    MigDataWrite {
+        /// At most [`DATA_BYTES_MAX`] bytes.
+        data: &'a [u8],
+    },
     /// A command this server does not know, or one that only a server sends.
     Unknown(CommandId),
 }
@@ -277,13 +282,9 @@ pub fn parse<'a>(header: &Header, payload: &'a [u8], fds: Vec<ClientFd>) -> Resu
         }
         CommandId::RegionWriteMulti => region_write_multi(payload),
         CommandId::DeviceReset => nothing(payload).map(|()| Request::Reset),
-        CommandId::DeviceFeature => {
-            let (feature, _) = take::<wire::DeviceFeature>(payload)?;
-            room::<wire::DeviceFeature>(feature.argsz)?;
-            Ok(Request::DeviceFeature { flags: feature.flags })
-        }
-        CommandId::MigDataRead => take::<wire::MigData>(payload).map(|_| Request::MigDataRead),
-        CommandId::MigDataWrite => take::<wire::MigData>(payload).map(|_| Request::MigDataWrite),
+        CommandId::DeviceFeature => feature::feature(payload),
+        CommandId::MigDataRead => feature::read(payload),
+        CommandId::MigDataWrite => feature::write(payload),
         unknown => Ok(Request::Unknown(unknown)),
     }
 }
@@ -299,12 +300,12 @@ fn check_fd_count(command: CommandId, count: usize) -> Result<(), Errno> {
 }
 
 /// The structure at the front and what follows it.
-fn take<T: FromBytes + KnownLayout + Immutable>(payload: &[u8]) -> Result<(T, &[u8]), Errno> {
+pub(super) fn take<T: FromBytes + KnownLayout + Immutable>(payload: &[u8]) -> Result<(T, &[u8]), Errno> {
     T::read_from_prefix(payload).map_err(|_| Errno::INVAL)
 }
 
 /// The `argsz` of a request is at least its structure's size (vfio-user.rst, "Message sizes").
-fn room<T>(argsz: u32) -> Result<(), Errno> {
+pub(super) fn room<T>(argsz: u32) -> Result<(), Errno> {
     if usize::try_from(argsz).is_ok_and(|argsz| argsz >= size_of::<T>()) { Ok(()) } else { Err(Errno::INVAL) }
 }
 

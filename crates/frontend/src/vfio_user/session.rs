@@ -17,6 +17,7 @@ use super::frame::{
     self, HEADER_BYTES, Header, Outgoing, OutgoingHeader, RegionRange, Request, SetIrqsData, SetIrqsRequest,
     SmallWrite,
 };
+use super::migration;
 
 /// What one client may use up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +61,7 @@ impl Reply {
         Self { bytes, fd: None }
     }
 
-    fn new(header: &Header, payload: &[u8]) -> Self {
+    pub(super) fn new(header: &Header, payload: &[u8]) -> Self {
         let mut reply = Self::with_room(header, payload.len());
         reply.bytes.extend_from_slice(payload);
         reply
@@ -157,7 +158,7 @@ impl Session {
         device: &mut dyn Device,
     ) -> Result<Reply, Errno> {
         if let Request::Version { major, minor, data } = request {
-            return self.version(header, major, minor, data);
+            return self.version(header, (major, minor), data, device);
         }
         let negotiated = self.negotiated.ok_or(Errno::INVAL)?;
         match request {
@@ -189,17 +190,25 @@ impl Session {
             Request::RegionWriteMulti(writes) => region_write_multi(header, &writes, device),
             Request::Reset if !device.info().resettable => Err(Errno::OPNOTSUPP),
             Request::Reset => device.reset().map(|()| Reply::new(header, &[])),
-            // VFIO's answer to a feature it does not have (`<linux/vfio.h>`, VFIO_DEVICE_FEATURE).
-            Request::DeviceFeature { .. } => Err(Errno::NOTTY),
-            Request::MigDataRead | Request::MigDataWrite | Request::Unknown(_) => Err(Errno::OPNOTSUPP),
+            Request::DeviceFeature(feature) => migration::feature(header, &feature, device),
+            Request::MigDataRead { bytes } => migration::data_read(header, bytes, device),
+            Request::MigDataWrite { data } => migration::data_write(header, data, device),
+            Request::Unknown(_) => Err(Errno::OPNOTSUPP),
         }
     }
 
-    fn version(&mut self, header: &Header, major: u16, minor: u16, data: &[u8]) -> Result<Reply, Errno> {
+    fn version(
+        &mut self,
+        header: &Header,
+        (major, minor): (u16, u16),
+        data: &[u8],
+        device: &mut dyn Device,
+    ) -> Result<Reply, Errno> {
         if self.negotiated.is_some() {
             return Err(Errno::INVAL);
         }
-        let (negotiated, payload) = capabilities::negotiate(major, minor, data, self.dma_maps_max)?;
+        let logs = device.migration().map(|migration| migration.logging().is_some());
+        let (negotiated, payload) = capabilities::negotiate((major, minor), data, self.dma_maps_max, logs)?;
         self.negotiated = Some(negotiated);
         Ok(Reply::new(header, &payload))
     }

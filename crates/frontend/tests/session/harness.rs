@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use frontend::vfio_user::frame::{LoggedRange, ReportRange};
 use frontend::vfio_user::{
-    Connection, Device, DeviceInfo, DmaMap, DmaUnmap, Errno, IrqData, IrqInfo, Limits, MmapArea, RegionInfo,
-    RegionMmap, RemoteMemory, SessionEnd, SetIrqs, Shutdown,
+    Connection, Device, DeviceInfo, DmaMap, DmaUnmap, Errno, IrqData, IrqInfo, Limits, Logging, Migration,
+    MmapArea, RegionInfo, RegionMmap, RemoteMemory, SessionEnd, SetIrqs, Shutdown, State, Transition,
 };
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -65,6 +66,74 @@ pub struct Fake {
     pub remote: Option<RemoteMemory>,
     /// What a call holds on to.
     pub kept: Vec<OwnedFd>,
+    /// It migrates.
+    pub machine: Option<Machine>,
+}
+
+/// A migration that records what is asked of it.
+pub struct Machine {
+    pub state: State,
+    /// It logs, or does not know how to.
+    pub logs: Option<bool>,
+    /// This step fails and leaves this state.
+    pub fails: Option<(Transition, State)>,
+    /// What is read of it.
+    pub data: Vec<u8>,
+    /// The pages it has written.
+    pub pages: Vec<u64>,
+    calls: Calls,
+}
+
+impl Machine {
+    fn note(&self, call: String) {
+        self.calls.lock().expect("not poisoned").push(call);
+    }
+}
+
+impl Migration for Machine {
+    fn state(&self) -> State {
+        self.state
+    }
+
+    fn step(&mut self, step: Transition) -> Result<(), Errno> {
+        self.note(format!("{step:?}"));
+        if let Some((_, state)) = self.fails.filter(|(fails, _)| *fails == step) {
+            self.state = state;
+            return Err(Errno::BUSY);
+        }
+        self.state = step.end();
+        Ok(())
+    }
+
+    fn read(&mut self, bytes: usize) -> Result<Vec<u8>, Errno> {
+        let rest = self.data.split_off(bytes.min(self.data.len()));
+        Ok(std::mem::replace(&mut self.data, rest))
+    }
+
+    fn write(&mut self, data: &[u8]) -> Result<(), Errno> {
+        self.note(format!("data {data:?}"));
+        Ok(())
+    }
+
+    fn logging(&mut self) -> Option<&mut dyn Logging> {
+        self.logs.is_some().then_some(self as _)
+    }
+}
+
+impl Logging for Machine {
+    fn start(&mut self, ranges: &[LoggedRange]) -> Result<(), Errno> {
+        self.note(format!("log {:?}", ranges.iter().map(|r| (r.iova, r.length)).collect::<Vec<_>>()));
+        if self.logs.replace(true) == Some(true) { Err(Errno::INVAL) } else { Ok(()) }
+    }
+
+    fn stop(&mut self) -> Result<(), Errno> {
+        if self.logs.replace(false) == Some(true) { Ok(()) } else { Err(Errno::INVAL) }
+    }
+
+    fn report(&mut self, _range: &ReportRange, page: &mut dyn FnMut(u64)) -> Result<(), Errno> {
+        self.pages.iter().for_each(|at| page(*at));
+        if self.logs == Some(true) { Ok(()) } else { Err(Errno::INVAL) }
+    }
 }
 
 pub fn memfd(bytes: u64) -> OwnedFd {
@@ -97,11 +166,24 @@ impl Fake {
         ];
         let info = DeviceInfo { resettable: true, regions, irqs };
         let bar0 = vec![0; usize::try_from(BAR0_BYTES).expect("small")];
-        Self { info, calls: Calls::default(), bar0, remote: None, kept: Vec::new() }
+        Self { info, calls: Calls::default(), bar0, remote: None, kept: Vec::new(), machine: None }
     }
 
     fn note(&self, call: String) {
         self.calls.lock().expect("not poisoned").push(call);
+    }
+
+    /// It migrates, and is in this state.
+    pub fn migrates(&mut self, state: State) -> &mut Machine {
+        let calls = Arc::clone(&self.calls);
+        self.machine.insert(Machine {
+            state,
+            logs: Some(false),
+            fails: None,
+            data: vec![],
+            pages: vec![],
+            calls,
+        })
     }
 }
 
@@ -170,7 +252,12 @@ impl Device for Fake {
 
     fn reset(&mut self) -> Result<(), Errno> {
         self.note("reset".into());
+        self.machine.iter_mut().for_each(|machine| machine.state = State::Running);
         Ok(())
+    }
+
+    fn migration(&mut self) -> Option<&mut dyn Migration> {
+        self.machine.as_mut().map(|machine| machine as _)
     }
 }
 
@@ -353,10 +440,16 @@ pub struct Running {
 impl Running {
     /// A session at the other end of a socket pair.
     pub fn start_with(limits: Limits) -> Self {
+        Self::start_device(limits, |_| {})
+    }
+
+    /// As [`Running::start_with`], of a device that was prepared.
+    pub fn start_device(limits: Limits, prepare: impl FnOnce(&mut Fake)) -> Self {
         let (ours, theirs) = UnixStream::pair().expect("socketpair");
         let shutdown = Shutdown::new().expect("eventfd");
         let connection = Connection::new(theirs, limits, &shutdown);
         let mut device = Fake::new();
+        prepare(&mut device);
         let calls = Arc::clone(&device.calls);
         let remote = connection.remote_memory();
         device.remote = Some(remote.clone());

@@ -7,6 +7,7 @@ mod commands;
 mod harness;
 mod hostile;
 mod listener;
+mod migration;
 mod random;
 mod redelivery;
 mod remote;

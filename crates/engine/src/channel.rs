@@ -95,8 +95,12 @@ impl Channel for LinkChannel {
 
     fn answer(&self, seq: u64, reply: Option<&Reply>, deposit: Option<Deposit>) -> Result<(), Fault> {
         let fd = reply.and_then(|reply| reply.fd.clone());
-        let fds =
-            EngineFds { first: 0, for_client: usize::from(fd.is_some()), fds: fd.into_iter().collect() };
+        let made = deposit.as_ref().map_or(&[][..], |deposit| &deposit.made);
+        // Ids count up from the client's descriptor, if there is one; only those after it are kept.
+        let first = made.first().map_or(0, |made| made.id.wrapping_sub(u32::from(fd.is_some())));
+        let for_client = usize::from(fd.is_some());
+        let made = made.iter().map(|made| Arc::clone(&made.fd));
+        let fds = EngineFds { first, for_client, fds: fd.into_iter().chain(made).collect() };
         let deposit = deposit.map(|deposit| session::Deposit { bytes: deposit.bytes, keep: deposit.keep });
         let reply = reply.map_or_else(Vec::new, |reply| reply.bytes.clone());
         self.sender.answer(&Answer { seq, reply, deposit, fds }).map_err(|error| fault(&error))

@@ -6,6 +6,7 @@
 //! ```
 
 mod freezing;
+mod leaving;
 mod links;
 mod waiting;
 
@@ -16,6 +17,7 @@ use crate::records::Records;
 use crate::seat::{Seat, Stand, Turn};
 use block::{Now, Request, Submitted};
 use freezing::Freezing;
+use leaving::Leaving;
 use links::Links;
 pub(crate) use links::{Goal, HandedOn};
 use memory::MemoryMap;
@@ -37,6 +39,7 @@ pub(crate) struct Home {
     private: bool,
     client: Option<Arc<dyn Client>>,
     freezing: Freezing,
+    leaving: Leaving,
 }
 
 /// What becomes of a home after a call.
@@ -102,6 +105,7 @@ impl Home {
             private,
             client,
             freezing: Freezing::default(),
+            leaving: Leaving::default(),
         };
         if let Some(handed_on) = resume {
             let Self { seat, controller, links, .. } = &mut home;
@@ -217,6 +221,7 @@ impl Home {
         }
         let Self { seat, controller, links, .. } = self;
         controller.persisted(ok, now, &mut Errand { seat, links });
+        self.leaving.note_record();
         self.settle(now);
     }
 
@@ -277,6 +282,14 @@ impl Home {
                 self.freezing.want(reply);
                 self.freeze();
                 return Next::Stay;
+            }
+            Call::Halt => {
+                self.leave(reply);
+                return self.end_call(now);
+            }
+            Call::GoOn => {
+                self.stay();
+                Answer::Done
             }
             Call::PowerOff => {
                 links.cut(seat);
@@ -371,6 +384,7 @@ impl Home {
         if self.controller.needs_remote() {
             self.want_private();
         }
+        self.pause_before_leaving();
         let wanted = self.seat.power.is_enabled() || self.links.goal() != Goal::Private;
         if self.waiting.is_nothing() && self.controller.is_quiet() && wanted {
             self.links.go(&self.seat, now);
@@ -384,6 +398,7 @@ impl Home {
             && self.links.is_paused()
             && self.waiting.is_nothing()
             && self.controller.is_quiet()
+            && self.may_leave()
     }
 
     /// Packs up.

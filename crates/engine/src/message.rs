@@ -133,6 +133,10 @@ pub(crate) enum Call {
     Flush,
     /// Begin nothing more and keep everything in the region, for another process; answered when nothing is at the drive.
     Pause,
+    /// Stand still and give the ssd up, to whoever asks: answered when the guest's queues rest, with [`Answer::Settlement`].
+    Halt,
+    /// Never mind the [`Call::Halt`] that was not answered.
+    GoOn,
     /// Cut the power: give the ssd up and answer with its record. Comes when all is quiet and no memory is mapped.
     PowerOff,
 }
@@ -149,6 +153,8 @@ pub(crate) enum Answer {
     Done,
     /// Done; what was read.
     Bytes(Vec<u8>),
+    /// The ssd, which stands still.
+    Settlement(Box<Settlement>),
     /// The ssd's record at power off.
     Record(Box<SsdV1>),
     /// Refused.

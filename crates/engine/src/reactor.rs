@@ -508,6 +508,15 @@ impl Reactor {
         self.places.remove(id);
     }
 
+    /// Gives an ssd to whoever asked for it.
+    fn give_up(&mut self, id: SsdId) {
+        let Some(Place::Home(home)) = self.places.remove(id) else { return };
+        let Some((reply, settlement)) = home.depart() else { return };
+        self.stopping |= !self.setup.shared;
+        // Who asked waits for it, or asks once more and finds it here.
+        let _ = reply.send(Answer::Settlement(Box::new(settlement)));
+    }
+
     /// Gives an ssd whose guest memory is only reachable over its socket a reactor of its own, where waiting for the
     /// client harms nobody else; or one whose reactor is off duty to another.
     fn move_out(&mut self, id: SsdId) {
@@ -515,6 +524,7 @@ impl Reactor {
         let (goal, name) = (home.goal(), home.seat.ssd.name.clone());
         let address = match goal {
             Goal::Shared(to) => Arc::clone(self.setup.crew.address(to)),
+            Goal::Away => return self.give_up(id),
             Goal::Private => match self.spawn_private(id) {
                 Ok(address) => address,
                 // It stays paused and asks again in the next turn.

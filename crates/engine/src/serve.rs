@@ -10,7 +10,7 @@ use crate::message::{Address, Call, Message, Settlement, SsdId};
 use crate::meter;
 use crate::pool::Pools;
 use crate::records::{Records, check_writable};
-use crate::session::{Wire, call_home, power_off};
+use crate::session::{Means, Wire, call_home, power_off};
 use crate::ssd::{Power, Ssd};
 use crate::terms::Terms;
 use anyhow::{Context, bail, ensure};
@@ -239,13 +239,14 @@ impl Slot {
         let remote = connection.remote_memory();
         let wire = self.powered().and_then(|power| {
             let (ssd, home) = (Arc::clone(&self.ssd), Arc::clone(&self.home));
-            Ok(Wire::new(ssd, &power, home, remote)?)
+            let means = Means { records: self.records.clone(), clock: self.clock };
+            Ok(Wire::new(ssd, &power, home, means, remote)?)
         });
         let result = wire.and_then(|mut wire| {
             connection.serve(&mut wire);
             let left = wire.leave();
-            self.cycle_power()?;
-            Ok(left?)
+            self.cycle_power(left.as_ref().ok().and_then(Option::as_ref))?;
+            Ok(left.map(drop)?)
         });
         if let Err(error) = result {
             tracing::error!(ssd = self.ssd.name, error = format!("{error:#}"), "the ssd cannot go on");
@@ -262,8 +263,12 @@ impl Slot {
         Ok(power)
     }
 
-    fn cycle_power(&mut self) -> anyhow::Result<()> {
-        self.record = power_off(&self.home, &self.ssd)?;
+    /// `record`: of a device that has no home to ask.
+    fn cycle_power(&mut self, record: Option<&SsdV1>) -> anyhow::Result<()> {
+        self.record = match record {
+            Some(record) => record.clone(),
+            None => power_off(&self.home, &self.ssd)?,
+        };
         self.power = None;
         self.powered().map(drop)
     }

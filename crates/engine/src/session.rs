@@ -1,12 +1,14 @@
 //! A vfio-user session's view of an ssd: messages become calls to the ssd's home, the answers become replies.
 
+mod migration;
+
 use crate::interrupts::{Eventfd, Table, VECTORS_MAX};
 use crate::message::{Address, Answer, Call, Client, Message};
 use crate::ssd::{Power, Ssd};
 use anyhow::Context;
 use frontend::vfio_user::{
-    ClientFd, Deposit, Device, DeviceInfo, DmaMap, DmaUnmap, Errno, IrqAction, IrqData, IrqInfo, MmapArea,
-    Negotiated, RegionInfo, RegionMmap, RemoteMemory, SetIrqs, device, frame,
+    ClientFd, Deposit, Device, DeviceInfo, DmaMap, DmaUnmap, Errno, IrqAction, IrqData, IrqInfo, Migration,
+    MmapArea, Negotiated, RegionInfo, RegionMmap, RemoteMemory, SetIrqs, device, frame,
 };
 use memory::{Access, Fault, Iova, MapError, Mapping, MappingError, MemoryMap, Remote};
 use nvme::host::Bar;
@@ -18,6 +20,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 
+pub(crate) use migration::Means;
+
 /// BAR index of the registers and doorbells.
 const REGISTERS_REGION: u32 = 0;
 /// Where the doorbell page stands in BAR0 and in its memfd.
@@ -28,7 +32,9 @@ const MSIX_REGION: u32 = 4;
 /// An ssd as one client's device.
 pub(crate) struct Wire {
     ssd: Arc<Ssd>,
+    power: Power,
     home: Address,
+    means: Means,
     info: DeviceInfo,
     map: Arc<MemoryMap>,
     table: Table,
@@ -37,6 +43,10 @@ pub(crate) struct Wire {
     saved: VfioUserV1,
     /// It is not deposited yet.
     changed: bool,
+    /// The device, while it does not run.
+    still: Option<Box<migration::Still>>,
+    /// The file of a state on its way, of a predecessor.
+    kept_state: Option<OwnedFd>,
 }
 
 /// The client at the other end of the socket.
@@ -63,17 +73,22 @@ impl Wire {
         ssd: Arc<Ssd>,
         power: &Power,
         home: Address,
+        means: Means,
         remote: RemoteMemory,
     ) -> std::io::Result<Self> {
         Ok(Self {
             info: device_info(power)?,
             ssd,
+            power: power.clone(),
             home,
+            means,
             map: Arc::new(MemoryMap::empty()),
             table: Table::default(),
             client: Arc::new(OverSocket(remote)),
             saved: VfioUserV1::default(),
             changed: false,
+            still: None,
+            kept_state: None,
         })
     }
 
@@ -113,6 +128,7 @@ impl Wire {
         }
         self.map = Arc::new(map);
         self.table = table.clone();
+        self.kept_state = saved.migration.and_then(|migration| migration.fd).map(fd).transpose()?;
         self.saved = saved;
         Ok((Arc::clone(&self.map), table))
     }
@@ -141,19 +157,31 @@ impl Wire {
 
     fn adopt(&mut self, map: MemoryMap) -> Result<(), Errno> {
         let map = Arc::new(map);
-        self.call(Call::Memory { map: Arc::clone(&map), client: Arc::clone(&self.client) })?;
+        if !self.is_still() {
+            self.call(Call::Memory { map: Arc::clone(&map), client: Arc::clone(&self.client) })?;
+        }
         self.map = map;
         Ok(())
     }
 
     fn set_table(&mut self, table: Table) -> Result<(), Errno> {
-        self.call(Call::Interrupts(table.clone()))?;
+        if !self.is_still() {
+            self.call(Call::Interrupts(table.clone()))?;
+        }
         self.table = table;
         Ok(())
     }
 
-    /// The client is gone: nothing of its memory may be touched and no interrupt sent when this returns.
-    pub(crate) fn leave(mut self) -> Result<(), Errno> {
+    /// The client is gone: nothing of its memory may be touched and no interrupt sent when this returns. A device that stood still has no home
+    /// any more: its record is what the next power-on begins with.
+    pub(crate) fn leave(mut self) -> Result<Option<SsdV1>, Errno> {
+        match self.leave_still() {
+            Some(record) => Ok(Some(record)),
+            None => self.leave_home().map(|()| None),
+        }
+    }
+
+    fn leave_home(&mut self) -> Result<(), Errno> {
         self.call(Call::Reset)?;
         let empty = self.map.cleared();
         self.adopt(empty)?;
@@ -187,7 +215,11 @@ impl Wire {
             (_, IrqData::Eventfd(_)) => Err(Errno::INVAL),
             (action, _) if all => {
                 let masked = action == IrqAction::Mask;
-                self.call(Call::MaskIntx(masked))?;
+                if self.is_still() {
+                    self.table.mask_intx(masked);
+                } else {
+                    self.call(Call::MaskIntx(masked))?;
+                }
                 self.changed |= self.saved.intx_masked != masked;
                 self.saved.intx_masked = masked;
                 Ok(())
@@ -251,6 +283,9 @@ impl Device for Wire {
     }
 
     fn region_read(&mut self, region: u32, offset: u64, data: &mut [u8]) -> Result<(), Errno> {
+        if let Some(still) = &mut self.still {
+            return still.region_read(region, offset, data);
+        }
         let len = data.len();
         let answer = match region {
             device::PCI_CONFIG_REGION => {
@@ -266,6 +301,9 @@ impl Device for Wire {
     }
 
     fn region_write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<(), Errno> {
+        if let Some(written) = self.write_still(region, offset, data) {
+            return written;
+        }
         let data = data.to_vec();
         let call = match region {
             device::PCI_CONFIG_REGION => Call::ConfigWrite { offset: config_offset(offset)?, data },
@@ -325,7 +363,12 @@ impl Device for Wire {
     }
 
     fn reset(&mut self) -> Result<(), Errno> {
+        self.reset_still()?;
         self.call(Call::Reset).map(|_| ())
+    }
+
+    fn migration(&mut self) -> Option<&mut dyn Migration> {
+        Some(self)
     }
 
     fn last_write_counts(&self, region: u32, offset: u64) -> bool {
@@ -340,11 +383,17 @@ impl Device for Wire {
         });
         self.changed |= self.saved.negotiated != negotiated;
         self.saved.negotiated = negotiated;
+        let migration = self.still.as_ref().map(|still| still.saved());
+        self.changed |= self.saved.migration != migration;
+        self.saved.migration = migration;
         if !std::mem::take(&mut self.changed) {
             return None;
         }
         match self.saved.to_bytes() {
-            Ok(bytes) => Some(Deposit { bytes, keep: self.saved.descriptors(), made: Vec::new() }),
+            Ok(bytes) => {
+                let made = self.still.as_mut().and_then(|still| still.take_made());
+                Some(Deposit { bytes, keep: self.saved.descriptors(), made: made.into_iter().collect() })
+            }
             // Longer than any envelope: not with the limits on maps and vectors.
             Err(error) => {
                 tracing::error!(ssd = self.ssd.name, %error, "a session cannot be saved");

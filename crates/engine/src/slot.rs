@@ -15,7 +15,7 @@ use crate::keeper::{Keeper, PowerCycle};
 use crate::message::{Address, Call, Client, Message, Settlement};
 use crate::records::Records;
 use crate::serve::controller;
-use crate::session::{Wire, call_home, power_off};
+use crate::session::{Means, Wire, call_home, power_off};
 use crate::ssd::{Power, Ssd};
 use anyhow::Context;
 use frontend::vfio_user::{Connection, Limits, Pause};
@@ -218,7 +218,12 @@ impl Keeping {
             let Left { unanswered, posting } = left;
             tracing::info!(ssd = keeping.ssd.name, unanswered, posting, "going on where a predecessor ended");
         }
-        let session = session.map(|(ready, _)| ready);
+        let mut session = session.map(|(ready, _)| ready);
+        if let Some(ready) = session.as_mut().filter(|ready| ready.wire.was_still()) {
+            // Whoever stopped it has not let it run again.
+            ready.wire.restore_still(&keeping.record, false)?;
+            return Ok((keeping, session, left));
+        }
         let client = session.as_ref().map(|ready| ready.wire.client());
         let controller = controller(&keeping.ssd, &keeping.power, &keeping.record, keeping.clock);
         keeping.settle(controller, memory, interrupts, client, Some(HandedOn::default()));
@@ -280,7 +285,8 @@ impl Keeping {
         let (channel, restore) = LinkChannel::open(plug.link)?;
         let connection = Connection::over(Arc::clone(&channel) as _, Limits::default());
         let (ssd, home) = (Arc::clone(&self.ssd), Arc::clone(&self.home));
-        let wire = Wire::new(ssd, &self.power, home, connection.remote_memory())?;
+        let means = Means { records: self.records.clone(), clock: self.clock };
+        let wire = Wire::new(ssd, &self.power, home, means, connection.remote_memory())?;
         Ok((Ready { session: plug.session, channel, connection, wire }, restore))
     }
 
@@ -319,6 +325,7 @@ impl Keeping {
         let client = ready.wire.client();
         call_home(&self.home, &self.ssd, Call::Memory { map, client })?;
         call_home(&self.home, &self.ssd, Call::Interrupts(table))?;
+        ready.wire.restore_still(&self.record, true)?;
         Ok(ready)
     }
 
@@ -343,12 +350,15 @@ impl Keeping {
             (current.channel, current.pause) = (None, None);
         }
         let left = wire.leave();
-        self.record = power_off(&self.home, &self.ssd)?;
+        self.record = match &left {
+            Ok(Some(record)) => record.clone(),
+            _ => power_off(&self.home, &self.ssd)?,
+        };
         self.power = Power::on(&self.ssd.name)?;
         self.power_on(Some(session))?;
         // The link is closed after the keeper heard that the session is over.
         drop(channel);
-        Ok(left?)
+        Ok(left.map(drop)?)
     }
 
     /// Makes all durable, with no client connected.

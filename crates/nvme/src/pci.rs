@@ -13,6 +13,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use state::controller::{VectorV1, WordV1};
 use state::region::Pci;
 
 use crate::profile::Profile;
@@ -133,12 +134,7 @@ pub fn function_level_reset(pci: &Pci, profile: &Profile) {
 
 /// Every word gets its value in one store, and the words at `kept` none: a successor that finds the half of it does it again.
 fn set(pci: &Pci, profile: &Profile, kept: &[usize]) {
-    let mut words = [0; CONFIG_BYTES / 4];
-    for (offset, value) in initial(profile) {
-        if let Some(word) = words.get_mut(offset / 4) {
-            *word = value;
-        }
-    }
+    let words = initial_words(profile);
     for (at, (word, value)) in pci.config.iter().zip(words).enumerate() {
         if !kept.contains(&(at * 4)) {
             put32(word, value);
@@ -148,6 +144,70 @@ fn set(pci: &Pci, profile: &Profile, kept: &[usize]) {
         entry.iter().zip([0, 0, 0, 1]).for_each(|(word, value)| put32(word, value));
     }
     pci.msix_pending.iter().for_each(|word| put32(word, 0));
+}
+
+/// The words of configuration space that are not zero.
+pub(crate) fn saved_config(pci: &Pci) -> Vec<WordV1> {
+    let word = |(at, word): (u16, &AtomicU32)| WordV1 { offset: at * 4, value: word.load(Ordering::Acquire) };
+    (0..).zip(&pci.config).map(word).filter(|word| word.value != 0).collect()
+}
+
+/// The rows of the MSI-X table that are not as after a reset.
+pub(crate) fn saved_vectors(pci: &Pci) -> Vec<VectorV1> {
+    let row = |(vector, row): (u16, &[AtomicU32; 4])| {
+        let [low, high, data, control] = row.each_ref().map(|word| word.load(Ordering::Acquire));
+        let address = u64::from(low) | u64::from(high) << 32;
+        VectorV1 { vector, address, data, masked: control & 1 == 1 }
+    };
+    let is_used = |row: &VectorV1| !row.masked || row.address != 0 || row.data != 0;
+    (0..).zip(&pci.msix_table).map(row).filter(is_used).collect()
+}
+
+/// Whether a device of this profile can have such a configuration space: it differs from that at power-on only where it can be written.
+pub(crate) fn is_config_of(profile: &Profile, saved: &[WordV1]) -> bool {
+    let ascending = saved.windows(2).all(|two| two[0].offset < two[1].offset);
+    let Some(words) = config_words(saved) else { return false };
+    let fits = |(at, (word, first)): (usize, (&u32, &u32))| {
+        let state_is_known = at * 4 != PMCSR || matches!(word & 0b11, 0b00 | 0b11);
+        (word ^ first) & !masks(at * 4).0 == 0 && state_is_known
+    };
+    ascending && words.iter().zip(&initial_words(profile)).enumerate().all(fits)
+}
+
+fn config_words(saved: &[WordV1]) -> Option<[u32; CONFIG_BYTES / 4]> {
+    let mut words = [0; CONFIG_BYTES / 4];
+    for word in saved {
+        let aligned = word.offset.is_multiple_of(4).then_some(usize::from(word.offset) / 4)?;
+        *words.get_mut(aligned)? = word.value;
+    }
+    Some(words)
+}
+
+/// Brings configuration space and MSI-X table to what was saved, which is of this profile.
+pub(crate) fn restore(pci: &Pci, profile: &Profile, config: &[WordV1], vectors: &[VectorV1]) {
+    let words = config_words(config).unwrap_or_else(|| initial_words(profile));
+    for (word, value) in pci.config.iter().zip(words) {
+        put32(word, value);
+    }
+    for (vector, row) in (0..).zip(&pci.msix_table) {
+        let saved = vectors.iter().find(|saved| saved.vector == vector);
+        let VectorV1 { address, data, masked, .. } =
+            saved.copied().unwrap_or(VectorV1 { masked: true, ..VectorV1::default() });
+        let [low, high]: [u32; 2] = zerocopy::transmute!(address);
+        let words = [low, high, data, u32::from(masked)];
+        row.iter().zip(words).for_each(|(word, value)| put32(word, value));
+    }
+    pci.msix_pending.iter().for_each(|word| put32(word, 0));
+}
+
+fn initial_words(profile: &Profile) -> [u32; CONFIG_BYTES / 4] {
+    let mut words = [0; CONFIG_BYTES / 4];
+    for (offset, value) in initial(profile) {
+        if let Some(word) = words.get_mut(offset / 4) {
+            *word = value;
+        }
+    }
+    words
 }
 
 /// Reads any run of bytes. Beyond the space everything reads as ones.

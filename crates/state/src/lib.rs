@@ -1,6 +1,7 @@
 //! Bytes at rest: what outlives a process.
 //!
 //! - [`region`]: the shared-memory region of one controller, which a successor process goes on from.
+//! - [`controller`]: the state of a controller at rest, as it goes to another host.
 //! - [`ssd`]: the record of one ssd that outlives a daemon restart (namespaces, marks, sanitize progress, totals).
 //! - [`session`]: what is kept of a client's session.
 //! - [`vhost_session`]: the same of a vhost-user client.
@@ -12,6 +13,7 @@
 //! Types here are never the runtime's own: they change only by adding.
 #![forbid(unsafe_code)]
 
+pub mod controller;
 pub mod envelope;
 pub mod keeper;
 pub mod migration;

@@ -11,8 +11,9 @@ use crate::envelope::{self, EnvelopeError};
 
 /// First eight bytes of a vfio-user session's deposit.
 pub const MAGIC: [u8; 8] = *b"GODWTVFU";
-/// Version this build writes, and the newest it reads.
-pub const VERSION: u32 = 1;
+/// The newest version this build reads. Version 2: the device is not running. A running one is written as version 1, which a build from
+/// before can go on from; from a stopped one it must not, since it would let it run.
+pub const VERSION: u32 = 2;
 /// More maps than any client may have.
 const MAPS_MAX: usize = 65_536;
 /// More vectors than any device has.
@@ -40,6 +41,32 @@ pub struct VfioUserV1 {
     #[n(4)]
     #[cbor(default)]
     pub msix: Vec<u32>,
+    /// The migration state, unless it is RUNNING. Since version 2.
+    #[n(5)]
+    #[cbor(default)]
+    pub migration: Option<MigrationV1>,
+    /// Descriptors that the device has made in this session. `None`: none yet.
+    #[n(6)]
+    #[cbor(default)]
+    pub made: Option<u32>,
+}
+
+/// A device that is not running. Its region, and this, are all there is of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, CborLen)]
+#[cbor(map)]
+pub struct MigrationV1 {
+    /// As `enum vfio_device_mig_state` has it: 0 ERROR, 1 STOP, 3 STOP_COPY, 4 RESUMING.
+    #[n(0)]
+    pub state: u32,
+    /// Id of the file with the state that is read or written.
+    #[n(1)]
+    pub fd: Option<u32>,
+    /// Bytes of the state in it.
+    #[n(2)]
+    pub len_bytes: u64,
+    /// Bytes of them that were read.
+    #[n(3)]
+    pub read_bytes: u64,
 }
 
 /// What the version exchange came to.
@@ -100,7 +127,8 @@ impl VfioUserV1 {
     /// [`SessionError`] when it is longer than an envelope may be.
     pub fn to_bytes(&self) -> Result<Vec<u8>, SessionError> {
         let body = minicbor::to_vec(self).map_err(|error| SessionError::Body(error.to_string()))?;
-        Ok(envelope::seal(MAGIC, VERSION, &body)?)
+        let version = if self.migration.is_some() { VERSION } else { 1 };
+        Ok(envelope::seal(MAGIC, version, &body)?)
     }
 
     /// The session in the bytes of a deposit.
@@ -121,7 +149,8 @@ impl VfioUserV1 {
     pub fn descriptors(&self) -> Vec<u32> {
         let files = self.maps.iter().filter_map(|map| map.fd);
         let vectors = self.msix.iter().filter_map(|id| id.checked_sub(1));
-        let mut ids: Vec<u32> = files.chain(self.intx).chain(vectors).collect();
+        let state = self.migration.and_then(|migration| migration.fd);
+        let mut ids: Vec<u32> = files.chain(self.intx).chain(vectors).chain(state).collect();
         ids.sort_unstable();
         ids.dedup();
         ids

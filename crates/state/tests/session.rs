@@ -1,7 +1,7 @@
 //! The deposit of a session: every released version is read for ever, anything else is refused by name.
 
 use state::envelope::EnvelopeError;
-use state::session::{DmaMapV1, MAGIC, NegotiatedV1, SessionError, VERSION, VfioUserV1};
+use state::session::{DmaMapV1, MAGIC, MigrationV1, NegotiatedV1, SessionError, VERSION, VfioUserV1};
 
 /// A session with every field set.
 fn full() -> VfioUserV1 {
@@ -18,7 +18,38 @@ fn full() -> VfioUserV1 {
         intx: Some(7),
         intx_masked: true,
         msix: vec![9, 0, 10, 9],
+        migration: None,
+        made: None,
     }
+}
+
+/// As [`full`], of a device that is being saved.
+fn stopped() -> VfioUserV1 {
+    let migration = MigrationV1 { state: 3, fd: Some(1 << 31), len_bytes: 1 << 20, read_bytes: 4096 };
+    VfioUserV1 { migration: Some(migration), made: Some(1), ..full() }
+}
+
+#[test]
+fn the_golden_session_of_version_2_is_read_for_ever_and_written_now() {
+    let bytes = stopped().to_bytes().expect("short");
+    if std::env::var_os("GODWIT_WRITE_GOLDEN").is_some() {
+        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/session-v2.bin"), &bytes)
+            .expect("written");
+    }
+    let golden = include_bytes!("golden/session-v2.bin");
+    assert_eq!(VfioUserV1::from_bytes(golden).expect("readable"), stopped());
+    assert_eq!(bytes, golden);
+}
+
+/// It would let the device run, beside the one that the state went to.
+#[test]
+fn a_build_that_knows_no_migration_refuses_a_session_whose_device_is_stopped() {
+    let newest = |bytes: &[u8]| state::envelope::open(MAGIC, 1, bytes).map(|(version, _)| version);
+    assert_eq!(newest(&full().to_bytes().expect("short")), Ok(1));
+    assert_eq!(
+        newest(&stopped().to_bytes().expect("short")),
+        Err(EnvelopeError::Newer { found: 2, newest: 1 })
+    );
 }
 
 #[test]
@@ -40,6 +71,7 @@ fn what_is_written_now_is_the_golden_session() {
 #[test]
 fn every_descriptor_is_named_once() {
     assert_eq!(full().descriptors(), [3, 7, 8, 9]);
+    assert_eq!(stopped().descriptors(), [3, 7, 8, 9, 1 << 31]);
 }
 
 #[test]

@@ -109,6 +109,23 @@ impl Driver {
         })
     }
 
+    /// Goes on over another connection, to the same device elsewhere: memory, doorbells and interrupts are the new one's, queues and what is out
+    /// stay. Returns the connection there was.
+    ///
+    /// # Errors
+    /// The new client's.
+    pub fn move_to(&mut self, mut client: Client) -> Result<Client> {
+        client.set_dma_memory(self.ram.clone());
+        let fd = self.options.share_ram.then(|| (self.ram.fd(), 0));
+        client.dma_map(self.ram.iova(), self.ram.len() as u64, fd)?;
+        self.doorbells = Self::map_doorbells(&mut client)?;
+        for (start, chunk) in (0..).step_by(16).zip(self.vectors.chunks(16)) {
+            let borrowed: Vec<_> = chunk.iter().map(std::os::fd::AsFd::as_fd).collect();
+            client.set_irq_eventfds(crate::vfio_user::irq::MSIX, start, &borrowed)?;
+        }
+        Ok(std::mem::replace(&mut self.client, client))
+    }
+
     /// Guest RAM, to allocate buffers from.
     #[must_use]
     pub fn ram(&self) -> &Arc<Ram> {

@@ -47,6 +47,8 @@ pub(super) struct Links {
     pub(super) local: VecDeque<GroupCommand>,
     moving: Moving,
     goal: Goal,
+    /// What it was before it was [`Goal::Away`], if it was to move then.
+    goal_before: Option<Goal>,
     /// Queue pairs on their way from one reactor to another.
     transfers: Vec<Transfer>,
     /// Holds that were broadcast and not yet released, for groups that come later.
@@ -85,6 +87,8 @@ pub(crate) enum Goal {
     Private,
     /// Another shared one.
     Shared(usize),
+    /// None: to whoever asked for it.
+    Away,
 }
 
 /// A broadcast that waits for its acknowledgements.
@@ -135,6 +139,7 @@ impl Links {
             local: VecDeque::new(),
             moving: Moving::No,
             goal: Goal::Private,
+            goal_before: None,
             transfers: Vec::new(),
             holds: Vec::new(),
             lulls: 0,
@@ -363,7 +368,10 @@ impl Links {
 
     /// The ssd needs a reactor of its own, or another one.
     pub(super) fn want_to_move(&mut self, goal: Goal) {
-        if self.moving == Moving::No || goal == Goal::Private {
+        if self.goal == Goal::Away && self.moving != Moving::No {
+            // Who takes it up again is told where it is to be.
+            self.goal_before = Some(goal);
+        } else if self.moving == Moving::No || goal == Goal::Private {
             self.goal = goal;
         }
         if self.moving == Moving::No {
@@ -373,6 +381,36 @@ impl Links {
 
     pub(super) fn goal(&self) -> Goal {
         self.goal
+    }
+
+    /// The ssd is asked for.
+    pub(super) fn want_away(&mut self) {
+        self.goal_before = (self.moving != Moving::No).then_some(self.goal);
+        self.goal = Goal::Away;
+        if self.moving == Moving::No {
+            self.moving = Moving::Wanted;
+        }
+    }
+
+    /// It is no longer asked for. Groups that pause already go on when the home has moved: to where it is.
+    pub(super) fn stay(&mut self, seat: &Seat, here: Goal) {
+        match self.goal_before.take() {
+            Some(goal) => self.goal = goal,
+            None if self.moving == Moving::Wanted => (self.moving, self.goal) = (Moving::No, Goal::Private),
+            None if matches!(self.moving, Moving::Lulling { .. }) => {
+                self.broadcast(seat, &GroupCommand::EndLull);
+                (self.moving, self.goal) = (Moving::No, Goal::Private);
+            }
+            None => self.goal = here,
+        }
+    }
+
+    /// The groups that have paused say so once more: what was sent to them before is done then.
+    pub(super) fn pause_again(&mut self, seat: &Seat) {
+        if self.moving == Moving::Paused {
+            let left = self.broadcast(seat, &GroupCommand::Pause { id: PAUSE });
+            self.moving = Moving::Pausing { left };
+        }
     }
 
     /// Moves on towards another reactor, if that is wanted and nothing else is under way. Who must leave waits for what every group began,
@@ -403,10 +441,10 @@ impl Links {
         }
     }
 
-    /// When it is given up.
+    /// When it is given up. Who was asked for the ssd is told when it takes too long.
     pub(super) fn lull_ends(&self) -> Option<Now> {
         let Moving::Lulling { since, .. } = self.moving else { return None };
-        Some(Now(since.0.saturating_add(LULL_NS)))
+        (self.goal != Goal::Away).then_some(Now(since.0.saturating_add(LULL_NS)))
     }
 
     fn put_off(&mut self, now: Now) {
@@ -425,6 +463,11 @@ impl Links {
             let left = self.broadcast(seat, &GroupCommand::Pause { id: PAUSE });
             self.moving = Moving::Pausing { left };
         }
+    }
+
+    /// Its reactor.
+    pub(super) fn here(&self) -> usize {
+        self.here
     }
 
     /// Every group has.

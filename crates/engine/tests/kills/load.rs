@@ -50,6 +50,11 @@ impl Load {
         }
     }
 
+    /// To be moved.
+    pub(crate) fn driver(&mut self) -> &mut Driver {
+        &mut self.driver
+    }
+
     fn next(&mut self, below: u64) -> u64 {
         self.chance ^= self.chance << 13;
         self.chance ^= self.chance >> 7;

@@ -13,6 +13,7 @@ mod load;
 mod many;
 mod metrics;
 mod reactors;
+mod travel;
 
 use guest::nvme::{Options, Sqe};
 use house::{House, KILLED_NS};

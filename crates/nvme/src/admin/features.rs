@@ -13,7 +13,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::{Failure, Outcome, Step, invalid_field, transfer};
 use crate::controller::Controller;
-use crate::limits::NAMESPACES_MAX;
+use crate::limits::{IO_QUEUES_MAX, NAMESPACES_MAX};
 use crate::store::{change64, publish32, publish64};
 
 /// The composite temperature, in kelvins: a virtual drive is always at 30 degrees.
@@ -50,6 +50,15 @@ pub(super) const SUPPORTED: [Fid; 15] = [
 /// Error Recovery is the one feature with a value for each namespace.
 pub(super) fn is_namespace_specific(fid: Fid) -> bool {
     fid == Fid::ErrorRecovery
+}
+
+/// Whether a feature of one dword may have been set to this.
+pub(crate) fn is_stored_feature(fid: u8, value: u32) -> bool {
+    let queues = NumberOfQueues::from_bits(value);
+    match Fid(fid) {
+        Fid::NumberOfQueues => queues.nsq_z() < IO_QUEUES_MAX && queues.ncq_z() < IO_QUEUES_MAX,
+        fid => fid.0 == UNDER_THRESHOLD || SUPPORTED.contains(&fid),
+    }
 }
 
 fn is_changeable(fid: Fid) -> bool {
@@ -272,6 +281,14 @@ impl Controller {
             change64(word, |bits| if fields.cd() { bits | bit } else { bits & !bit });
         }
         Ok(())
+    }
+
+    /// As [`Controller::timestamp`], for a controller that goes on elsewhere: bit 63 says that the host set it.
+    pub(crate) fn timestamp_at(&self, now: block::Now) -> u64 {
+        let [set_ms, at_ns] = &self.region.admin.timestamp;
+        let (raw, at_ns) = (set_ms.load(Ordering::Acquire), at_ns.load(Ordering::Acquire));
+        let since_ms = now.0.saturating_sub(at_ns) / 1_000_000;
+        (raw & !(1 << 63)).wrapping_add(since_ms) & 0xffff_ffff_ffff | raw & 1 << 63
     }
 
     /// Milliseconds as set, and the time since.

@@ -17,6 +17,7 @@ use spec::nvme::{AdminOpcode, Command, Fuse, Psdt, Status};
 use crate::controller::{Controller, Host};
 use crate::namespace::SubsystemGate;
 use crate::queue::Answer;
+pub(crate) use features::is_stored_feature;
 use queue::with_dnr;
 
 /// How a command goes on.

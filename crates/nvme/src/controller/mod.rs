@@ -18,6 +18,7 @@ mod record;
 #[cfg(test)]
 mod redelivered;
 mod registers;
+pub mod saved;
 mod turn;
 
 use std::collections::{BTreeMap, VecDeque};

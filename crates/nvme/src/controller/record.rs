@@ -56,6 +56,12 @@ pub fn check_record(record: &SsdV1, capacity_bytes: u64) -> Result<(), Unfit> {
     Ok(())
 }
 
+impl Persist {
+    pub(super) fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+}
+
 impl Controller {
     pub(crate) fn persist(&mut self, wish: PersistWish, host: &mut impl Host) {
         self.persist.next.push(wish);

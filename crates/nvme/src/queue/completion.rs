@@ -18,7 +18,7 @@ const ENTRY_BYTES: usize = 16;
 /// Between two attempts at an entry that the client's memory did not take.
 const AGAIN_NS: u64 = 1_000_000;
 /// Where the phase to post with stands in a slot's word.
-pub(super) const WORD_PHASE: u64 = 1 << 8;
+pub(crate) const WORD_PHASE: u64 = 1 << 8;
 
 /// What a command ends with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -23,10 +23,12 @@ mod submission;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use completion::WORD_PHASE;
 pub use completion::{Answer, CompletionQueue, Unwritten};
 pub use doorbell::{Doorbells, cq_index, sq_index};
 pub use inspect::{Left, Unsound, inspect, inspect_header, settle_region};
 pub use record::{CqRecord, SqRecord, close_cq, close_sq, create_cq, create_sq};
-pub(crate) use record::{count_change, count_if_changing, is_changing_data};
+pub(crate) use record::{count_change, count_if_changing, is_changing_data, restore_cq, restore_sq};
 pub use recovery::{Conclusion, Unanswered, conclude, free_slot};
 pub use submission::{Accepted, Look, SubmissionQueue};
+pub(crate) use submission::{position_of, seq_of, slot_word, state_of};

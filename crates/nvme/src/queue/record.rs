@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use spec::nvme::NvmOpcode;
+use state::controller::{CompletionQueueV1, SubmissionQueueV1};
 use state::region::{ControllerRegion, SLOT_ACCEPTED, SLOT_FREE, Slot};
 
 use super::submission::{command_in, head_seq, seq_of, state_of};
@@ -105,6 +106,25 @@ pub fn create_sq(region: &ControllerRegion, sqid: u16, base: u64, size: u32, cqi
     put32(&record.cqid, u32::from(cqid));
     publish64(&record.head_seq, head_seq(0, 0));
     publish32(&record.size, size);
+}
+
+/// Writes the record of a completion queue that was saved; its size last.
+pub(crate) fn restore_cq(region: &ControllerRegion, saved: &CompletionQueueV1) {
+    let Some(record) = region.cqs.get(usize::from(saved.cqid)) else { return };
+    put64(&record.base, saved.base);
+    put32(&record.interrupt, saved.vector.map_or(0, |vector| u32::from(vector) << 16 | 1));
+    put32(&record.tail_phase, saved.tail | u32::from(saved.phase) << 16);
+    put32(&record.head, saved.head);
+    publish32(&record.size, saved.size);
+}
+
+/// Writes the record of a submission queue that was saved, whose slots are there already; its size last.
+pub(crate) fn restore_sq(region: &ControllerRegion, saved: &SubmissionQueueV1) {
+    let Some(record) = region.sqs.get(usize::from(saved.sqid)) else { return };
+    put64(&record.base, saved.base);
+    put32(&record.cqid, u32::from(saved.cqid));
+    publish64(&record.head_seq, head_seq(saved.head, saved.seq));
+    publish32(&record.size, saved.size);
 }
 
 /// The completion queue is no more.

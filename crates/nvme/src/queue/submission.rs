@@ -385,20 +385,20 @@ impl SubmissionQueue {
 
 /// The word of a slot (see [`Slot`]).
 #[inline]
-pub(super) fn slot_word(seq: u32, position: u32, state: u64) -> u64 {
+pub(crate) fn slot_word(seq: u32, position: u32, state: u64) -> u64 {
     u64::from(seq) << 32 | u64::from(position & 0xffff) << 16 | state
 }
 
-pub(super) fn seq_of(word: u64) -> u32 {
+pub(crate) fn seq_of(word: u64) -> u32 {
     u32::try_from(word >> 32).unwrap_or(0)
 }
 
-pub(super) fn position_of(word: u64) -> u32 {
+pub(crate) fn position_of(word: u64) -> u32 {
     u32::try_from(word >> 16 & 0xffff).unwrap_or(0)
 }
 
 /// The state of a slot; anything that is no state counts as free.
-pub(super) fn state_of(slot: &Slot) -> u64 {
+pub(crate) fn state_of(slot: &Slot) -> u64 {
     match slot.word.load(Ordering::Acquire) & 3 {
         SLOT_ACCEPTED => SLOT_ACCEPTED,
         SLOT_POSTING => SLOT_POSTING,

@@ -7,4 +7,5 @@ mod life;
 mod namespaces;
 mod random;
 mod reserved;
+mod saved;
 mod world;

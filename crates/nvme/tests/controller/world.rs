@@ -245,6 +245,12 @@ impl World {
     }
 
     /// The process ends at this instruction; another goes on with the region and the last record.
+    /// What a successor would go on with, over the same region.
+    pub(crate) fn successor(&self) -> Controller {
+        let record = self.host.records.last().cloned().unwrap_or_default();
+        controller(&self.region, &self.doorbells, &record, self.capacity_bytes, self.now)
+    }
+
     pub(crate) fn succeed(&mut self) {
         let record = self.host.records.last().cloned().unwrap_or_default();
         self.host.inbox.clear();

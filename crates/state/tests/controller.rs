@@ -1,0 +1,108 @@
+//! The state of a controller: every released version is read for ever, anything else is refused by name.
+
+use state::SsdV1;
+use state::controller::{
+    AdminV1, CompletionQueueV1, ControllerError, ControllerV1, ErrorV1, FeatureV1, IdentityV1, MAGIC,
+    PostingV1, QueueCountersV1, RegistersV1, SlotV1, SubmissionQueueV1, VERSION, VectorV1, WordV1,
+};
+use state::envelope::EnvelopeError;
+use state::ssd::CountersV1;
+
+/// A state with every field set.
+fn full() -> ControllerV1 {
+    let posting = Some(PostingV1 { phase: true, entry: [7; 16] });
+    let slot = SlotV1 { slot: 4, seq: 9, position: 3, command: [8; 64], posting, progress: 1 << 32 | 1 };
+    ControllerV1 {
+        identity: IdentityV1 {
+            serial: *b"GW-1                ",
+            nqn: "nqn.2026-11.example:gw-1".to_owned(),
+            uuid: [1; 16],
+            eui64: [2; 8],
+            nguid: [3; 16],
+        },
+        record: SsdV1 {
+            capacity_bytes: 1 << 30,
+            profile: "godwit-1".to_owned(),
+            laid_out: true,
+            ..SsdV1::default()
+        },
+        registers: RegistersV1 {
+            cc: 0x0046_0001,
+            csts: 1,
+            aqa: 0x001f_001f,
+            interrupt_mask: 2,
+            asq: 1 << 32,
+            acq: 1 << 33,
+        },
+        config: vec![WordV1 { offset: 0, value: 0x6477_676f }, WordV1 { offset: 4, value: 0x0010_0406 }],
+        vectors: vec![VectorV1 { vector: 1, address: 0xfee0_1000, data: 0x21, masked: false }],
+        admin: AdminV1 {
+            features: vec![FeatureV1 { fid: 7, value: 0x0001_0001 }],
+            coalescing_disabled: vec![2],
+            host_identifier: [4; 16],
+            timestamp_ms: 1 << 63 | 5,
+            parked_events: vec![6, 7],
+            pending_events: vec![0x0004_0002],
+            masked_event_types: 4,
+            host_behavior: 1,
+            shadow_doorbells: 4096,
+            event_indices: 8192,
+            changed_namespaces: 1,
+            error_count: 3,
+        },
+        completion_queues: vec![CompletionQueueV1 {
+            cqid: 1,
+            base: 1 << 20,
+            size: 32,
+            vector: Some(1),
+            tail: 5,
+            phase: true,
+            head: 4,
+            doorbell: 4,
+        }],
+        submission_queues: vec![SubmissionQueueV1 {
+            sqid: 1,
+            base: 1 << 21,
+            size: 16,
+            cqid: 1,
+            head: 10,
+            seq: 10,
+            doorbell: 11,
+            slots: vec![slot, SlotV1 { slot: 5, posting: None, ..slot }],
+        }],
+        counters: vec![QueueCountersV1 {
+            sqid: 1,
+            counters: CountersV1 { reads: 1, ..CountersV1::default() },
+        }],
+        errors: vec![ErrorV1 { entry: [5; 64] }],
+    }
+}
+
+#[test]
+fn the_golden_state_of_version_1_is_read_for_ever_and_written_now() {
+    let bytes = full().to_bytes().expect("short");
+    if std::env::var_os("GODWIT_WRITE_GOLDEN").is_some() {
+        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/controller-v1.bin"), &bytes)
+            .expect("written");
+    }
+    let golden = include_bytes!("golden/controller-v1.bin");
+    assert_eq!(ControllerV1::from_bytes(golden).expect("readable"), full());
+    assert_eq!(bytes, golden);
+}
+
+#[test]
+fn damaged_truncated_newer_and_foreign_states_are_refused_by_name() {
+    let good = full().to_bytes().expect("short");
+    for len in 0..good.len() {
+        let found = ControllerV1::from_bytes(&good[..len]);
+        assert!(matches!(found, Err(ControllerError::Envelope(EnvelopeError::Truncated { .. }))), "{len}");
+    }
+    for at in 0..good.len() {
+        let mut bad = good.clone();
+        bad[at] ^= 0x10;
+        assert!(ControllerV1::from_bytes(&bad).is_err(), "byte {at}");
+    }
+    let newer = state::envelope::seal(MAGIC, VERSION + 1, b"?").expect("short");
+    let text = ControllerV1::from_bytes(&newer).expect_err("refused").to_string();
+    assert!(text.contains("use a newer build"), "{text}");
+}

@@ -24,5 +24,6 @@ pub mod frame;
 pub mod receive;
 pub mod source;
 mod stream;
+#[cfg(feature = "tls")]
 pub mod tls;
 pub mod wire;

@@ -1,9 +1,11 @@
 //! The same load on few ssds and on many: what looking at all those queues costs.
 //!
 //! Reads of 4 KiB come at a steady pace, each to any of all the queues there are, one at a time on a queue and four at a time in all. So with
-//! one ssd as with 256 a command comes alone: what differs is only how many queues it may come by.
+//! one ssd as with 256 a command comes alone: what differs is only how many queues it may come by. On `null` that is all there is to see; on files it
+//! is what a guest sees of it.
 
 use anyhow::{Context, Result, ensure};
+use std::path::Path;
 use std::time::Duration;
 
 use super::clock::{Clock, ticks};
@@ -11,7 +13,7 @@ use super::engine::{Backing, Engine, Spent, Ssd};
 use super::footprint::Resident;
 use super::histogram::Histogram;
 use super::report::{Report, median};
-use super::suite::Settings;
+use super::suite::{Settings, write_file};
 use super::workload::Random;
 use crate::nvme::{Driver, Sqe, nvm};
 use crate::ram::Buffer;
@@ -19,8 +21,9 @@ use crate::ram::Buffer;
 const SSDS: [usize; 4] = [1, 16, 64, 256];
 const QUEUES: u16 = 4;
 const RAM_BYTES: usize = 1 << 20;
-/// Reads a second.
-const PACE: u64 = 200_000;
+/// Of each ssd, and so much of it is read: 4 KiB times that.
+const MEBIBYTES: u64 = 4;
+const READS: u64 = MEBIBYTES << 8;
 /// Longer than that without a completion is a failure.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -32,30 +35,42 @@ struct Got {
     latency: Histogram,
 }
 
-/// Each number of ssds by itself.
+/// What the ssds keep their data in.
+#[derive(Clone, Copy)]
+struct Kind {
+    name: &'static str,
+    /// Reads a second.
+    pace: u64,
+    files: bool,
+}
+
+const KINDS: [Kind; 2] = [
+    Kind { name: "many", pace: 200_000, files: false },
+    Kind { name: "many-files", pace: 20_000, files: true },
+];
+
+/// Each number of ssds by itself, without drives and on files.
 ///
 /// # Errors
-/// The engine's or a driver's.
+/// The engine's or a driver's, or the files'.
 pub fn measure(settings: &Settings, report: &mut Report) -> Result<()> {
-    let name = |count: usize| format!("vfio-user/many/{count}-ssds");
+    KINDS.iter().try_for_each(|kind| measure_kind(settings, *kind, report))
+}
+
+fn measure_kind(settings: &Settings, kind: Kind, report: &mut Report) -> Result<()> {
+    let name = |count: usize| format!("vfio-user/{}/{count}-ssds", kind.name);
     if !SSDS.iter().any(|count| settings.wants(&name(*count))) {
         return Ok(());
     }
+    let directory = tempfile::Builder::new().prefix("godwit-bench").tempdir_in(&settings.directory)?;
     let mut alone = None;
     // What the others are compared with is measured whatever is wanted.
     for count in SSDS.into_iter().filter(|count| *count == 1 || settings.wants(&name(*count))) {
-        let ssds: Vec<_> = (0..count)
-            .map(|index| Ssd {
-                name: format!("many{index}"),
-                mebibytes: 64,
-                backing: Backing::Null,
-                disk: false,
-            })
-            .collect();
+        let ssds = (0..count).map(|index| ssd(kind, directory.path(), index)).collect::<Result<Vec<_>>>()?;
         let engine = Engine::start(&settings.godwitd, settings.engine_cpu, &ssds)?;
         let mut guests = Guests::connect(&engine, &ssds)?;
         let got = (0..settings.runs)
-            .map(|run| guests.run(settings, run as u64, || engine.spent()))
+            .map(|run| guests.run(settings, kind.pace, run as u64, || engine.spent()))
             .collect::<Result<Vec<_>>>()?;
         let busy: Vec<_> = got.iter().map(|got| each(got.spent.busy_ns, got.done)).collect();
         let first = *alone.get_or_insert(median(&busy));
@@ -77,6 +92,19 @@ pub fn measure(settings: &Settings, report: &mut Report) -> Result<()> {
         eprint!("{}", Report { records: report.records[report.records.len() - 6..].to_vec() }.table());
     }
     Ok(())
+}
+
+fn ssd(kind: Kind, directory: &Path, index: usize) -> Result<Ssd> {
+    let backing = if kind.files {
+        let file = directory.join(format!("{index}.img"));
+        if !file.exists() {
+            write_file(&file, MEBIBYTES)?;
+        }
+        Backing::Uring(file)
+    } else {
+        Backing::Null
+    };
+    Ok(Ssd { name: format!("many{index}"), mebibytes: MEBIBYTES, backing, disk: false })
 }
 
 fn threads(pid: u32) -> Result<u64> {
@@ -120,10 +148,10 @@ impl Guests {
         Ok(Self { drivers, out: Vec::new(), taken })
     }
 
-    fn run(&mut self, settings: &Settings, run: u64, spent: impl Fn() -> Spent) -> Result<Got> {
+    fn run(&mut self, settings: &Settings, pace: u64, run: u64, spent: impl Fn() -> Spent) -> Result<Got> {
         let clock: &Clock = &settings.clock;
         let mut random = Random::new(0x5EED + run);
-        let step = clock.ticks(Duration::from_secs(1)) / PACE;
+        let step = clock.ticks(Duration::from_secs(1)) / pace;
         let (mut due, mut done, mut latency) = (ticks(), 0, Histogram::default());
         let (mut before, mut measures) = (spent(), false);
         let mut end = ticks() + clock.ticks(settings.warm_up);
@@ -167,7 +195,7 @@ impl Guests {
         let (driver, buffer) = &mut self.drivers[guest];
         driver.submit(
             qid,
-            Sqe::new(nvm::READ).nsid(1).prp(buffer.iova(), 0).blocks(random.below(1 << 10) * 8, 7),
+            Sqe::new(nvm::READ).nsid(1).prp(buffer.iova(), 0).blocks(random.below(READS) * 8, 7),
         )?;
         self.out.push((guest, qid, due));
         Ok(())

@@ -23,6 +23,26 @@ pub enum Backing {
     Ram,
     /// A file through io_uring, O_DIRECT.
     Uring(PathBuf),
+    /// Extents of the pool "p".
+    Pool {
+        /// Each when it is first written.
+        thin: bool,
+    },
+    /// Another of these, encrypted under the key in this file.
+    Encrypted(Box<Backing>, PathBuf),
+}
+
+impl Backing {
+    /// As the configuration says it, and the file of its key.
+    fn describe(&self) -> (String, Option<&Path>) {
+        match self {
+            Backing::Null => ("{ type = \"null\" }".to_owned(), None),
+            Backing::Ram => ("{ type = \"ram\" }".to_owned(), None),
+            Backing::Uring(path) => (format!("{{ type = \"uring\", path = {path:?} }}"), None),
+            Backing::Pool { thin } => (format!("{{ type = \"pool\", pool = \"p\", thin = {thin} }}"), None),
+            Backing::Encrypted(under, key) => (under.describe().0, Some(key)),
+        }
+    }
 }
 
 /// One ssd of the generated configuration.
@@ -158,11 +178,7 @@ fn configuration(directory: &Path, cpu: usize, ssds: &[Ssd], more: &str) -> Stri
     let control = directory.join("control.sock");
     let mut text = format!("control = {control:?}\n\n[engine]\nreactors = 1\ncpus = [{cpu}]\n{more}\n");
     for ssd in ssds {
-        let backend = match &ssd.backing {
-            Backing::Null => "{ type = \"null\" }".to_owned(),
-            Backing::Ram => "{ type = \"ram\" }".to_owned(),
-            Backing::Uring(path) => format!("{{ type = \"uring\", path = {path:?} }}"),
-        };
+        let (backend, key) = ssd.backing.describe();
         let socket = socket(directory, &ssd.name);
         let door = if ssd.disk { "vhost_socket" } else { "socket" };
         let (name, size) = (&ssd.name, ssd.mebibytes);
@@ -170,6 +186,9 @@ fn configuration(directory: &Path, cpu: usize, ssds: &[Ssd], more: &str) -> Stri
             text,
             "\n[[ssd]]\nname = {name:?}\nsize = \"{size}MiB\"\n{door} = {socket:?}\nbackend = {backend}\n"
         );
+        if let Some(key) = key {
+            let _infallible = writeln!(text, "encryption = {{ key_file = {key:?} }}");
+        }
     }
     text
 }

@@ -17,6 +17,7 @@ pub mod idle;
 pub mod isolation;
 pub mod lane;
 pub mod many;
+pub mod pools;
 pub mod quiet;
 pub mod report;
 pub mod suite;

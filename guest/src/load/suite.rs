@@ -110,6 +110,7 @@ pub fn run(settings: &Settings, report: &mut Report) -> Result<()> {
     footprint::measure(settings, report).context("memory")?;
     idle::measure(settings, report).context("idle")?;
     super::many::measure(settings, report).context("many")?;
+    super::pools::measure(settings, report).context("pool")?;
     super::isolation::measure(settings, report).context("isolation")
 }
 

@@ -16,6 +16,7 @@
 //! keep a fenced owner's *data* writes off the drive (its caller's lock on the drive does that on one host).
 #![deny(unsafe_code)]
 
+mod ahead;
 mod check;
 mod disk;
 pub mod door;

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Weak};
 
+use crate::ahead::Ahead;
 use crate::door::{Gate, Ticket};
 use crate::pool::WANTED_MAX;
 use crate::{Allocation, CopyOrder, Pool, PoolError, VolumeId, VolumeSpec, WipeOrder};
@@ -104,6 +105,7 @@ pub struct Steward<M> {
     /// The newest snapshot or clone: until the wait for it is over, no copy may begin.
     settling: u64,
     wiping: Option<(WipeOrder, u64)>,
+    ahead: Ahead,
     /// Why nothing of the map can change any more.
     broken: Option<String>,
     news: Vec<News>,
@@ -123,6 +125,7 @@ impl<M: Medium> Steward<M> {
             told: false,
             grace: None,
             wiping: None,
+            ahead: Ahead::default(),
             broken: None,
             news: Vec::new(),
         }
@@ -194,6 +197,7 @@ impl<M: Medium> Steward<M> {
         if self.gate(id).is_some() {
             return Err(PoolError::Invalid(format!("volume {id} is served")));
         }
+        self.ahead.forget(id);
         self.pool.delete(id)
     }
 
@@ -320,9 +324,12 @@ impl<M: Medium> Steward<M> {
         }
     }
 
-    /// Gives doors the extents that they wait for, all in one journal write, and makes the copies that go before.
+    /// Gives doors the extents that they wait for and those that they will ask for, all in one journal write, and makes the copies that
+    /// go before.
     fn feed(&mut self) {
-        let batch: Vec<_> = self.wanted.iter().copied().take(WANTED_MAX).collect();
+        let mut batch: Vec<_> = self.wanted.iter().copied().take(WANTED_MAX).collect();
+        let count = batch.len();
+        batch.extend(self.beside(&batch));
         match self.pool.allocate(&batch) {
             Ok(answers) => self.fed(&batch, &answers),
             Err(error) if is_lasting(&error) => self.failed("giving extents", &error),
@@ -330,9 +337,20 @@ impl<M: Medium> Steward<M> {
                 // One of them is of a volume that is gone, or beyond its end: each for itself, then.
                 self.news
                     .push(News::Remark(format!("an extent that nobody can have was asked for: {error}")));
+                batch.truncate(count);
                 self.feed_one_by_one(&batch);
             }
         }
+    }
+
+    /// See [`Ahead`].
+    fn beside(&mut self, wanted: &[(VolumeId, u32)]) -> Vec<(VolumeId, u32)> {
+        let info = self.pool.info();
+        let (pool, room) = (&self.pool, WANTED_MAX - wanted.len());
+        let is_open = |volume, extent| pool.is_unmapped(volume, extent);
+        let mut beside = self.ahead.beside(wanted, info.extent_bytes, info.free, is_open);
+        beside.truncate(room);
+        beside
     }
 
     fn feed_one_by_one(&mut self, batch: &[(VolumeId, u32)]) {
@@ -349,7 +367,7 @@ impl<M: Medium> Steward<M> {
         let (mut copies, mut changed, mut starved) = (Vec::new(), BTreeSet::new(), 0_usize);
         for (wish, answer) in batch.iter().zip(answers) {
             match answer {
-                Allocation::NoSpace => starved += 1,
+                Allocation::NoSpace => starved += usize::from(self.wanted.contains(wish)),
                 Allocation::Mapped { .. } => {
                     self.wanted.remove(wish);
                     changed.insert(wish.0);

@@ -114,6 +114,14 @@ impl Pool {
         Ok(plan.answers)
     }
 
+    /// The volume has such an extent, and it is nowhere yet.
+    pub(crate) fn is_unmapped(&self, id: VolumeId, logical: u32) -> bool {
+        self.known(id).is_ok_and(|volume| {
+            let extents = self.ledger.logical_extents(volume.saved.size_bytes);
+            extents.is_some_and(|count| logical < count) && volume.map.get(logical).is_none()
+        })
+    }
+
     fn plan(&self, wanted: &[(VolumeId, u32)]) -> Result<Plan, PoolError> {
         let mut plan = Plan { cursor: self.cursor, ..Plan::default() };
         let mut free =

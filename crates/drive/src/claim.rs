@@ -6,7 +6,6 @@ use crate::source::Opened;
 use crate::survey::{State, Survey, state};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 /// Why a drive may not be written over.
@@ -38,6 +37,17 @@ pub enum Refusal {
         path: PathBuf,
         /// How it is.
         state: State,
+    },
+    /// Nobody knows whether a wipe of it has ended well.
+    #[error(
+        "{}: it is not known whether a wipe of it was interrupted, or failed: {error}; let this user read that",
+        path.display()
+    )]
+    Unknown {
+        /// The drive.
+        path: PathBuf,
+        /// Why the records cannot be read.
+        error: String,
     },
     /// It carries data, and nobody said that these may go.
     #[error(
@@ -99,6 +109,9 @@ impl Survey {
             State::Wiping | State::Quarantined => return Err(Refusal::Unclean { path, state: self.state }),
             State::Free | State::Pool | State::Taken => {}
         }
+        if let Some(error) = self.wipes_unread.clone() {
+            return Err(Refusal::Unknown { path, error });
+        }
         if let Some(given) = serial {
             if given.trim() != confirmation {
                 return Err(Refusal::WrongSerial { path, given: given.to_owned(), confirmation });
@@ -137,11 +150,7 @@ impl Cleared {
             move |error: io::Error| Refusal::Open { path, what, error }
         };
         let exclusive = if self.device.bus == Bus::File { 0 } else { libc::O_EXCL };
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(exclusive | libc::O_CLOEXEC)
-            .open(&path)
+        let file = crate::source::open(&path, OpenOptions::new().read(true).write(true), exclusive)
             .map_err(failed("cannot be opened for Godwit alone"))?;
         // An engine locks its files so; a block device it opens exclusively.
         file.try_lock()

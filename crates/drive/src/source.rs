@@ -1,8 +1,9 @@
 //! What can be read by offset: a drive, a file, or bytes in a test.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::Path;
 
 /// Something with a length that can be read at any offset.
 pub trait Source {
@@ -14,6 +15,21 @@ pub trait Source {
     /// # Errors
     /// What the drive said, or the range is not inside it.
     fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()>;
+}
+
+/// Opens a regular file or a block device, and nothing that could keep who opens it waiting, such as a FIFO. Plain reads and writes of
+/// what comes out are as ever; io_uring's would not be.
+///
+/// # Errors
+/// It cannot be opened, or is something else.
+pub fn open(path: &Path, options: &mut OpenOptions, flags: libc::c_int) -> io::Result<File> {
+    let file = options.custom_flags(flags | libc::O_NONBLOCK | libc::O_CLOEXEC).open(path)?;
+    let kind = file.metadata()?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        let what = "neither a block device nor a file: name one of these";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+    }
+    Ok(file)
 }
 
 /// A file or block device that is read through the page cache: for looking, not for proving what a drive holds.

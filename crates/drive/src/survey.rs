@@ -5,10 +5,10 @@ use crate::discovery::{Bus, Device, Host};
 use crate::nvme::capability::{Capabilities, Carving};
 use crate::nvme::health::Health;
 use crate::nvme::ioctl::Ioctl;
-use crate::source::Opened;
+use crate::source::{self, Opened};
 use crate::wipe::{Shelf, Step};
 use serde::Serialize;
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
@@ -17,7 +17,7 @@ use std::path::Path;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
-    /// Nothing is on it.
+    /// Nothing is on it, or a Godwit pool that was begun and never was one.
     Free,
     /// It is a Godwit pool.
     Pool,
@@ -65,6 +65,9 @@ pub struct Survey {
     pub capabilities: Option<Capabilities>,
     /// Whether and how it can be carved into namespaces; or why not.
     pub carving: Option<Result<Carving, String>>,
+    /// Why it is not known whether a wipe of it has ended well: it is refused.
+    #[serde(skip)]
+    pub wipes_unread: Option<String>,
     /// What could not be asked, and why.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unknown: Vec<String>,
@@ -138,7 +141,7 @@ impl Survey {
     /// Looks at a device. Never fails: what cannot be asked is part of the answer, and a drive that cannot be read is taken.
     #[must_use]
     pub fn of(device: Device) -> Survey {
-        let opened = File::open(&device.path).and_then(Opened::new);
+        let opened = source::open(&device.path, OpenOptions::new().read(true), 0).and_then(Opened::new);
         let contents = match &opened {
             Ok(source) => content::look(source),
             Err(error) => Contents { unreadable: vec![error.to_string()], ..Contents::default() },
@@ -150,6 +153,7 @@ impl Survey {
             health: None,
             capabilities: None,
             carving: None,
+            wipes_unread: None,
             unknown: Vec::new(),
         };
         if survey.device.bus == Bus::Nvme {
@@ -165,9 +169,13 @@ impl Survey {
     #[must_use]
     pub fn with_wipes(mut self, shelf: &Shelf) -> Survey {
         match shelf.holds(&self.device) {
-            Some(Step::Quarantined) => self.state = State::Quarantined,
-            Some(_) => self.state = State::Wiping,
-            None => {}
+            Ok(Some(Step::Quarantined)) => self.state = State::Quarantined,
+            Ok(Some(_)) => self.state = State::Wiping,
+            Ok(None) => {}
+            Err(error) => {
+                self.unknown.push(format!("wipes: {error}"));
+                self.wipes_unread = Some(error.to_string());
+            }
         }
         self
     }
@@ -192,14 +200,16 @@ impl Survey {
 }
 
 pub(crate) fn state(device: &Device, contents: &Contents) -> State {
+    let half_made = contents.unreadable.is_empty()
+        && matches!(&*contents.findings, [only] if only.kind == Kind::HalfMadePool);
     let only_pool = contents.unreadable.is_empty()
-        && !contents.findings.is_empty()
-        && contents.findings.iter().all(|found| found.kind == Kind::GodwitPool);
+        && contents.findings.iter().any(|found| found.kind == Kind::GodwitPool)
+        && contents.findings.iter().all(|found| matches!(found.kind, Kind::GodwitPool | Kind::HalfMadePool));
     if !device.users.is_empty() {
         State::InUse
     } else if device.read_only {
         State::ReadOnly
-    } else if contents.is_blank() && device.partitions.is_empty() {
+    } else if (contents.is_blank() || half_made) && device.partitions.is_empty() {
         State::Free
     } else if only_pool {
         State::Pool

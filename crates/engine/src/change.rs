@@ -258,8 +258,11 @@ impl House {
                 continue;
             }
             let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(served) = slots.open.get(&number) {
-                served.grow(ssd.limits().capacity_bytes);
+            let announce = slots.open.get(&number).map(|it| it.announcement(ssd.limits().capacity_bytes));
+            drop(slots);
+            // Not under the lock: others plug in meanwhile.
+            if let Some(announce) = announce {
+                announce();
             }
         }
     }

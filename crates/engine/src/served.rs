@@ -52,11 +52,12 @@ impl Served {
         }
     }
 
-    /// The drive has so many bytes now: its guest is told.
-    pub(crate) fn grow(&self, capacity_bytes: u64) {
+    /// What tells its guest that the drive has so many bytes now. A guest whose memory is reached by its client alone may take its time
+    /// to hear it: to be called where nobody waits, under no lock.
+    pub(crate) fn announcement(&self, capacity_bytes: u64) -> Box<dyn FnOnce()> {
         match self {
-            Self::Nvme(slot) => slot.grow(capacity_bytes),
-            Self::Vhost(slot) => slot.grow(capacity_bytes),
+            Self::Nvme(slot) => Box::new(slot.announcement(capacity_bytes)),
+            Self::Vhost(slot) => Box::new(slot.announcement(capacity_bytes)),
         }
     }
 

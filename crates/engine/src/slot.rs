@@ -122,10 +122,11 @@ impl Slot {
         result.with_context(|| format!("ssd \"{}\"", self.ssd.name))
     }
 
-    /// The drive has so many bytes now.
-    pub(crate) fn grow(&self, capacity_bytes: u64) {
+    /// Says that the drive has so many bytes now.
+    pub(crate) fn announcement(&self, capacity_bytes: u64) -> impl FnOnce() + use<> {
+        let (home, ssd) = (Arc::clone(&self.home), Arc::clone(&self.ssd));
         // A home that comes later looks for itself.
-        let _ = call_home(&self.home, &self.ssd, Call::Grow(capacity_bytes));
+        move || _ = call_home(&home, &ssd, Call::Grow(capacity_bytes))
     }
 
     /// No command of the client begins any more, and nothing of the guest; returns when nothing is at the drive.

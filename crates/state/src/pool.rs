@@ -9,6 +9,8 @@ use crate::envelope::{self, EnvelopeError};
 
 /// First eight bytes of a header, and so of a pool's drive.
 pub const HEADER_MAGIC: [u8; 8] = *b"GODWPOOL";
+/// First eight bytes of a drive while a pool is made of it.
+pub const HALF_MADE_MAGIC: [u8; 8] = *b"GODWHALF";
 /// First eight bytes of a map chunk.
 pub const CHUNK_MAGIC: [u8; 8] = *b"GODWTPMP";
 /// First eight bytes of a journal record.

@@ -1,7 +1,7 @@
 //! The two headers: who has the pool, and which map holds.
 
 use state::envelope::EnvelopeError;
-use state::pool::{HEADER_MAGIC, HeaderV1, PoolRecordError, VERSION, open, seal};
+use state::pool::{HALF_MADE_MAGIC, HEADER_MAGIC, HeaderV1, PoolRecordError, VERSION, open, seal};
 
 use crate::geometry::{BLOCK, BLOCK_BYTES, HEADERS_AT};
 use crate::{Disk, PoolError};
@@ -63,12 +63,12 @@ pub(crate) fn newest(copies: &[Copy; 2]) -> Result<HeaderV1, PoolError> {
 /// Writes both, one durable before the other is touched: at every moment one is whole.
 pub(crate) fn write(disk: &dyn Disk, header: &HeaderV1) -> Result<(), PoolError> {
     let block = block_of(header)?;
-    for at in HEADERS_AT {
-        disk.write_at(at, &block)
-            .map_err(|source| PoolError::Drive { doing: "writing its header", source })?;
-        disk.flush().map_err(|source| PoolError::Drive { doing: "making its header durable", source })?;
-    }
-    Ok(())
+    HEADERS_AT.into_iter().try_for_each(|at| write_copy(disk, at, &block))
+}
+
+fn write_copy(disk: &dyn Disk, at: u64, block: &[u8]) -> Result<(), PoolError> {
+    disk.write_at(at, block).map_err(|source| PoolError::Drive { doing: "writing its header", source })?;
+    disk.flush().map_err(|source| PoolError::Drive { doing: "making its header durable", source })
 }
 
 /// A header as it stands on the drive.
@@ -81,12 +81,20 @@ pub(crate) fn block_of(header: &HeaderV1) -> Result<Vec<u8>, PoolError> {
     Ok(block)
 }
 
-/// Takes both away, durably.
+/// As [`write`] over the mark of [`erase`], which goes last: until there is a whole header it says what this is.
+pub(crate) fn write_first(disk: &dyn Disk, header: &HeaderV1) -> Result<(), PoolError> {
+    let block = block_of(header)?;
+    HEADERS_AT.into_iter().rev().try_for_each(|at| write_copy(disk, at, &block))
+}
+
+/// Takes both away, durably, and says in the place of the first that a pool is being made.
 pub(crate) fn erase(disk: &dyn Disk) -> Result<(), PoolError> {
     let doing = "erasing old headers";
-    for at in HEADERS_AT {
-        let block = [0_u8; BLOCK];
+    let mut mark = [0_u8; BLOCK];
+    mark[..HALF_MADE_MAGIC.len()].copy_from_slice(&HALF_MADE_MAGIC);
+    for (at, block) in HEADERS_AT.into_iter().zip([mark, [0; BLOCK]]) {
         disk.write_at(at, &block).map_err(|source| PoolError::Drive { doing, source })?;
+        disk.flush().map_err(|source| PoolError::Drive { doing, source })?;
     }
-    disk.flush().map_err(|source| PoolError::Drive { doing, source })
+    Ok(())
 }

@@ -118,7 +118,7 @@ pub(super) fn check_clear(wanted: &PoolCreate) -> Result<(), Refusal> {
     }
     let Ok(device) = Host::default().find(path) else { return Ok(()) };
     let survey = Survey::of(device).with_wipes(&Shelf::new(Path::new(DEFAULT_FOLDER)));
-    if !survey.contents.unreadable.is_empty() {
+    if !survey.contents.unreadable.is_empty() || survey.wipes_unread.is_some() {
         return Ok(());
     }
     match survey.clear(wanted.force_destroy_data.as_deref()) {

@@ -64,7 +64,8 @@ const MAGICS: &[Magic] = &[
     magic(Kind::Storage, "Ceph BlueStore", 0, b"bluestore block device"),
     magic(Kind::Storage, "Oracle ASM", 32, b"ORCLDISK"),
     magic(Kind::Storage, "DAOS or SPDK blobstore", 0, b"SPDKBLOB"),
-    // As `state::pool::HEADER_MAGIC`, in the places of `docs/formats/pool.md`.
+    // As `state::pool::HEADER_MAGIC` and `HALF_MADE_MAGIC`, in the places of `docs/formats/pool.md`.
+    magic(Kind::HalfMadePool, "half-made Godwit pool", 0, b"GODWHALF"),
     magic(Kind::GodwitPool, "Godwit pool", 0, b"GODWPOOL"),
     magic(Kind::GodwitPool, "Godwit pool", 1 << 20, b"GODWPOOL"),
 ];

@@ -45,6 +45,8 @@ pub enum Kind {
     Storage,
     /// A Godwit pool.
     GodwitPool,
+    /// What an interrupted making of a Godwit pool left.
+    HalfMadePool,
     /// Something that is not zero and bears no known signature.
     Unknown,
 }

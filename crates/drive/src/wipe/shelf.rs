@@ -42,10 +42,13 @@ impl Shelf {
         Shelf { folder: folder.to_owned() }
     }
 
-    fn stem(target: &Target) -> String {
+    fn serial_stem(target: &Target) -> String {
         let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
-        let serial: String = target.serial.chars().map(plain).take(128).collect();
-        format!("{serial}-{}", target.nsid)
+        target.serial.chars().map(plain).take(128).collect()
+    }
+
+    fn stem(target: &Target) -> String {
+        format!("{}-{}", Shelf::serial_stem(target), target.nsid)
     }
 
     fn record_path(&self, target: &Target) -> PathBuf {
@@ -87,20 +90,41 @@ impl Shelf {
 
     /// The wipe that keeps this device from being used: one that goes on or was interrupted, or ended in quarantine. A damaged record
     /// counts: what it was about is not known to be clean.
-    #[must_use]
-    pub fn holds(&self, device: &Device) -> Option<Step> {
+    ///
+    /// # Errors
+    /// The folder, or a record that may be about this device, cannot be read: nobody knows.
+    pub fn holds(&self, device: &Device) -> io::Result<Option<Step>> {
         let target = Target::of(device);
-        if let Ok(Some(own)) = self.record(&target) {
-            return Some(own.map_or(Step::Quarantined, |record| record.at));
+        let named = |path: &Path, error: io::Error| {
+            io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+        };
+        let own = self.record(&target).map_err(|error| named(&self.record_path(&target), error))?;
+        if let Some(own) = own {
+            return Ok(Some(own.map_or(Step::Quarantined, |record| record.at)));
         }
         // A wipe of the whole drive is about every namespace of it.
-        let entries = fs::read_dir(&self.folder).ok()?;
-        let records = entries.flatten().take(RECORDS_MAX).map(|entry| entry.path());
-        records
-            .filter(|path| path.to_string_lossy().ends_with(".record.json"))
-            .filter_map(|path| FileJournal::new(&path).load().ok()??.ok())
-            .find(|record| record.scope == Scope::Drive && record.target.serial == target.serial)
-            .map(|record| record.at)
+        let entries = match fs::read_dir(&self.folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(named(&self.folder, error)),
+        };
+        let of_drive = format!("{}-", Shelf::serial_stem(&target));
+        for entry in entries.take(RECORDS_MAX) {
+            let entry = entry.map_err(|error| named(&self.folder, error))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if !name.starts_with(&of_drive) || !name.ends_with(".record.json") {
+                continue;
+            }
+            let path = entry.path();
+            let record = FileJournal::new(&path).load().map_err(|error| named(&path, error))?;
+            if let Some(Ok(record)) = record
+                && record.scope == Scope::Drive
+                && record.target.serial == target.serial
+            {
+                return Ok(Some(record.at));
+            }
+        }
+        Ok(None)
     }
 }
 

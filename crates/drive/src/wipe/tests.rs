@@ -513,13 +513,13 @@ fn a_drive_is_held_from_the_first_step_of_its_wipe_until_the_certificate_is_kept
     std::fs::write(&image, vec![0; SIZE]).unwrap();
     let device = crate::discovery::Host::default().find(&image).unwrap();
     let mut shelf = Shelf::new(&folder.path().join("wipes"));
-    assert_eq!(shelf.holds(&device), None);
+    assert_eq!(shelf.holds(&device).unwrap(), None);
     let model = used(Settings::default(), 1);
     let mut wipe = begin(&model, Scope::Namespace, None);
     let mut record = wipe.record().clone();
     record.target = Target::of(&device);
     shelf.save(&record).unwrap();
-    assert_eq!(shelf.holds(&device), Some(Step::Witness { rung: 0 }));
+    assert_eq!(shelf.holds(&device).unwrap(), Some(Step::Witness { rung: 0 }));
     let mut certificate = finish(&model, &mut wipe, &mut NoKeys);
     certificate.target = record.target.clone();
     let kept = shelf.conclude(&certificate).unwrap();
@@ -527,11 +527,11 @@ fn a_drive_is_held_from_the_first_step_of_its_wipe_until_the_certificate_is_kept
         serde_json::from_str::<Certificate>(&std::fs::read_to_string(kept).unwrap()).unwrap(),
         certificate
     );
-    assert_eq!(shelf.holds(&device), None);
+    assert_eq!(shelf.holds(&device).unwrap(), None);
     // A whole drive's wipe holds each of its namespaces.
     record.scope = Scope::Drive;
     record.target.nsid = 7;
     record.at = Step::Quarantined;
     shelf.save(&record).unwrap();
-    assert_eq!(shelf.holds(&device), Some(Step::Quarantined));
+    assert_eq!(shelf.holds(&device).unwrap(), Some(Step::Quarantined));
 }

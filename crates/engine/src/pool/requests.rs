@@ -6,8 +6,7 @@ use anyhow::{Context, bail, ensure};
 use api::control::{PoolRequest, PoolStatus, Response, VolumeStatus};
 use rustix::fs::OFlags;
 use std::fmt::Write as _;
-use std::fs::File;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs::OpenOptions;
 use std::path::Path;
 use volume::{Provisioning, Report, Severity, VolumeId};
 
@@ -41,7 +40,7 @@ fn in_words(name: &str, report: &Report) -> (bool, String) {
 pub(super) fn check_path(path: &Path, repair: bool) -> anyhow::Result<(bool, String)> {
     let exclusive = if super::is_device(path) { OFlags::EXCL } else { OFlags::empty() };
     let flags = i32::try_from(exclusive.bits()).unwrap_or(0);
-    let file = File::options().read(true).write(true).custom_flags(flags).open(path);
+    let file = drive::source::open(path, OpenOptions::new().read(true).write(true), flags);
     let file = file.with_context(|| path.display().to_string())?;
     if file.try_lock().is_err() {
         bail!("{} is in use: whoever serves it can check it", path.display());

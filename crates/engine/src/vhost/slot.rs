@@ -181,9 +181,10 @@ impl VhostSlot {
         result.with_context(|| format!("ssd \"{}\"", self.ssd.name))
     }
 
-    /// The drive has so many bytes now: the client is told.
-    pub(crate) fn grow(&self, capacity_bytes: u64) {
-        self.gate.grow(&self.capacity, capacity_bytes);
+    /// Says that the drive has so many bytes now: the client is told.
+    pub(crate) fn announcement(&self, capacity_bytes: u64) -> impl FnOnce() + use<> {
+        let (gate, capacity) = (Arc::clone(&self.gate), self.capacity.clone());
+        move || gate.grow(&capacity, capacity_bytes)
     }
 
     /// No command of the client begins any more, and nothing of the guest; returns when nothing is at the drive.

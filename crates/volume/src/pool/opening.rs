@@ -67,7 +67,7 @@ impl Pool {
             fence_seq: 0,
             owner: Some(options.host.0),
         };
-        header::write(disk, &header)
+        header::write_first(disk, &header)
     }
 
     /// Opens the pool on a drive and fences off whoever had it open before.
@@ -190,12 +190,14 @@ fn drive_bytes(disk: &dyn Disk) -> Result<u64, PoolError> {
     disk.len_bytes().map_err(|source| PoolError::Drive { doing: "asking for its size", source })
 }
 
-/// Zeroes what is before the map: nobody shall see a partition table or file system there any more.
+/// Zeroes what is before the map: nobody shall see a partition table or file system there any more. Only the mark in the first block stays.
 fn clear_head(disk: &dyn Disk) -> Result<(), PoolError> {
     let zeros = vec![0_u8; 16 * BLOCK];
     for at in (0..HEAD_BYTES).step_by(zeros.len()) {
         let doing = "clearing its head";
-        disk.write_at(at, &zeros).map_err(|source| PoolError::Drive { doing, source })?;
+        let kept = if at == 0 { BLOCK } else { 0 };
+        disk.write_at(at + kept as u64, &zeros[kept..])
+            .map_err(|source| PoolError::Drive { doing, source })?;
     }
     Ok(())
 }

@@ -49,6 +49,8 @@ struct Double {
     taken: BTreeSet<PathBuf>,
     /// Extents whose wipe fails from now on.
     broken: bool,
+    /// The next snapshot is made, and refused all the same.
+    spoils: bool,
 }
 
 /// A drive that carries a pool.
@@ -185,6 +187,9 @@ impl Double {
                 };
                 *drive.made.entry(name.clone()).or_default() += 1;
                 assert!(drive.volumes.insert(name, (content, false)).is_none(), "made twice");
+                if std::mem::take(&mut self.spoils) {
+                    return refused("its drive failed then");
+                }
             }
             other => panic!("{other:?}"),
         }
@@ -618,6 +623,18 @@ fn a_pool_with_ssds_or_snapshots_stays() {
     assert_eq!(host.ask("5", &Ask::SnapshotDelete { name: "s".to_owned() }), OperationState::Done);
     assert_eq!(host.ask("6", &pool), OperationState::Done);
     assert_eq!(refused(&host, &create_in_pool("a", None)), "not-found");
+}
+
+#[test]
+fn a_snapshot_that_was_refused_after_it_was_made_is_not_left_in_the_pool() {
+    let mut host = Host::new();
+    assert_eq!(host.ask("1", &create_pool()), OperationState::Done);
+    assert_eq!(host.ask("2", &create_in_pool("a", None)), OperationState::Done);
+    host.world.daemon().spoils = true;
+    assert_eq!(host.ask("3", &snapshot()), OperationState::Failed);
+    assert_eq!(host.volumes("/drive").len(), 1, "{:?}", host.volumes("/drive"));
+    assert_eq!(host.ask("4", &snapshot()), OperationState::Done);
+    assert_eq!(host.volumes("/drive").len(), 2);
 }
 
 #[test]

@@ -58,7 +58,7 @@ pub trait Plane: Send + Sync {
     /// [`PlaneError`].
     fn status(&self) -> Result<Status, PlaneError>;
 
-    /// How the pools are.
+    /// How the pools are. One whose drive hangs says so in its state.
     ///
     /// # Errors
     /// [`PlaneError`].
@@ -141,7 +141,7 @@ impl Plane for Daemon {
     }
 
     fn pools(&self) -> Result<Vec<PoolStatus>, PlaneError> {
-        match self.ask(&Request::Pool(PoolRequest::List), CHANGE_PATIENCE)? {
+        match self.ask(&Request::Pool(PoolRequest::List), STATUS_PATIENCE)? {
             Response::Pool(pools) => Ok(pools),
             other => Err(PlaneError::Refused(format!("the daemon answered something else: {other:?}"))),
         }

@@ -14,8 +14,12 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 
-/// Connections at once.
+/// Connections at once, of those who may ask.
 const CONNECTIONS_MAX: usize = 128;
+/// Connections over TCP at once of those who have not shown yet that they may.
+const HANDSHAKES_MAX: usize = 512;
+/// How long they may take for it, and then wait until another leaves.
+const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the head of a request may take.
 const HEAD_PATIENCE: Duration = Duration::from_secs(10);
 /// After a failed accept (no descriptors, say).
@@ -101,24 +105,33 @@ impl Socket {
     }
 }
 
-/// Its connections are counted by themselves: whoever fills them does not keep those on the host out.
+/// Its connections are counted by themselves: whoever fills them does not keep those on the host out. So are those that have shown no
+/// certificate: whoever says nothing keeps nobody out who has one.
 async fn serve_tcp(over_tcp: tls::Listener, router: Router) -> anyhow::Result<()> {
     let tls::Listener { listener, acceptor } = over_tcp;
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let router = router.layer(Extension(OverTls));
-    let free = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let (free, strangers) = (Semaphore::new(CONNECTIONS_MAX), Semaphore::new(HANDSHAKES_MAX));
+    let (free, strangers) = (Arc::new(free), Arc::new(strangers));
     loop {
-        let room = Arc::clone(&free).acquire_owned().await?;
+        let stranger = Arc::clone(&strangers).acquire_owned().await?;
         match listener.accept().await {
             Ok((stream, peer)) => {
-                let (acceptor, router) = (acceptor.clone(), router.clone());
+                let (acceptor, router, free) = (acceptor.clone(), router.clone(), Arc::clone(&free));
                 tokio::spawn(async move {
                     let _slower_without = stream.set_nodelay(true);
-                    match tokio::time::timeout(HEAD_PATIENCE, acceptor.accept(stream)).await {
-                        Ok(Ok(stream)) => answer(stream, router).await,
-                        Ok(Err(error)) => tracing::info!(%peer, %error, "refused"),
-                        Err(_) => tracing::info!(%peer, "refused: it took too long to say who it is"),
-                    }
+                    let known = tokio::time::timeout(HANDSHAKE_PATIENCE, acceptor.accept(stream)).await;
+                    let stream = match known {
+                        Ok(Ok(stream)) => stream,
+                        Ok(Err(error)) => return tracing::info!(%peer, %error, "refused"),
+                        Err(_) => return tracing::info!(%peer, "refused: it took too long to say who it is"),
+                    };
+                    let room = tokio::time::timeout(HANDSHAKE_PATIENCE, free.acquire_owned()).await;
+                    let Ok(Ok(room)) = room else {
+                        return tracing::info!(%peer, "refused: {CONNECTIONS_MAX} others are served");
+                    };
+                    drop(stranger);
+                    answer(stream, router).await;
                     drop(room);
                 });
             }

@@ -90,7 +90,14 @@ impl Work {
         let made = match self.ensure(&spec.pool, &volume, request) {
             Err(PlaneError::Silent(why)) => return Ok(Step::Later(why)),
             Ok(()) => Ok(()),
-            Err(PlaneError::Refused(why)) => Err(why),
+            Err(PlaneError::Refused(why)) => {
+                (self.between)();
+                // The pool may have made it all the same, and nobody would know of it. If it is there when this is tried again, it is good.
+                if let Err(error) = self.forget_volume(&spec.pool, &volume) {
+                    return Ok(Step::Later(format!("{why}; then: {error}")));
+                }
+                Err(why)
+            }
         };
         (self.between)();
         let now_ms = (self.now_ms)();

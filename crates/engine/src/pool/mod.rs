@@ -29,12 +29,16 @@ use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 use thread::{Order, Worker};
 use volume::door::{Allocator, Door, Gate, Ticket};
 use volume::{HostId, OpenOptions, Pool, VolumeId};
+
+/// How long all pools together may take to say how they are: less than who asks waits for it.
+const LIST_PATIENCE: Duration = Duration::from_secs(2);
 
 /// All pools of a configuration.
 pub(crate) struct Pools {
@@ -222,14 +226,16 @@ impl Pools {
         Ok(Response::Done(text))
     }
 
+    /// Those that do not answer soon are in it, and say so.
     fn list(&self) -> Vec<PoolStatus> {
+        let end = Instant::now() + LIST_PATIENCE;
         let all: Vec<_> = {
             let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
             all.iter().map(|(name, open)| (name.clone(), open.clone())).collect()
         };
         let status = |(name, open): (String, Result<Arc<Open>, Closed>)| {
             let failed = |state: String| PoolStatus { name: name.clone(), state, ..PoolStatus::default() };
-            match open.map(|open| open.ask(PoolRequest::List)) {
+            match open.map(|open| open.ask_until(PoolRequest::List, Some(end))) {
                 Ok(Ok(Response::Pool(mut one))) => one.pop().unwrap_or_default(),
                 Ok(Ok(_)) => failed("its thread says something else".to_owned()),
                 Ok(Err(error)) => failed(format!("{error:#}")),
@@ -294,9 +300,26 @@ impl Open {
     }
 
     fn ask(&self, request: PoolRequest) -> anyhow::Result<Response> {
+        self.ask_until(request, None)
+    }
+
+    fn ask_until(&self, request: PoolRequest, end: Option<Instant>) -> anyhow::Result<Response> {
         let (reply, answer): (SyncSender<Response>, _) = sync_channel(1);
         self.orders.0.send(Order::Request(request, reply));
-        let mut response = answer.recv().with_context(|| format!("pool \"{}\" is resting", self.name))?;
+        let resting = || format!("pool \"{}\" is resting", self.name);
+        let mut response = match end {
+            None => answer.recv().with_context(resting)?,
+            Some(end) => match answer.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(response) => response,
+                Err(RecvTimeoutError::Timeout) => {
+                    bail!(
+                        "pool \"{}\" does not answer now: its thread is at work, or its drive hangs",
+                        self.name
+                    )
+                }
+                Err(RecvTimeoutError::Disconnected) => bail!("{}", resting()),
+            },
+        };
         if let Response::Pool(pools) = &mut response {
             pools.iter_mut().for_each(|pool| pool.path.clone_from(&self.path));
         }
@@ -392,4 +415,26 @@ fn random<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_that_does_not_answer_is_listed_as_such_and_keeps_nobody_waiting_for_long() {
+        let open = Open {
+            name: "p".to_owned(),
+            path: PathBuf::from("/drive"),
+            drive: backend::Drive::open(&backend::Config::Ram { size_bytes: 1 << 20 }).unwrap(),
+            orders: Orders(Arc::new(Mailbox::new().unwrap())),
+            // Its drive hangs, and with it its thread.
+            thread: Mutex::new(None),
+        };
+        let all = BTreeMap::from([("p".to_owned(), Ok(Arc::new(open)))]);
+        let pools = Pools { keeper: None, all: Mutex::new(all) };
+        let Response::Pool(listed) = pools.ask(PoolRequest::List) else { panic!("no list") };
+        assert_eq!(listed.len(), 1);
+        assert!(listed[0].name == "p" && listed[0].state.contains("does not answer"), "{listed:?}");
+    }
 }

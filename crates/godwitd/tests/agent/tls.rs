@@ -101,6 +101,12 @@ fn over_tcp_only_those_are_heard_whom_the_client_ca_signed() {
     let _its_end = plain.read_to_end(&mut answer);
     assert!(!String::from_utf8_lossy(&answer).contains("HTTP"), "{answer:?}");
     assert!(ask(at, &server, Some(signed(&clients, "operator"))).is_ok(), "the others disturbed nobody");
+    // Nor do those who say nothing, and whom the agent has not given up yet.
+    let silent: Vec<TcpStream> = (0..200).map(|_| TcpStream::connect(at).unwrap()).collect();
+    assert!(ask(at, &server, Some(signed(&clients, "operator"))).is_ok());
+    silent[0].set_nonblocking(true).unwrap();
+    let heard = (&silent[0]).read(&mut [0]).map_err(|error| error.kind());
+    assert_eq!(heard, Err(std::io::ErrorKind::WouldBlock), "it was waited for");
     agent.kill();
 }
 

@@ -81,8 +81,7 @@ pub(crate) enum Go {
 
 #[derive(Debug)]
 struct Pace {
-    own: u64,
-    peer: u64,
+    bytes_per_s: u64,
     paused: bool,
     /// When what was sent is paid.
     paid: Duration,
@@ -104,7 +103,7 @@ pub struct Control {
 
 impl Default for Control {
     fn default() -> Self {
-        let pace = Pace { own: UNLIMITED, peer: UNLIMITED, paused: false, paid: Duration::ZERO };
+        let pace = Pace { bytes_per_s: UNLIMITED, paused: false, paid: Duration::ZERO };
         Self {
             pace: Mutex::new(pace),
             cancelled: AtomicBool::new(false),
@@ -123,14 +122,11 @@ impl Control {
         self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on at most so many bytes a second on the wire. 0 pauses; [`UNLIMITED`] takes the limit away.
+    /// From now on at most so many bytes a second on the wire. 0 pauses; [`UNLIMITED`] takes the limit away. What went before, at
+    /// another pace, is forgiven.
     pub fn set_pace(&self, bytes_per_s: u64) {
-        self.pace().own = bytes_per_s;
-    }
-
-    /// What the other side asks for.
-    pub(crate) fn set_peer_pace(&self, bytes_per_s: u64) {
-        self.pace().peer = bytes_per_s;
+        let mut pace = self.pace();
+        (pace.bytes_per_s, pace.paid) = (bytes_per_s, Duration::ZERO);
     }
 
     /// Sends nothing until [`Control::resume`]. Connections are kept.
@@ -165,7 +161,7 @@ impl Control {
         } else if pace.paused {
             0
         } else {
-            pace.own.min(pace.peer)
+            pace.bytes_per_s
         }
     }
 
@@ -189,7 +185,12 @@ impl Control {
         let rate = self.pace_in_force();
         let mut pace = self.pace();
         let from = pace.paid.max(now.saturating_sub(BURST));
-        pace.paid = if rate == UNLIMITED { now } else { from.saturating_add(time_of(bytes, rate)) };
+        pace.paid = match rate {
+            UNLIMITED => now,
+            // It was on its way when the pause began.
+            0 => pace.paid,
+            rate => from.saturating_add(time_of(bytes, rate)),
+        };
     }
 
     pub(crate) fn report(&self, change: impl FnOnce(&mut Progress)) {
@@ -220,13 +221,24 @@ mod tests {
         // Twenty milliseconds were saved up.
         assert_eq!(control.admit(second), Go::In(Duration::from_millis(1980)));
         assert_eq!(control.admit(3 * second), Go::Now);
-        control.set_peer_pace(0);
+        control.set_pace(0);
+        control.charge(1 << 20, 3 * second);
         assert_eq!(control.admit(3 * second), Go::Paused);
-        control.set_peer_pace(100);
+        // A pace that was a mistake is over as soon as it is another.
+        control.set_pace(1);
+        control.charge(1 << 20, 3 * second);
+        assert!(matches!(control.admit(4 * second), Go::In(long) if long > 1000 * second));
+        control.set_pace(100);
+        assert_eq!(control.admit(4 * second), Go::Now);
         control.charge(100, 10 * second);
         assert_eq!(control.admit(10 * second), Go::In(Duration::from_millis(980)));
+        control.pause();
+        control.charge(1 << 20, 10 * second);
+        control.resume();
+        assert_eq!(control.admit(11 * second), Go::Now);
+        control.charge(1 << 20, 11 * second);
         control.hurry();
-        assert_eq!(control.admit(10 * second), Go::Now);
+        assert_eq!(control.admit(11 * second), Go::Now);
         control.cancel();
         assert_eq!(control.admit(10 * second), Go::Cancelled);
     }

@@ -8,7 +8,9 @@ use std::time::Duration;
 use dirty::{Map, NoMemory, PAGE_BYTES, PAGES_MAX, codec};
 
 use crate::control::{Clock, Control, Progress, per_second, time_of};
-use crate::frame::{Cancel, Limits, Plan, STATE_BYTES_MAX, STREAMS_MAX, STRIPE_PAGES, stream_of};
+use crate::frame::{
+    Cancel, Limits, MAP_BYTES_MAX, Plan, STATE_BYTES_MAX, STREAMS_MAX, STRIPE_PAGES, stream_of,
+};
 use crate::source::Source;
 use crate::stream::{Context, Ending, HEARTBEAT, Stream};
 use crate::wire::Fault;
@@ -35,6 +37,8 @@ pub struct Options {
     pub attempts_max: u32,
     /// From a broken connection to the next.
     pub retry: Duration,
+    /// How long an ack may take while the other side says that it is there: a slow drive's flush.
+    pub patience: Duration,
 }
 
 impl Default for Options {
@@ -48,6 +52,7 @@ impl Default for Options {
             stun_max: Duration::from_millis(10),
             attempts_max: 10,
             retry: Duration::from_secs(1),
+            patience: Duration::from_secs(30),
         }
     }
 }
@@ -225,7 +230,9 @@ impl<'a, C: Read + Write + Send> Precopy<'a, C> {
         self.drive(None)?;
         self.pass += 1;
         self.measure(before);
-        if let Some(trip) = self.streams.first_mut().and_then(|stream| stream.round_trip(&self.context)) {
+        if let Some(stream) = self.streams.first_mut()
+            && let Some(trip) = stream.round_trip(&self.context)?
+        {
             self.round_trip = trip;
         }
         let since = self.harvested;
@@ -264,10 +271,15 @@ impl<'a, C: Read + Write + Send> Precopy<'a, C> {
         if missing.pages() != self.context.plan.pages {
             return Err(Error::Options("the map of missing pages has another size than the plan"));
         }
+        let map = codec::encode(missing);
+        if map.len() > MAP_BYTES_MAX {
+            return Err(Error::Options(
+                "the map of missing pages is larger than 64 MiB: send more of them first",
+            ));
+        }
         self.context.control.hurry();
         self.gather()?;
         self.closing = true;
-        let map = codec::encode(missing);
         self.drive(Some((&map, state)))
     }
 

@@ -39,6 +39,8 @@ pub const SETTINGS_BYTES_MAX: usize = 64 << 10;
 pub const PART_BYTES_MAX: usize = 1 << 20;
 /// Most bytes of a whole state.
 pub const STATE_BYTES_MAX: usize = 16 << 20;
+/// Largest compact map.
+pub const MAP_BYTES_MAX: usize = 64 << 20;
 /// Longest text of a cancel.
 pub const TEXT_BYTES_MAX: usize = 256;
 /// Room for what later versions add to the end of hello and welcome.

@@ -6,14 +6,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use dirty::{Map, codec};
 
 use crate::frame::{
-    Barrier, Cancel, Damage, FEATURES, Frame, Hello, Kind, Limits, Part, Payload, Plan, Reason,
-    STATE_BYTES_MAX, STREAMS_MAX, Scope, VERSION_MAX, Welcome,
+    Barrier, Cancel, Damage, FEATURES, Frame, Hello, Kind, Limits, MAP_BYTES_MAX, Part, Payload, Plan,
+    Reason, STATE_BYTES_MAX, STREAMS_MAX, Scope, VERSION_MAX, Welcome,
 };
 use crate::source::Sink;
 use crate::wire::{Fault, Wire};
 
-/// Largest compact map that is taken.
-const MAP_BYTES_MAX: usize = 64 << 20;
+const GIVEN_UP: &str = "the migration was given up";
 
 /// What came with the last pass.
 #[derive(Debug)]
@@ -38,6 +37,8 @@ struct Shared {
     streams: Option<u16>,
     plan: Option<Plan>,
     cancelled: bool,
+    /// Why this side gave up: every stream is told.
+    gave_up: Option<Cancel>,
     arrived: Option<Arrived>,
 }
 
@@ -52,6 +53,8 @@ pub struct Receiver<'a> {
     accept: &'a Accept<'a>,
     slots: Vec<Mutex<Slot>>,
     shared: Mutex<Shared>,
+    /// A flush failed.
+    lost: Mutex<bool>,
 }
 
 /// What one connection holds until its end.
@@ -87,10 +90,12 @@ impl Pieces {
 
 impl<'a> Receiver<'a> {
     /// `accept` is asked once whether the plan fits what was prepared; the pages of the plan are all that the sink is ever asked for.
+    ///
+    /// The sink reads as zeros everywhere: what the source has nowhere is not sent. So a migration that starts anew wipes its copy first.
     #[must_use]
     pub fn new(migration: [u8; 16], limits: Limits, sink: &'a dyn Sink, accept: &'a Accept<'a>) -> Self {
         let slots = (0..STREAMS_MAX).map(|_| Mutex::default()).collect();
-        Self { migration, limits, sink, accept, slots, shared: Mutex::default() }
+        Self { migration, limits, sink, accept, slots, shared: Mutex::default(), lost: Mutex::default() }
     }
 
     /// What arrived, once every stream has ended.
@@ -109,6 +114,17 @@ impl<'a> Receiver<'a> {
         }
     }
 
+    /// One at a time: a drive says only once that it lost something, and whoever hears it keeps the others from being told otherwise.
+    fn make_durable(&self) -> Result<(), Fault> {
+        let mut lost = lock(&self.lost);
+        if *lost {
+            return Err(Fault::Superseded(GIVEN_UP));
+        }
+        let done = self.sink.flush();
+        *lost = done.is_err();
+        done.map_err(Fault::Sink)
+    }
+
     fn shared(&self) -> MutexGuard<'_, Shared> {
         lock(&self.shared)
     }
@@ -121,18 +137,31 @@ impl<'a> Receiver<'a> {
     pub fn serve<C: Read + Write>(&self, connection: C) -> Result<(), Fault> {
         let mut wire = Wire::receiver(connection);
         let served = self.converse(&mut wire);
-        let (reason, text) = match &served {
-            Err(fault @ Fault::Damage(Damage::Version { .. })) => (Reason::Version, fault.to_string()),
-            Err(fault @ Fault::Sink(_)) => (Reason::Drive, fault.to_string()),
-            Err(Fault::Refused(why)) => (Reason::Refused, why.clone()),
+        let cancel = match &served {
+            Err(fault @ Fault::Damage(Damage::Version { .. })) => {
+                Some(Cancel { reason: Reason::Version, text: fault.to_string() })
+            }
+            // A drive says only once that it lost what was not durable yet: no stream may be told afterwards that it is.
+            Err(fault @ Fault::Sink(_)) => Some(self.give_up(Reason::Drive, fault.to_string())),
+            Err(Fault::Refused(why)) => Some(self.give_up(Reason::Refused, why.clone())),
+            Err(Fault::Superseded(_)) => self.shared().gave_up.clone(),
             Err(Fault::Cancelled(_)) => {
                 self.cancel();
-                return served;
+                None
             }
-            _ => return served,
+            _ => None,
         };
-        wire.part(Cancel { reason, text }, u64::from(self.limits.window_bytes) + (4 << 20));
+        if let Some(cancel) = cancel {
+            wire.part(cancel, u64::from(self.limits.window_bytes) + (4 << 20));
+        }
         served
+    }
+
+    /// The first reason is the one that is told.
+    fn give_up(&self, reason: Reason, text: String) -> Cancel {
+        let cancel = self.shared().gave_up.get_or_insert(Cancel { reason, text }).clone();
+        self.cancel();
+        cancel
     }
 
     fn converse<C: Read + Write>(&self, wire: &mut Wire<C>) -> Result<(), Fault> {
@@ -173,7 +202,7 @@ impl<'a> Receiver<'a> {
         {
             let mut shared = self.shared();
             if shared.cancelled {
-                return Err(Fault::Superseded("the migration was given up"));
+                return Err(Fault::Superseded(GIVEN_UP));
             }
             if *shared.streams.get_or_insert(hello.streams) != hello.streams {
                 return Err(Damage::Field { kind: Kind::Hello, field: "number of streams" }.into());
@@ -186,7 +215,7 @@ impl<'a> Receiver<'a> {
         // From here on the older one writes nothing: it looks under this lock.
         slot.attempt = hello.attempt;
         if slot.written > slot.durable {
-            self.sink.flush().map_err(Fault::Sink)?;
+            self.make_durable()?;
             slot.durable = slot.written;
         }
         Ok(slot.durable)
@@ -198,6 +227,9 @@ impl<'a> Receiver<'a> {
             Some(known) if *known == plan => Ok(()),
             Some(_) => Err(Damage::Field { kind: Kind::Plan, field: "content (it changed)" }.into()),
             None => {
+                if shared.cancelled {
+                    return Err(Fault::Superseded(GIVEN_UP));
+                }
                 (self.accept)(&plan).map_err(Fault::Refused)?;
                 shared.plan = Some(plan);
                 Ok(())
@@ -261,7 +293,7 @@ impl<'a> Receiver<'a> {
             return Err(wrong("flush"));
         }
         if barrier.flush {
-            self.sink.flush().map_err(Fault::Sink)?;
+            self.make_durable()?;
             slot.durable = barrier.id;
         }
         slot.written = barrier.id;
@@ -281,8 +313,7 @@ impl<'a> Receiver<'a> {
             }
         }
         let wrong = |_| Fault::from(Damage::Field { kind: Kind::Map, field: "content" });
-        let mut missing =
-            Map::new(pages).map_err(|_| Fault::Superseded("no memory for the map of missing pages"))?;
+        let mut missing = Map::new(pages).map_err(|_| Fault::Sink(std::io::ErrorKind::OutOfMemory.into()))?;
         codec::decode(&held.map.bytes, &mut missing).map_err(wrong)?;
         Ok(Arrived { missing, state: std::mem::take(&mut held.state.bytes) })
     }

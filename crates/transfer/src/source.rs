@@ -86,12 +86,12 @@ pub trait Source: Sync {
     fn read(&self, run: Run, out: &mut [u8]) -> io::Result<Content>;
 }
 
-/// Where pages arrive. Runs of different streams come from different threads, and never name the same page.
+/// Where pages arrive; it reads as zeros where none did. Runs of different streams come from different threads, and never name the same page.
 pub trait Sink: Sync {
     /// Writes a run; `bytes` has its length.
     ///
     /// # Errors
-    /// As the sink has them; the connection ends with it, and the pages are sent again over the next.
+    /// As the sink has them; the migration ends with it, at this side.
     fn write(&self, run: Run, bytes: &[u8]) -> io::Result<()>;
 
     /// The run reads as zeros from here on. `hole`: and needs no space.

@@ -70,14 +70,21 @@ impl From<Error> for Stop {
     }
 }
 
+/// A barrier, as it was sent.
+struct Asked {
+    barrier: Barrier,
+    /// Since the barrier before it.
+    bytes: u64,
+}
+
 pub(crate) struct Stream<C> {
     index: u16,
     /// Pages to send.
     todo: Arc<Map>,
     /// Runs that were sent, with the barrier behind them.
     owed: VecDeque<(u64, Run)>,
-    /// Bytes that no ack answered: barrier, and bytes before it.
-    under_way: VecDeque<(u64, u64)>,
+    /// What no ack answered.
+    under_way: VecDeque<Asked>,
     under_way_bytes: u64,
     /// Bytes since the last barrier, and since the last that asked for a flush.
     open_bytes: u64,
@@ -481,11 +488,12 @@ impl<C: Read + Write> Stream<C> {
 
     fn barrier(&mut self, context: &Context<'_, C>, flush: bool) -> Result<u64, Stop> {
         let id = self.sent + 1;
-        self.send(context, &Frame::Barrier(Barrier { id, flush }))?;
+        let barrier = Barrier { id, flush };
+        self.send(context, &Frame::Barrier(barrier))?;
         self.wire.as_mut().ok_or(Fault::Closed)?.flush()?;
         self.sent = id;
         let bytes = std::mem::take(&mut self.open_bytes);
-        self.under_way.push_back((id, bytes));
+        self.under_way.push_back(Asked { barrier, bytes });
         self.under_way_bytes += bytes;
         if flush {
             self.unflushed_bytes = 0;
@@ -500,35 +508,49 @@ impl<C: Read + Write> Stream<C> {
         Ok(())
     }
 
-    /// Takes one thing that the other side says.
+    /// Takes the next ack. A peer that only says that it is there is not waited for for ever.
     fn answer(&mut self, context: &Context<'_, C>) -> Result<(), Stop> {
-        match self.wire.as_mut().ok_or(Fault::Closed)?.receive()? {
-            Frame::Ack(Barrier { id, flush }) => {
-                // Each barrier is answered, in order.
-                let Some((_, bytes)) = self.under_way.pop_front_if(|(at, _)| *at == id) else {
-                    return Err(Fault::from(Damage::Field { kind: Kind::Ack, field: "barrier" }).into());
-                };
-                self.under_way_bytes -= bytes;
-                self.acked = id;
-                if flush {
-                    self.durable = id;
-                    while self.owed.pop_front_if(|(barrier, _)| *barrier <= id).is_some() {}
-                }
+        let started = context.clock.now();
+        loop {
+            if context.control.is_cancelled() {
+                return Err(Error::Cancelled.into());
             }
-            Frame::Pace(bytes_per_s) => context.control.set_peer_pace(bytes_per_s),
-            frame => return Err(Fault::from(Damage::Order(frame.kind())).into()),
+            match self.wire.as_mut().ok_or(Fault::Closed)?.receive()? {
+                Frame::Ack(ack) => return self.acknowledge(ack),
+                Frame::Pace(_) if context.clock.now().saturating_sub(started) < context.options.patience => {}
+                Frame::Pace(_) => return Err(Fault::Stalled.into()),
+                frame => return Err(Fault::from(Damage::Order(frame.kind())).into()),
+            }
+        }
+    }
+
+    /// Each barrier is answered, in order, and by what it asked for.
+    fn acknowledge(&mut self, ack: Barrier) -> Result<(), Stop> {
+        let Some(Asked { bytes, .. }) = self.under_way.pop_front_if(|asked| asked.barrier == ack) else {
+            return Err(Fault::from(Damage::Field { kind: Kind::Ack, field: "barrier" }).into());
+        };
+        self.under_way_bytes -= bytes;
+        self.acked = ack.id;
+        if ack.flush {
+            self.durable = ack.id;
+            while self.owed.pop_front_if(|(barrier, _)| *barrier <= ack.id).is_some() {}
         }
         Ok(())
     }
 
     /// How long a barrier takes when nothing else is under way; `None`: the connection broke.
-    pub(crate) fn round_trip(&mut self, context: &Context<'_, C>) -> Option<Duration> {
+    pub(crate) fn round_trip(&mut self, context: &Context<'_, C>) -> Result<Option<Duration>, Error> {
         let started = context.clock.now();
-        let trip = self.barrier(context, true).and_then(|id| self.wait(context, id));
-        if trip.is_err() {
-            self.wire = None;
-            return None;
+        match self.barrier(context, true).and_then(|id| self.wait(context, id)) {
+            Ok(()) => Ok(Some(context.clock.now().saturating_sub(started))),
+            Err(Stop::Fault(_)) => {
+                self.wire = None;
+                Ok(None)
+            }
+            Err(Stop::Error(error)) => {
+                self.part(&error);
+                Err(error)
+            }
         }
-        Some(context.clock.now().saturating_sub(started))
     }
 }

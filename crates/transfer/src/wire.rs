@@ -67,6 +67,8 @@ enum Stage {
 impl Stage {
     fn next(self, kind: Kind) -> Option<Self> {
         match (self, kind) {
+            // Whoever has not said which migration it is about ends none.
+            (Self::Hello, Kind::Cancel) => None,
             (_, Kind::Cancel) => Some(self),
             (Self::Hello, Kind::Hello) => Some(Self::Plan),
             (Self::Plan, Kind::Plan) => Some(Self::Pages),

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::VolumeId;
 
-/// Most that one volume is ahead.
+/// Most that one answer is ahead.
 const AHEAD_BYTES: u64 = 16 << 20;
 /// No more than this part of what is free: a nearly full pool gives what is asked for, and nothing else.
 const FREE_PART: u64 = 16;

@@ -162,6 +162,12 @@ impl Destination {
         step == Some(DestinationStep::Incoming) && round == self.round && !self.settling
     }
 
+    /// It is on record that this side is the owner.
+    #[must_use]
+    pub fn owns(&self) -> bool {
+        matches!(self.step, Some(DestinationStep::Owned | DestinationStep::Forced))
+    }
+
     /// The source knows how it ended, too: the record is kept only against old messages.
     #[must_use]
     pub fn is_closed(&self) -> bool {

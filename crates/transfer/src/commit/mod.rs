@@ -47,7 +47,7 @@ use std::fmt;
 pub use destination::{Destination, DestinationEffect, DestinationEvent, DestinationRecord, DestinationStep};
 pub use rules::{Rule, Rules};
 pub use saved::{Parties, Record};
-pub use source::{Source, SourceEffect, SourceEvent, SourceRecord, SourceStep, VmWord, fence};
+pub use source::{Former, Source, SourceEffect, SourceEvent, SourceRecord, SourceStep, VmWord, fence};
 
 /// What a migration is about: its own random identity, and the epoch that it passes on.
 ///
@@ -137,6 +137,8 @@ pub enum Refusal {
     Over,
     /// The destination of the migration before has yet to say that it has dropped its copy.
     Unheard,
+    /// The source of the migration before, which brought the ssd here, has yet to hear of it.
+    Unclosed,
     /// The epoch is not above one that was seen here.
     Stale {
         /// That one.
@@ -170,6 +172,10 @@ impl fmt::Display for Refusal {
             Self::Unheard => f.write_str(
                 "the migration before has not ended: its destination might still take the ssd. Let the two hosts talk, or, only if that \
                  destination is lost for good, take the ssd here by force",
+            ),
+            Self::Unclosed => f.write_str(
+                "the migration that brought the ssd here has not ended: its source has not heard of it, and could be taken by force. Let the two \
+                 hosts talk; if that source is lost for good, copy the data to a new ssd and move that",
             ),
             Self::Stale { seen } => write!(
                 f,

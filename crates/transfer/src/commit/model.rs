@@ -156,7 +156,7 @@ impl World {
     fn new(rules: Rules) -> Self {
         let former = SourceRecord { pledge: FORMER, held: HELD, round: 1, step: SourceStep::TakenBackHeard };
         let (source, effects) =
-            Source::begin(PLEDGE.migration, HELD, Some(&former)).expect("epochs are left");
+            Source::begin(PLEDGE.migration, HELD, Some(Former::From(&former))).expect("epochs are left");
         let mut world = Self {
             source: Some(source.breaking(rules)),
             source_journal: None,

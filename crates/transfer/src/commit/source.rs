@@ -1,6 +1,6 @@
 //! The side that owns the ssd when a migration begins.
 
-use super::{Alarm, Message, Pledge, Refusal, Rule, Rules, ToDestination, ToSource};
+use super::{Alarm, Destination, Message, Pledge, Refusal, Rule, Rules, ToDestination, ToSource};
 
 /// What the source's journal says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -141,19 +141,21 @@ pub struct Source {
 type Effects = Vec<SourceEffect>;
 
 impl Source {
-    /// Begins a migration of an ssd that is owned here by epoch `held`. `former` is the record of the migration before, if there was one from here.
+    /// Begins a migration of an ssd that is owned here by epoch `held`. `former` is the migration before, if there was one.
     ///
     /// # Errors
-    /// [`Refusal::Unheard`]: the destination of the one before might still become the owner. [`Refusal::Exhausted`]: there are no epochs left.
+    /// [`Refusal::Unheard`]: the destination of the one before might still become the owner. [`Refusal::Unclosed`]: its source might still be taken by
+    /// force. [`Refusal::OwnedElsewhere`]: by the former, this side does not own the ssd. [`Refusal::Stale`]: `held` is not the epoch that it is owned by.
+    /// [`Refusal::Exhausted`]: there are no epochs left.
     pub fn begin(
         migration: [u8; 16],
         held: u64,
-        former: Option<&SourceRecord>,
+        former: Option<Former<'_>>,
     ) -> Result<(Self, Effects), Refusal> {
-        if former.is_some_and(|record| !record.is_over()) {
-            return Err(Refusal::Unheard);
+        let (owned, pledged) = former.map_or(Ok((held, 0)), |former| former.owned_and_pledged())?;
+        if held < owned {
+            return Err(Refusal::Stale { seen: owned });
         }
-        let pledged = former.map_or(0, |record| record.pledge.epoch);
         let epoch = held.max(pledged).checked_add(1).ok_or(Refusal::Exhausted)?;
         // The one after the pledge must be there for an operator.
         epoch.checked_add(1).ok_or(Refusal::Exhausted)?;
@@ -470,6 +472,32 @@ impl Source {
                 vec![SourceEffect::Write(record)]
             }
             None => vec![SourceEffect::Refuse(Refusal::Exhausted)],
+        }
+    }
+}
+
+/// The migration before, as this side took part in it.
+#[derive(Clone, Copy, Debug)]
+pub enum Former<'a> {
+    /// As the source: what the journal says.
+    From(&'a SourceRecord),
+    /// As the destination: the machine, which knows whether the source has heard how it ended.
+    To(&'a Destination),
+}
+
+impl Former<'_> {
+    /// The epoch that the ssd is owned by here, and the last that was pledged.
+    fn owned_and_pledged(self) -> Result<(u64, u64), Refusal> {
+        match self {
+            Former::From(record) if !record.is_over() => Err(Refusal::Unheard),
+            Former::From(SourceRecord { step: SourceStep::Gone | SourceStep::Superseded, .. }) => {
+                Err(Refusal::OwnedElsewhere)
+            }
+            Former::From(record) => Ok((record.held, record.pledge.epoch)),
+            Former::To(destination) if !destination.owns() => Err(Refusal::OwnedElsewhere),
+            // Its source, taken by force, would have the epoch after this one: the one that is pledged next.
+            Former::To(destination) if !destination.is_closed() => Err(Refusal::Unclosed),
+            Former::To(destination) => Ok((destination.pledge().epoch, destination.pledge().epoch)),
         }
     }
 }

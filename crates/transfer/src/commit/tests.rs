@@ -62,7 +62,7 @@ const FORMER: SourceRecord = SourceRecord {
 
 #[test]
 fn a_number_that_was_pledged_once_is_not_pledged_again() {
-    let (source, _) = Source::begin([2; 16], 4, Some(&FORMER)).expect("epochs are left");
+    let (source, _) = Source::begin([2; 16], 4, Some(Former::From(&FORMER))).expect("epochs are left");
     assert_eq!(source.pledge().epoch, 6);
 }
 
@@ -70,7 +70,55 @@ fn a_number_that_was_pledged_once_is_not_pledged_again() {
 fn no_migration_begins_while_the_destination_of_the_one_before_may_still_own() {
     for step in [SourceStep::Offered, SourceStep::Granted, SourceStep::Cancelling] {
         let former = SourceRecord { step, ..FORMER };
-        assert_eq!(Source::begin([2; 16], 4, Some(&former)).err(), Some(Refusal::Unheard), "{step:?}");
+        assert_eq!(again(4, &former), Err(Refusal::Unheard), "{step:?}");
+    }
+}
+
+/// The epoch that the next migration pledges.
+fn again(held: u64, former: &SourceRecord) -> Result<u64, Refusal> {
+    Source::begin([2; 16], held, Some(Former::From(former))).map(|(source, _)| source.pledge().epoch)
+}
+
+#[test]
+fn only_the_owner_begins_a_migration_and_by_the_epoch_it_owns_the_ssd_by() {
+    for step in [SourceStep::Gone, SourceStep::Superseded] {
+        let former = SourceRecord { step, ..FORMER };
+        assert_eq!(again(4, &former), Err(Refusal::OwnedElsewhere), "{step:?}");
+    }
+    for step in [SourceStep::TakenBack, SourceStep::TakenBackHeard] {
+        let former = SourceRecord { step, held: 6, ..FORMER };
+        assert_eq!(
+            (again(4, &former), again(6, &former)),
+            (Err(Refusal::Stale { seen: 6 }), Ok(7)),
+            "{step:?}"
+        );
+    }
+}
+
+/// A grants to B, and does not hear that B owns it. B moves it to C. Were that allowed, A could be taken by force by the epoch that C has.
+#[test]
+fn who_was_granted_an_ssd_moves_it_on_only_when_the_source_has_heard_of_it() {
+    let begin = |destination: &Destination, held| {
+        let begun = Source::begin([2; 16], held, Some(Former::To(destination)));
+        begun.map(|(source, _)| source.pledge().epoch)
+    };
+    for step in [DestinationStep::Owned, DestinationStep::Forced] {
+        let record = DestinationRecord { pledge: FORMER.pledge, round: 1, step };
+        let (mut owner, _) = Destination::recover(record);
+        assert_eq!(begin(&owner, 5), Err(Refusal::Unclosed), "{step:?}");
+        let closed = Message { pledge: FORMER.pledge, word: ToDestination::Closed };
+        owner.handle(DestinationEvent::Message(closed));
+        assert_eq!(
+            (begin(&owner, 5), begin(&owner, 4)),
+            (Ok(6), Err(Refusal::Stale { seen: 5 })),
+            "{step:?}"
+        );
+    }
+    for step in
+        [DestinationStep::Incoming, DestinationStep::Dropped, DestinationStep::Superseded { epoch: 6 }]
+    {
+        let (other, _) = Destination::recover(DestinationRecord { pledge: FORMER.pledge, round: 1, step });
+        assert_eq!(begin(&other, 5), Err(Refusal::OwnedElsewhere), "{step:?}");
     }
 }
 

@@ -71,7 +71,8 @@ impl<'a> Input<'a> {
 
     fn text(&mut self, bytes: usize, field: &'static str) -> Result<String, Damage> {
         match str::from_utf8(self.take(bytes)?) {
-            Ok(text) if !text.contains('\0') => Ok(text.to_owned()),
+            // It is shown to people, and their terminals.
+            Ok(text) if !text.contains(char::is_control) => Ok(text.to_owned()),
             _ => self.wrong(field),
         }
     }
@@ -238,7 +239,7 @@ pub(super) fn put<'a>(frame: &Frame<'a>, out: &mut Vec<u8>) -> Result<&'a [u8], 
         }
         Frame::Cancel(cancel) => {
             out.extend(code(cancel.reason).to_le_bytes());
-            let text = &cancel.text;
+            let text = cancel.text.replace(char::is_control, " ");
             out.extend(text.as_bytes().get(..text.floor_char_boundary(TEXT_BYTES_MAX)).unwrap_or(&[]));
         }
     }

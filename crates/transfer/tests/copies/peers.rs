@@ -9,7 +9,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use crate::rig::{Guest, Host, PAGE, PAGES, Ticks, options, plan, socket_pair};
 use transfer::control::Control;
 use transfer::copy::{Error, Options, Precopy};
-use transfer::frame::{Barrier, Damage, Data, FEATURES, Frame, Hello, Limits, Payload, Plan, Welcome};
+use transfer::frame::{
+    Barrier, Cancel, Damage, Data, FEATURES, Frame, Hello, Limits, Payload, Plan, Reason, STRIPE_PAGES,
+    Welcome,
+};
 use transfer::receive::Receiver;
 use transfer::source::Run;
 use transfer::wire::{Fault, Wire};
@@ -89,11 +92,177 @@ fn knock_at(socket: UnixStream, hello: Hello, plan: Plan) -> Wire<UnixStream> {
 
 /// The other side may have closed already.
 fn send_page(wire: &mut Wire<UnixStream>, at: u64, byte: u8, barrier: u64) {
+    send_page_for(wire, at, byte, Barrier { id: barrier, flush: false });
+}
+
+fn send_page_for(wire: &mut Wire<UnixStream>, at: u64, byte: u8, barrier: Barrier) {
     let bytes = [byte; PAGE];
     let run = Run::checked(at, 1, u64::from(u32::MAX)).expect("a run");
     let check = crc32c::crc32c(&bytes);
     let _ = wire.send(&Frame::Data(Data { run, payload: Payload::Raw(&bytes), check }));
-    let _ = wire.send(&Frame::Barrier(Barrier { id: barrier, flush: false }));
+    let _ = wire.send(&Frame::Barrier(barrier));
+}
+
+#[test]
+fn what_is_said_to_be_durable_was_flushed() {
+    let host = Host::default();
+    let receiver = Receiver::new([5; 16], Limits::default(), &host, &|_| Ok(()));
+    std::thread::scope(|scope| {
+        let (mut one, theirs) = knock(hello(1), plan());
+        let end = scope.spawn(|| receiver.serve(theirs));
+        assert!(matches!(one.receive(), Ok(Frame::Welcome(_))));
+        let barrier = Barrier { id: 1, flush: true };
+        send_page_for(&mut one, 3, 1, barrier);
+        assert!(matches!(one.receive(), Ok(Frame::Ack(ack)) if ack == barrier));
+        assert!(!host.volatile.load(Relaxed));
+        send_page(&mut one, 4, 1, 2);
+        assert!(matches!(one.receive(), Ok(Frame::Ack(Barrier { id: 2, flush: false }))));
+        assert!(host.volatile.load(Relaxed), "nobody asked for it");
+        drop(one);
+        let _broken = end.join().expect("no panic");
+        // Where to go on from is durable, too.
+        let (mut two, theirs) = knock(hello(2), plan());
+        let end = scope.spawn(|| receiver.serve(theirs));
+        assert!(matches!(two.receive(), Ok(Frame::Welcome(Welcome { durable: 2, .. }))));
+        assert!(!host.volatile.load(Relaxed));
+        drop(two);
+        let _closed = end.join().expect("no panic");
+    });
+}
+
+#[test]
+fn after_a_flush_that_failed_no_stream_is_told_that_anything_is_durable() {
+    let host = Host::default();
+    let receiver = Receiver::new([5; 16], Limits::default(), &host, &|_| Ok(()));
+    let of = |stream: u16| Hello { stream, streams: 2, ..hello(1) };
+    std::thread::scope(|scope| {
+        let mut wires = Vec::new();
+        let mut ends = Vec::new();
+        for stream in [0, 1] {
+            let (mut wire, theirs) = knock(of(stream), plan());
+            ends.push(scope.spawn(|| receiver.serve(theirs)));
+            assert!(matches!(wire.receive(), Ok(Frame::Welcome(_))));
+            wires.push(wire);
+        }
+        host.flush_fails.store(true, Relaxed);
+        for (stream, wire) in (0_u64..).zip(&mut wires) {
+            send_page_for(wire, stream * STRIPE_PAGES, 1, Barrier { id: 1, flush: true });
+            let said = wire.receive();
+            assert!(
+                matches!(&said, Err(Fault::Cancelled(cancel)) if cancel.reason == Reason::Drive),
+                "stream {stream}: {said:?}"
+            );
+        }
+        drop(wires);
+        ends.into_iter().for_each(|end| assert!(end.join().expect("no panic").is_err()));
+    });
+    let (mut again, theirs) = knock(Hello { attempt: 2, ..of(0) }, plan());
+    std::thread::scope(|scope| {
+        let end = scope.spawn(|| receiver.serve(theirs));
+        assert!(matches!(again.receive(), Err(Fault::Cancelled(_))));
+        drop(again);
+        assert!(end.join().expect("no panic").is_err());
+    });
+}
+
+#[test]
+fn who_says_cancel_before_it_says_of_what_ends_nothing() {
+    let host = Host::default();
+    let receiver = Receiver::new([5; 16], Limits::default(), &host, &|_| Ok(()));
+    let (ours, theirs) = socket_pair();
+    let mut wire = Wire::sender(ours);
+    let cancel = Cancel { reason: Reason::Wish, text: "just so".to_owned() };
+    wire.send(&Frame::Cancel(cancel)).expect("room");
+    assert!(matches!(receiver.serve(theirs), Err(Fault::Damage(Damage::Order(_)))));
+    std::thread::scope(|scope| {
+        let (mut one, theirs) = knock(hello(1), plan());
+        let end = scope.spawn(|| receiver.serve(theirs));
+        assert!(matches!(one.receive(), Ok(Frame::Welcome(_))));
+        drop(one);
+        let _closed = end.join().expect("no panic");
+    });
+}
+
+/// Welcomes, and then says what it is given, over and over.
+struct Parrot {
+    said: Vec<u8>,
+    at: usize,
+    next: u64,
+    phrase: Frame<'static>,
+}
+
+impl Read for Parrot {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        if self.at == self.said.len() {
+            (self.said, self.at) = (Vec::new(), 0);
+            self.phrase.encode(self.next, &mut self.said).expect("small");
+            self.next += 1;
+        }
+        let count = out.len().min(self.said.len() - self.at);
+        out[..count].copy_from_slice(&self.said[self.at..self.at + count]);
+        self.at += count;
+        Ok(count)
+    }
+}
+
+impl Write for Parrot {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn copy_to_a_parrot(phrase: &Frame<'static>, cancels: bool) -> Error {
+    let connect = |_| {
+        let mut said = Vec::new();
+        let limits = Limits { window_bytes: 64 << 10, data_pages: 8 };
+        let welcome = Welcome { version: 1, features: FEATURES, durable: 0, limits };
+        Frame::Welcome(welcome).encode(0, &mut said).expect("small");
+        Ok(Parrot { said, at: 0, next: 1, phrase: phrase.clone() })
+    };
+    let guest = Guest::new(2, &[(0, 400)]);
+    let (control, clock) = (Control::default(), Ticks::default());
+    let patience = std::time::Duration::from_millis(if cancels { u64::MAX } else { 1 });
+    let options = Options { attempts_max: 0, compress: false, patience, ..options(1) };
+    let mut precopy = Precopy::new(plan(), &guest, &connect, &clock, &control, options).expect("sound");
+    if cancels {
+        // Not before it is at it: the first look at the pace would see it.
+        std::thread::scope(|scope| {
+            let cancel = scope.spawn(|| {
+                while control.progress().bytes_sent == 0 {
+                    std::thread::yield_now();
+                }
+                control.cancel();
+            });
+            let done = precopy.round().expect_err("nobody answers");
+            cancel.join().expect("no panic");
+            done
+        })
+    } else {
+        precopy.round().expect_err("nobody answers")
+    }
+}
+
+#[test]
+fn a_peer_that_only_says_that_it_is_there_holds_nobody_up() {
+    let stalled = copy_to_a_parrot(&Frame::Pace(0), false);
+    assert!(matches!(stalled, Error::Lost { fault: Fault::Stalled, .. }), "{stalled:?}");
+    let ended = copy_to_a_parrot(&Frame::Pace(0), true);
+    assert!(matches!(ended, Error::Cancelled), "{ended:?}");
+}
+
+#[test]
+fn an_ack_of_something_else_than_what_was_asked_is_none() {
+    // The first barrier does not ask for a flush.
+    for phrase in [Barrier { id: 1, flush: true }, Barrier { id: 2, flush: false }] {
+        let wrong = copy_to_a_parrot(&Frame::Ack(phrase), false);
+        let Error::Lost { fault: Fault::Damage(Damage::Field { field: "barrier", .. }), .. } = wrong else {
+            panic!("{wrong:?}")
+        };
+    }
 }
 
 #[test]

@@ -140,6 +140,10 @@ impl Source for Guest {
 pub(crate) struct Host {
     pub(crate) pages: Mutex<Pages>,
     pub(crate) full: AtomicBool,
+    /// Something was written since the last flush.
+    pub(crate) volatile: AtomicBool,
+    /// The next flush fails, and the one after it knows nothing of that.
+    pub(crate) flush_fails: AtomicBool,
 }
 
 impl Sink for Host {
@@ -149,6 +153,7 @@ impl Sink for Host {
             return Err(ErrorKind::StorageFull.into());
         }
         let mut pages = self.pages.lock().expect("no panic");
+        self.volatile.store(true, Relaxed);
         for (at, bytes) in (run.first()..).zip(bytes.chunks(PAGE)) {
             pages.insert(at, bytes.to_vec());
         }
@@ -158,11 +163,16 @@ impl Sink for Host {
     fn zero(&self, run: Run, _: bool) -> io::Result<()> {
         assert!(run.end() <= PAGES);
         let mut pages = self.pages.lock().expect("no panic");
+        self.volatile.store(true, Relaxed);
         (run.first()..run.end()).for_each(|at| drop(pages.remove(&at)));
         Ok(())
     }
 
     fn flush(&self) -> io::Result<()> {
+        if self.flush_fails.swap(false, Relaxed) {
+            return Err(io::Error::other("it is gone"));
+        }
+        self.volatile.store(false, Relaxed);
         Ok(())
     }
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 /// Where they are, if nobody says.
 pub const DEFAULT_FOLDER: &str = "/var/lib/godwit/wipes";
-/// Most records that are looked at.
+/// Most records of one drive that are looked at.
 const RECORDS_MAX: usize = 4096;
 
 impl Target {
@@ -109,19 +109,26 @@ impl Shelf {
             Err(error) => return Err(named(&self.folder, error)),
         };
         let of_drive = format!("{}-", Shelf::serial_stem(&target));
-        for entry in entries.take(RECORDS_MAX) {
+        let mut records = 0;
+        for entry in entries {
             let entry = entry.map_err(|error| named(&self.folder, error))?;
             let name = entry.file_name().to_string_lossy().into_owned();
             if !name.starts_with(&of_drive) || !name.ends_with(".record.json") {
                 continue;
             }
+            records += 1;
+            if records > RECORDS_MAX {
+                let error = format!("more than {RECORDS_MAX} records of wipes of one drive");
+                return Err(named(&self.folder, io::Error::other(error)));
+            }
             let path = entry.path();
-            let record = FileJournal::new(&path).load().map_err(|error| named(&path, error))?;
-            if let Some(Ok(record)) = record
-                && record.scope == Scope::Drive
-                && record.target.serial == target.serial
-            {
-                return Ok(Some(record.at));
+            match FileJournal::new(&path).load().map_err(|error| named(&path, error))? {
+                // It may have been about the whole drive.
+                Some(Err(_)) => return Ok(Some(Step::Quarantined)),
+                Some(Ok(record)) if record.scope == Scope::Drive && record.target.serial == target.serial => {
+                    return Ok(Some(record.at));
+                }
+                _ => {}
             }
         }
         Ok(None)

@@ -535,3 +535,59 @@ fn a_drive_is_held_from_the_first_step_of_its_wipe_until_the_certificate_is_kept
     shelf.save(&record).unwrap();
     assert_eq!(shelf.holds(&device).unwrap(), Some(Step::Quarantined));
 }
+
+#[test]
+fn a_damaged_record_of_a_drive_holds_it_and_one_of_another_drive_or_a_certificate_does_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("drive.img");
+    std::fs::write(&image, vec![0; SIZE]).unwrap();
+    let device = crate::discovery::Host::default().find(&image).unwrap();
+    let wipes = folder.path().join("wipes");
+    let shelf = Shelf::new(&wipes);
+    let target = Target::of(&device);
+    std::fs::create_dir(&wipes).unwrap();
+    let stem: String =
+        target.serial.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).take(128).collect();
+    for name in [format!("{stem}X-7.record.json"), format!("{stem}-7.certificate.json")] {
+        std::fs::write(wipes.join(name), "no record").unwrap();
+    }
+    assert_eq!(shelf.holds(&device).unwrap(), None);
+    let damaged = wipes.join(format!("{stem}-7.record.json"));
+    std::fs::write(&damaged, "no record").unwrap();
+    assert_eq!(shelf.holds(&device).unwrap(), Some(Step::Quarantined));
+    std::fs::remove_file(damaged).unwrap();
+    assert_eq!(shelf.holds(&device).unwrap(), None);
+}
+
+#[test]
+fn certificates_do_not_hide_a_record_and_too_many_records_are_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("drive.img");
+    std::fs::write(&image, vec![0; SIZE]).unwrap();
+    let device = crate::discovery::Host::default().find(&image).unwrap();
+    let mut shelf = Shelf::new(&folder.path().join("wipes"));
+    let model = used(Settings::default(), 1);
+    let mut record = begin(&model, Scope::Namespace, None).record().clone();
+    record.target = Target::of(&device);
+    let own_nsid = record.target.nsid;
+    let wipes = folder.path().join("wipes");
+    std::fs::create_dir(&wipes).unwrap();
+    for at in 0..4200 {
+        std::fs::write(wipes.join(format!("{at}.certificate.json")), "").unwrap();
+    }
+    (record.scope, record.target.nsid) = (Scope::Drive, own_nsid + 1);
+    shelf.save(&record).unwrap();
+    assert_eq!(shelf.holds(&device).unwrap(), Some(Step::Witness { rung: 0 }));
+    // Records of other namespaces alone hold nothing, but nobody reads on for ever.
+    record.scope = Scope::Namespace;
+    shelf.save(&record).unwrap();
+    let is_record = |path: &std::path::PathBuf| path.to_string_lossy().ends_with(".record.json");
+    let first = wipes.read_dir().unwrap().map(|entry| entry.unwrap().path()).find(is_record).unwrap();
+    let name = first.file_name().unwrap().to_string_lossy().into_owned();
+    let stem = name.strip_suffix(&format!("-{}.record.json", own_nsid + 1)).unwrap();
+    for nsid in 0..4096 {
+        std::fs::hard_link(&first, wipes.join(format!("{stem}-{}.record.json", 100 + nsid))).unwrap();
+    }
+    let error = shelf.holds(&device).unwrap_err().to_string();
+    assert!(error.contains("more than 4096 records"), "{error}");
+}

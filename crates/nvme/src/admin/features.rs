@@ -293,13 +293,9 @@ impl Controller {
 
     /// Milliseconds as set, and the time since.
     pub(super) fn timestamp(&self) -> Timestamp {
-        let [set_ms, at_ns] = &self.region.admin.timestamp;
-        let (raw, at_ns) = (set_ms.load(Ordering::Acquire), at_ns.load(Ordering::Acquire));
-        // Bit 63 says that the host set it.
+        let raw = self.timestamp_at(self.now);
         let origin = u8::from(raw >> 63 == 1);
-        let since_ms = self.now.0.saturating_sub(at_ns) / 1_000_000;
-        let value = (raw & !(1 << 63)).wrapping_add(since_ms) & 0xffff_ffff_ffff;
-        Timestamp::new(value, TimestampAttributes::new().with_origin(origin))
+        Timestamp::new(raw & !(1 << 63), TimestampAttributes::new().with_origin(origin))
     }
 
     fn set_timestamp(&mut self, command: &Command) -> Result<(), Failure> {

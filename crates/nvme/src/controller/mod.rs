@@ -247,7 +247,7 @@ impl Controller {
     /// No reset, shutdown, format or other operation is in progress.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
-        !self.is_resetting() && self.work.is_idle() && self.self_test.is_none()
+        !self.resume && !self.is_resetting() && self.work.is_idle() && self.self_test.is_none()
     }
 
     /// A reset or a shutdown is in progress. Unlike [`Self::is_quiet`] this ends soon: a sanitize may take hours, and

@@ -23,12 +23,13 @@ use state::region::{
     ControllerRegion, LAYOUT_VERSION, MAGIC, QUEUES_MAX, SLOT_ACCEPTED, SLOT_FREE, SLOT_POSTING, SLOTS_MAX,
     Slot,
 };
-use state::ssd::{CountersV1, SsdV1};
+use state::ssd::{CountersV1, NamespaceV1, SsdV1};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{Controller, check_record};
 use crate::admin::is_stored_feature;
-use crate::limits::{AERL_Z, ELPE_Z, PAGE_BYTES};
+use crate::limits::{AERL_Z, ELPE_Z, NAMESPACE_ALIGN_BYTES, PAGE_BYTES};
+use crate::namespace::Namespace;
 use crate::pci;
 use crate::profile::{Identity, Profile};
 use crate::queue::{self, CqRecord, SqRecord, Unsound, cq_index, sq_index};
@@ -283,18 +284,47 @@ fn check_identity(state: &ControllerV1, place: &Place<'_>) -> Result<(), Refused
 
 fn check_record_of(state: &ControllerV1, place: &Place<'_>) -> Result<(), Refused> {
     let record = &state.record;
+    let capacity_bytes = record.capacity_bytes & !0xfff;
     let sound = record.laid_out
-        && check_record(record, record.capacity_bytes & !0xfff).is_ok()
+        && check_record(record, capacity_bytes).is_ok()
         && record.sanitize.status != SANITIZING
         && record.self_tests.len() <= 20;
-    let fits = |ns: &state::ssd::NamespaceV1| 1_u64 << ns.lba_shift >= u64::from(place.block_bytes);
+    let fits = |ns: &NamespaceV1| 1_u64 << ns.lba_shift >= u64::from(place.block_bytes);
+    // A mark that a namespace leaves out would stay in the file all the same.
+    let whole = |ns: &NamespaceV1| {
+        Namespace::from_record(ns, capacity_bytes).is_some_and(|found| found.marks.record() == ns.marks)
+    };
     if !sound {
         return Err(Refused::Nonsense("its namespaces, its sanitize operation or its self-tests"));
     }
     if !record.namespaces.iter().all(fits) {
         return Err(Refused::Nonsense("a namespace has smaller blocks than the drive here"));
     }
+    if !record.namespaces.iter().all(whole) {
+        return Err(Refused::Nonsense("marks of blocks: too many, outside their namespace or not apart"));
+    }
+    if !is_left_to_wipe(record, capacity_bytes) {
+        return Err(Refused::Nonsense("what is to be wiped: no place of a deleted namespace, or in use"));
+    }
     Ok(())
+}
+
+/// Whether `to_wipe` holds what deletions leave: places of namespaces that are gone, inside the ssd, apart from each other and from the
+/// namespaces there are. They stand in the order of the deletions, which is any. Such a place ends anywhere where the capacity ended once.
+fn is_left_to_wipe(record: &SsdV1, capacity_bytes: u64) -> bool {
+    let place = |start: u64, len: u64| (start, start.saturating_add(len));
+    let mut taken = Vec::new();
+    for range in &record.to_wipe {
+        let (start, end) = place(range.start_bytes, range.len_bytes);
+        let laid_out = start.is_multiple_of(NAMESPACE_ALIGN_BYTES) && end.is_multiple_of(PAGE_BYTES as u64);
+        if !laid_out || start >= end || end > capacity_bytes {
+            return false;
+        }
+        taken.push((start, end));
+    }
+    taken.extend(record.namespaces.iter().map(|ns| place(ns.start_bytes, ns.reserved_bytes)));
+    taken.sort_unstable();
+    taken.windows(2).all(|two| two[0].1 <= two[1].0)
 }
 
 fn check_registers(state: &ControllerV1, place: &Place<'_>) -> Result<(), Refused> {
@@ -310,22 +340,27 @@ fn check_registers(state: &ControllerV1, place: &Place<'_>) -> Result<(), Refuse
         return Err(Refused::Nonsense("registers of a controller that is ready"));
     }
     let admin = &state.admin;
-    let features = admin.features.iter().all(|feature| is_stored_feature(feature.fid, feature.value));
+    let features = admin.features.iter().all(|feature| is_stored_feature(feature.fid, feature.value))
+        && rises(admin.features.iter().map(|feature| feature.fid.into()));
+    // Requests that are parked came by the admin queue of a controller that is ready.
     let events = admin.parked_events.len() <= usize::from(AERL_Z) + 1
+        && (rdy || admin.parked_events.is_empty())
         && admin.pending_events.len() <= 32
         && admin.pending_events.iter().all(|event| *event < u32::MAX);
     let shadows = aligned(admin.shadow_doorbells)
         && aligned(admin.event_indices)
         && (admin.shadow_doorbells == 0) == (admin.event_indices == 0);
-    let vectors = admin.coalescing_disabled.iter().all(|vector| *vector < place.profile.vectors);
+    let vectors = admin.coalescing_disabled.iter().all(|vector| *vector < place.profile.vectors)
+        && rises(admin.coalescing_disabled.iter().copied());
     if !(features && events && shadows && vectors && admin.host_behavior <= 1) {
         return Err(Refused::Nonsense("features or events"));
     }
     if !pci::is_config_of(place.profile, &state.config) {
         return Err(Refused::Nonsense("configuration space of another device"));
     }
-    let rows = |row: &VectorV1| row.vector < place.profile.vectors && row.address.is_multiple_of(4);
-    if !state.vectors.iter().all(rows) || state.errors.len() > usize::from(ELPE_Z) + 1 {
+    let row = |row: &VectorV1| row.vector < place.profile.vectors && row.address.is_multiple_of(4);
+    let rows = state.vectors.iter().all(row) && rises(state.vectors.iter().map(|row| row.vector));
+    if !rows || state.errors.len() > usize::from(ELPE_Z) + 1 {
         return Err(Refused::Nonsense("vectors or error log"));
     }
     Ok(())
@@ -339,6 +374,11 @@ fn check_queues(state: &ControllerV1, place: &Place<'_>) -> Result<(), Refused> 
     let (cqs, sqs) = (&state.completion_queues, &state.submission_queues);
     if !rises(cqs.iter().map(|cq| cq.cqid)) || !rises(sqs.iter().map(|sq| sq.sqid)) {
         return Err(Refused::Nonsense("a queue is there twice"));
+    }
+    // Whoever goes on would fetch from them for a controller that is disabled.
+    let has_queues = !(cqs.is_empty() && sqs.is_empty());
+    if has_queues && !Csts::from_bits(state.registers.csts).rdy() {
+        return Err(Refused::Nonsense("queues of a controller that is not ready"));
     }
     for cq in cqs {
         let vector = cq.vector.is_none_or(|vector| vector < place.profile.vectors);
@@ -377,7 +417,8 @@ fn check_queues(state: &ControllerV1, place: &Place<'_>) -> Result<(), Refused> 
             return Err(Unsound::CompletionQueue(cq.cqid).into());
         }
     }
-    let counted = state.counters.iter().all(|counted| usize::from(counted.sqid) < QUEUES_MAX);
+    let counted = state.counters.iter().all(|counted| usize::from(counted.sqid) < QUEUES_MAX)
+        && rises(state.counters.iter().map(|counted| counted.sqid));
     if counted { Ok(()) } else { Err(Refused::Nonsense("counters of a queue that cannot be")) }
 }
 

@@ -13,6 +13,7 @@ use spec::nvme::registers as reg;
 use state::SsdV1;
 use state::controller::{ControllerV1, FeatureV1, MAGIC, PostingV1, VERSION, VectorV1, WordV1};
 use state::envelope;
+use state::ssd::{MarkV1, RangeV1};
 
 use crate::world::{World, command, identity};
 
@@ -114,7 +115,7 @@ fn a_load_that_ends_before_any_of_its_stores_leaves_a_sound_region_and_is_done_a
 type Change = fn(&mut ControllerV1);
 
 /// Each is refused, whatever else is good.
-const CHANGES: [(&str, Change); 38] = [
+const CHANGES: [(&str, Change); 54] = [
     ("profile", |s| s.record.profile = "godwit-2".into()),
     ("capacity", |s| s.record.capacity_bytes += 4096),
     ("serial", |s| s.identity.serial[0] ^= 1),
@@ -153,7 +154,48 @@ const CHANGES: [(&str, Change); 38] = [
     ("an I/O queue on the admin queue", |s| s.submission_queues[1].cqid = 0),
     ("slot position", |s| s.submission_queues[1].slots[0].position = 16),
     ("slot of the future", |s| s.submission_queues[1].slots[0].seq = 3),
+    ("a wipe of a namespace", |s| s.record.to_wipe = ranges(&[(0, 1)])),
+    ("wipes of the same place", |s| left(s, &[(4, 2), (1, 2), (5, 1)])),
+    ("a wipe of nothing", |s| left(s, &[(4, 0)])),
+    ("a wipe beyond the end", |s| left(s, &[(63, 2)])),
+    ("a wipe that wraps", |s| left(s, &[(63, u64::MAX >> 20)])),
+    ("a wipe that begins anywhere", |s| {
+        left(s, &[(1, 1)]);
+        s.record.to_wipe[0].start_bytes += 4096;
+    }),
+    ("a wipe that ends anywhere", |s| {
+        left(s, &[(1, 1)]);
+        s.record.to_wipe[0].len_bytes -= 512;
+    }),
+    ("marks too many", |s| marked(s, &(0..1025).map(|at| (2 * at, 1)).collect::<Vec<_>>())),
+    ("marks outside", |s| marked(s, &[(u64::MAX, 1)])),
+    ("marks of the same block", |s| marked(s, &[(7, 2), (8, 1)])),
+    ("a mark of nothing", |s| marked(s, &[(7, 0)])),
+    ("a feature twice", |s| s.admin.features.push(s.admin.features[0])),
+    ("a vector twice", |s| s.vectors.push(s.vectors[0])),
+    ("a queue counted twice", |s| s.counters.push(s.counters[0])),
+    ("coalescing twice", |s| s.admin.coalescing_disabled = vec![1, 1]),
+    ("queues of a disabled controller", |s| {
+        s.registers.csts = 0;
+        s.admin.parked_events.clear();
+    }),
 ];
+
+/// By MiB: first, and how many.
+fn ranges(of: &[(u64, u64)]) -> Vec<RangeV1> {
+    of.iter().map(|(at, count)| RangeV1 { start_bytes: at << 20, len_bytes: count << 20 }).collect()
+}
+
+/// Every namespace was deleted, and these are still to be wiped.
+fn left(state: &mut ControllerV1, of: &[(u64, u64)]) {
+    state.record.namespaces.clear();
+    state.record.to_wipe = ranges(of);
+}
+
+fn marked(state: &mut ControllerV1, runs: &[(u64, u64)]) {
+    let mark = |(start_block, blocks): &(u64, u64)| MarkV1 { start_block: *start_block, blocks: *blocks };
+    state.record.namespaces[0].marks = runs.iter().map(mark).collect();
+}
 
 /// Ours: docs/formats/controller-state.md, "What a reader checks".
 #[test]
@@ -172,6 +214,9 @@ fn a_state_with_anything_wrong_is_refused_and_nothing_is_changed() {
     slots[0].posting = Some(PostingV1 { phase: true, entry: [0; 16] });
     slots[0].position = 32;
     assert!(load_into(&there, &bad).is_err(), "position of an answer");
+    let mut bad = good.clone();
+    (bad.registers.csts, bad.completion_queues, bad.submission_queues) = (0, vec![], vec![]);
+    assert!(load_into(&there, &bad).is_err(), "event requests of a disabled controller");
     // More commands than there are entries for their answers.
     let mut bad = good.clone();
     bad.completion_queues[1] = state::controller::CompletionQueueV1 { size: 2, ..bad.completion_queues[1] };
@@ -183,6 +228,81 @@ fn a_state_with_anything_wrong_is_refused_and_nothing_is_changed() {
         text(load_into(&there, &of_another).expect_err("refused")),
         "the state is of another ssd: its serial number is \"TEST-2\", this one's is \"TEST-1\""
     );
+}
+
+/// Ours: what deletions leave is in their order; marks touch each other, and end with their namespace.
+#[test]
+fn a_record_with_all_that_a_controller_may_write_is_taken() {
+    let good = used().controller.save(NOW);
+    let mut state = good.clone();
+    left(&mut state, &[(40, 24), (1, 2), (3, 1)]);
+    // The capacity ended here before the ssd grew.
+    state.record.to_wipe[1].len_bytes -= 4096;
+    load_into(&other(), &state).expect("taken");
+    let mut state = good;
+    let end = state.record.namespaces[0].blocks;
+    marked(&mut state, &[(0, 1), (1, 2), (end - 1, 1)]);
+    load_into(&other(), &state).expect("taken");
+}
+
+/// Ours: a controller may be stopped in any state of its life in which it is quiet; a reset ends first.
+#[test]
+fn a_controller_in_any_state_of_its_life_saves_what_is_taken_and_is_the_same_there() {
+    type Live = fn(&mut World);
+    let lives: [(&str, Live); 8] = [
+        ("powered on", |_| {}),
+        ("ready", World::enable),
+        ("disabled again", |world| {
+            world.enable();
+            world.submit(command(0x0c, 0, [0, 0]));
+            world.pump();
+            world.disable();
+        }),
+        ("shut down", |world| {
+            world.enable();
+            world.write32(reg::CC, 0x0046_4001);
+            world.pump();
+        }),
+        ("shut down and disabled", |world| {
+            world.enable();
+            world.write32(reg::CC, 0x0046_4001);
+            world.pump();
+            world.disable();
+        }),
+        ("not enabled: no queues", |world| world.write32(reg::CC, 0x0046_0001)),
+        ("failed: its admin queue is gone", |world| {
+            world.enable();
+            world.region.sqs[0].base.store(1 << 40, Relaxed);
+            world.succeed();
+        }),
+        ("reset as a subsystem", |world| {
+            world.enable();
+            world.write32(reg::NSSR, 0x4e56_4d65);
+            assert!(!world.controller.is_quiet(), "being reset: it is not stopped now");
+            world.pump();
+        }),
+    ];
+    for (what, live) in lives {
+        let mut world = World::new();
+        live(&mut world);
+        world.pump();
+        assert!(world.controller.is_quiet(), "{what}");
+        let state = world.controller.save(NOW);
+        let mut there = other();
+        let record = load_into(&there, &state).unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert_eq!(found(&mut there, record, &state), state, "{what}");
+    }
+}
+
+/// Ours: what a predecessor left half done is not seen by a state; it is finished before.
+#[test]
+fn a_controller_taken_over_is_quiet_only_when_it_has_gone_on() {
+    let mut world = World::ready();
+    world.controller.abandon();
+    assert!(!world.successor().is_quiet());
+    world.succeed();
+    assert!(world.controller.is_quiet());
+    assert_eq!(world.csts(), 0);
 }
 
 /// Ours: hostile inputs, row 21: whatever a client writes that can be read at all.

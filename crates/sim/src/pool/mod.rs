@@ -131,7 +131,8 @@ fn broken<T>(what: impl Into<String>) -> Result<T, Violation> {
 impl World {
     fn new(seed: u64, trace: bool) -> Self {
         let mut rng = Rng::new(seed ^ 0x706f_6f6c);
-        let extents = 6 + u64::from(rng.below32(8));
+        // Some are large enough that extents are given ahead.
+        let extents = 6 + u64::from(rng.below32(8)) + if rng.one_in(4) { 32 } else { 0 };
         let capacity = usize::try_from(LAYOUT_BYTES + extents * EXTENT_BYTES).unwrap_or(0);
         let manners = Manners { at_once: rng.below(40), full: rng.below(10), faults: 2, discard: true };
         let mut disk = Disk::new(capacity, manners, (0, 0), Rng::new(rng.word()));
@@ -380,7 +381,8 @@ impl World {
 
     fn create(&mut self) -> Result<(), PoolError> {
         let Some(steward) = &mut self.steward else { return Ok(()) };
-        let extents = 1 + u64::from(self.rng.below32(4));
+        let extents =
+            1 + u64::from(if self.rng.one_in(4) { self.rng.below32(12) } else { self.rng.below32(4) });
         let cut = if self.rng.one_in(3) { 8 * (1 + u64::from(self.rng.below32(200))) } else { 0 };
         let face =
             Face { sectors: extents * EXTENT_SECTORS - cut, thin: !self.rng.one_in(3), read_only: false };

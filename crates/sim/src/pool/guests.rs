@@ -60,6 +60,8 @@ pub(super) struct Guests {
     pub(super) clock: u64,
     pub(super) volumes: BTreeMap<u32, Face>,
     pub(super) answers: u64,
+    /// A snapshot or clone was asked for then and is not answered: it may hold what there was at that time.
+    pub(super) deriving: Option<u64>,
     /// What is wrong.
     pub(super) violation: Option<String>,
     /// Nothing new begins.
@@ -80,6 +82,7 @@ impl Guests {
             clock: 1,
             volumes: BTreeMap::new(),
             answers: 0,
+            deriving: None,
             violation: None,
             quiet: false,
             trace: false,
@@ -280,7 +283,7 @@ impl Guests {
         };
         self.answers += 1;
         let at = self.tick();
-        let oldest = self.ios.values().map(|io| io.begun).min().unwrap_or(at);
+        let oldest = self.ios.values().map(|io| io.begun).chain(self.deriving).min().unwrap_or(at);
         if self.trace {
             println!("{at}: #{token} {outcome:?}");
         }

@@ -208,6 +208,7 @@ impl World {
                 None => ledger.share(from, self.next),
             }
         }
+        self.outside.guests.borrow_mut().deriving = None;
         self.steward = None;
         self.settling = None;
         self.mailbox = Arc::default();
@@ -338,6 +339,7 @@ impl World {
             self.settling = None;
             let mut guests = self.outside.guests.borrow_mut();
             let at = guests.tick();
+            guests.deriving = None;
             guests.ledger.derive(from, self.next, since, at);
             guests.volumes.insert(self.next, face);
             self.next += 1;
@@ -433,6 +435,7 @@ impl World {
         let face = Face { thin: true, read_only: self.rng.percent(50), ..face };
         let since = self.outside.guests.borrow_mut().tick();
         self.asked = Some(Asked::Derive { from, since, face });
+        self.outside.guests.borrow_mut().deriving = Some(since);
         let (name, source) = (format!("v{}", self.next), VolumeId(u64::from(from)));
         let (id, settling) = match face.read_only {
             true => steward.snapshot(source, &name, [3; 16])?,

@@ -539,9 +539,9 @@ fn a_successor_marks_what_its_predecessor_may_have_written_to_the_ring_without_a
     assert_eq!(bits, 1 << (DESC >> 12) | 1 << (DEVICE >> 12));
 }
 
-#[test]
-fn a_queue_whose_stop_is_given_up_goes_on_with_what_has_come_meanwhile() {
-    let mut world = World::new(false, 8);
+/// A queue that was told to stop with one request under way, and another that has come since.
+fn stopped_with_one_under_way(packed: bool) -> (World, VirtQueueGroup, Engine) {
+    let mut world = World::new(packed, 8);
     let mut engine = Engine::default();
     let mut group = world.group();
     group.start(0, world.config()).expect("sound");
@@ -550,6 +550,12 @@ fn a_queue_whose_stop_is_given_up_goes_on_with_what_has_come_meanwhile() {
     assert!(group.stop(0));
     assert!(world.give(PLAIN));
     turn(&mut group, &mut engine);
+    (world, group, engine)
+}
+
+#[test]
+fn a_queue_whose_stop_is_given_up_goes_on_with_what_has_come_meanwhile() {
+    let (_world, mut group, mut engine) = stopped_with_one_under_way(false);
     assert_eq!(engine.starts, [0]);
     assert!(group.go_on(0));
     assert!(!group.rest());
@@ -564,15 +570,7 @@ fn a_queue_whose_stop_is_given_up_goes_on_with_what_has_come_meanwhile() {
 #[test]
 fn a_stopped_queue_answers_what_it_took_and_says_where_it_goes_on() {
     for (packed, base) in [(false, 1), (true, 0x8003_8003)] {
-        let mut world = World::new(packed, 8);
-        let mut engine = Engine::default();
-        let mut group = world.group();
-        group.start(0, world.config()).expect("sound");
-        assert!(world.give(PLAIN));
-        turn(&mut group, &mut engine);
-        assert!(group.stop(0));
-        assert!(world.give(PLAIN));
-        turn(&mut group, &mut engine);
+        let (_world, mut group, mut engine) = stopped_with_one_under_way(packed);
         assert!(engine.events.is_empty());
         finish(&mut group, &mut engine, 0);
         group.flush(&mut engine);

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::engine::{Backing, Engine, Ssd};
-use super::lane::{Lane, Namespace, Outcome};
+use super::lane::{Lane, Namespace};
 use super::report::{Report, median};
-use super::suite::{Settings, write_file};
+use super::suite::{Settings, busy, write_file};
 use super::workload::{Direction, Workload};
 use crate::nvme::{Driver, Prp, Sqe, nvm};
 
@@ -115,11 +115,6 @@ fn fill_holes(path: &Path, mebibytes: u64) -> Result<()> {
         file.write_all_at(&bytes, at)?;
     }
     Ok(file.sync_all()?)
-}
-
-#[expect(clippy::cast_precision_loss, reason = "counts of a bench are far below 2^53")]
-fn busy(outcome: &Outcome) -> f64 {
-    outcome.spent.busy_ns as f64 / outcome.ios.max(1) as f64
 }
 
 /// Bytes a second over the whole ssd, from its first block to its last.

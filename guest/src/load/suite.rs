@@ -254,7 +254,7 @@ fn each(total: u64, ios: u64) -> f64 {
     total as f64 / ios.max(1) as f64
 }
 
-fn busy(outcome: &Outcome) -> f64 {
+pub(super) fn busy(outcome: &Outcome) -> f64 {
     each(outcome.spent.busy_ns, outcome.ios)
 }
 

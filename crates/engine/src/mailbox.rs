@@ -6,12 +6,14 @@ use bell::Bell;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// A queue of messages with many senders and one reader.
+/// A queue of messages with many senders and one reader. When the reader ends it closes the box: what lies in it, and all that is sent
+/// later, is dropped, so that whoever waits for an answer hears at once that none comes.
 #[derive(Debug)]
 pub(crate) struct Mailbox<M> {
-    queue: Mutex<VecDeque<M>>,
+    /// `None`: nobody reads any more. Said under the lock, so that no message slips in between the last look and the end.
+    queue: Mutex<Option<VecDeque<M>>>,
     bell: Bell,
     wake: OwnedFd,
 }
@@ -19,12 +21,20 @@ pub(crate) struct Mailbox<M> {
 impl<M> Mailbox<M> {
     pub(crate) fn new() -> std::io::Result<Self> {
         let wake = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-        Ok(Self { queue: Mutex::new(VecDeque::new()), bell: Bell::new(), wake })
+        Ok(Self { queue: Mutex::new(Some(VecDeque::new())), bell: Bell::new(), wake })
     }
 
     /// Never blocks for the reader. Senders are few and each waits for its answer, which bounds the queue.
     pub(crate) fn send(&self, message: M) {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(message);
+        let refused = match self.queue().as_mut() {
+            Some(queue) => {
+                queue.push_back(message);
+                None
+            }
+            None => Some(message),
+        };
+        // Not under the lock: what a message owns may send others.
+        drop(refused);
         if self.bell.ring() {
             // Fails only when the counter is full, and then it is readable already.
             let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
@@ -40,7 +50,17 @@ impl<M> Mailbox<M> {
     /// Takes all messages.
     pub(crate) fn take(&self) -> VecDeque<M> {
         self.bell.silence();
-        std::mem::take(&mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner))
+        self.queue().as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Nobody reads any more.
+    pub(crate) fn close(&self) {
+        let unread = self.queue().take();
+        drop(unread);
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Option<VecDeque<M>>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sleeps until a message, one of `others` becomes readable, or the timeout. `None` waits for ever. Whether one of `others` is
@@ -92,5 +112,25 @@ mod tests {
         }
         sender.join().unwrap();
         assert!(got.into_iter().eq(0..1000));
+    }
+
+    #[test]
+    fn who_waits_for_an_answer_hears_that_the_reader_has_ended() {
+        let mailbox = Arc::new(Mailbox::new().unwrap());
+        let ask = |mailbox: &Mailbox<_>| {
+            let (reply, answer) = std::sync::mpsc::sync_channel::<()>(1);
+            mailbox.send(reply);
+            answer
+        };
+        let early = ask(&mailbox);
+        let racing = {
+            let mailbox = Arc::clone(&mailbox);
+            std::thread::spawn(move || (0..1000).for_each(|_| _ = ask(&mailbox).recv()))
+        };
+        mailbox.close();
+        assert!(early.recv().is_err());
+        assert!(ask(&mailbox).recv().is_err());
+        assert!(mailbox.take().is_empty());
+        racing.join().unwrap();
     }
 }

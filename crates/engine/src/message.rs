@@ -30,7 +30,7 @@ pub(crate) struct Life {
     pub(crate) number: u64,
 }
 
-/// To a reactor. A message for an ssd that has no seat there is dropped; a call is then answered ENODEV.
+/// To a reactor. A message for an ssd that has no seat there, or for a reactor that has ended, is dropped; a call is then answered ENODEV.
 pub(crate) enum Message {
     /// Take the ssd's controller: this reactor is its home now.
     Settle(Box<Settlement>),

@@ -224,6 +224,7 @@ impl Reactor {
                 std::hint::spin_loop();
             }
         }
+        self.mailbox().close();
     }
 
     /// `all`: looks at every place, as after a sleep.

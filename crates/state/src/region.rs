@@ -15,6 +15,7 @@
 //!  +- slots[129][256]  in-flight commands with private copies   writer: the reactor that owns the queue
 //! ```
 
+use core::mem::offset_of;
 use core::sync::atomic::{AtomicU32, AtomicU64};
 use zerocopy::FromBytes;
 
@@ -60,6 +61,11 @@ pub struct Header {
     pub power_cycle: AtomicU32,
     /// Size of [`ControllerRegion`] in bytes.
     pub size_bytes: AtomicU64,
+    /// The file whose state was loaded into this region last, by its id in the client's session; 0: none. Stored when all of the state is in
+    /// its place. In what was padding; a build that does not know it leaves it as it is.
+    pub loaded_file: AtomicU32,
+    /// To the end of the cache line.
+    pub reserved: [AtomicU32; 9],
 }
 
 /// Properties that hold state.
@@ -200,6 +206,8 @@ pub const SLOT_ACCEPTED: u64 = 1;
 /// Its completion is being written at the position in the word.
 pub const SLOT_POSTING: u64 = 2;
 
+const _: () = assert!(size_of::<Header>() == 64);
+const _: () = assert!(offset_of!(Header, loaded_file) == 24);
 const _: () = assert!(size_of::<Slot>() == 128);
 const _: () = assert!(size_of::<SubmissionQueue>() == 64);
 const _: () = assert!(size_of::<CompletionQueue>() == 64);

@@ -277,28 +277,9 @@ impl Wire {
     /// The state that was written becomes the device's, or the device is in ERROR.
     fn load_still(&mut self) -> Result<(), Errno> {
         let Some(mut still) = self.still.take() else { return Err(Errno::INVAL) };
-        let data = still.data.take();
+        let data = still.data.take().ok_or(Errno::INVAL);
         still.state = State::Error;
-        let loaded = data.ok_or(Errno::INVAL).and_then(|data| data.whole()).and_then(|bytes| {
-            let refuse = |error: &dyn std::fmt::Display| {
-                tracing::warn!(ssd = self.ssd.name, %error, "a controller's state is refused");
-                Errno::INVAL
-            };
-            let state = ControllerV1::from_bytes(&bytes).map_err(|error| refuse(&error))?;
-            let place = Place {
-                region: &self.power.region,
-                doorbells: &self.power.doorbells,
-                profile: &self.ssd.profile,
-                identity: &self.ssd.identity,
-                record: &still.controller.record(),
-                block_bytes: self.ssd.limits().block_bytes,
-            };
-            let record = saved::load(&state, &place, self.now()).map_err(|error| refuse(&error))?;
-            // Before the answer: a successor goes on with what the record says.
-            self.means.records.keep_now(&self.ssd, record.clone()).map_err(|error| errno(&error))?;
-            Ok((record, state.errors))
-        });
-        match loaded {
+        match data.and_then(|data| self.load(&data, &still.controller.record())) {
             Ok((record, errors)) => {
                 self.stand_still(&record, &errors);
                 Ok(())
@@ -308,6 +289,36 @@ impl Wire {
                 Err(errno)
             }
         }
+    }
+
+    /// Loads the state in a file. `here`: the ssd's record as it is.
+    fn load(&self, data: &Data, here: &SsdV1) -> Result<(SsdV1, Vec<ErrorV1>), Errno> {
+        let refuse = |error: &dyn std::fmt::Display| {
+            tracing::warn!(ssd = self.ssd.name, %error, "a controller's state is refused");
+            Errno::INVAL
+        };
+        let state = ControllerV1::from_bytes(&data.whole()?).map_err(|error| refuse(&error))?;
+        if saved::is_loaded(&self.power.region, data.id) {
+            // By a predecessor, which did not live to answer, and may have let the device run.
+            return Ok((here.clone(), state.errors));
+        }
+        let place = Place {
+            region: &self.power.region,
+            doorbells: &self.power.doorbells,
+            profile: &self.ssd.profile,
+            identity: &self.ssd.identity,
+            record: here,
+            block_bytes: self.ssd.limits().block_bytes,
+        };
+        let checked = saved::check(&state, &place, self.now()).map_err(|error| refuse(&error))?;
+        let kept = self.means.records.keep_now(&self.ssd, checked.record().clone());
+        if let Err(error) = kept {
+            // It may have been written all the same.
+            self.means.records.note(&self.ssd, here.clone());
+            return Err(errno(&error));
+        }
+        let record = checked.load(data.id, self.now()).map_err(|error| refuse(&error))?;
+        Ok((record, state.errors))
     }
 }
 

@@ -37,7 +37,7 @@ fn house() -> House {
 }
 
 /// A client of the destination; the guest that was there may still be leaving.
-fn connect(house: &House) -> Client {
+pub(crate) fn connect(house: &House) -> Client {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         match Client::connect(house.socket("disk")) {

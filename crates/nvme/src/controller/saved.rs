@@ -1,10 +1,12 @@
 //! A controller that stands still, as a state that goes to another host, and back.
 //!
 //! ```text
-//!  region at rest --save--> ControllerV1 -- carried --> check, tried on a scratch region, inspected --> the region of the same ssd elsewhere
+//!  region at rest --save--> ControllerV1 -- carried --> check, tried on a scratch region, inspected
+//!                                                         --> its record is kept --> load: the region of the same ssd elsewhere
 //! ```
 //! What comes out of another host's hands is checked as if a guest had written it: nothing of the region is touched before all of it was found
-//! good. The steps of [`load`] leave a sound region between any two stores, and may be done again from the start.
+//! good, and its record is stable. The steps of [`Checked::load`] leave a sound region between any two stores, and may be done again from the
+//! start until the last one, which says that it is loaded: the controller may have run since.
 //!
 //! Not carried: the time since the controller was made, counted in seconds with the next record.
 
@@ -232,12 +234,18 @@ fn save_admin(region: &ControllerRegion, timestamp_ms: u64) -> AdminV1 {
     }
 }
 
-/// Makes a stopped controller's memory that of the state, or leaves it as it is. What comes back is the ssd's record from now on: it is to be
-/// stable before the controller goes on.
+/// A state that was found good for a place, which is as it was.
+pub struct Checked<'a> {
+    state: &'a ControllerV1,
+    place: &'a Place<'a>,
+    record: SsdV1,
+}
+
+/// Whether a state makes sense, and is of the ssd whose place it is.
 ///
 /// # Errors
 /// [`Refused`] names what differs, or what makes no sense.
-pub fn load(state: &ControllerV1, place: &Place<'_>, now: Now) -> Result<SsdV1, Refused> {
+pub fn check<'a>(state: &'a ControllerV1, place: &'a Place<'a>, now: Now) -> Result<Checked<'a>, Refused> {
     check_identity(state, place)?;
     check_record_of(state, place)?;
     check_registers(state, place)?;
@@ -245,11 +253,36 @@ pub fn load(state: &ControllerV1, place: &Place<'_>, now: Now) -> Result<SsdV1, 
     let scratch = Arc::new(SharedRegion::<ControllerRegion>::private());
     write(state, place.profile, &scratch, now)?;
     queue::inspect(&scratch)?;
-    clear(place.region);
-    write(state, place.profile, place.region, now)?;
-    write_doorbells(state, place.doorbells);
     // The key is of the data as it lies here.
-    Ok(SsdV1 { key_check: place.record.key_check, ..state.record.clone() })
+    let record = SsdV1 { key_check: place.record.key_check, ..state.record.clone() };
+    Ok(Checked { state, place, record })
+}
+
+impl Checked<'_> {
+    /// The ssd's record from the load on: it is to be stable before.
+    #[must_use]
+    pub fn record(&self) -> &SsdV1 {
+        &self.record
+    }
+
+    /// Makes the place that of the state. `file` names where the state came from: not 0, and no other state's since the region was made.
+    ///
+    /// # Errors
+    /// None: what could be refused was tried on a scratch region.
+    pub fn load(self, file: u32, now: Now) -> Result<SsdV1, Refused> {
+        let Self { state, place, record } = self;
+        clear(place.region);
+        write(state, place.profile, place.region, now)?;
+        write_doorbells(state, place.doorbells);
+        publish32(&place.region.header.loaded_file, file);
+        Ok(record)
+    }
+}
+
+/// Whether the state of that file was loaded. If it was, the controller may have run since, and the state is an old one.
+#[must_use]
+pub fn is_loaded(region: &ControllerRegion, file: u32) -> bool {
+    region.header.loaded_file.load(Ordering::Acquire) == file
 }
 
 fn same<T: PartialEq>(

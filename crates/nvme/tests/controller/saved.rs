@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use block::Now;
 use nvme::controller::Bar;
-use nvme::controller::saved::{Place, Refused, load};
+use nvme::controller::saved::{Place, Refused, check, is_loaded};
 use nvme::crash;
 use nvme::profile::GODWIT_1;
 use nvme::queue::inspect;
@@ -18,6 +18,7 @@ use state::ssd::{MarkV1, RangeV1};
 use crate::world::{World, command, identity};
 
 const NOW: Now = Now(7_000_000_000);
+const FILE: u32 = 1 << 31;
 
 /// A controller in use: queues, features, vectors, a parked event request, and on an I/O queue a command without an answer and an answer that
 /// could not be written.
@@ -63,7 +64,7 @@ fn load_into(world: &World, state: &ControllerV1) -> Result<SsdV1, Refused> {
         record: &record,
         block_bytes: 512,
     };
-    load(state, &place, NOW)
+    check(state, &place, NOW)?.load(FILE, NOW)
 }
 
 /// What the controller would be that goes on there.
@@ -101,6 +102,11 @@ fn a_load_that_ends_before_any_of_its_stores_leaves_a_sound_region_and_is_done_a
         let ended = catch_unwind(AssertUnwindSafe(|| load_into(&there, &state).is_ok()));
         crash::arm(u64::MAX);
         assert_eq!(inspect(&there.region), Ok(()), "after {lives} stores");
+        assert_eq!(
+            is_loaded(&there.region, FILE),
+            ended.is_ok(),
+            "after {lives} stores: said with the last one"
+        );
         let record = load_into(&there, &state).expect("taken");
         assert_eq!(found(&mut there, record, &state), state, "after {lives} stores");
         if ended.is_ok() {

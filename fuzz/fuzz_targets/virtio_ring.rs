@@ -9,11 +9,10 @@ use block::{Fault, Limits, Op, Outcome, Request, Submitted, Token};
 use godwit_fuzz::edge::Edge;
 use godwit_fuzz::guest::{self, Place};
 use libfuzzer_sys::fuzz_target;
-use memory::{Access, Iova, MemoryMap, Window};
+use memory::{Iova, MemoryMap};
 use spec::vhost_inflight::queue_bytes;
 use spec::virtio_blk as blk;
 use virtio::config::Device;
-use virtio::dirty::DirtyLog;
 use virtio::group::VirtQueueGroup;
 use virtio::inflight::QueueRegion;
 use virtio::ring::RingConfig;
@@ -26,7 +25,6 @@ const DESC: u64 = guest::RINGS;
 const DRIVER: u64 = guest::RINGS + 0x2000;
 const DEVICE: u64 = guest::RINGS + 0x4000;
 const INFLIGHT: u64 = guest::RINGS + 0x8000;
-const LOG: u64 = guest::RINGS + 0x1e000;
 
 #[derive(Arbitrary, Debug)]
 struct Input {
@@ -342,12 +340,9 @@ fn group(input: &Input, map: &Arc<MemoryMap>) -> VirtQueueGroup {
     if input.indirect {
         features |= blk::F_INDIRECT_DESC;
     }
-    let mut group = VirtQueueGroup::new(Arc::new(device), Arc::clone(map));
+    let log = input.log.then(guest::log);
+    let mut group = VirtQueueGroup::new(Arc::new(device), Arc::new(map.with_log(log)));
     group.set_features(features);
-    if input.log {
-        let log = Window::new(&guest::map(0), Iova(LOG), 0x1000, Access::BOTH).expect("mapped");
-        group.set_log(Some(DirtyLog::new(log)));
-    }
     group
 }
 

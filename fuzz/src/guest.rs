@@ -4,7 +4,7 @@ use std::fs::File;
 use std::sync::{Arc, OnceLock};
 
 use arbitrary::Arbitrary;
-use memory::{Access, Fault, Iova, Mapping, MemoryMap, Remote};
+use memory::{Access, Fault, Iova, Mapping, MemoryMap, Remote, WriteLog};
 
 use crate::edge::Edge;
 
@@ -27,12 +27,22 @@ pub const RINGS_BYTES: u64 = 32 * 4096;
 
 fn mapping() -> &'static Arc<Mapping> {
     static MAPPING: OnceLock<Arc<Mapping>> = OnceLock::new();
-    MAPPING.get_or_init(|| {
-        let fd = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).expect("memfd");
-        let file = File::from(fd);
-        file.set_len(BYTES).expect("length");
-        Mapping::new(file.into(), 0, BYTES, Access::BOTH).expect("mapping")
-    })
+    MAPPING.get_or_init(|| file("guest", BYTES))
+}
+
+/// A log of written pages, of fewer than there are.
+#[must_use]
+pub fn log() -> Arc<WriteLog> {
+    static LOG: OnceLock<Arc<WriteLog>> = OnceLock::new();
+    let make = || Arc::new(WriteLog::flat(file("log", 4096)).expect("writable"));
+    Arc::clone(LOG.get_or_init(make))
+}
+
+fn file(name: &str, bytes: u64) -> Arc<Mapping> {
+    let fd = rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC).expect("memfd");
+    let file = File::from(fd);
+    file.set_len(bytes).expect("length");
+    Mapping::new(file.into(), 0, bytes, Access::BOTH).expect("mapping")
 }
 
 /// Everything, to read and write: the guest's own view. Offsets are file offsets.

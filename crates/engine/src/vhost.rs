@@ -35,16 +35,15 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use virtio::config::Device;
-use virtio::dirty::DirtyLog;
 use virtio::ring::RingConfig;
 
 /// What all rings of a session share.
 #[derive(Clone)]
 pub(crate) struct Setting {
+    /// With the log of written pages, while it is armed.
     pub(crate) map: Arc<MemoryMap>,
     pub(crate) features: u64,
     pub(crate) writeback: bool,
-    pub(crate) log: Option<DirtyLog>,
     /// Ends the session of a client that took away the file behind its memory.
     pub(crate) hang_up: Arc<dyn Fn() + Send + Sync>,
 }

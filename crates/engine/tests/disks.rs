@@ -5,12 +5,13 @@
 mod disk;
 
 use api::config::Config;
-use disk::{Checked, FILE, RAM, kinds, place, read, transfer, wait, write};
+use disk::{Checked, FILE, Logged, RAM, kinds, place, read, transfer, wait, write};
 use engine::Engine;
 use guest::vhost_user::request;
 use guest::vhost_user::ring::Piece;
 use guest::vhost_user::{Driver, Options};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{MemfdFlags, SealFlags};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -224,6 +225,129 @@ fn a_client_that_shrinks_its_memory_is_hung_up_on_and_harms_nobody() {
 }
 
 #[test]
+fn a_log_that_cannot_be_is_refused_and_the_one_before_stays() {
+    let host = Host::start(&[("ram", RAM)], 1);
+    let mut driver = Driver::connect(host.socket("ram"), Options::default()).unwrap();
+    assert!(disk::set_log_base(&driver, disk::log_file(4096), 4096, 0).is_err(), "not agreed on");
+    let log = Logged::arm(&driver);
+    let file = disk::log_file(8192);
+    for (size, offset) in
+        [(0, 0), (8193, 0), (4096, 4097), (4096, u64::MAX), (u64::MAX, 1), (1 << 33, 0), (1, 8192)]
+    {
+        assert!(disk::set_log_base(&driver, &file, size, offset).is_err(), "{size} at {offset}");
+    }
+    let large = disk::log_file(1 << 33);
+    assert!(disk::set_log_base(&driver, &large, (4 << 30) + 1, 0).is_err(), "for more than any guest has");
+    let sealed = rustix::fs::memfd_create("log", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+    rustix::fs::ftruncate(&sealed, 4096).unwrap();
+    rustix::fs::fcntl_add_seals(&sealed, SealFlags::WRITE).unwrap();
+    assert!(disk::set_log_base(&driver, &sealed, 4096, 0).is_err(), "nobody can write it");
+    let (reader, _writer) = rustix::pipe::pipe().unwrap();
+    assert!(disk::set_log_base(&driver, &reader, 4096, 0).is_err(), "no memory");
+    log.take_all();
+    let (buffer, _) = place(&mut driver, request::IN, 0, vec![0; 4096], true);
+    driver.queues[0].publish().unwrap();
+    wait(&mut driver);
+    assert!(log.has(buffer.iova()));
+    host.stop();
+}
+
+/// QEMU replaces it when its guest's memory grows. What is under way meanwhile is in one of the two.
+#[test]
+fn a_log_that_is_replaced_under_io_loses_no_page() {
+    let host = Host::start(&[("file", FILE)], 2);
+    for packed in [false, true] {
+        let options = Options { packed, ..Options::default() };
+        let mut driver = connect(&host, "file", options);
+        let mut log = Logged::arm(&driver);
+        for _ in 0..20 {
+            log.take_all();
+            let reads: Vec<_> =
+                (0..64).map(|at| place(&mut driver, request::IN, at * 8, vec![1; 4096], true).0).collect();
+            driver.queues[0].publish().unwrap();
+            let old = std::mem::replace(&mut log, Logged::set(&driver));
+            reads.iter().for_each(|_| wait(&mut driver));
+            let either = |iova| old.has(iova) || log.has(iova);
+            assert!(reads.iter().all(|buffer| either(buffer.iova()) && either(buffer.iova() + 4096)));
+            old.take_all();
+            read(&mut driver, 0);
+            assert!(old.is_empty(), "the one before is let go of");
+        }
+    }
+    host.stop();
+}
+
+#[test]
+fn a_log_that_is_too_short_for_its_guest_has_what_it_has_room_for() {
+    let host = Host::start(&[("ram", RAM)], 1);
+    let mut driver = Driver::connect(host.socket("ram"), Options::default()).unwrap();
+    disk::agree_on_log(&driver);
+    // At an odd place of its file, a single byte: the guest's memory begins beyond.
+    let file = disk::log_file(4096);
+    disk::set_log_base(&driver, &file, 1, 4095).unwrap();
+    disk::switch_log(&driver, true);
+    assert!(driver.ram().iova() >= 8 << 12);
+    for at in 0..8 {
+        write(&mut driver, at * 8, 3);
+        assert_eq!(read(&mut driver, at * 8), vec![3; 4096]);
+    }
+    host.stop();
+}
+
+#[test]
+fn a_client_that_shrinks_its_log_is_hung_up_on_and_harms_nobody() {
+    let host = Host::start(&[("bad", RAM), ("good", RAM)], 1);
+    let mut good = Driver::connect(host.socket("good"), Options::default()).unwrap();
+    let mut bad = Driver::connect(host.socket("bad"), Options::default()).unwrap();
+    disk::agree_on_log(&bad);
+    let file = disk::log_file(1 << 20);
+    disk::set_log_base(&bad, &file, 1 << 20, 0).unwrap();
+    disk::switch_log(&bad, true);
+    rustix::fs::ftruncate(&file, 0).unwrap();
+    write(&mut bad, 0, 1);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while bad.client().ask_number(1).is_ok() {
+        assert!(Instant::now() < deadline, "it is still served");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    write(&mut good, 0, 1);
+    assert_eq!(read(&mut good, 0), vec![1; 4096]);
+    drop(bad);
+    let mut next = connect(&host, "bad", Options::default());
+    assert_eq!(read(&mut next, 0), vec![1; 4096]);
+    host.stop();
+}
+
+/// Memory that was there while its pages were marked, and is not any more.
+#[test]
+fn memory_that_goes_while_a_log_is_armed_leaves_its_marks_and_the_disk() {
+    let host = Host::start(&[("ram", RAM)], 2);
+    let options = Options { mem_slots: true, ..Options::default() };
+    let mut driver = Driver::connect(host.socket("ram"), options).unwrap();
+    let log = Logged::arm(&driver);
+    let extra = guest::ram::Ram::new(1 << 20, 0x700_0000).unwrap();
+    for _ in 0..8 {
+        driver.add_memory(&extra).unwrap();
+        log.take_all();
+        let own = driver.ram().alloc(4096).unwrap();
+        own.write(0, &request::header(request::IN, 0));
+        let pieces = [
+            Piece { iova: own.iova(), len: 16, device_writes: false },
+            Piece { iova: extra.iova() + 4096, len: 8192, device_writes: true },
+            Piece { iova: own.iova() + 64, len: 1, device_writes: true },
+        ];
+        driver.queues[0].ring.add(&pieces).unwrap();
+        driver.queues[0].publish().unwrap();
+        driver.remove_memory(&extra).unwrap();
+        wait(&mut driver);
+        assert_eq!(own.bytes(64, 1)[0], request::OK);
+        let marked = |page: u64| log.has(extra.iova() + page * 4096);
+        assert!(!marked(0) && marked(1) && marked(2) && !marked(3));
+    }
+    host.stop();
+}
+
+#[test]
 fn a_ring_that_makes_no_sense_is_left_alone_and_the_others_go_on() {
     let host = Host::start(&[("ram", RAM)], 2);
     let options = Options { queues: 2, kick: true, ..Options::default() };
@@ -251,6 +375,18 @@ fn a_kick_that_is_no_eventfd_is_refused() {
     }
     write(&mut driver, 0, 9);
     host.stop();
+}
+
+/// The one before may still be leaving.
+fn connect(host: &Host, name: &str, options: Options) -> Driver {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match Driver::connect(host.socket(name), options) {
+            Ok(driver) => return driver,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 fn called(driver: &Driver, patience: Duration) -> bool {

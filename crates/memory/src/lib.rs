@@ -10,12 +10,15 @@
 //! go. The guest and the client write this memory at any time: no reference to its bytes is ever made, every access is a
 //! copy of volatile reads or writes into private memory.
 //!
-//! Not done here: no vIOMMU, no dirty log (crate `dirty`, later), no sockets (a remote region is reached through
+//! A map may have a [`WriteLog`], in which what the device stores is marked page by page, for who copies the guest while it runs.
+//!
+//! Not done here: no vIOMMU, no sockets (a remote region is reached through
 //! [`Remote`], which the owner of the socket implements).
 
 pub mod crash;
 mod doorbells;
 pub mod heir;
+mod log;
 mod map;
 mod mapping;
 mod segment;
@@ -24,6 +27,7 @@ pub mod sigbus;
 mod window;
 
 pub use doorbells::DoorbellPage;
+pub use log::{LOG_PAGE_BYTES, LOG_RANGES_MAX, LogError, WriteLog};
 pub use map::{Access, Fault, Hint, Iova, MapError, MemoryMap, REGIONS_MAX, Reach, Region, Remote};
 pub use mapping::{Mapping, MappingError};
 pub use segment::Segment;

@@ -3,7 +3,7 @@
 // UNSAFETY: a run's addresses lie inside mappings this map holds by Arc, so for the life of `&self` they are mapped.
 
 use crate::segment;
-use crate::{Mapping, Segment, sigbus};
+use crate::{Mapping, Segment, WriteLog, sigbus};
 use core::fmt;
 use core::mem::MaybeUninit;
 use std::sync::Arc;
@@ -188,6 +188,7 @@ pub struct MemoryMap {
     regions: Vec<Region>,
     runs: Vec<Run>,
     remote: Option<Arc<dyn Remote>>,
+    log: Option<Arc<WriteLog>>,
 }
 
 impl MemoryMap {
@@ -267,9 +268,31 @@ impl MemoryMap {
         MemoryMap { remote: Some(remote), ..self.clone() }
     }
 
+    /// This map, in which what the device stores is marked in a log, or no longer is. Windows are made anew for it.
+    #[must_use]
+    pub fn with_log(&self, log: Option<Arc<WriteLog>>) -> MemoryMap {
+        MemoryMap { generation: self.generation + 1, log, ..self.clone() }
+    }
+
     fn next(&self, regions: Vec<Region>) -> MemoryMap {
         let runs = runs_of(&regions);
-        MemoryMap { generation: self.generation + 1, regions, runs, remote: self.remote.clone() }
+        let (remote, log) = (self.remote.clone(), self.log.clone());
+        MemoryMap { generation: self.generation + 1, regions, runs, remote, log }
+    }
+
+    /// Where what the device stores is marked.
+    #[inline]
+    #[must_use]
+    pub fn log(&self) -> Option<&Arc<WriteLog>> {
+        self.log.as_ref()
+    }
+
+    /// Marks what a drive stored into the guest's memory, if there is a log. Stores through the map itself are marked by it.
+    #[inline]
+    pub fn mark(&self, iova: Iova, len: u64) {
+        if let Some(log) = &self.log {
+            log.mark(iova, len);
+        }
     }
 
     /// Counts the changes that led here.
@@ -295,10 +318,11 @@ impl MemoryMap {
         self.remote.is_some()
     }
 
-    /// Was the file behind any region shrunk? One load when no mapping of the process is.
+    /// Was the file behind any region, or behind the log, shrunk? One load when no mapping of the process is.
     #[must_use]
     pub fn is_poisoned(&self) -> bool {
-        sigbus::any_poisoned() && self.regions.iter().any(Region::is_poisoned)
+        let log = || self.log.as_ref().is_some_and(|log| log.is_poisoned());
+        sigbus::any_poisoned() && (self.regions.iter().any(Region::is_poisoned) || log())
     }
 
     /// One piece of host memory of exactly `len` bytes. A range that crosses between regions which are not one piece of
@@ -472,7 +496,7 @@ impl MemoryMap {
     /// # Errors
     /// [`Fault`]; a part may have been stored then.
     pub fn write_bytes(&self, iova: Iova, src: &[u8]) -> Result<(), Fault> {
-        self.pieces(iova, src.len(), Access::WRITE, &mut |at, range, segment| {
+        let stored = self.pieces(iova, src.len(), Access::WRITE, &mut |at, range, segment| {
             let src = src.get(range).ok_or(Fault::Unmapped)?;
             match segment {
                 // SAFETY: a writable segment of this map, alive with &self.
@@ -480,7 +504,10 @@ impl MemoryMap {
                 None => self.remote.as_ref().ok_or(Fault::Remote)?.write(at, src)?,
             }
             Ok(())
-        })
+        });
+        // Also after a fault: a part may have been stored.
+        self.mark(iova, src.len() as u64);
+        stored
     }
 
     /// A little-endian word with acquire ordering (shadow doorbells).
@@ -506,6 +533,7 @@ impl MemoryMap {
             Ok(segment) => {
                 // SAFETY: four writable bytes of this map, alive with &self.
                 unsafe { segment::store_u32(segment.addr(), value) };
+                self.mark(iova, 4);
                 Ok(())
             }
             Err(_) => self.write_bytes(iova, &value.to_le_bytes()),
@@ -522,6 +550,7 @@ impl MemoryMap {
             Ok(segment) => {
                 // SAFETY: a writable byte of this map, alive with &self.
                 unsafe { segment::store_u8(segment.addr(), value) };
+                self.mark(iova, 1);
                 Ok(())
             }
             Err(_) => self.write_bytes(iova, &[value]),
@@ -539,7 +568,7 @@ impl fmt::Debug for MemoryMap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = f.debug_struct("MemoryMap");
         debug.field("generation", &self.generation).field("regions", &self.regions);
-        debug.field("remote", &self.remote.is_some()).finish()
+        debug.field("remote", &self.remote.is_some()).field("log", &self.log.is_some()).finish()
     }
 }
 

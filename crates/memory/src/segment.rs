@@ -427,6 +427,26 @@ pub(crate) unsafe fn or_u8(at: *mut u8, bits: u8) {
     unsafe { AtomicU8::from_ptr(at) }.fetch_or(bits, Ordering::SeqCst);
 }
 
+/// One byte, of which others set and clear bits.
+///
+/// # Safety
+/// The byte at `at` is mapped.
+#[inline]
+pub(crate) unsafe fn load_u8(at: *mut u8) -> u8 {
+    // SAFETY: mapped; a byte is always aligned.
+    unsafe { AtomicU8::from_ptr(at) }.load(Ordering::Relaxed)
+}
+
+/// Keeps only these bits of a byte that others set bits of. What those stored before is visible after this.
+///
+/// # Safety
+/// The byte at `at` is mapped and writable.
+#[inline]
+pub(crate) unsafe fn and_u8(at: *mut u8, bits: u8) {
+    // SAFETY: mapped and writable; a byte is always aligned.
+    unsafe { AtomicU8::from_ptr(at) }.fetch_and(bits, Ordering::SeqCst);
+}
+
 /// The four dwords of a completion entry.
 #[expect(clippy::cast_possible_truncation, reason = "quarters")]
 pub(crate) fn dwords(entry: u128) -> [u32; 4] {

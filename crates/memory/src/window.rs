@@ -19,6 +19,8 @@ pub struct Window {
     host: *mut u8,
     len: usize,
     access: Access,
+    /// The map has a log: known here, so that a store without one looks nowhere else.
+    logged: bool,
     iova: Iova,
     map: Arc<MemoryMap>,
 }
@@ -44,7 +46,8 @@ impl Window {
             }
             Err(fault) => return Err(fault),
         };
-        Ok(Window { host, len, access, iova, map: Arc::clone(map) })
+        let logged = map.log().is_some();
+        Ok(Window { host, len, access, logged, iova, map: Arc::clone(map) })
     }
 
     /// Bytes.
@@ -87,6 +90,23 @@ impl Window {
         let inside = offset <= self.len && len <= self.len - offset;
         // SAFETY: inside the checked range.
         (inside && allowed && !self.host.is_null()).then(|| unsafe { self.host.add(offset) })
+    }
+
+    /// After a direct store. Others are marked by the map.
+    #[inline]
+    fn stored(&self, offset: usize, len: usize) {
+        if self.logged {
+            self.mark(offset, len);
+        }
+    }
+
+    /// Marks a part of the window as written by the device, if the map has a log: what a predecessor may have stored and not marked. A part out of range is
+    /// not.
+    #[cold]
+    pub fn mark(&self, offset: usize, len: usize) {
+        if let Ok(iova) = self.iova_at(offset, len, true) {
+            self.map.mark(iova, len as u64);
+        }
     }
 
     /// Where `at` said no: out of range, denied, or not direct.
@@ -142,6 +162,7 @@ impl Window {
             Some(at) => {
                 // SAFETY: as many mapped, writable bytes (see the module).
                 unsafe { segment::copy_in(src.as_ptr(), at, src.len()) };
+                self.stored(offset, src.len());
                 Ok(())
             }
             None => self.map.write_bytes(self.iova_at(offset, src.len(), self.access.write)?, src),
@@ -159,6 +180,7 @@ impl Window {
             Some(at) => {
                 // SAFETY: sixteen mapped, writable bytes (see the module).
                 unsafe { segment::store_completion(at, entry) };
+                self.stored(offset, 16);
                 Ok(())
             }
             None => self.write_completion_slow(offset, entry),
@@ -200,6 +222,7 @@ impl Window {
             Some(at) => {
                 // SAFETY: four mapped, writable bytes (see the module).
                 unsafe { segment::store_u32(at, value) };
+                self.stored(offset, 4);
                 Ok(())
             }
             None => self.map.store_u32(self.iova_at(offset, 4, self.access.write)?, value),
@@ -229,6 +252,7 @@ impl Window {
             Some(at) => {
                 // SAFETY: two mapped, writable bytes (see the module).
                 unsafe { segment::store_u16(at, value) };
+                self.stored(offset, 2);
                 Ok(())
             }
             None => self.map.write_bytes(self.iova_at(offset, 2, self.access.write)?, &value.to_le_bytes()),
@@ -245,25 +269,11 @@ impl Window {
             Some(at) => {
                 // SAFETY: eight mapped, writable bytes (see the module).
                 unsafe { segment::store_u64(at, value) };
+                self.stored(offset, 8);
                 Ok(())
             }
             None => self.map.write_bytes(self.iova_at(offset, 8, self.access.write)?, &value.to_le_bytes()),
         }
-    }
-
-    /// Sets bits of the byte at `offset`, atomically: others set bits of it too. Direct windows only.
-    ///
-    /// # Errors
-    /// [`Fault`].
-    #[inline]
-    pub fn or_u8(&self, offset: usize, bits: u8) -> Result<(), Fault> {
-        let Some(at) = self.at(offset, 1, self.access.write) else {
-            self.iova_at(offset, 1, self.access.write)?;
-            return Err(Fault::Remote);
-        };
-        // SAFETY: one mapped, writable byte (see the module).
-        unsafe { segment::or_u8(at, bits) };
-        Ok(())
     }
 
     /// Asks the processor to bring the line at `offset` near. Out of range: nothing.

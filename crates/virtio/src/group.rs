@@ -14,7 +14,6 @@ use spec::virtio_blk as blk;
 use crate::chain::{Chain, Piece};
 use crate::config::Device;
 use crate::crash;
-use crate::dirty::DirtyLog;
 use crate::order::meet;
 use crate::request::{Parsed, envelope, parse, write_id};
 use crate::ring::{Ring, RingConfig, Slot};
@@ -31,8 +30,8 @@ struct Live {
     status: Iova,
     len: u32,
     epoch: u32,
-    /// Written to when it succeeds; only while a dirty log is armed.
-    dirty: Vec<Piece>,
+    /// What the drive writes to; only while the map has a log.
+    written: Vec<Piece>,
 }
 
 struct Queue {
@@ -64,7 +63,6 @@ pub struct VirtQueueGroup {
     older: usize,
     features: u64,
     writeback: bool,
-    log: Option<DirtyLog>,
     queues: Vec<Option<Box<Queue>>>,
     active: Vec<u16>,
     chain: Chain,
@@ -94,7 +92,6 @@ impl VirtQueueGroup {
             older: 0,
             features: 0,
             writeback: true,
-            log: None,
             queues: (0..QUEUES_MAX).map(|_| None).collect(),
             active: Vec::new(),
             chain: Chain::new(),
@@ -130,12 +127,8 @@ impl VirtQueueGroup {
         self.writeback = on;
     }
 
-    /// Arms or disarms the dirty log. While no queue runs: only I/O begun under a log is marked in one.
-    pub fn set_log(&mut self, log: Option<DirtyLog>) {
-        self.log = log;
-    }
-
-    /// Uses this memory from now on; [`Event::MemoryAdopted`] by a `flush` when no I/O uses an older map.
+    /// Uses this memory from now on; [`Event::MemoryAdopted`] by a `flush` when no I/O uses an older map. What is read from the drive is marked in
+    /// the map's log if it was begun under a map with one.
     pub fn set_memory(&mut self, map: Arc<MemoryMap>, sink: &mut impl Sink) {
         self.retired.push(core::mem::replace(&mut self.map, map));
         self.epoch = self.epoch.wrapping_add(1);
@@ -162,11 +155,9 @@ impl VirtQueueGroup {
         let place = place.ok_or(Broken::Size)?;
         let (mut ring, again) = Ring::open(&config, &self.map)?;
         // Whoever served the ring before may have asked the driver not to kick.
-        ring.want_kicks(true, self.log.as_ref())?;
-        if let Some(log) = &self.log {
-            // It may have died between a store and its mark.
-            ring.mark_all(log);
-        }
+        ring.want_kicks(true)?;
+        // It may have died between a store and its mark. What it stored for requests that are not answered is stored, and marked, again.
+        ring.mark_all();
         let slots = config.inflight.as_ref().map_or(config.size, |region| region.desc_num);
         let call = config.inflight.is_some();
         let count = again.len();
@@ -228,7 +219,7 @@ impl VirtQueueGroup {
             }
             if !q.armed {
                 q.armed = true;
-                if let Err(why) = q.ring.want_kicks(true, self.log.as_ref()) {
+                if let Err(why) = q.ring.want_kicks(true) {
                     break_queue(q, queue, why, sink);
                 }
             }
@@ -292,7 +283,6 @@ impl VirtQueueGroup {
         let mut work = Work {
             device: &self.device,
             map: &self.map,
-            log: self.log.as_ref(),
             epoch: self.epoch,
             write_through,
             chain: &mut self.chain,
@@ -320,7 +310,7 @@ impl VirtQueueGroup {
                 let Some(slot) = q.ring.take(work.map, &mut q.hint, work.chain)? else { break };
                 if taken == 0 && q.armed {
                     q.armed = false;
-                    q.ring.want_kicks(false, work.log)?;
+                    q.ring.want_kicks(false)?;
                 }
                 taken += 1;
                 if !work.begin(q, queue, slot, sink)? {
@@ -355,7 +345,7 @@ impl VirtQueueGroup {
         if q.broken {
             return;
         }
-        let ended = ended(&self.map, self.log.as_ref(), &mut q.hint, &live, outcome);
+        let ended = ended(&self.map, &mut q.hint, &live, outcome);
         match ended {
             Ok(len) => q.ring.answer(slot, len),
             Err(why) => break_queue(q, queue, why, sink),
@@ -373,7 +363,7 @@ impl VirtQueueGroup {
             if q.broken {
                 continue;
             }
-            match q.ring.publish(self.log.as_ref()) {
+            match q.ring.publish() {
                 Ok(any) => {
                     q.published |= any;
                     published |= any || q.call;
@@ -436,7 +426,6 @@ impl VirtQueueGroup {
 struct Work<'a> {
     device: &'a Device,
     map: &'a MemoryMap,
-    log: Option<&'a DirtyLog>,
     epoch: u32,
     write_through: bool,
     chain: &'a mut Chain,
@@ -450,35 +439,35 @@ impl Work<'_> {
         let (header, status) = envelope(self.map, &mut q.hint, self.chain)?;
         let parsed =
             parse(self.device, self.map, &mut q.hint, header, self.chain, self.write_through, self.segments);
-        let mut live = Live { status, len: 0, epoch: self.epoch, dirty: Vec::new() };
+        let mut live = Live { status, len: 0, epoch: self.epoch, written: Vec::new() };
         let (op, range) = match parsed {
             Parsed::Drive { op, range, len } => {
                 live.len = len;
                 (op, range)
             }
             Parsed::Status(status) => {
-                let len = answer(self.map, self.log, &mut q.hint, &live, status)?;
+                let len = answer(self.map, &mut q.hint, &live, status)?;
                 q.ring.answer(slot, len);
                 return Ok(true);
             }
             Parsed::Id => {
                 let (status, len) = write_id(self.device, self.map, self.chain);
                 live.len = len;
-                self.remember(&mut live);
-                let len = answer(self.map, self.log, &mut q.hint, &live, status)?;
+                let len = answer(self.map, &mut q.hint, &live, status)?;
                 q.ring.answer(slot, len);
                 return Ok(true);
             }
         };
-        if op == Op::Read {
-            self.remember(&mut live);
+        // No allocation unless there is a log.
+        if op == Op::Read && self.map.log().is_some() {
+            live.written.clone_from(&self.chain.writable);
         }
         crash::point();
         let request = Request { token: token_of(queue, slot), op, range, data: self.segments };
         match sink.submit(&request) {
             Submitted::Full => return Ok(false),
             Submitted::Ended(outcome) => {
-                let len = ended(self.map, self.log, &mut q.hint, &live, outcome)?;
+                let len = ended(self.map, &mut q.hint, &live, outcome)?;
                 q.ring.answer(slot, len);
             }
             Submitted::Queued => {
@@ -488,47 +477,25 @@ impl Work<'_> {
         }
         Ok(true)
     }
-
-    /// Keeps where the device will have written. No allocation unless a log is armed.
-    #[inline]
-    fn remember(&self, live: &mut Live) {
-        if self.log.is_some() {
-            live.dirty.clone_from(&self.chain.writable);
-        }
-    }
 }
 
 #[inline]
-fn ended(
-    map: &MemoryMap,
-    log: Option<&DirtyLog>,
-    hint: &mut Hint,
-    live: &Live,
-    outcome: Outcome,
-) -> Result<u32, Broken> {
+fn ended(map: &MemoryMap, hint: &mut Hint, live: &Live, outcome: Outcome) -> Result<u32, Broken> {
     let status = match outcome {
         Outcome::Done => blk::S_OK,
         Outcome::Failed(Fault::Unsupported) => blk::S_UNSUPP,
         Outcome::Failed(_) => blk::S_IOERR,
     };
-    answer(map, log, hint, live, status)
+    answer(map, hint, live, status)
 }
 
 /// Writes the status byte. Returns what the used ring says was written: after a failure nobody knows how much data was.
 #[inline]
-fn answer(
-    map: &MemoryMap,
-    log: Option<&DirtyLog>,
-    hint: &mut Hint,
-    live: &Live,
-    status: u8,
-) -> Result<u32, Broken> {
+fn answer(map: &MemoryMap, hint: &mut Hint, live: &Live, status: u8) -> Result<u32, Broken> {
     crash::point();
     map.store_u8(hint, live.status, status)?;
-    if let Some(log) = log {
-        log.mark(live.status.0, 1);
-        live.dirty.iter().for_each(|piece| log.mark(piece.addr, u64::from(piece.len)));
-    }
+    // Also after a failure: nobody knows how much was stored.
+    live.written.iter().for_each(|piece| map.mark(Iova(piece.addr), u64::from(piece.len)));
     Ok(if status == blk::S_OK { live.len.saturating_add(1) } else { 1 })
 }
 

@@ -20,7 +20,6 @@ pub use memory::crash;
 
 mod chain;
 pub mod config;
-pub mod dirty;
 pub mod group;
 pub mod inflight;
 mod order;

@@ -7,7 +7,6 @@ use spec::vhost_inflight::{DescStatePacked, QueueRegionPacked, VERSION};
 use spec::virtio_blk::{DESC_AVAIL, DESC_INDIRECT, DESC_NEXT, DESC_USED, DESC_WRITE, PackedDescriptor};
 
 use crate::chain::Chain;
-use crate::dirty::DirtyLog;
 use crate::inflight::QueueRegion;
 use crate::ring::{RingConfig, Slot};
 use crate::sink::Broken;
@@ -88,6 +87,7 @@ pub(crate) struct Packed {
     ring: Window,
     driver: Window,
     device: Window,
+    /// Where the event suppression is logged besides its own place.
     log_address: Option<u64>,
     region: Option<Window>,
     avail: Position,
@@ -127,7 +127,7 @@ impl Packed {
             ring,
             driver,
             device,
-            log_address: config.log_address,
+            log_address: config.log_elsewhere(),
             region: config.inflight.as_ref().map(|region| region.window.clone()),
             avail,
             used,
@@ -415,7 +415,7 @@ impl Packed {
 
     /// "When supplying used buffers to the driver". The batch becomes visible by one store, of its first entry's flags.
     #[inline]
-    pub(crate) fn publish(&mut self, log: Option<&DirtyLog>) -> Result<bool, Broken> {
+    pub(crate) fn publish(&mut self) -> Result<bool, Broken> {
         let Some(&(first, first_len)) = self.pending.first() else { return Ok(false) };
         let begin = self.used;
         let (mut end, mut freed) = (begin, 0);
@@ -438,14 +438,12 @@ impl Packed {
             let flags = used_flags(position, len);
             put32(&self.ring, offset + 8, len)?;
             put32(&self.ring, offset + 12, u32::from(flags) << 16 | u32::from(self.id(slot)))?;
-            self.mark(log, offset);
             position = position.after(self.num(slot), self.size);
         }
         let offset = usize::from(begin.index) * 16;
         put32(&self.ring, offset + 8, first_len)?;
         put16(&self.ring, offset + 12, self.id(first))?;
         put16(&self.ring, offset + 14, used_flags(begin, first_len))?;
-        self.mark(log, offset);
         self.used = end;
         self.held = self.held.saturating_sub(freed);
         if let Some(region) = &self.region {
@@ -457,12 +455,6 @@ impl Packed {
         }
         self.pending.clear();
         Ok(true)
-    }
-
-    fn mark(&self, log: Option<&DirtyLog>, offset: usize) {
-        if let Some(log) = log {
-            log.mark(self.ring.iova().0.saturating_add(offset as u64), 16);
-        }
     }
 
     #[inline]
@@ -495,18 +487,18 @@ impl Packed {
         Ok(need_event(turn(event), self.used.index, turn(old)))
     }
 
-    pub(crate) fn want_kicks(&mut self, wanted: bool, log: Option<&DirtyLog>) -> Result<(), Broken> {
+    pub(crate) fn want_kicks(&mut self, wanted: bool) -> Result<(), Broken> {
         // ENABLE or DISABLE; the index does not matter then.
         put32(&self.device, 0, u32::from(!wanted) << 16)?;
-        if let (Some(log), Some(at)) = (log, self.log_address) {
-            log.mark(at, 4);
+        if let Some(at) = self.log_address {
+            self.device.map().mark(Iova(at), 4);
         }
         Ok(())
     }
 
     /// All but the event suppression, which every start writes.
-    pub(crate) fn mark_all(&self, log: &DirtyLog) {
-        log.mark(self.ring.iova().0, self.ring.len() as u64);
+    pub(crate) fn mark_all(&self) {
+        self.ring.mark(0, self.ring.len());
     }
 
     pub(crate) fn base(&self) -> u32 {

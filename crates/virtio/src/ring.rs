@@ -5,7 +5,6 @@ use std::sync::Arc;
 use memory::{Hint, MemoryMap};
 
 use crate::chain::Chain;
-use crate::dirty::DirtyLog;
 use crate::inflight::QueueRegion;
 use crate::packed::Packed;
 use crate::sink::Broken;
@@ -28,10 +27,18 @@ pub struct RingConfig {
     pub device: u64,
     /// Where to go on (SET_VRING_BASE), unless `inflight` knows.
     pub base: u32,
-    /// Where the dirty log has the used ring.
+    /// Where the used ring, or the device's event suppression, is logged too. What the device stores is logged where it stores it in any
+    /// case; the two differ only behind a vIOMMU, or by a client's mistake.
     pub log_address: Option<u64>,
     /// The queue's part of the in-flight region; without it no successor can go on.
     pub inflight: Option<QueueRegion>,
+}
+
+impl RingConfig {
+    /// Where marks of the used ring go besides its own place.
+    pub(crate) fn log_elsewhere(&self) -> Option<u64> {
+        self.log_address.filter(|at| *at != self.device)
+    }
 }
 
 /// A chain that was taken: its slot.
@@ -109,8 +116,8 @@ impl Ring {
 
     /// Gives all answers to the driver. Whether there were any.
     #[inline]
-    pub(crate) fn publish(&mut self, log: Option<&DirtyLog>) -> Result<bool, Broken> {
-        each!(self, ring => ring.publish(log))
+    pub(crate) fn publish(&mut self) -> Result<bool, Broken> {
+        each!(self, ring => ring.publish())
     }
 
     /// Whether the driver wants to hear of what was published since the last time. After a SeqCst fence.
@@ -120,13 +127,13 @@ impl Ring {
     }
 
     /// Asks the driver to kick, or not to. The caller fences and looks again after asking.
-    pub(crate) fn want_kicks(&mut self, wanted: bool, log: Option<&DirtyLog>) -> Result<(), Broken> {
-        each!(self, ring => ring.want_kicks(wanted, log))
+    pub(crate) fn want_kicks(&mut self, wanted: bool) -> Result<(), Broken> {
+        each!(self, ring => ring.want_kicks(wanted))
     }
 
-    /// Marks all that the device may ever write of the ring.
-    pub(crate) fn mark_all(&self, log: &DirtyLog) {
-        each!(self, ring => ring.mark_all(log));
+    /// Marks all that the device may ever have written of the ring, if there is a log.
+    pub(crate) fn mark_all(&self) {
+        each!(self, ring => ring.mark_all());
     }
 
     /// GET_VRING_BASE.

@@ -7,7 +7,6 @@ use spec::vhost_inflight::{DescStateSplit, VERSION};
 use spec::virtio_blk::{DESC_INDIRECT, DESC_NEXT, Descriptor};
 
 use crate::chain::Chain;
-use crate::dirty::DirtyLog;
 use crate::inflight::QueueRegion;
 use crate::ring::{RingConfig, Slot};
 use crate::sink::Broken;
@@ -36,6 +35,7 @@ pub(crate) struct Split {
     desc: Window,
     avail: Window,
     used: Window,
+    /// Where the used ring is logged besides its own place.
     log_address: Option<u64>,
     region: Option<Window>,
     /// The next entry of the available ring to take, and the newest index seen.
@@ -83,7 +83,7 @@ impl Split {
             desc,
             avail,
             used,
-            log_address: config.log_address,
+            log_address: config.log_elsewhere(),
             region: config.inflight.as_ref().map(|region| region.window.clone()),
             last_avail: base,
             avail_idx: base,
@@ -269,7 +269,7 @@ impl Split {
 
     /// "When supplying used buffers to the driver". The batch becomes visible by one store, of `idx`.
     #[inline]
-    pub(crate) fn publish(&mut self, log: Option<&DirtyLog>) -> Result<bool, Broken> {
+    pub(crate) fn publish(&mut self) -> Result<bool, Broken> {
         if self.pending.is_empty() {
             return Ok(false);
         }
@@ -277,9 +277,7 @@ impl Split {
         for &(head, len) in &self.pending {
             let offset = self.ring_offset(idx, 8);
             put64(&self.used, offset, u64::from(len) << 32 | u64::from(head))?;
-            if let (Some(log), Some(at)) = (log, self.log_address) {
-                log.mark(at.saturating_add(offset as u64), 8);
-            }
+            self.mark_elsewhere(offset, 8);
             if let Some(region) = &self.region {
                 put16(region, at::desc(head) + at::NEXT, self.last_batch_head)?;
                 put16(region, at::LAST_BATCH_HEAD, head)?;
@@ -288,9 +286,7 @@ impl Split {
             idx = idx.wrapping_add(1);
         }
         put16(&self.used, 2, idx)?;
-        if let (Some(log), Some(at)) = (log, self.log_address) {
-            log.mark(at, 4);
-        }
+        self.mark_elsewhere(0, 4);
         for &(head, _) in &self.pending {
             if let Some(region) = &self.region {
                 put32(region, at::desc(head), 0)?;
@@ -318,7 +314,7 @@ impl Split {
         Ok(need_event(event, new, old))
     }
 
-    pub(crate) fn want_kicks(&mut self, wanted: bool, log: Option<&DirtyLog>) -> Result<(), Broken> {
+    pub(crate) fn want_kicks(&mut self, wanted: bool) -> Result<(), Broken> {
         let (offset, value) = if self.event_idx {
             // Without the wish the old value stays: it is passed once, and then no more.
             if !wanted {
@@ -329,15 +325,19 @@ impl Split {
             (0, u16::from(!wanted))
         };
         put16(&self.used, offset, value)?;
-        if let (Some(log), Some(at)) = (log, self.log_address) {
-            log.mark(at.saturating_add(offset as u64), 2);
-        }
+        self.mark_elsewhere(offset, 2);
         Ok(())
     }
 
-    pub(crate) fn mark_all(&self, log: &DirtyLog) {
+    pub(crate) fn mark_all(&self) {
+        self.used.mark(0, self.used.len());
+        self.mark_elsewhere(0, self.used.len());
+    }
+
+    #[inline]
+    fn mark_elsewhere(&self, offset: usize, len: usize) {
         if let Some(at) = self.log_address {
-            log.mark(at, self.used.len() as u64);
+            self.used.map().mark(Iova(at.saturating_add(offset as u64)), len as u64);
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use block::{Limits, Outcome, Request, Submitted, Token};
-use memory::{Access, Iova, Mapping, MemoryMap, SharedRegion};
+use memory::{Access, Iova, Mapping, MemoryMap, SharedRegion, WriteLog};
 use proptest::prelude::*;
 use spec::virtio_blk as blk;
 
@@ -52,11 +52,15 @@ impl Sink for Engine {
     }
 }
 
-fn mapped(bytes: u64) -> Arc<MemoryMap> {
+fn mapping(bytes: u64) -> Arc<Mapping> {
     let ram = SharedRegion::<Ram>::memfd("ram").expect("a memfd");
     let fd = ram.fd().expect("has one").try_clone_to_owned().expect("an fd");
-    let mapping = Mapping::new(fd, 0, bytes, Access::BOTH).expect("mapped");
-    Arc::new(MemoryMap::empty().with(Iova(0), bytes, Access::BOTH, Some((mapping, 0))).expect("a region"))
+    Mapping::new(fd, 0, bytes, Access::BOTH).expect("mapped")
+}
+
+fn mapped(bytes: u64) -> Arc<MemoryMap> {
+    let memory = Some((mapping(bytes), 0));
+    Arc::new(MemoryMap::empty().with(Iova(0), bytes, Access::BOTH, memory).expect("a region"))
 }
 
 /// What outlives the device: the guest with its driver, and the in-flight region.
@@ -502,21 +506,31 @@ fn an_unknown_type_and_data_out_of_reach_are_answered_with_a_status() {
     }
 }
 
+/// A log of the pages of the guest.
+fn arm(group: &mut VirtQueueGroup, world: &World, engine: &mut Engine) -> Arc<WriteLog> {
+    let log = Arc::new(WriteLog::flat(mapping(4096)).expect("writable"));
+    group.set_memory(Arc::new(world.map.with_log(Some(Arc::clone(&log)))), engine);
+    log
+}
+
+fn marked(log: &WriteLog) -> Vec<u64> {
+    let mut pages = Vec::new();
+    log.take(Iova(0), u64::MAX, &mut |page| pages.push(page.0));
+    pages
+}
+
 #[test]
 fn an_armed_log_has_the_pages_of_data_status_and_ring_and_no_others() {
     let mut world = World::new(false, 8);
     assert!(world.give(PLAIN));
-    let log = mapped(4096);
-    let window = memory::Window::new(&log, Iova(0), 4096, Access::BOTH).expect("mapped");
     let mut engine = Engine::default();
     let mut group = world.group();
-    group.set_log(Some(crate::dirty::DirtyLog::new(window)));
+    let log = arm(&mut group, &world, &mut engine);
     group.start(0, world.config()).expect("sound");
     turn(&mut group, &mut engine);
     finish(&mut group, &mut engine, 0);
     group.flush(&mut engine);
-    let bits: u16 = log.read(Iova(0)).expect("mapped");
-    assert_eq!(bits, 1 << (DEVICE >> 12) | 1 << (REQUESTS >> 12));
+    assert_eq!(marked(&log), [DEVICE, REQUESTS]);
 }
 
 /// The mark of a store comes after it: whoever dies in between leaves it to the next one.
@@ -530,13 +544,10 @@ fn a_successor_marks_what_its_predecessor_may_have_written_to_the_ring_without_a
     turn(&mut group, &mut engine);
     finish(&mut group, &mut engine, 0);
     group.flush(&mut engine);
-    let log = mapped(4096);
-    let window = memory::Window::new(&log, Iova(0), 4096, Access::BOTH).expect("mapped");
     let mut group = world.group();
-    group.set_log(Some(crate::dirty::DirtyLog::new(window)));
+    let log = arm(&mut group, &world, &mut engine);
     group.start(0, world.config()).expect("sound");
-    let bits: u16 = log.read(Iova(0)).expect("mapped");
-    assert_eq!(bits, 1 << (DESC >> 12) | 1 << (DEVICE >> 12));
+    assert_eq!(marked(&log), [DESC, DEVICE]);
 }
 
 /// A queue that was told to stop with one request under way, and another that has come since.

@@ -16,7 +16,7 @@ use crate::terms::Terms;
 use anyhow::{Context, ensure};
 use api::config;
 use frontend::vhost_user::{Blk, BlkInfo, Errno, Inflight, Log, NewInflight, Region, Ring};
-use memory::{Access, Iova, Mapping, MemoryMap, Window};
+use memory::{Access, Iova, Mapping, MemoryMap, WriteLog};
 use nvme::profile::{Identity, IdentityConfig, Profile};
 use rustix::fs::{MemfdFlags, SealFlags};
 use spec::vhost_user::F_LOG_ALL;
@@ -28,7 +28,6 @@ use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use virtio::config::{Capacity, Device};
-use virtio::dirty::DirtyLog;
 use virtio::inflight::{QueueRegion, region_bytes};
 use virtio::ring::RingConfig;
 
@@ -36,6 +35,9 @@ use virtio::ring::RingConfig;
 const QUEUES_MAX: u16 = 64;
 /// Entries of a ring: the most that QEMU gives.
 const QUEUE_SIZE_MAX: u16 = 1024;
+
+/// Bytes of a client's log: enough for 128 TiB of guest addresses.
+const LOG_BYTES_MAX: u64 = 4 << 30;
 
 /// When a ring that could not leave its reactor is asked again.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -138,7 +140,8 @@ pub(crate) struct Disk {
     /// By reactor: it has a seat.
     seated: Vec<bool>,
     setting: Setting,
-    log: Option<Arc<MemoryMap>>,
+    /// Where the client wants written pages marked while it has the feature on.
+    log: Option<Arc<WriteLog>>,
     log_event: Option<Arc<Eventfd>>,
     flights: Option<Flights>,
     /// By queue.
@@ -175,7 +178,6 @@ impl Disk {
             map: Arc::new(MemoryMap::empty()),
             features: 0,
             writeback: true,
-            log: None,
             hang_up: Arc::new(|| {}),
         };
         Self {
@@ -343,13 +345,13 @@ impl Disk {
         Ok(())
     }
 
-    /// The log that is written to, if one is armed.
-    fn armed_log(&self, features: u64) -> Result<Option<DirtyLog>, Errno> {
-        let Some(map) = self.log.as_ref().filter(|_| features & F_LOG_ALL != 0) else { return Ok(None) };
-        let len = map.regions().next().map_or(0, memory::Region::len);
-        let len = usize::try_from(len).map_err(|_| Errno::INVAL)?;
-        let window = Window::new(map, Iova(0), len, Access::BOTH).map_err(|_| Errno::INVAL)?;
-        Ok(Some(DirtyLog::new(window)))
+    /// Arms or disarms the log of written pages as the features say. No ring runs: all I/O of the next is begun under it.
+    fn set_with_log(&mut self, features: u64, change: impl FnOnce(&mut Setting)) -> Result<(), Errno> {
+        let log = self.log.clone().filter(|_| features & F_LOG_ALL != 0);
+        self.set(|setting| {
+            setting.map = Arc::new(setting.map.with_log(log));
+            change(setting);
+        })
     }
 
     fn with_region(map: &MemoryMap, region: Region) -> Result<MemoryMap, Errno> {
@@ -374,8 +376,7 @@ impl Blk for Disk {
     }
 
     fn set_features(&mut self, features: u64) -> Result<(), Errno> {
-        let log = self.armed_log(features)?;
-        self.set(|setting| (setting.features, setting.log) = (features, log))
+        self.set_with_log(features, |setting| setting.features = features)
     }
 
     fn set_memory(&mut self, regions: Vec<Region>) -> Result<(), Errno> {
@@ -436,9 +437,13 @@ impl Blk for Disk {
     }
 
     fn set_log(&mut self, log: Log) -> Result<(), Errno> {
-        self.log = Some(one_mapping(log.fd, log.offset, log.size)?);
-        let log = self.armed_log(self.setting.features)?;
-        self.set(|setting| setting.log = log)
+        let Log { fd, offset, size } = log;
+        if size > LOG_BYTES_MAX {
+            return Err(Errno::FBIG);
+        }
+        let mapping = Mapping::new(fd, offset, size, Access::BOTH).map_err(|error| mapping_errno(&error))?;
+        self.log = Some(Arc::new(WriteLog::flat(mapping).map_err(|_| Errno::INVAL)?));
+        self.set_with_log(self.setting.features, |_| {})
     }
 
     fn set_log_event(&mut self, fd: OwnedFd) -> Result<(), Errno> {
@@ -465,7 +470,7 @@ impl Blk for Disk {
     }
 
     fn reset(&mut self) -> Result<(), Errno> {
-        self.set(|setting| (setting.features, setting.writeback, setting.log) = (0, true, None))
+        self.set_with_log(0, |setting| (setting.features, setting.writeback) = (0, true))
     }
 }
 

@@ -114,7 +114,6 @@ impl VhostSeat {
         let mut group = VirtQueueGroup::new(device, Arc::clone(&setting.map));
         group.set_features(setting.features);
         group.set_writeback(setting.writeback);
-        group.set_log(setting.log);
         let events = vec![Events::default(); usize::from(QUEUES_MAX)];
         let kicks = Kicks::new(QUEUES_MAX).inspect_err(
             |error| tracing::warn!(ssd = ssd.name, %error, "idle rings are polled: no descriptor left"),
@@ -319,7 +318,6 @@ impl VhostSeat {
         self.group.set_memory(Arc::clone(&setting.map), &mut self.desk);
         self.group.set_features(setting.features);
         self.group.set_writeback(setting.writeback);
-        self.group.set_log(setting.log);
         self.group.flush(&mut self.desk);
         self.desk.backend.memory_changed(&setting.map);
         self.map = setting.map;

@@ -2,11 +2,14 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+use guest::mapping::Mapping;
 use guest::ram::Buffer;
 use guest::verify::load::Load;
+use guest::vhost_user::client::request as message;
 use guest::vhost_user::request::{self, SECTOR_BYTES};
 use guest::vhost_user::ring::Piece;
 use guest::vhost_user::{Driver, Options, VhostDoor};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -179,4 +182,79 @@ pub(crate) fn read(driver: &mut Driver, sector: u64) -> Vec<u8> {
     let (data, status) = transfer(driver, request::IN, sector, vec![0; 4096], true);
     assert_eq!(status, request::OK);
     data
+}
+
+const SET_LOG_BASE: u32 = 6;
+const LOG_ALL: u64 = 1 << 26;
+
+/// A file for a log of written pages.
+pub(crate) fn log_file(bytes: u64) -> OwnedFd {
+    let fd = rustix::fs::memfd_create("log", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&fd, bytes).unwrap();
+    fd
+}
+
+/// Agrees on logs in shared memory (LOG_SHMFD).
+pub(crate) fn agree_on_log(driver: &Driver) {
+    let inflight = if driver.options().inflight { 1 << 12 } else { 0 };
+    // MQ, LOG_SHMFD, REPLY_ACK, CONFIG.
+    let features = 0x20B_u64 | inflight;
+    driver.client().tell(message::SET_PROTOCOL_FEATURES, &features.to_le_bytes(), &[]).unwrap();
+}
+
+/// Where written pages are to be marked from now on.
+pub(crate) fn set_log_base(driver: &Driver, fd: impl AsFd, size: u64, offset: u64) -> guest::Result<()> {
+    let area: Vec<u8> = [size, offset].into_iter().flat_map(u64::to_le_bytes).collect();
+    driver.client().tell(SET_LOG_BASE, &area, &[fd.as_fd()])
+}
+
+/// Marks them, or no longer.
+pub(crate) fn switch_log(driver: &Driver, on: bool) {
+    let features = driver.features() | if on { LOG_ALL } else { 0 };
+    driver.client().tell(message::SET_FEATURES, &features.to_le_bytes(), &[]).unwrap();
+}
+
+/// The log of written pages of a client that is about to move its guest.
+pub(crate) struct Logged {
+    map: Mapping,
+    bytes: usize,
+}
+
+impl Logged {
+    /// As QEMU turns it on, under rings that run.
+    pub(crate) fn arm(driver: &Driver) -> Self {
+        agree_on_log(driver);
+        let log = Self::set(driver);
+        switch_log(driver, true);
+        let [descriptors, available, used] = driver.queues[0].ring.places();
+        let user = |iova| driver.user_address(iova);
+        // Ring 0, with the flag that its used ring is logged too.
+        let words = [1 << 32, user(descriptors), user(used), user(available), used];
+        let payload: Vec<u8> = words.into_iter().flat_map(u64::to_le_bytes).collect();
+        driver.client().tell(message::SET_VRING_ADDR, &payload, &[]).unwrap();
+        log
+    }
+
+    /// A new one, in the place of the one before.
+    pub(crate) fn set(driver: &Driver) -> Self {
+        let fd = log_file(4096);
+        set_log_base(driver, &fd, 4096, 0).unwrap();
+        Self { map: Mapping::new(fd, 0, 4096, true).unwrap(), bytes: 4096 }
+    }
+
+    pub(crate) fn has(&self, iova: u64) -> bool {
+        let (mut byte, page) = ([0], iova >> 12);
+        self.map.read(page as usize / 8, &mut byte);
+        byte[0] >> (page % 8) & 1 == 1
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        let mut bytes = vec![0; self.bytes];
+        self.map.read(0, &mut bytes);
+        bytes.iter().all(|byte| *byte == 0)
+    }
+
+    pub(crate) fn take_all(&self) {
+        self.map.fill(0, self.bytes, 0);
+    }
 }

@@ -1,6 +1,6 @@
 //! The same for virtio-blk disks: rings go on, requests in flight are executed again, and the client's socket never closes.
 
-use super::disk::{self, Checked, WHOLE, kinds, place, read, wait, write};
+use super::disk::{self, Checked, Logged, WHOLE, kinds, place, read, wait, write};
 use super::house::House;
 use super::{FILE, RAM};
 use guest::mapping::Mapping;
@@ -12,9 +12,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-const SET_LOG_BASE: u32 = 6;
 const SET_BACKEND_REQ_FD: u32 = 21;
-const LOG_ALL: u64 = 1 << 26;
 
 fn killed_under_load(backend: &str, options: Options, seed: u64, kills: u64) {
     let house = House::start(&[("victim", &format!("virtio-blk on {backend}"))], 2);
@@ -172,43 +170,6 @@ fn an_in_flight_region_that_its_client_changed_at_will_never_brings_an_engine_do
     house.stop();
 }
 
-/// The dirty log of a client that is about to move its guest.
-struct Logged {
-    map: Mapping,
-}
-
-impl Logged {
-    /// As QEMU turns it on, under rings that run.
-    fn arm(driver: &Driver) -> Self {
-        let fd = rustix::fs::memfd_create("log", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-        rustix::fs::ftruncate(&fd, 4096).unwrap();
-        let client = driver.client();
-        let inflight = if driver.options().inflight { 1 << 12 } else { 0 };
-        // MQ, LOG_SHMFD, REPLY_ACK, CONFIG.
-        client.tell(request::SET_PROTOCOL_FEATURES, &(0x20B_u64 | inflight).to_le_bytes(), &[]).unwrap();
-        let area: Vec<u8> = [4096, 0_u64].into_iter().flat_map(u64::to_le_bytes).collect();
-        client.tell(SET_LOG_BASE, &area, &[fd.as_fd()]).unwrap();
-        client.tell(request::SET_FEATURES, &(driver.features() | LOG_ALL).to_le_bytes(), &[]).unwrap();
-        let [descriptors, available, used] = driver.queues[0].ring.places();
-        let user = |iova| driver.user_address(iova);
-        // Ring 0, with the flag that its used ring is logged too.
-        let words = [1 << 32, user(descriptors), user(used), user(available), used];
-        let payload: Vec<u8> = words.into_iter().flat_map(u64::to_le_bytes).collect();
-        client.tell(request::SET_VRING_ADDR, &payload, &[]).unwrap();
-        Self { map: Mapping::new(fd, 0, 4096, true).unwrap() }
-    }
-
-    fn has(&self, iova: u64) -> bool {
-        let (mut byte, page) = ([0], iova >> 12);
-        self.map.read(page as usize / 8, &mut byte);
-        byte[0] >> (page % 8) & 1 == 1
-    }
-
-    fn take_all(&self) {
-        self.map.fill(0, 4096, 0);
-    }
-}
-
 /// The pages in which the device answers: the used ring, or the packed ring.
 fn answers_of(driver: &Driver) -> (u64, Vec<u8>) {
     let [descriptors, _, used] = driver.queues[0].ring.places();
@@ -250,10 +211,10 @@ fn every_page_that_the_device_writes_is_in_the_dirty_log_whoever_dies_in_between
                 assert!(log.has(ring + at as u64), "byte {at} of the ring, round {round} of {kind}");
             }
         }
-        driver.client().tell(request::SET_FEATURES, &driver.features().to_le_bytes(), &[]).unwrap();
+        disk::switch_log(&driver, false);
         log.take_all();
         read(&mut driver, 0);
-        assert!((0..49 << 8).all(|page| !log.has(page << 12)), "the log is off");
+        assert!(log.is_empty(), "the log is off");
         drop(driver);
         house.stop();
     }

@@ -125,14 +125,15 @@ impl Plan {
     fn compare(&mut self, old: &Ssd, new: &Ssd, reasons: &mut Vec<String>) {
         let Ssd { name, size_bytes, socket, door, state, backend, key, lba_bytes, profile, identity, .. } =
             new;
-        // By the engine's `isolation`.
-        let Ssd { limits, isolated: _, .. } = new;
+        // By the engine's `isolation`. That it comes from another host is looked at when it is opened, and means nothing once it has come.
+        let Ssd { limits, journal, isolated: _, incoming: _, .. } = new;
         if *limits != old.limits {
             self.limited.push(name.clone());
         }
         let fixed = [
             ("socket", *socket == old.socket && *door == old.door),
             ("state", *state == old.state),
+            ("journal", *journal == old.journal || *state != old.state),
             ("backend", *backend == old.backend),
             ("key", *key == old.key),
             ("lba", *lba_bytes == old.lba_bytes),
@@ -258,6 +259,12 @@ mod tests {
     }
 
     #[test]
+    fn that_an_ssd_comes_from_another_host_may_be_left_out_once_it_has_come() {
+        let comes = ssd("a", "1GiB", "journal = \"/j\"\nincoming = true");
+        assert!(between(&comes, &ssd("a", "1GiB", "journal = \"/j\"")).unwrap().is_empty());
+    }
+
+    #[test]
     fn reactors_come_and_go_under_guests() {
         let old = ssd("a", "1GiB", "");
         let plan = between(&old, &format!("[engine]\nreactors = 2\n{old}")).unwrap();
@@ -274,6 +281,7 @@ mod tests {
             (ssd("a", "1GiB", "lba = 4096"), "its lba cannot"),
             (ssd("a", "1GiB", "serial = \"S\""), "its serial"),
             (ssd("a", "1GiB", "state = \"/s\""), "its state cannot"),
+            (ssd("a", "1GiB", "journal = \"/j\""), "its journal cannot"),
             (old.replace("/run/a.sock", "/run/b.sock"), "its socket cannot"),
             (old.replace("socket =", "vhost_socket ="), "its socket cannot"),
             (old.replace("/srv/a.img", "/srv/b.img"), "its backend cannot"),

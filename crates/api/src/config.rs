@@ -63,6 +63,10 @@ pub struct Ssd {
     pub door: Door,
     /// Where its state outlives the daemon. `None` keeps it in memory only.
     pub state: Option<PathBuf>,
+    /// Where the journal of its migrations lies. `None`: in its pool, or it cannot be moved.
+    pub journal: Option<PathBuf>,
+    /// It comes from another host: until a journal says that it is owned here it is not served.
+    pub incoming: bool,
     /// Where its data lives.
     pub backend: Backend,
     /// Where the key of its data comes from. `None`: its data lies there in the clear.
@@ -280,6 +284,8 @@ struct RawSsd {
     socket: Option<Spanned<PathBuf>>,
     vhost_socket: Option<Spanned<PathBuf>>,
     state: Option<Spanned<PathBuf>>,
+    journal: Option<Spanned<PathBuf>>,
+    incoming: Option<Spanned<bool>>,
     backend: Spanned<RawBackend>,
     lba: Option<Spanned<u32>>,
     profile: Option<Spanned<String>>,
@@ -450,6 +456,8 @@ fn check_ssd(raw: &RawSsd, isolated: bool) -> Result<Ssd, Wrong> {
         socket: socket.get_ref().clone(),
         door,
         state: raw.state.as_ref().map(|state| state.get_ref().clone()),
+        incoming: raw.incoming.as_ref().is_some_and(|incoming| *incoming.get_ref()),
+        journal: check_journal(raw, &backend)?,
         identity: check_identity(raw, &name)?,
         key: check_encryption(raw, &backend)?,
         name,
@@ -459,6 +467,30 @@ fn check_ssd(raw: &RawSsd, isolated: bool) -> Result<Ssd, Wrong> {
         limits: limits::check(raw.limits.as_ref())?,
         isolated,
     })
+}
+
+/// Beside the state, unless another place is written. A pool keeps the journals of its volumes itself.
+fn check_journal(raw: &RawSsd, backend: &Backend) -> Result<Option<PathBuf>, Wrong> {
+    let is_pooled = matches!(backend, Backend::Pool { .. });
+    let journal = match (&raw.journal, &raw.state) {
+        (Some(journal), _) if is_pooled => {
+            let reason = "an ssd of a pool has the journal of its migrations there; leave `journal` out";
+            return Err(wrong(journal, reason));
+        }
+        (Some(journal), _) => Some(journal.get_ref().clone()),
+        (None, Some(state)) if !is_pooled => {
+            let mut path = state.get_ref().clone().into_os_string();
+            path.push(".migration");
+            Some(path.into())
+        }
+        (None, _) => None,
+    };
+    if let Some(incoming) = raw.incoming.as_ref().filter(|_| journal.is_none() && !is_pooled) {
+        let reason = "an ssd that comes from another host needs a place for the journal of that: add \
+                      `journal = \"/var/lib/godwit/NAME.migration\"`";
+        return Err(wrong(incoming, reason));
+    }
+    Ok(journal)
 }
 
 /// One door each: NVMe's namespaces and marks say what blocks hold, and a disk beside them would change it unseen.
@@ -647,10 +679,15 @@ pub(crate) fn files(ssd: &Ssd) -> impl Iterator<Item = (&'static str, &Path)> {
         Backend::Uring { path, .. } => Some(path.as_path()),
         Backend::Pool { .. } | Backend::Drive { .. } | Backend::Ram | Backend::Null => None,
     };
-    let state = ssd.state.as_deref();
-    [("socket", Some(ssd.socket.as_path())), ("state file", state), ("backend", backend)]
-        .into_iter()
-        .filter_map(|(what, path)| Some((what, path?)))
+    let (state, journal) = (ssd.state.as_deref(), ssd.journal.as_deref());
+    [
+        ("socket", Some(ssd.socket.as_path())),
+        ("state file", state),
+        ("journal", journal),
+        ("backend", backend),
+    ]
+    .into_iter()
+    .filter_map(|(what, path)| Some((what, path?)))
 }
 
 /// A path as it is compared with others: from the root, without `.`, `..` and doubled slashes. Links are not followed: the
@@ -677,6 +714,7 @@ fn check_distinct(raw: &[Spanned<RawSsd>], ssds: &[Ssd]) -> Result<(), Wrong> {
             let at = match what {
                 "socket" => raw.socket.as_ref().or(raw.vhost_socket.as_ref()).map(Spanned::span),
                 "state file" => raw.state.as_ref().map(Spanned::span),
+                "journal" => raw.journal.as_ref().or(raw.state.as_ref()).map(Spanned::span),
                 _ => Some(raw.backend.span()),
             };
             claims.push(("file", plain(file).display().to_string(), at.unwrap_or(raw.name.span())));
@@ -735,6 +773,33 @@ backend = { type = "ram" }
         assert_eq!(config.ssd("scratch").unwrap().lba_bytes, 4096);
         assert_eq!(config.ssd("scratch").unwrap().identity.serial, "S1");
         assert!(config.ssd("other").is_none());
+    }
+
+    #[test]
+    fn an_ssd_that_may_be_moved_has_a_journal_and_one_that_is_to_come_needs_it() {
+        let journal = |text: &str, name: &str| {
+            let ssd = parse(text)?.ssd(name).unwrap().clone();
+            Ok::<_, String>((ssd.journal.map(|path| path.display().to_string()), ssd.incoming))
+        };
+        let beside = Some("/var/lib/godwit/demo.state.migration".to_owned());
+        assert_eq!(journal(GOOD, "demo").unwrap(), (beside.clone(), false));
+        assert_eq!(journal(GOOD, "scratch").unwrap(), (None, false));
+        assert_eq!(
+            journal(&GOOD.replace("state =", "incoming = true\nstate ="), "demo").unwrap(),
+            (beside, true)
+        );
+        let scratch = |more: &str| format!("{}{more}\n", GOOD.trim_start());
+        assert!(journal(&scratch("incoming = true"), "scratch").unwrap_err().contains("add `journal ="));
+        let own = journal(&scratch("incoming = true\njournal = \"/j\""), "scratch").unwrap();
+        assert_eq!(own, (Some("/j".to_owned()), true));
+        let taken = scratch("journal = \"/var/lib/godwit/demo.state.migration\"");
+        assert!(journal(&taken, "scratch").unwrap_err().contains("used twice"));
+        let pooled = GOOD.replace("{ type = \"ram\" }", "{ type = \"pool\", pool = \"p\" }");
+        let pool = "\n[[pool]]\nname = \"p\"\npath = \"/dev/p\"\n";
+        let comes = format!("{pooled}incoming = true{pool}");
+        assert_eq!(journal(&comes, "scratch").unwrap(), (None, true));
+        let both = format!("{pooled}journal = \"/j\"{pool}");
+        assert!(journal(&both, "scratch").unwrap_err().contains("leave `journal` out"));
     }
 
     #[test]

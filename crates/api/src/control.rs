@@ -151,9 +151,10 @@ pub struct EngineStatus {
 pub struct SsdStatus {
     /// Its name.
     pub name: String,
-    /// `serving`, `parked` (no engine serves it now) or `quarantined`.
+    /// `serving`, `parked` (no engine serves it now) or `quarantined`; or, when its owner is not here, how far its migration is:
+    /// `incoming`, `ready`, `granted`, `gone`, `dropped`, `superseded`, or `doubtful` when nobody can say.
     pub state: String,
-    /// Why it is quarantined, or what is wrong with it.
+    /// Why it is quarantined or not served here, or what is wrong with it.
     pub reason: Option<String>,
     /// A client is connected.
     pub client: bool,

@@ -9,30 +9,32 @@
 //! engine that ends between the halves, or in one, is followed by one that begins with the old one or the new one.
 
 use crate::clock;
+use crate::passage::{Absent, Away};
 use crate::pool::Pools;
 use crate::run::{House, index};
 use crate::served::{Planned, Served};
 use crate::ssd::Ssd;
 use crate::terms;
 use anyhow::Context;
-use api::config::{Backend, Config, Engine, Limits};
+use api::config::{self, Backend, Config, Engine};
 use link::control::{Change, Prepared, Slot, ToKeeper};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::channel;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 /// A change that is prepared. Dropped without having been carried out, it takes back what it made.
 pub(crate) struct Readied {
     change: u64,
     added: BTreeMap<usize, (Planned, Made)>,
+    /// Ssds that come, and whose owner is not here.
+    absent: BTreeMap<usize, (Absent, Away)>,
     removed: Vec<usize>,
     grown: Vec<Growth>,
     /// After what comes: it may be in them.
     pools: NewPools,
     /// Of all ssds, by their names: those that change and those that do not.
-    limits: Vec<(String, Limits)>,
+    ssds: Vec<config::Ssd>,
     engine: Engine,
     /// Names of all pools there are then.
     all_pools: Vec<String>,
@@ -176,8 +178,14 @@ impl House {
         let config = Config::parse(config_path, &change.config)?;
         crate::identities::check_distinct(&config)?;
         let pools = NewPools::open(self.pools()?, &config)?;
-        let mut added = BTreeMap::new();
+        let (mut added, mut absent) = (BTreeMap::new(), BTreeMap::new());
         for slot in &change.added {
+            let ssd = config.ssd(&slot.name).context("the configuration does not have it")?;
+            if let Some(away) = self.away(ssd).with_context(|| format!("ssd \"{}\"", slot.name))? {
+                let number = index(slot.number.context("it has no number")?);
+                absent.insert(number, (Absent::new(ssd), away));
+                continue;
+            }
             let (number, opened) =
                 self.open(&config, slot).with_context(|| format!("ssd \"{}\"", slot.name))?;
             added.insert(number, opened);
@@ -187,10 +195,10 @@ impl House {
         for number in change.grown.iter().copied().map(index) {
             grown.extend(self.make_room(&config, number)?);
         }
-        let limits = config.ssds.iter().map(|ssd| (ssd.name.clone(), ssd.limits)).collect();
+        let ssds = config.ssds;
         let all_pools = config.pools.into_iter().map(|pool| pool.name).collect();
         let engine = config.engine;
-        Ok(Readied { change: change.change, added, removed, grown, pools, limits, engine, all_pools })
+        Ok(Readied { change: change.change, added, absent, removed, grown, pools, ssds, engine, all_pools })
     }
 
     fn open(&self, config: &Config, slot: &Slot) -> anyhow::Result<(usize, (Planned, Made))> {
@@ -228,7 +236,7 @@ impl House {
     pub(crate) fn commit(&self, change: u64) {
         let mut readied = self.readied.lock().unwrap_or_else(PoisonError::into_inner);
         match readied.take_if(|readied| readied.change == change) {
-            Some(Readied { added, removed, grown, pools, limits, engine, all_pools, .. }) => {
+            Some(Readied { added, absent, removed, grown, pools, ssds, engine, all_pools, .. }) => {
                 pools.keep();
                 self.call_up(&engine);
                 self.grow(grown);
@@ -236,7 +244,10 @@ impl House {
                 if let Ok(open) = self.pools() {
                     open.keep_only(&all_pools);
                 }
-                self.limit(&limits);
+                self.limit(&ssds);
+                for (number, (absent, away)) in absent {
+                    self.stay_away(number, absent, &away);
+                }
                 self.take_up(added);
             }
             None => {
@@ -270,6 +281,7 @@ impl House {
     /// Ends the sessions of what goes, makes its data durable and closes its drives.
     fn leave(&self, removed: &[usize]) {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        removed.iter().for_each(|number| _ = slots.absent.remove(number));
         let going: Vec<Served> = removed.iter().filter_map(|number| slots.open.remove(number)).collect();
         drop(slots);
         going.iter().for_each(Served::stop);
@@ -280,14 +292,19 @@ impl House {
         }
     }
 
-    /// The limits of the ssds that are served and stay.
-    fn limit(&self, limits: &[(String, Limits)]) {
-        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+    /// The limits of the ssds that are served and stay; of those that are not, all that they will be served by.
+    fn limit(&self, ssds: &[config::Ssd]) {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.clock.at(clock::ticks());
         for served in slots.open.values() {
             let ssd = served.ssd();
-            if let Some((_, limits)) = limits.iter().find(|(name, _)| *name == ssd.name) {
-                terms::set_limits(ssd, limits, now, self.duty.crew());
+            if let Some(config) = ssds.iter().find(|config| config.name == ssd.name) {
+                terms::set_limits(ssd, &config.limits, now, self.duty.crew());
+            }
+        }
+        for absent in slots.absent.values_mut() {
+            if let Some(config) = ssds.iter().find(|config| config.name == absent.config.name) {
+                absent.config = config.clone();
             }
         }
     }
@@ -295,20 +312,8 @@ impl House {
     fn take_up(&self, added: BTreeMap<usize, (Planned, Made)>) {
         for (number, (planned, made)) in added {
             made.keep();
-            let name = planned.ssd().name.clone();
-            let (ready, readies) = channel();
-            // Its client may come as soon as it is powered on, and finds it here.
-            let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-            let started = planned.start(ready).map(|served| _ = slots.open.insert(number, served));
-            drop(slots);
-            let started = started.map_err(anyhow::Error::from);
-            let served = started.and_then(|()| readies.recv().context("its thread ended")?.map(drop));
-            if let Err(error) = served {
+            if let Err(error) = self.take_up_one(number, planned) {
                 self.keeper.fault(Some(number), format!("it cannot be served: {error:#}"));
-                let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-                slots.open.remove(&number);
-            } else {
-                tracing::info!(ssd = name, "served from now on");
             }
         }
     }

@@ -2,11 +2,12 @@
 
 use api::control::Response;
 use backend::RingHolder;
-use link::control::{Link, Packet, PowerOn, Role, ToKeeper};
+use link::control::{Link, Packet, PowerOn, Role, Standing, ToKeeper};
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -16,11 +17,15 @@ pub(crate) struct Keeper {
     link: Link,
     /// Rings that are not acknowledged yet, by descriptor.
     rings: Mutex<HashMap<u32, SyncSender<bool>>>,
+    version: AtomicU32,
 }
+
+/// The version of the link from which on keepers know of ssds whose owner is elsewhere.
+const STANDING_SINCE: u32 = 3;
 
 impl Keeper {
     pub(crate) fn new(link: Link) -> Self {
-        Self { link, rings: Mutex::default() }
+        Self { link, rings: Mutex::default(), version: AtomicU32::new(0) }
     }
 
     pub(crate) fn link(&self) -> &Link {
@@ -32,6 +37,23 @@ impl Keeper {
         if let Err(error) = self.link.send(message, &[]) {
             tracing::error!(%error, "the keeper does not take a message");
         }
+    }
+
+    /// Whether an ssd's owner is here. A keeper that has no word for it hears of what is not served as of a fault.
+    pub(crate) fn stands(&self, ssd: usize, standing: Option<Standing>) {
+        let Ok(number) = u32::try_from(ssd) else { return };
+        match standing {
+            standing if self.version.load(Ordering::Relaxed) >= STANDING_SINCE => {
+                self.tell(&ToKeeper::Standing { ssd: number, standing });
+            }
+            Some(Standing { word, why, .. }) => self.fault(Some(ssd), format!("{word}: {why}")),
+            None => {}
+        }
+    }
+
+    /// Which version of the link it speaks.
+    pub(crate) fn speaks(&self, version: u32) {
+        self.version.store(version, Ordering::Relaxed);
     }
 
     /// Something an operator must know of.

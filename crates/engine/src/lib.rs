@@ -26,6 +26,7 @@ mod keeper;
 mod mailbox;
 mod message;
 mod meter;
+mod passage;
 mod pool;
 mod reactor;
 mod records;
@@ -169,6 +170,9 @@ impl Opened {
 }
 
 fn open(at: usize, config: &api::config::Ssd, pools: &Pools) -> anyhow::Result<Opened> {
+    if let passage::Standing::Away(away) = passage::Passage::of(config, pools).standing() {
+        anyhow::bail!("it is {}: {}", away.word, away.why);
+    }
     Ok(match config.door {
         Door::VfioUser => Opened::Nvme(Box::new(serve::open(at, config, pools)?)),
         Door::VhostUser => Opened::Vhost(vhost::open(at, config, pools)?),

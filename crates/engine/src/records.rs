@@ -142,9 +142,14 @@ fn save(ssd: &Ssd, record: &SsdV1) -> io::Result<()> {
         }
         return Ok(());
     };
+    replace(path, &record.to_bytes().map_err(io::Error::other)?)
+}
+
+/// Writes a file so that a crash at any point leaves the old one or the new one, and the new one once this has returned.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = temporary_of(path);
     let mut file = File::create(&temporary)?;
-    file.write_all(&record.to_bytes().map_err(io::Error::other)?)?;
+    file.write_all(bytes)?;
     file.sync_all()?;
     std::fs::rename(&temporary, path)?;
     File::open(directory_of(path))?.sync_all()

@@ -9,6 +9,7 @@ use crate::clock::{Calibration, Clock};
 use crate::duty::Duty;
 use crate::keeper::{Keeper, PowerCycle};
 use crate::meter;
+use crate::passage::Absent;
 use crate::pool::Pools;
 use crate::records::Records;
 use crate::serve::{Kept, open_ssd};
@@ -59,12 +60,14 @@ pub fn run(link: OwnedFd) -> anyhow::Result<()> {
         (ToEngine::Welcome(welcome), fds) => (welcome, fds.into_iter().next()),
         _ => bail!("the keeper does not begin with a welcome"),
     };
+    keeper.speaks(welcome.version);
     let newest = |name: &str, newest| Format { name: name.to_owned(), newest };
     keeper.tell(&ToKeeper::Hello(Hello {
         version: link::VERSION,
         release: env!("CARGO_PKG_VERSION").to_owned(),
         formats: vec![
             newest("controller-region", state::region::LAYOUT_VERSION),
+            newest("migration-journal", state::migration::VERSION),
             newest("ssd-record", state::ssd::VERSION),
             newest("vfio-user-session", state::session::VERSION),
             newest("vhost-user-session", state::vhost_session::VERSION),
@@ -328,6 +331,8 @@ pub(crate) struct House {
 pub(crate) struct Slots {
     /// By number.
     pub(crate) open: BTreeMap<usize, Served>,
+    /// Those whose owner is not here, by number.
+    pub(crate) absent: BTreeMap<usize, Absent>,
     /// Clients that came before their ssd was open.
     early: Vec<(usize, Plug)>,
     started: bool,
@@ -356,6 +361,18 @@ impl House {
         })
     }
 
+    /// One that is ready to open ssds, and has none.
+    #[cfg(test)]
+    pub(crate) fn for_test(config: &Config, keeper: Link) -> Self {
+        let keeper = Arc::new(Keeper::new(keeper));
+        keeper.speaks(link::VERSION);
+        let clock = Clock::calibrate(Calibration::begin());
+        let pools = Pools::open(&config.pools, |_| None, Some(Arc::clone(&keeper)));
+        let house = Self::start(config, None, clock, keeper).expect("a house");
+        house.pools.get_or_init(|| Arc::new(pools));
+        house
+    }
+
     /// Waits for what a dead engine had at the drives, then takes over or powers on every ssd.
     fn open_all(&self, config: &Config, welcome: &Welcome, told: Told) -> anyhow::Result<Ready> {
         let fenced = fence(told.rings)?;
@@ -375,6 +392,11 @@ impl House {
                 self.keeper.fault(Some(at), "what was saved of it did not come: it is not served".to_owned());
                 continue;
             }
+            if let Some(away) = self.away(config)? {
+                self.stay_away(at, Absent { found, client, config: config.clone() }, &away);
+                continue;
+            }
+            self.keeper.stands(at, None);
             let was_found = found.is_some();
             let planned = self.plan(at, config, found, client);
             match planned
@@ -551,6 +573,10 @@ impl House {
         let plug = Plug { session: session.session, link };
         let at = index(session.ssd);
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(absent) = slots.absent.get_mut(&at) {
+            absent.client = Some(plug);
+            return;
+        }
         match slots.open.get(&at) {
             Some(slot) => slot.plug(plug),
             None if !slots.started => slots.early.push((at, plug)),

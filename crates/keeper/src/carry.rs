@@ -9,11 +9,11 @@ use crate::session::{Client, EndReason, LinkEnd, Pending, Session};
 use crate::ssd::Ssd;
 use anyhow::{Context, anyhow};
 use api::control::Restart;
-use link::control::{Door, Role};
+use link::control::{Door, Role, Standing};
 use link::frame::{Frame, Intake};
 use link::outbox::{Outbox, Parcel};
 use state::keeper::{
-    EndV1, Fd, KeptSessionV1, KeptSsdV1, ListenerV1, ParcelV1, PendingV1, ProgramV1, StreamV1,
+    EndV1, Fd, KeptSessionV1, KeptSsdV1, ListenerV1, ParcelV1, PendingV1, ProgramV1, StandingV1, StreamV1,
 };
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -201,6 +201,11 @@ impl Ssd {
             record: self.record.clone(),
             quarantined: self.quarantined.clone(),
             fault: self.fault.clone(),
+            standing: self.standing.clone().map(|Standing { word, why, holds }| StandingV1 {
+                word,
+                why,
+                holds,
+            }),
             cell: None,
         }
     }
@@ -213,6 +218,8 @@ impl Ssd {
         self.record.clone_from(&kept.record);
         self.quarantined.clone_from(&kept.quarantined);
         self.fault.clone_from(&kept.fault);
+        let standing = kept.standing.clone();
+        self.standing = standing.map(|StandingV1 { word, why, holds }| Standing { word, why, holds });
         Ok(())
     }
 }

@@ -325,15 +325,17 @@ impl Keeper {
         let ssd_status = |(number, ssd): (u32, &crate::ssd::Ssd)| {
             let attached = ssd.session.as_ref().is_none_or(|session| session.link.is_some());
             let serving = self.active().is_some_and(|engine| engine.stage == Stage::Serving) && attached;
-            let state = match &ssd.quarantined {
-                Some(_) => "quarantined",
-                None if serving => "serving",
-                None => "parked",
+            let state = match (&ssd.quarantined, &ssd.standing) {
+                (Some(_), _) => "quarantined",
+                (None, Some(standing)) => &standing.word,
+                (None, None) if serving => "serving",
+                (None, None) => "parked",
             };
+            let standing = ssd.standing.as_ref().map(|standing| standing.why.clone());
             SsdStatus {
                 name: ssd.name.clone(),
                 state: state.to_owned(),
-                reason: ssd.quarantined.clone().or_else(|| ssd.fault.clone()),
+                reason: ssd.quarantined.clone().or(standing).or_else(|| ssd.fault.clone()),
                 client: ssd.session.as_ref().is_some_and(|session| session.client.is_some()),
                 unanswered: ssd.session.as_ref().map_or(0, |session| session.unanswered.len() as u64),
                 crashes: self.blame.count(number) as u64,

@@ -3,7 +3,9 @@
 use crate::keeper::Keeper;
 use crate::process::{Engine, Stage};
 use link::LinkError;
-use link::control::{Deposit, Packet, PowerOn, Predecessor, Ready, Role, ToEngine, ToKeeper, Welcome};
+use link::control::{
+    Deposit, Packet, PowerOn, Predecessor, Ready, Role, Standing, ToEngine, ToKeeper, Welcome,
+};
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -93,7 +95,14 @@ impl Keeper {
             }
             ToKeeper::Hello(hello) => {
                 let placed = (0_u32..).zip(self.in_order()).all(|(place, (number, _))| place == number);
+                let moved = self.ssds.values().find(|ssd| ssd.standing.is_some());
+                let moved = moved.filter(|_| hello.version < 3).map(|ssd| ssd.name.clone());
                 if let Some(engine) = self.engines.get_mut(&generation) {
+                    if let Some(name) = moved {
+                        engine.expel(format!(
+                            "its release would serve ssd \"{name}\", whose owner is not here; use a newer one"
+                        ));
+                    }
                     // Engines of version 1 take ssds' numbers for their places.
                     if hello.version < 2 && !placed {
                         engine.expel(
@@ -114,8 +123,11 @@ impl Keeper {
                     ssd.fault = Some(why);
                 }
             }
+            ToKeeper::Standing { ssd, standing } if self.active == Some(generation) => {
+                self.stands(ssd, standing);
+            }
             ToKeeper::PoolAnswered { id, response } => self.pool_answered(id, &response),
-            ToKeeper::PowerOn(_) | ToKeeper::Record { .. } => {
+            ToKeeper::PowerOn(_) | ToKeeper::Record { .. } | ToKeeper::Standing { .. } => {
                 if let Some(engine) = self.engines.get_mut(&generation) {
                     engine.expel("it changes ssds that it does not serve".to_owned());
                 }
@@ -128,6 +140,17 @@ impl Keeper {
                 }
             }
         }
+    }
+
+    /// Whether an ssd is served here at all.
+    fn stands(&mut self, number: u32, standing: Option<Standing>) {
+        let Some(ssd) = self.ssd_mut(number).filter(|ssd| ssd.standing != standing) else { return };
+        match &standing {
+            Some(Standing { word, why, .. }) => tracing::warn!(ssd = ssd.name, word, why, "not served here"),
+            None => tracing::info!(ssd = ssd.name, "its owner is here"),
+        }
+        ssd.standing = standing;
+        self.sync(number);
     }
 
     /// The one atomic step of a power cycle.

@@ -19,7 +19,7 @@ impl Keeper {
         let session_id = self.next_session;
         let Some(ssd) = self.ssds.get_mut(&number) else { return };
         let busy = ssd.session.as_ref().map(Session::is_leaving);
-        if busy == Some(true) || self.stopping {
+        if (busy == Some(true) && !ssd.turns_away()) || self.stopping {
             self.poller.set(Token::Listener(number), &ssd.listener, (false, false));
             return;
         }
@@ -30,7 +30,7 @@ impl Keeper {
                 self.listen_at = Some(now + ACCEPT_PAUSE);
                 self.poller.set(Token::Listener(number), &ssd.listener, (false, false));
             }
-            Accepted::Client(socket) if busy.is_none() && ssd.is_given() => {
+            Accepted::Client(socket) if busy.is_none() && ssd.is_given() && !ssd.turns_away() => {
                 tracing::info!(ssd = ssd.name, session = session_id, "client connected");
                 self.next_session += 1;
                 let mut session = Session::new(session_id, ssd.protocol);
@@ -46,7 +46,11 @@ impl Keeper {
                 ssd.turned_away += 1;
                 // The 1st, 2nd, 4th, 8th...: whoever tries in a loop does not fill the log.
                 if ssd.turned_away.is_power_of_two() {
-                    let why = if busy.is_some() { "the device is in use" } else { "it is quarantined" };
+                    let why = match &ssd.standing {
+                        _ if busy == Some(false) => "the device is in use",
+                        _ if !ssd.is_given() => "it is quarantined",
+                        standing => standing.as_ref().map_or("", |standing| &standing.why),
+                    };
                     tracing::warn!(ssd = ssd.name, count = ssd.turned_away, why, "a client was turned away");
                 }
             }
@@ -156,8 +160,10 @@ impl Keeper {
     pub(crate) fn sync(&mut self, number: u32) {
         let Some(ssd) = self.ssds.get(&number) else { return };
         let waiting = match &ssd.session {
-            None => ssd.is_powered() || !ssd.is_given(),
-            Some(session) => session.client.as_ref().is_some_and(|client| client.ending.is_none()),
+            None => ssd.is_powered() || !ssd.is_given() || ssd.turns_away(),
+            Some(session) => {
+                ssd.turns_away() || session.client.as_ref().is_some_and(|client| client.ending.is_none())
+            }
         };
         let listens = waiting && !self.stopping && self.listen_at.is_none();
         self.poller.set(Token::Listener(number), &ssd.listener, (listens, false));

@@ -5,7 +5,7 @@ use crate::protocol::Protocol;
 use crate::session::Session;
 use anyhow::Context;
 use link::LinkError;
-use link::control::{Packet, Role, Saved, Slot, ToEngine};
+use link::control::{Packet, Role, Saved, Slot, Standing, ToEngine};
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -28,6 +28,8 @@ pub(crate) struct Ssd {
     pub(crate) quarantined: Option<String>,
     /// What an engine said is wrong with it.
     pub(crate) fault: Option<String>,
+    /// Why no engine serves it, though nothing is wrong with it. Each engine says it anew.
+    pub(crate) standing: Option<Standing>,
     /// Clients turned away while another one is served.
     pub(crate) turned_away: u64,
 }
@@ -45,6 +47,7 @@ impl Ssd {
             session: None,
             quarantined: None,
             fault: None,
+            standing: None,
             turned_away: 0,
         }
     }
@@ -67,6 +70,11 @@ impl Ssd {
     /// An engine may have it.
     pub(crate) fn is_given(&self) -> bool {
         self.quarantined.is_none()
+    }
+
+    /// It is not here, and will not come by itself: whoever wants it should hear that, not wait.
+    pub(crate) fn turns_away(&self) -> bool {
+        self.standing.as_ref().is_some_and(|standing| !standing.holds)
     }
 
     pub(crate) fn slot(&self, number: u32) -> Slot {

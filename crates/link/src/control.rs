@@ -6,7 +6,7 @@
 //!    Start                              -->   restores all, fences the dead engine's I/O, serves
 //!                                       <--   Hello (at once), PowerOn* (ssds that had nothing saved), Ready | Refused
 //!    Session (a new client)             -->
-//!                                       <--   Ring, RingGone, Record, PowerOn (a client left), Fault
+//!                                       <--   Ring, RingGone, Record, PowerOn (a client left), Fault, Standing
 //!    RingKept                           -->
 //!    Pause                              -->   stops fetching, lets the drives' I/O end
 //!                                       <--   Paused, then exits
@@ -376,6 +376,32 @@ pub enum ToKeeper {
         #[n(1)]
         response: String,
     },
+    /// Whether an ssd is served here at all: said of each that an engine takes up, and again when it changes. From version 3 on.
+    #[n(12)]
+    Standing {
+        /// Of which.
+        #[n(0)]
+        ssd: u32,
+        /// `None`: its owner is here.
+        #[n(1)]
+        standing: Option<Standing>,
+    },
+}
+
+/// Why an ssd is not served, though nothing is wrong with it: its owner is elsewhere, or nobody can say where.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[cbor(map)]
+pub struct Standing {
+    /// In one word, such as `incoming` or `gone`.
+    #[n(0)]
+    pub word: String,
+    /// What has happened, and the way on.
+    #[n(1)]
+    pub why: String,
+    /// Clients wait until it is served; else they are turned away.
+    #[n(2)]
+    #[cbor(default)]
+    pub holds: bool,
 }
 
 /// Who the engine is.

@@ -76,6 +76,11 @@ fn every_message_arrives_as_it_was_sent() {
         ToKeeper::Fault { ssd: None, why: "the drive is slow".to_owned() },
         ToKeeper::Prepared(Prepared { change: 4, refused: Some("it is in use".to_owned()) }),
         ToKeeper::Changed { change: 4 },
+        ToKeeper::Standing { ssd: 2, standing: None },
+        ToKeeper::Standing {
+            ssd: 2,
+            standing: Some(Standing { word: "gone".to_owned(), why: "to b".to_owned(), holds: true }),
+        },
     ];
     for message in messages {
         assert_eq!(over(&message), message);

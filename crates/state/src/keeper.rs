@@ -247,6 +247,25 @@ pub struct KeptSsdV1 {
     /// The number by which engines know it. `None`: its place among the ssds (written before there were numbers).
     #[n(7)]
     pub number: Option<u32>,
+    /// Why no engine serves it, though nothing is wrong with it: its owner is elsewhere.
+    #[n(8)]
+    pub standing: Option<StandingV1>,
+}
+
+/// An ssd whose owner is elsewhere, as the engine said it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode, CborLen)]
+#[cbor(map)]
+pub struct StandingV1 {
+    /// In one word.
+    #[n(0)]
+    pub word: String,
+    /// What has happened, and the way on.
+    #[n(1)]
+    pub why: String,
+    /// Its clients wait.
+    #[n(2)]
+    #[cbor(default)]
+    pub holds: bool,
 }
 
 /// A client, as its keeper holds it.

@@ -16,6 +16,8 @@ pub const VERSION: u32 = 1;
 pub const PEER_BYTES_MAX: usize = 255;
 /// Longest body: more than any build of this version writes.
 const BODY_BYTES_MAX: usize = 4096;
+/// Longest record that can be read, with its envelope.
+pub const RECORD_BYTES_MAX: usize = BODY_BYTES_MAX + 64;
 
 /// One side's record of one migration.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, CborLen)]
@@ -167,6 +169,72 @@ impl MigrationV1 {
         }
         record.check()?;
         Ok(record)
+    }
+
+    /// The epoch by which the ssd is owned by who has this record; `None`: it may not be opened there.
+    #[must_use]
+    pub fn owned_here(&self) -> Option<u64> {
+        use DestinationStepV1 as Destination;
+        use SourceStepV1 as Source;
+        match (&self.source, &self.destination) {
+            (Some(SourceV1 { held, step }), None) => match step {
+                Source::Offered
+                | Source::Cancelling
+                | Source::Cancelled
+                | Source::TakenBack
+                | Source::TakenBackHeard => Some(*held),
+                Source::Granted | Source::Gone | Source::Superseded => None,
+            },
+            (None, Some(DestinationV1 { step, .. })) => match step {
+                Destination::Owned | Destination::Forced => Some(self.epoch),
+                Destination::Incoming
+                | Destination::Ready
+                | Destination::Dropped
+                | Destination::Superseded => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// Nothing of the migration is to come: another one may replace it.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        use DestinationStepV1 as Destination;
+        use SourceStepV1 as Source;
+        match (&self.source, &self.destination) {
+            (Some(source), _) => {
+                !matches!(source.step, Source::Offered | Source::Granted | Source::Cancelling)
+            }
+            (None, Some(destination)) => {
+                !matches!(destination.step, Destination::Incoming | Destination::Ready)
+            }
+            (None, None) => false,
+        }
+    }
+
+    /// What its step is called.
+    #[must_use]
+    pub fn step(&self) -> &'static str {
+        match (&self.source, &self.destination) {
+            (Some(source), _) => match source.step {
+                SourceStepV1::Offered => "offered",
+                SourceStepV1::Granted => "granted",
+                SourceStepV1::Gone => "gone",
+                SourceStepV1::Cancelling => "cancelling",
+                SourceStepV1::Cancelled => "cancelled",
+                SourceStepV1::TakenBack | SourceStepV1::TakenBackHeard => "taken back",
+                SourceStepV1::Superseded => "superseded",
+            },
+            (None, Some(destination)) => match destination.step {
+                DestinationStepV1::Incoming => "incoming",
+                DestinationStepV1::Ready => "ready",
+                DestinationStepV1::Owned => "owned",
+                DestinationStepV1::Forced => "forced",
+                DestinationStepV1::Dropped => "dropped",
+                DestinationStepV1::Superseded => "superseded",
+            },
+            (None, None) => "none",
+        }
     }
 
     fn check(&self) -> Result<(), MigrationError> {

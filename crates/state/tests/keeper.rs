@@ -3,7 +3,7 @@
 use state::envelope::{self, EnvelopeError};
 use state::keeper::{
     EndV1, EngineV1, Fd, KeeperError, KeeperV1, KeptSessionV1, KeptSsdV1, ListenerV1, MAGIC, ParcelV1,
-    PendingV1, ProbationV1, ProgramV1, StreamV1, VERSION, read_all,
+    PendingV1, ProbationV1, ProgramV1, StandingV1, StreamV1, VERSION, read_all,
 };
 
 fn program(fd: u32) -> ProgramV1 {
@@ -29,6 +29,7 @@ fn full() -> KeeperV1 {
             fault: Some("slow".to_owned()),
             cell: Some(Fd(5)),
             number: None,
+            standing: None,
         }],
         next_session: 9,
         last_engine: 3,
@@ -131,6 +132,14 @@ fn the_golden_record_of_version_2_reads_as_what_was_written() {
     let golden = include_bytes!("golden/keeper-v2.bin");
     assert_eq!(KeeperV1::from_bytes(golden).expect("a golden file"), full_v2());
     assert_eq!(full_v2().to_bytes().expect("small"), golden, "this build writes version 2 otherwise");
+}
+
+#[test]
+fn why_an_ssd_is_not_served_here_is_carried_to_the_next_keeper() {
+    let mut keeper = full();
+    let (word, why) = ("gone".to_owned(), "it is at host-b".to_owned());
+    keeper.ssds[0].standing = Some(StandingV1 { word, why, holds: true });
+    assert_eq!(KeeperV1::from_bytes(&keeper.to_bytes().expect("small")).expect("ours"), keeper);
 }
 
 #[test]

@@ -176,6 +176,14 @@ impl Pools {
         Ok(Volume { id: gate.volume(), open, gate, limits, thin })
     }
 
+    /// Makes the volume of an ssd that is to come.
+    ///
+    /// # Errors
+    /// The pool cannot be had, or has no space for it.
+    pub(crate) fn reserve(&self, ssd: &config::Ssd, pool: &str, thin: bool) -> anyhow::Result<()> {
+        self.volume(ssd, pool, thin).map(drop)
+    }
+
     fn get(&self, pool: &str) -> anyhow::Result<Arc<Open>> {
         match self.all.lock().unwrap_or_else(PoisonError::into_inner).get(pool) {
             Some(Ok(open)) => Ok(Arc::clone(open)),

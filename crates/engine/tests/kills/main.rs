@@ -13,6 +13,7 @@ mod house;
 mod load;
 mod many;
 mod metrics;
+mod passage;
 mod reactors;
 mod travel;
 

@@ -1,0 +1,103 @@
+//! Ssds of the configuration that are not served because their owner is not here, and what is kept for when they come.
+
+use super::{Away, Passage, Standing, reserve};
+use crate::run::House;
+use crate::served::Served;
+use crate::slot::Plug;
+use anyhow::Context;
+use api::config;
+use link::control::Saved;
+use std::os::fd::OwnedFd;
+use std::sync::PoisonError;
+use std::sync::mpsc::channel;
+
+/// An ssd that is not served.
+pub(crate) struct Absent {
+    /// As it will be served.
+    pub(crate) config: config::Ssd,
+    /// What an engine before this one left of it, when it was served here.
+    pub(crate) found: Option<(Saved, Vec<OwnedFd>)>,
+    /// Its client. Its link is not read: what it says waits.
+    pub(crate) client: Option<Plug>,
+}
+
+impl Absent {
+    pub(crate) fn new(config: &config::Ssd) -> Self {
+        Self { config: config.clone(), found: None, client: None }
+    }
+}
+
+impl House {
+    /// Why an ssd is not to be served, if so; makes room for one that is to come.
+    pub(crate) fn away(&self, config: &config::Ssd) -> anyhow::Result<Option<Away>> {
+        let pools = self.pools()?;
+        let Standing::Away(mut away) = Passage::of(config, pools).standing() else { return Ok(None) };
+        if config.incoming
+            && away.word == "incoming"
+            && let Err(error) = reserve(config, pools)
+        {
+            away.why = format!("there is no room for it: {error:#}. {}", away.why);
+        }
+        Ok(Some(away))
+    }
+
+    /// Tells the keeper that an ssd is not served, and keeps what is there of it.
+    pub(crate) fn stay_away(&self, number: usize, absent: Absent, away: &Away) {
+        tracing::warn!(ssd = absent.config.name, word = away.word, why = away.why, "not served");
+        self.keeper.stands(number, Some(away.standing()));
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.absent.insert(number, absent);
+    }
+
+    /// Serves an ssd that stood away, if its journal says by now that its owner is here; else says anew how it stands.
+    ///
+    /// # Errors
+    /// It cannot be served, though it is owned here. The next engine tries again.
+    pub(crate) fn arrive(&self, number: usize) -> anyhow::Result<()> {
+        let config = {
+            let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            slots.absent.get(&number).map(|absent| absent.config.clone())
+        };
+        let config = config.context("it is served already, or not of this host")?;
+        if let Some(away) = self.away(&config)? {
+            self.keeper.stands(number, Some(away.standing()));
+            return Ok(());
+        }
+        let served = self.take_in(number);
+        if let Err(error) = &served {
+            self.keeper.fault(Some(number), format!("it cannot be served: {error:#}"));
+        }
+        served
+    }
+
+    fn take_in(&self, number: usize) -> anyhow::Result<()> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let absent = slots.absent.remove(&number).context("it is served already")?;
+        drop(slots);
+        let Absent { config, found, client } = absent;
+        self.keeper.stands(number, None);
+        let planned = self.plan(number, &config, found, client)?;
+        self.take_up_one(number, planned)
+    }
+
+    /// Begins to serve what is open; a client that comes meanwhile finds it.
+    pub(crate) fn take_up_one(&self, number: usize, planned: crate::served::Planned) -> anyhow::Result<()> {
+        let name = planned.ssd().name.clone();
+        let (ready, readies) = channel();
+        // Its client may come as soon as it is powered on, and finds it here.
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let started: Result<Served, _> = planned.start(ready);
+        let started = started.map(|served| _ = slots.open.insert(number, served));
+        drop(slots);
+        let started = started.map_err(anyhow::Error::from);
+        let served = started.and_then(|()| readies.recv().context("its thread ended")?.map(drop));
+        match &served {
+            Ok(()) => tracing::info!(ssd = name, "served from now on"),
+            Err(_) => {
+                let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+                slots.open.remove(&number);
+            }
+        }
+        served
+    }
+}

@@ -1,0 +1,196 @@
+use super::file::File;
+use super::{Away, Passage, Standing, Store};
+use crate::pool::Pools;
+use crate::run::House;
+use api::config::Config;
+use link::control::{Link, Received, ToKeeper};
+use link::frame::Wait;
+use state::migration::{DestinationStepV1, DestinationV1, MigrationV1, SourceStepV1, SourceV1};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+fn record(source: Option<SourceStepV1>, destination: Option<DestinationStepV1>) -> MigrationV1 {
+    let taken_back = matches!(source, Some(SourceStepV1::TakenBack | SourceStepV1::TakenBackHeard));
+    let superseded = destination == Some(DestinationStepV1::Superseded);
+    MigrationV1 {
+        ssd: [7; 16],
+        peer: "host-b".to_owned(),
+        migration: [8; 16],
+        epoch: 5,
+        round: 1,
+        source: source.map(|step| SourceV1 { held: if taken_back { 6 } else { 4 }, step }),
+        destination: destination.map(|step| DestinationV1 { step, fenced_by: superseded.then_some(6) }),
+    }
+}
+
+fn config(folder: &Path, more: &str) -> Config {
+    let dir = folder.display();
+    let text = format!(
+        "[[ssd]]\nname = \"a\"\nsize = \"16MiB\"\nsocket = \"{dir}/a.sock\"\nstate = \"{dir}/a.state\"\n\
+         backend = {{ type = \"uring\", path = \"{dir}/a.img\", direct = false }}\n{more}"
+    );
+    Config::parse(Path::new("test"), &text).unwrap()
+}
+
+fn standing(folder: &Path, more: &str) -> Standing {
+    let config = config(folder, more);
+    Passage::of(&config.ssds[0], &Pools::open(&[], |_| None, None)).standing()
+}
+
+fn away(standing: Standing) -> Away {
+    match standing {
+        Standing::Away(away) => away,
+        Standing::Here(_) => panic!("it may be opened"),
+    }
+}
+
+/// docs/formats/migration-journal.md, its two tables.
+#[test]
+fn an_ssd_is_opened_at_the_steps_whose_owner_is_here_and_at_no_other() {
+    use DestinationStepV1 as D;
+    use SourceStepV1 as S;
+    let folder = tempfile::tempdir().unwrap();
+    let file = File::new(&folder.path().join("a.state.migration"));
+    let source = |step| record(Some(step), None);
+    let destination = |step| record(None, Some(step));
+    for (record, word, holds) in [
+        (source(S::Offered), None, false),
+        (source(S::Granted), Some("granted"), true),
+        (source(S::Gone), Some("gone"), false),
+        (source(S::Cancelling), None, false),
+        (source(S::Cancelled), None, false),
+        (source(S::TakenBack), None, false),
+        (source(S::TakenBackHeard), None, false),
+        (source(S::Superseded), Some("superseded"), false),
+        (destination(D::Incoming), Some("incoming"), true),
+        (destination(D::Ready), Some("ready"), true),
+        (destination(D::Owned), None, false),
+        (destination(D::Forced), None, false),
+        (destination(D::Dropped), Some("dropped"), false),
+        (destination(D::Superseded), Some("superseded"), false),
+    ] {
+        file.replace(&record.to_bytes().unwrap()).unwrap();
+        // Once there is a record, the configuration's word means nothing.
+        for more in ["", "incoming = true\n"] {
+            match (standing(folder.path(), more), word) {
+                (Standing::Here(Some(found)), None) => assert_eq!(found, record),
+                (Standing::Away(away), Some(word)) => {
+                    assert_eq!((away.word, away.holds), (word, holds), "{record:?}");
+                    assert!(away.why.contains("\"host-b\""), "{}", away.why);
+                }
+                _ => panic!("{record:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn without_a_journal_an_ssd_is_here_unless_the_configuration_says_that_it_comes() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(matches!(standing(folder.path(), ""), Standing::Here(None)));
+    assert!(matches!(standing(folder.path(), "incoming = false\n"), Standing::Here(None)));
+    let away = away(standing(folder.path(), "incoming = true\n"));
+    assert_eq!((away.word, away.holds), ("incoming", true));
+    // A record that never was the record.
+    std::fs::write(folder.path().join("a.state.migration.new"), "half").unwrap();
+    assert!(matches!(standing(folder.path(), ""), Standing::Here(None)));
+}
+
+#[test]
+fn a_journal_that_says_nothing_certain_opens_nothing_and_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.state.migration");
+    let good = record(None, Some(DestinationStepV1::Owned)).to_bytes().unwrap();
+    let newer = state::envelope::seal(state::migration::MAGIC, 2, b"?").unwrap();
+    let long = [good.clone(), vec![0; 9000]].concat();
+    for (bytes, part) in [
+        (&b""[..], "cut short"),
+        (&good[..good.len() - 1], "cut short"),
+        (&newer, "newer build"),
+        (&long, "longer than any journal"),
+        (&[7; 40], "not a record"),
+    ] {
+        std::fs::write(&path, bytes).unwrap();
+        let away = away(standing(folder.path(), ""));
+        assert_eq!((away.word, away.holds), ("doubtful", false));
+        assert!(away.why.contains(part) && away.why.contains("a.state.migration"), "{}", away.why);
+    }
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    assert_eq!(away(standing(folder.path(), "")).word, "doubtful");
+    std::fs::remove_dir(&path).unwrap();
+    // Nobody writes into it: who waited for that would wait for ever.
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    assert_eq!(away(standing(folder.path(), "")).word, "doubtful");
+}
+
+#[test]
+fn what_could_not_be_read_again_is_not_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = File::new(&folder.path().join("j"));
+    let good = record(Some(SourceStepV1::Offered), None).to_bytes().unwrap();
+    file.replace(&good).unwrap();
+    file.replace(&good[1..]).unwrap_err();
+    assert_eq!(file.read().unwrap(), Some(good));
+    let nowhere = File::new(&folder.path().join("missing/j"));
+    assert!(nowhere.read().unwrap().is_none());
+    let error = nowhere.replace(&record(Some(SourceStepV1::Granted), None).to_bytes().unwrap());
+    assert!(format!("{:#}", error.unwrap_err()).contains("missing/j cannot be written"));
+}
+
+/// A house that serves nobody yet, and what it tells its keeper.
+fn house(config: &Config) -> (Arc<House>, std::sync::mpsc::Receiver<ToKeeper>) {
+    let (theirs, ours) = Link::pair().unwrap();
+    let house = Arc::new(House::for_test(config, theirs));
+    let (tell, told) = std::sync::mpsc::channel();
+    let acknowledge = Arc::clone(&house);
+    std::thread::spawn(move || {
+        while let Ok(Received::Message(message, _)) = ours.receive::<ToKeeper>(Wait::Block) {
+            if let ToKeeper::Ring { number } = message {
+                acknowledge.keeper.ring_kept(number, true);
+            }
+            let _ = tell.send(message);
+        }
+    });
+    (house, told)
+}
+
+#[test]
+fn an_ssd_that_has_come_is_served_when_its_journal_says_so_and_not_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path(), "incoming = true\n");
+    let ssd = &config.ssds[0];
+    let (house, told) = house(&config);
+    let away = house.away(ssd).unwrap().unwrap();
+    assert_eq!(std::fs::metadata(folder.path().join("a.img")).unwrap().len(), 16 << 20, "its place is made");
+    house.stay_away(3, super::Absent::new(ssd), &away);
+    let word = |step: Option<DestinationStepV1>| {
+        if let Some(step) = step {
+            let file = File::new(&folder.path().join("a.state.migration"));
+            file.replace(&record(None, Some(step)).to_bytes().unwrap()).unwrap();
+        }
+        house.arrive(3).unwrap();
+        let until = Instant::now() + Duration::from_secs(20);
+        let standing = |message| match message {
+            ToKeeper::Standing { ssd: 3, standing } => Some(standing.map(|standing| standing.word)),
+            _ => None,
+        };
+        while Instant::now() < until {
+            let heard = told.try_iter().filter_map(standing);
+            if let Some(last) = heard.last() {
+                return last;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        panic!("nothing is said")
+    };
+    assert_eq!(word(None).as_deref(), Some("incoming"));
+    assert_eq!(word(Some(DestinationStepV1::Ready)).as_deref(), Some("ready"));
+    assert!(house.slots.lock().unwrap().open.is_empty());
+    assert_eq!(word(Some(DestinationStepV1::Owned)), None);
+    let served = house.slots.lock().unwrap().open.remove(&3).unwrap();
+    house.arrive(3).unwrap_err();
+    served.stop();
+    served.join().unwrap();
+}

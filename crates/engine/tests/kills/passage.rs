@@ -1,0 +1,185 @@
+//! Ssds whose owner is on another host: whatever engine starts, it opens none of them, and serves the others.
+
+use super::house::House;
+use super::load::Load;
+use super::{FILE, RAM};
+use guest::nvme::{Driver, Options};
+use state::migration::{DestinationStepV1, DestinationV1, MigrationV1, SourceStepV1, SourceV1};
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+fn at_source(step: SourceStepV1) -> MigrationV1 {
+    let held = if step == SourceStepV1::TakenBack { 6 } else { 4 };
+    MigrationV1 {
+        ssd: [7; 16],
+        peer: "host-b".to_owned(),
+        migration: [8; 16],
+        epoch: 5,
+        round: 1,
+        source: Some(SourceV1 { held, step }),
+        destination: None,
+    }
+}
+
+fn at_destination(step: DestinationStepV1) -> MigrationV1 {
+    let destination = Some(DestinationV1 { step, fenced_by: None });
+    MigrationV1 { source: None, destination, ..at_source(SourceStepV1::Offered) }
+}
+
+fn journal(house: &House, name: &str, record: &MigrationV1) {
+    std::fs::write(house.path(&format!("{name}.state.migration")), record.to_bytes().unwrap()).unwrap();
+}
+
+/// As soon as the keeper says that it is so: its state, and why.
+fn await_state(house: &House, name: &str, state: &str) -> String {
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        let status = house.status();
+        let ssd = status.ssds.iter().find(|ssd| ssd.name == name).unwrap();
+        if ssd.state == state && status.engine.state == "serving" {
+            return ssd.reason.clone().unwrap_or_default();
+        }
+        assert!(Instant::now() < until, "{ssd:?} is not {state}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The next engine sees what the journals say by now.
+fn next_engine(house: &House) {
+    let before = house.status().engine.generation;
+    house.kill();
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        let engine = house.status().engine;
+        if engine.generation > before && engine.state == "serving" {
+            return;
+        }
+        assert!(Instant::now() < until, "{engine:?}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn is_turned_away(house: &House, name: &str) -> bool {
+    let mut socket = UnixStream::connect(house.socket(name)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    matches!(socket.read(&mut [0]), Ok(0))
+}
+
+#[test]
+fn what_was_granted_is_not_served_by_whatever_engine_starts_and_goes_on_when_it_is_taken_back() {
+    let house = House::start(&[("victim", RAM), ("moved", FILE)], 2);
+    let mut load = Load::new(house.connect("victim"), 2, 32, 3);
+    let mut driver = house.connect("moved");
+    let bytes = [0x5a; 512];
+    let buffer = driver.ram().clone().alloc_with(&bytes).unwrap();
+    driver.create_queue_pair(1, 16).unwrap();
+    driver.write(1, 1, 9, 1, &buffer).unwrap().ok().unwrap();
+    journal(&house, "moved", &at_source(SourceStepV1::Offered));
+    next_engine(&house);
+    driver.read(1, 1, 9, 1, &buffer).unwrap().ok().unwrap();
+    journal(&house, "moved", &at_source(SourceStepV1::Granted));
+    next_engine(&house);
+    assert!(await_state(&house, "moved", "granted").contains("host-b"));
+    load.run_for(Duration::from_millis(50));
+    // Its guest's command waits; it is neither answered nor failed.
+    driver.set_timeout(Duration::from_secs(20));
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| {
+            driver.write(1, 1, 10, 1, &buffer).unwrap().ok().unwrap();
+            driver.read(1, 1, 9, 1, &buffer).unwrap().ok().unwrap();
+        });
+        for _ in 0..3 {
+            load.run_for(Duration::from_millis(100));
+            next_engine(&house);
+            load.run_until_progress();
+            await_state(&house, "moved", "granted");
+        }
+        assert!(!waits.is_finished());
+        journal(&house, "moved", &at_source(SourceStepV1::TakenBack));
+        house.kill();
+        load.run_until_progress();
+        waits.join().unwrap();
+    });
+    assert_eq!(await_state(&house, "moved", "serving"), "");
+    assert_eq!(buffer.bytes(0, 512), bytes);
+    load.finish();
+    drop(driver);
+    house.stop();
+}
+
+#[test]
+fn what_is_gone_turns_clients_away_and_its_data_is_not_touched() {
+    let house = House::start(&[("victim", RAM), ("moved", FILE)], 1);
+    let mut load = Load::new(house.connect("victim"), 1, 16, 4);
+    journal(&house, "moved", &at_source(SourceStepV1::Gone));
+    next_engine(&house);
+    let why = await_state(&house, "moved", "gone");
+    assert!(why.contains("it is at \"host-b\" now"), "{why}");
+    assert!(is_turned_away(&house, "moved"));
+    // The keeper goes on with what it was told, whoever reads the journal next.
+    journal(&house, "moved", &at_source(SourceStepV1::Cancelled));
+    next_engine(&house);
+    await_state(&house, "moved", "serving");
+    house.connect("moved").identify(0, 1).unwrap();
+    let path = house.path("moved.state.migration");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[40] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    next_engine(&house);
+    let why = await_state(&house, "moved", "doubtful");
+    assert!(why.contains("moved.state.migration") && why.contains("damaged"), "{why}");
+    assert!(is_turned_away(&house, "moved"));
+    load.run_for(Duration::from_millis(20));
+    load.finish();
+    house.stop();
+}
+
+#[test]
+fn what_is_to_come_has_its_place_and_its_client_waits_for_it() {
+    let house = House::start(&[("victim", RAM)], 1);
+    let comes = format!("{FILE}\nincoming = true");
+    house.apply(&[("victim", RAM), ("moved", &comes)]).unwrap();
+    assert!(await_state(&house, "moved", "incoming").contains("has not begun"));
+    assert_eq!(std::fs::metadata(house.path("disk.img")).unwrap().len(), 64 << 20);
+    let waits = std::thread::spawn({
+        let socket = house.socket("moved");
+        let options = Options { timeout: Duration::from_secs(30), ..Options::default() };
+        move || Driver::connect_with(&socket, options).unwrap().identify(0, 1).unwrap()
+    });
+    for step in [DestinationStepV1::Incoming, DestinationStepV1::Ready] {
+        journal(&house, "moved", &at_destination(step));
+        next_engine(&house);
+        await_state(&house, "moved", if step == DestinationStepV1::Ready { "ready" } else { "incoming" });
+    }
+    assert!(!waits.is_finished());
+    // As it was left here by a migration; a device that opened it would have made it longer.
+    assert!(!house.path("moved.state").exists());
+    journal(&house, "moved", &at_destination(DestinationStepV1::Owned));
+    next_engine(&house);
+    await_state(&house, "moved", "serving");
+    waits.join().unwrap();
+    // The word means nothing any more.
+    house.apply(&[("victim", RAM), ("moved", FILE)]).unwrap();
+    house.stop();
+}
+
+#[test]
+fn what_was_gone_and_is_in_a_changed_configuration_again_is_not_served_and_the_rest_of_the_change_is() {
+    let house = House::start(&[("victim", RAM)], 1);
+    journal(&house, "moved", &at_source(SourceStepV1::Gone));
+    let other = "{ type = \"uring\", path = \"DIR/other.img\", direct = false }";
+    house.apply(&[("victim", RAM), ("moved", FILE), ("other", other)]).unwrap();
+    await_state(&house, "moved", "gone");
+    assert!(is_turned_away(&house, "moved"));
+    assert!(!house.path("disk.img").exists(), "nothing of it was opened");
+    house.connect("other").identify(0, 1).unwrap();
+    house.apply(&[("victim", RAM)]).unwrap();
+    assert!(!house.socket("moved").exists());
+    // And once more, to come back.
+    journal(&house, "moved", &at_destination(DestinationStepV1::Owned));
+    house.apply(&[("victim", RAM), ("moved", FILE)]).unwrap();
+    await_state(&house, "moved", "serving");
+    house.connect("moved").identify(0, 1).unwrap();
+    house.stop();
+}

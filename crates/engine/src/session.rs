@@ -1,5 +1,6 @@
 //! A vfio-user session's view of an ssd: messages become calls to the ssd's home, the answers become replies.
 
+mod logging;
 mod migration;
 
 use crate::interrupts::{Eventfd, Table, VECTORS_MAX};
@@ -47,6 +48,8 @@ pub(crate) struct Wire {
     still: Option<Box<migration::Still>>,
     /// The file of a state on its way, of a predecessor.
     kept_state: Option<OwnedFd>,
+    /// What the device writes, if the client wants to know it.
+    log: Option<logging::Log>,
 }
 
 /// The client at the other end of the socket.
@@ -89,6 +92,7 @@ impl Wire {
             changed: false,
             still: None,
             kept_state: None,
+            log: None,
         })
     }
 
@@ -126,7 +130,11 @@ impl Wire {
             let vectors = saved.msix.iter().map(|id| id.checked_sub(1).map(eventfd).transpose());
             table = table.with_msix(0, vectors.collect::<anyhow::Result<_>>()?);
         }
-        self.map = Arc::new(map);
+        self.log = match &saved.logging {
+            Some(logging) => Some(logging::Log::restore(logging.clone(), fd(logging.fd)?)?),
+            None => None,
+        };
+        self.map = Arc::new(self.log.iter().fold(map, |map, log| log.on(&map)));
         self.table = table.clone();
         self.kept_state = saved.migration.and_then(|migration| migration.fd).map(fd).transpose()?;
         self.saved = saved;
@@ -313,6 +321,9 @@ impl Device for Wire {
     }
 
     fn dma_map(&mut self, map: DmaMap) -> Result<(), Errno> {
+        if self.log.as_ref().is_some_and(|log| !log.covers(map.iova, map.size)) {
+            return Err(Errno::TOOBIG);
+        }
         let access = Access { read: map.access.read, write: map.access.write };
         let (fd, offset) = map.backing.as_ref().map_or((None, 0), |(fd, offset)| (Some(fd.id), *offset));
         let saved =
@@ -391,8 +402,10 @@ impl Device for Wire {
         }
         match self.saved.to_bytes() {
             Ok(bytes) => {
-                let made = self.still.as_mut().and_then(|still| still.take_made());
-                Some(Deposit { bytes, keep: self.saved.descriptors(), made: made.into_iter().collect() })
+                let state = self.still.as_mut().and_then(|still| still.take_made());
+                let log = self.log.as_mut().and_then(logging::Log::take_made);
+                let made = state.into_iter().chain(log).collect();
+                Some(Deposit { bytes, keep: self.saved.descriptors(), made })
             }
             // Longer than any envelope: not with the limits on maps and vectors.
             Err(error) => {

@@ -33,6 +33,7 @@ pub use device::{
     Access, ClientFd, Deposit, Device, DeviceInfo, DmaMap, DmaUnmap, Errno, IrqAction, IrqData, IrqInfo,
     MadeFd, MmapArea, Negotiated, RegionInfo, RegionMmap, SetIrqs,
 };
+pub use feature::{LoggedRange, ReportRange};
 pub use listener::Listener;
 pub use migration::{Logging, Migration, State, Transition};
 pub use queue::Message;

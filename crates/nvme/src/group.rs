@@ -476,6 +476,7 @@ impl QueueGroup {
             || sq.dead
             || outcome != Outcome::Done
             || self.drains.is_stopped()
+            || self.io.is_logged()
         {
             return self.complete_rare(sqid, slot, outcome, sink);
         }
@@ -491,6 +492,13 @@ impl QueueGroup {
     fn complete_rare(&mut self, sqid: u16, slot: u16, outcome: Outcome, sink: &mut impl Sink) {
         let Some(Some(sq)) = self.sqs.get_mut(usize::from(sqid)) else { return };
         let Some(live) = sq.live.get_mut(slot) else { return };
+        if self.io.is_logged()
+            && live.kind == Kind::Read
+            && live.job.is_none()
+            && let Some(command) = sq.queue.command(&self.region, slot)
+        {
+            self.io.mark_read(&command, bytes_of(live.sectors));
+        }
         if sq.dead {
             live.state = State::Retry;
             return;
@@ -662,6 +670,10 @@ fn command_of_ticket(ticket: u32) -> Option<(u16, u16)> {
 /// Starting LBA of an accepted command.
 fn lba_of(queue: &SubmissionQueue, region: &ControllerRegion, slot: u16) -> u64 {
     queue.command(region, slot).map_or(0, |command| command.slba())
+}
+
+fn bytes_of(sectors: u32) -> usize {
+    usize::try_from(u64::from(sectors) << 9).unwrap_or(usize::MAX)
 }
 
 /// Volatile Write Cache (feature 06h) is set, and its WCE bit is clear.

@@ -11,11 +11,13 @@ use crate::envelope::{self, EnvelopeError};
 
 /// First eight bytes of a vfio-user session's deposit.
 pub const MAGIC: [u8; 8] = *b"GODWTVFU";
-/// The newest version this build reads. Version 2: the device is not running. A running one is written as version 1, which a build from
-/// before can go on from; from a stopped one it must not, since it would let it run.
-pub const VERSION: u32 = 2;
+/// The newest version this build reads. Version 2: the device is not running. Version 3: what it writes is logged. All others are written as
+/// version 1, which a build from before can go on from; from these it must not, since it would let the device run, or write without a mark.
+pub const VERSION: u32 = 3;
 /// More maps than any client may have.
 const MAPS_MAX: usize = 65_536;
+/// More ranges than any log may have.
+const LOGGED_MAX: usize = 1024;
 /// More vectors than any device has.
 const VECTORS_MAX: usize = 2048;
 
@@ -49,6 +51,34 @@ pub struct VfioUserV1 {
     #[n(6)]
     #[cbor(default)]
     pub made: Option<u32>,
+    /// What the device writes into memory is logged. Since version 3.
+    #[n(7)]
+    #[cbor(default)]
+    pub logging: Option<LoggingV1>,
+}
+
+/// A log of the pages that the device writes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode, CborLen)]
+#[cbor(map)]
+pub struct LoggingV1 {
+    /// Id of the file with the marks.
+    #[n(0)]
+    pub fd: u32,
+    /// What is logged, in the order of their marks in the file. They lie apart.
+    #[n(1)]
+    pub ranges: Vec<LoggedRangeV1>,
+}
+
+/// Pages in a row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, CborLen)]
+#[cbor(map)]
+pub struct LoggedRangeV1 {
+    /// First address.
+    #[n(0)]
+    pub iova: u64,
+    /// Bytes.
+    #[n(1)]
+    pub size: u64,
 }
 
 /// A device that is not running. Its region, and this, are all there is of it.
@@ -127,7 +157,11 @@ impl VfioUserV1 {
     /// [`SessionError`] when it is longer than an envelope may be.
     pub fn to_bytes(&self) -> Result<Vec<u8>, SessionError> {
         let body = minicbor::to_vec(self).map_err(|error| SessionError::Body(error.to_string()))?;
-        let version = if self.migration.is_some() { VERSION } else { 1 };
+        let version = match (&self.logging, &self.migration) {
+            (Some(_), _) => VERSION,
+            (None, Some(_)) => 2,
+            (None, None) => 1,
+        };
         Ok(envelope::seal(MAGIC, version, &body)?)
     }
 
@@ -138,8 +172,11 @@ impl VfioUserV1 {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, SessionError> {
         let (_version, body) = envelope::open(MAGIC, VERSION, bytes)?;
         let session: Self = minicbor::decode(body).map_err(|error| SessionError::Body(error.to_string()))?;
-        if session.maps.len() > MAPS_MAX || session.msix.len() > VECTORS_MAX {
-            return Err(SessionError::Body("more maps or vectors than any session has".to_owned()));
+        let logged = session.logging.as_ref().map_or(0, |logging| logging.ranges.len());
+        if session.maps.len() > MAPS_MAX || session.msix.len() > VECTORS_MAX || logged > LOGGED_MAX {
+            return Err(SessionError::Body(
+                "more maps, vectors or logged ranges than any session has".to_owned(),
+            ));
         }
         Ok(session)
     }
@@ -150,7 +187,8 @@ impl VfioUserV1 {
         let files = self.maps.iter().filter_map(|map| map.fd);
         let vectors = self.msix.iter().filter_map(|id| id.checked_sub(1));
         let state = self.migration.and_then(|migration| migration.fd);
-        let mut ids: Vec<u32> = files.chain(self.intx).chain(vectors).chain(state).collect();
+        let log = self.logging.as_ref().map(|logging| logging.fd);
+        let mut ids: Vec<u32> = files.chain(self.intx).chain(vectors).chain(state).chain(log).collect();
         ids.sort_unstable();
         ids.dedup();
         ids

@@ -1,7 +1,9 @@
 //! The deposit of a session: every released version is read for ever, anything else is refused by name.
 
 use state::envelope::EnvelopeError;
-use state::session::{DmaMapV1, MAGIC, MigrationV1, NegotiatedV1, SessionError, VERSION, VfioUserV1};
+use state::session::{
+    DmaMapV1, LoggedRangeV1, LoggingV1, MAGIC, MigrationV1, NegotiatedV1, SessionError, VERSION, VfioUserV1,
+};
 
 /// A session with every field set.
 fn full() -> VfioUserV1 {
@@ -20,6 +22,7 @@ fn full() -> VfioUserV1 {
         msix: vec![9, 0, 10, 9],
         migration: None,
         made: None,
+        logging: None,
     }
 }
 
@@ -27,6 +30,45 @@ fn full() -> VfioUserV1 {
 fn stopped() -> VfioUserV1 {
     let migration = MigrationV1 { state: 3, fd: Some(1 << 31), len_bytes: 1 << 20, read_bytes: 4096 };
     VfioUserV1 { migration: Some(migration), made: Some(1), ..full() }
+}
+
+/// As [`stopped`], with a log.
+fn logged() -> VfioUserV1 {
+    let ranges = vec![
+        LoggedRangeV1 { iova: 1 << 32, size: 1 << 30 },
+        LoggedRangeV1 { iova: 0, size: 0xa_0000 },
+        LoggedRangeV1 { iova: u64::MAX - 0xfff, size: 0x1000 },
+    ];
+    VfioUserV1 { logging: Some(LoggingV1 { fd: 1 << 31 | 1, ranges }), made: Some(2), ..stopped() }
+}
+
+#[test]
+fn the_golden_session_of_version_3_is_read_for_ever_and_written_now() {
+    let bytes = logged().to_bytes().expect("short");
+    if std::env::var_os("GODWIT_WRITE_GOLDEN").is_some() {
+        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/session-v3.bin"), &bytes)
+            .expect("written");
+    }
+    let golden = include_bytes!("golden/session-v3.bin");
+    assert_eq!(VfioUserV1::from_bytes(golden).expect("readable"), logged());
+    assert_eq!(bytes, golden);
+}
+
+/// It would write memory that nobody copies.
+#[test]
+fn a_build_that_knows_no_log_refuses_a_session_that_has_one() {
+    for session in [logged(), VfioUserV1 { migration: None, ..logged() }] {
+        let opened = state::envelope::open(MAGIC, 2, &session.to_bytes().expect("short")).map(drop);
+        assert_eq!(opened, Err(EnvelopeError::Newer { found: 3, newest: 2 }));
+    }
+}
+
+#[test]
+fn a_session_with_more_ranges_than_a_log_may_have_is_refused() {
+    let ranges = vec![LoggedRangeV1 { iova: 0, size: 4096 }; 1025];
+    let bytes =
+        VfioUserV1 { logging: Some(LoggingV1 { fd: 1, ranges }), ..full() }.to_bytes().expect("short");
+    assert!(matches!(VfioUserV1::from_bytes(&bytes), Err(SessionError::Body(_))));
 }
 
 #[test]
@@ -72,6 +114,7 @@ fn what_is_written_now_is_the_golden_session() {
 fn every_descriptor_is_named_once() {
     assert_eq!(full().descriptors(), [3, 7, 8, 9]);
     assert_eq!(stopped().descriptors(), [3, 7, 8, 9, 1 << 31]);
+    assert_eq!(logged().descriptors(), [3, 7, 8, 9, 1 << 31, 1 << 31 | 1]);
 }
 
 #[test]

@@ -173,6 +173,12 @@ impl Driver {
         Ok(())
     }
 
+    /// The pages of shadow doorbells and of event indices, by their addresses.
+    #[must_use]
+    pub fn shadow_pages(&self) -> Option<(u64, u64)> {
+        self.shadow.as_ref().map(|shadow| (shadow.doorbells.iova(), shadow.event_idx.iova()))
+    }
+
     /// Posts an Asynchronous Event Request; wait for it with [`Driver::wait`] on queue 0.
     ///
     /// # Errors

@@ -17,6 +17,9 @@ pub mod state {
 const GET: u32 = 1 << 16;
 const SET: u32 = 1 << 17;
 const DEVICE_STATE: u32 = 2;
+const LOGGING_START: u32 = 6;
+const LOGGING_STOP: u32 = 7;
+const LOGGING_REPORT: u32 = 8;
 
 impl Client {
     /// DEVICE_FEATURE: the data of the reply.
@@ -48,6 +51,45 @@ impl Client {
     pub fn set_migration_state(&mut self, state: u32) -> Result<()> {
         let data = Payload::default().u32(state).u32(0).0;
         self.device_feature(SET | DEVICE_STATE, &data).map(drop)
+    }
+
+    /// DMA_LOGGING_START over these ranges (first address, bytes). The grain that the device answers.
+    ///
+    /// # Errors
+    /// As [`Client::device_feature`].
+    pub fn start_dma_logging(&mut self, page_bytes: u64, ranges: &[(u64, u64)]) -> Result<u64> {
+        let count = u32::try_from(ranges.len()).map_err(|error| Error::Protocol(error.to_string()))?;
+        let head = Payload::default().u64(page_bytes).u32(count).u32(0);
+        let data = ranges.iter().fold(head, |data, (iova, length)| data.u64(*iova).u64(*length)).0;
+        Fields(&self.device_feature(SET | LOGGING_START, &data)?).u64(0)
+    }
+
+    /// DMA_LOGGING_STOP.
+    ///
+    /// # Errors
+    /// As [`Client::device_feature`].
+    pub fn stop_dma_logging(&mut self) -> Result<()> {
+        self.device_feature(SET | LOGGING_STOP, &[]).map(drop)
+    }
+
+    /// DMA_LOGGING_REPORT: the first addresses of the pages of `page_bytes` in a range that were written since the last one.
+    ///
+    /// # Errors
+    /// As [`Client::device_feature`].
+    pub fn report_dma_logging(&mut self, iova: u64, length: u64, page_bytes: u64) -> Result<Vec<u64>> {
+        let data = Payload::default().u64(iova).u64(length).u64(page_bytes).0;
+        let reply = self.device_feature(GET | LOGGING_REPORT, &data)?;
+        let bitmap = reply.get(data.len()..).filter(|_| reply.get(..data.len()) == Some(&data));
+        let bitmap = bitmap.ok_or_else(|| Error::Protocol("a report of another range".into()))?;
+        let bits = length.div_ceil(page_bytes);
+        if bitmap.len() as u64 != bits.div_ceil(64) * 8 {
+            return Err(Error::Protocol(format!("{} bytes of bitmap for {bits} pages", bitmap.len())));
+        }
+        let is_set = |bit: u64| {
+            let byte = usize::try_from(bit / 8).ok().and_then(|at| bitmap.get(at));
+            byte.is_some_and(|byte| byte >> (bit % 8) & 1 == 1)
+        };
+        Ok((0..bits).filter(|bit| is_set(*bit)).map(|bit| iova + bit * page_bytes).collect())
     }
 
     /// MIG_DATA_READ of at most so many bytes.

@@ -16,7 +16,7 @@ use crate::home::HandedOn;
 use crate::message::{Answer, Call, Message, Settlement};
 use crate::records::Records;
 use crate::serve::controller;
-use frontend::vfio_user::{Errno, MadeFd, Migration, State, Transition, device};
+use frontend::vfio_user::{Errno, Logging, MadeFd, Migration, State, Transition, device};
 use link::session::ENGINE_FDS;
 use nvme::controller::Controller;
 use nvme::controller::saved::{self, Place};
@@ -98,7 +98,7 @@ impl Data {
     }
 }
 
-fn errno(error: &std::io::Error) -> Errno {
+pub(super) fn errno(error: &std::io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 
@@ -323,7 +323,7 @@ impl Wire {
 }
 
 /// An id that no descriptor of the session has had.
-fn next_made(made: &mut Option<u32>) -> u32 {
+pub(super) fn next_made(made: &mut Option<u32>) -> u32 {
     let count = made.unwrap_or(0);
     *made = Some(count.wrapping_add(1) & (ENGINE_FDS - 1));
     ENGINE_FDS | count
@@ -358,5 +358,9 @@ impl Migration for Wire {
 
     fn write(&mut self, data: &[u8]) -> Result<(), Errno> {
         self.still.as_mut().and_then(|still| still.data.as_mut()).ok_or(Errno::INVAL)?.write(data)
+    }
+
+    fn logging(&mut self) -> Option<&mut dyn Logging> {
+        Some(self)
     }
 }

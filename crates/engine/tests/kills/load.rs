@@ -1,7 +1,7 @@
 //! Reads and writes of known blocks, several at a time, each answered exactly once, each byte compared.
 
 use guest::nvme::{Driver, Sqe};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 const BLOCK: usize = 4096;
@@ -29,6 +29,8 @@ pub(crate) struct Load {
     chance: u64,
     done: u64,
     last: Instant,
+    /// Buffers that the guest has written since it was asked.
+    written: HashSet<usize>,
 }
 
 impl Load {
@@ -47,7 +49,18 @@ impl Load {
             chance: seed | 1,
             done: 0,
             last: Instant::now(),
+            written: HashSet::new(),
         }
+    }
+
+    /// What the guest's processors have written since the last call, by offset in its memory and bytes.
+    pub(crate) fn take_written(&mut self) -> Vec<(usize, usize)> {
+        let rings = (1..=self.queues).map(|qid| {
+            let ring = self.driver.sq(qid).unwrap().ring();
+            (ring.offset(), ring.len())
+        });
+        let buffers = self.written.drain().map(|buffer| (self.buffers.offset() + buffer * BLOCK, BLOCK));
+        rings.chain(buffers).collect()
     }
 
     /// To be moved.
@@ -73,6 +86,7 @@ impl Load {
                 continue;
             }
             let buffer = self.free.pop().unwrap();
+            self.written.insert(buffer);
             let qid = self.next(u64::from(self.queues)) as u16 + 1;
             let writes = self.next(2) == 0;
             let version = writes.then(|| self.blocks[block as usize].0 + 1);

@@ -16,6 +16,7 @@ mod metrics;
 mod passage;
 mod reactors;
 mod travel;
+mod written;
 
 use guest::nvme::{Options, Sqe};
 use house::{House, KILLED_NS};

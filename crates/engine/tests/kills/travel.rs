@@ -51,7 +51,7 @@ pub(crate) fn connect(house: &House) -> Client {
     }
 }
 
-fn copy_disk(from: &House, to: &House) {
+pub(crate) fn copy_disk(from: &House, to: &House) {
     let bytes = std::fs::read(from.path("disk.img")).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&to.drive("disk.img"), &bytes, 0).unwrap();
 }

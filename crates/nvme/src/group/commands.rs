@@ -190,7 +190,7 @@ impl QueueGroup {
     }
 
     fn adopt(&mut self, map: Arc<MemoryMap>, sink: &mut impl Sink) {
-        let old = core::mem::replace(&mut self.io.map, Arc::clone(&map));
+        let old = self.io.adopt(Arc::clone(&map));
         self.drains.retire_map(old, map.generation());
         self.asked_remote = false;
         self.bells.adopt(&self.region, &map);

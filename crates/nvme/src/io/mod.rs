@@ -116,6 +116,8 @@ impl Started {
 /// Carries out commands. Owns everything they share on one reactor.
 pub(crate) struct Executor {
     pub(crate) map: Arc<MemoryMap>,
+    /// The map has a log of what is written: known here, so that a command without one looks nowhere else.
+    logged: bool,
     pub(crate) table: Arc<NamespaceTable>,
     limits: Limits,
     mdts_bytes: u32,
@@ -134,6 +136,7 @@ impl Executor {
         table: Arc<NamespaceTable>,
     ) -> Self {
         Self {
+            logged: map.log().is_some(),
             map,
             table,
             limits,
@@ -176,7 +179,11 @@ impl Executor {
         };
         let sectors = sectors_of(range);
         let request = Request { token, op, range, data: self.segments.as_slice() };
-        match sink.submit(&request) {
+        let submitted = sink.submit(&request);
+        if self.logged && matches!(submitted, Submitted::Ended(_)) && kind == Kind::Read {
+            self.mark_read(command, len_bytes);
+        }
+        match submitted {
             Submitted::Ended(Outcome::Done) => Quick::Done { kind, sectors },
             Submitted::Queued => Quick::AtBackend { kind, sectors },
             Submitted::Full => Started { begun: Begun::Full, kind, sectors, job: None }.into(),
@@ -186,6 +193,27 @@ impl Executor {
                 Started { begun, kind, sectors, job: None }.into()
             }
         }
+    }
+
+    /// What is carried out from now on uses this map. Returns the one before.
+    pub(crate) fn adopt(&mut self, map: Arc<MemoryMap>) -> Arc<MemoryMap> {
+        self.logged = map.log().is_some();
+        core::mem::replace(&mut self.map, map)
+    }
+
+    /// Whether a Read that went straight into guest memory is to be marked when it has ended ([`Executor::mark_read`]).
+    #[inline]
+    pub(crate) fn is_logged(&self) -> bool {
+        self.logged
+    }
+
+    /// Marks what the drive has stored for a Read, however that ended: before its answer, so that the host reads no page that has no mark.
+    /// The data pointer is walked again: a host that changes a list while its command is out has marks on the pages that it says now.
+    #[cold]
+    pub(crate) fn mark_read(&mut self, command: &Command, len_bytes: usize) {
+        let map = Arc::clone(&self.map);
+        // What cannot be walked any more was taken away by its owner.
+        let _ = data::walk(command, len_bytes, Direction::ToHost, &map, &mut self.list, &mut Marked);
     }
 
     /// Read or Write in a namespace that has marked blocks somewhere, or had until just now.
@@ -446,6 +474,20 @@ impl Visit for Reached {
 
     fn bucket(&mut self, len_bytes: usize) -> Result<(), Refused> {
         self.pieces.bucket(len_bytes)
+    }
+}
+
+/// Marks memory as written.
+struct Marked;
+
+impl Visit for Marked {
+    fn memory(&mut self, map: &MemoryMap, address: u64, len_bytes: usize) -> Result<(), Refused> {
+        map.mark(memory::Iova(address), len_bytes as u64);
+        Ok(())
+    }
+
+    fn bucket(&mut self, _len_bytes: usize) -> Result<(), Refused> {
+        Ok(())
     }
 }
 

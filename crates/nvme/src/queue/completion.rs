@@ -200,7 +200,8 @@ impl CompletionQueue {
     }
 
     /// Answers a command. POST of the protocol: answer and slot word, entry in guest memory with the phase tag last, tail, and
-    /// the slot is free.
+    /// the slot is free. The window marks the entry's page where the map has a log; a process that ends before it has leaves the slot
+    /// POSTING, and its successor writes the entry again and marks it.
     #[inline]
     pub fn post(
         &mut self,

@@ -64,6 +64,10 @@ impl Doorbells {
             .and_then(|values| Ok(Shadow { values, events: Window::new(map, events, PAGE_BYTES, write)? }));
         self.fault = pages.as_ref().err().copied();
         self.shadow = pages.ok();
+        if let Some(shadow) = &self.shadow {
+            // What a predecessor has stored there and not marked, if there is a log.
+            shadow.events.mark(0, PAGE_BYTES);
+        }
     }
 
     /// Why the shadow pages cannot be reached, if they cannot.

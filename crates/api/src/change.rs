@@ -68,6 +68,12 @@ impl Plan {
                     .to_owned(),
             );
         }
+        if new.migration != old.migration {
+            reasons.push(
+                "[migration] cannot change while godwitd runs: leave it as it is, or restart godwitd"
+                    .to_owned(),
+            );
+        }
         plan.compare_pools(old, new, &mut reasons);
         for ssd in &new.ssds {
             match old.ssd(&ssd.name) {

@@ -1,8 +1,10 @@
 //! `godwit.toml`: what `godwitd` serves. See `docs/guide/configuration.md`.
 
 mod limits;
+mod migration;
 
 pub use limits::{Limits, Rate, WEIGHT_DEFAULT};
+pub use migration::Migration;
 
 use crate::identity::{Identity, serial_of_name, uuid_of_text};
 use crate::size::Size;
@@ -33,6 +35,8 @@ pub struct Config {
     pub pools: Vec<Pool>,
     /// Where the daemon listens for `godwit`. `None`: at [`crate::control::DEFAULT_SOCKET`], if it can.
     pub control: Option<PathBuf>,
+    /// How ssds move to and from other hosts. `None`: they do not.
+    pub migration: Option<Migration>,
 }
 
 /// How the engine runs.
@@ -255,6 +259,7 @@ struct RawConfig {
     #[serde(default)]
     pool: Vec<RawPool>,
     control: Option<Spanned<PathBuf>>,
+    migration: Option<migration::RawMigration>,
 }
 
 #[derive(Deserialize, Default)]
@@ -339,7 +344,8 @@ fn check(raw: RawConfig) -> Result<Config, Wrong> {
     check_distinct(&raw.ssd, &ssds)?;
     let pools = check_pools(&raw, &ssds)?;
     let control = raw.control.as_ref().map(|path| check_control(path, &ssds)).transpose()?;
-    Ok(Config { engine, ssds, pools, control })
+    let migration = raw.migration.map(migration::check).transpose()?;
+    Ok(Config { engine, ssds, pools, control, migration })
 }
 
 /// Pools are distinct from one another and from the ssds' files, and each that an ssd names is there.

@@ -62,6 +62,100 @@ pub enum Request {
 pub enum EngineRequest {
     /// Its reactors and how busy they are, measured over a moment: [`Response::Reactors`].
     Reactors,
+    /// Moves an ssd, its data and its ownership, to another host.
+    Migrate {
+        /// Its name.
+        ssd: String,
+        /// The other host and its port, as its certificate has the name.
+        to: String,
+        /// How it is moved.
+        #[serde(default)]
+        terms: MigrationTerms,
+        /// Ask the other host whether it could be, and do nothing.
+        #[serde(default)]
+        dry_run: bool,
+    },
+    /// All migrations that this host takes part in, and those that ended last: [`Response::Migrations`].
+    Migrations,
+    /// Steers a migration.
+    Steer {
+        /// The ssd's name here.
+        ssd: String,
+        /// What is to be done.
+        steer: Steer,
+    },
+}
+
+/// How an ssd is moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MigrationTerms {
+    /// Bytes a second on the wire at most. 0: no limit.
+    pub bandwidth: u64,
+    /// How long its guest's I/O may stand still, µs.
+    pub max_stun_us: u64,
+    /// Connections side by side, 1 to 64.
+    pub streams: u16,
+    /// What is left here is kept, and not wiped.
+    pub keep_source: bool,
+}
+
+impl Default for MigrationTerms {
+    fn default() -> Self {
+        Self { bandwidth: 0, max_stun_us: 10_000, streams: 2, keep_source: false }
+    }
+}
+
+/// What can be done to a migration that is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Steer {
+    /// Copy nothing for now; the guest goes on.
+    Pause,
+    /// Copy on.
+    Resume,
+    /// Bytes a second on the wire at most from now on. 0: no limit.
+    Bandwidth(u64),
+    /// End it: the ssd stays where it is.
+    Cancel,
+    /// Take the ssd here. Whoever says so answers for it that the other host does not serve it.
+    Force,
+}
+
+/// A migration, as one of the two hosts sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MigrationStatus {
+    /// The ssd.
+    pub ssd: String,
+    /// The other host.
+    pub peer: String,
+    /// It comes here; else it goes.
+    pub incoming: bool,
+    /// What is done now, or how it ended, in a word.
+    pub state: String,
+    /// What an operator must know, and the way on; or why it failed.
+    pub reason: Option<String>,
+    /// It is over.
+    pub over: bool,
+    /// Bytes of the ssd.
+    pub size_bytes: u64,
+    /// Bytes on the wire until now.
+    pub sent_bytes: u64,
+    /// Bytes that this pass has still to send.
+    pub left_bytes: u64,
+    /// Passes that are done.
+    pub pass: u32,
+    /// Bytes a second, last.
+    pub rate: u64,
+    /// Bytes a second that the guest writes anew.
+    pub dirty_rate: u64,
+    /// How long the guest's I/O would stand still if it were switched over now, ns.
+    pub predicted_stun_ns: Option<u64>,
+    /// How long it did: from the last command here to the word that it is served there, ns.
+    pub stun_ns: Option<u64>,
+    /// Since it began, ms.
+    pub elapsed_ms: u64,
 }
 
 /// A reactor.
@@ -94,6 +188,8 @@ pub enum Response {
     Pool(Vec<PoolStatus>),
     /// The answer to [`EngineRequest::Reactors`].
     Reactors(Vec<ReactorStatus>),
+    /// The answer to [`EngineRequest::Migrations`].
+    Migrations(Vec<MigrationStatus>),
     /// It is done.
     Done(String),
     /// It is not done: what happened, to what, and what to do.

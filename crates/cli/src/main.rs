@@ -14,6 +14,7 @@ mod attachment;
 mod daemon;
 mod drive;
 mod hypervisor;
+mod migration;
 mod observe;
 mod output;
 mod pool;
@@ -88,6 +89,11 @@ enum Command {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Move an ssd, its data and its ownership, to another host while it is used. Its client here loses it at the end, and finds it there.
+    Migrate(migration::Migrate),
+    /// Show and steer migrations.
+    #[command(subcommand)]
+    Migration(migration::MigrationCommand),
     /// Serve what a configuration says now, in place of what the daemon serves: ssds come, go and grow, and all others are not
     /// disturbed. Done whole or not at all.
     Apply {
@@ -211,6 +217,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
             let request = Request::Upgrade { binary, keeper: *keeper, no_wait: *no_wait };
             println!("{}", daemon::ask(&config, &request)?);
         }
+        Command::Migrate(migrate) => print!("{}", migration::migrate(&config, migrate)?),
+        Command::Migration(command) => print!("{}", migration::run(&config, command)?),
         // Done above: what is wrong with its file, the daemon says.
         Command::Apply { .. } => {}
         Command::Volume(command) => print!("{}", pool::run(&config, command)?),

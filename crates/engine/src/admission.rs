@@ -1,7 +1,7 @@
 //! Who decides at a seat whether a request may go to the drive now: the ssd's limits, its part of the reactor's turn, and its part
 //! of a drive that others use.
 
-use crate::terms::Terms;
+use crate::terms::{Hold, Terms};
 use block::{Now, Request};
 use qos::allowance::cost;
 use qos::{Allowance, Gate, Member};
@@ -27,6 +27,7 @@ pub(crate) struct Admission {
     held: bool,
     /// What was taken must be answered: limits do not count.
     winding_up: bool,
+    hold: Hold,
 }
 
 impl Admission {
@@ -35,6 +36,7 @@ impl Admission {
             gate: Gate::new(terms.throttle()),
             allowance: Allowance::default(),
             member: terms.party().map(|party| Member::new(Arc::clone(party))),
+            hold: terms.hold(),
             terms: Arc::clone(terms),
             left: 0,
             granted: 0,
@@ -59,6 +61,9 @@ impl Admission {
             }
             None => self.allowance.alone(TURN_BYTES_MAX),
         };
+        if self.hold != Hold::Open {
+            self.left = 0;
+        }
         self.granted = self.left;
     }
 
@@ -67,7 +72,7 @@ impl Admission {
     #[inline(always)]
     pub(crate) fn admits(&mut self, request: &Request<'_>) -> bool {
         let len_bytes = request.range.len_bytes;
-        if self.left <= 0 && len_bytes > 0 {
+        if self.left <= 0 && (len_bytes > 0 || self.hold == Hold::Frozen) {
             self.held = true;
             return false;
         }
@@ -87,7 +92,7 @@ impl Admission {
     /// As [`Admission::admits`] for what a controller does by itself: that is not the guest's, and not limited.
     pub(crate) fn admits_own(&mut self, request: &Request<'_>) -> bool {
         let len_bytes = request.range.len_bytes;
-        if self.left <= 0 && len_bytes > 0 {
+        if self.left <= 0 && (len_bytes > 0 || self.hold == Hold::Frozen) {
             return false;
         }
         self.left = self.left.saturating_sub(cost(len_bytes));
@@ -117,6 +122,9 @@ impl Admission {
     /// Until when nothing of this seat may go: its limits have been reached and something waits.
     #[inline]
     pub(crate) fn shut_until(&self) -> Option<Now> {
+        if self.hold != Hold::Open {
+            return Some(Now(u64::MAX));
+        }
         self.gate.shut_until().filter(|_| !self.winding_up)
     }
 
@@ -125,8 +133,12 @@ impl Admission {
         self.winding_up = winding_up;
     }
 
-    /// The ssd's limits were changed.
+    /// The ssd's limits were changed, or it was frozen or thawed.
     pub(crate) fn change(&mut self) {
+        self.hold = self.terms.hold();
+        if self.hold != Hold::Open {
+            self.left = 0;
+        }
         self.gate.change(self.terms.throttle());
     }
 }

@@ -245,6 +245,7 @@ impl House {
                     open.keep_only(&all_pools);
                 }
                 self.limit(&ssds);
+                *self.configs.lock().unwrap_or_else(PoisonError::into_inner) = ssds;
                 for (number, (absent, away)) in absent {
                     self.stay_away(number, absent, &away);
                 }

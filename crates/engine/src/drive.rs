@@ -5,8 +5,35 @@ use crate::serve::backend_config;
 use api::config;
 use backend::uring::Rings;
 use block::{Backend, Limits};
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 use std::io;
 use std::os::fd::OwnedFd;
+
+/// What a file has, as its file system tells it; all of a device.
+fn data_of(file: &OwnedFd, end_bytes: u64, each: &mut dyn FnMut(u64, u64)) -> io::Result<()> {
+    let mut at = 0;
+    while at < end_bytes {
+        let start = match seek(file, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            // Nothing but a hole from here on.
+            Err(Errno::NXIO) => return Ok(()),
+            // It has no holes, or tells nobody of them.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => {
+                each(at, end_bytes);
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let end = seek(file, SeekFrom::Hole(start))?.min(end_bytes);
+        if start >= end {
+            return Ok(());
+        }
+        each(start, end);
+        at = end;
+    }
+    Ok(())
+}
 
 /// See the module.
 pub(crate) enum Drive {
@@ -46,6 +73,19 @@ impl Drive {
             Self::Own(drive) => Ok(drive.grow(size_bytes)?),
             Self::Pooled(volume) => volume.grow(size_bytes),
         }
+    }
+
+    /// Calls `each` with the first byte and the one behind the last of each run that may be other than zeros, in order. What is written
+    /// meanwhile may be missing.
+    pub(crate) fn allocated(&self, end_bytes: u64, each: &mut dyn FnMut(u64, u64)) -> io::Result<()> {
+        match self {
+            Self::Own(drive) => match drive.descriptor()? {
+                Some(file) => return data_of(&file, end_bytes, each),
+                None => each(0, end_bytes),
+            },
+            Self::Pooled(volume) => volume.allocated(each),
+        }
+        Ok(())
     }
 
     /// What a successor needs to go on with the same memory, or under the same lock.

@@ -15,7 +15,7 @@ use crate::interrupts::Table;
 use crate::message::{Answer, Call, Client, News, Settlement};
 use crate::records::Records;
 use crate::seat::{Seat, Stand, Turn};
-use block::{Now, Request, Submitted};
+use block::{Backend, Now, Request, Submitted};
 use freezing::Freezing;
 use leaving::Leaving;
 use links::Links;

@@ -26,6 +26,7 @@ mod keeper;
 mod mailbox;
 mod message;
 mod meter;
+mod migration;
 mod passage;
 mod pool;
 mod reactor;
@@ -41,6 +42,7 @@ pub mod stats;
 mod terms;
 mod vhost;
 mod waits;
+mod watch;
 
 pub use run::run;
 

@@ -6,6 +6,7 @@ use crate::mailbox::Mailbox;
 use crate::reactor::Options;
 use crate::ssd::{Power, Ssd};
 use crate::vhost::Order;
+use crate::watch::Heard;
 use memory::{MemoryMap, Remote};
 use nvme::controller::Controller;
 use nvme::host::Bar;
@@ -50,6 +51,8 @@ pub(crate) enum Message {
     Persisted(Life, bool),
     /// The ssd's limits were changed.
     Limits(SsdId),
+    /// Its writes are noted from now on, or not any more; it is frozen, or thawed. Heard when what was at the drive has ended.
+    Watch(SsdId, Heard),
     /// The reactors on duty have changed: queue pairs and homes go where they belong. May be said any number of times.
     Muster,
     /// To home: this queue pair goes to that reactor, if it can now.
@@ -74,6 +77,7 @@ impl Message {
             Self::Branch(plan) => Some(plan.ssd.id),
             Self::Leave(id)
             | Self::Limits(id)
+            | Self::Watch(id, _)
             | Self::Shift(id, ..)
             | Self::Call(id, ..)
             | Self::Group(id, _)

@@ -16,6 +16,7 @@ use crate::records::Records;
 use crate::seat::{Branch, Seat, Stand, Turn};
 use crate::stats::{Counters, add};
 use crate::vhost::{Order, VhostSeat};
+use crate::watch::Heard;
 use backend::RingHolder;
 use backend::uring::Rings;
 use block::Now;
@@ -401,6 +402,7 @@ impl Reactor {
                 _ => self.forward(life.ssd, Message::Persisted(life, ok)),
             },
             Message::Limits(id) => self.limits_changed(id),
+            Message::Watch(id, heard) => self.heed(id, heard),
             Message::Vhost(id, order) => self.order(id, order, now),
             Message::Look => self.places.wake_all(),
             Message::Muster => self.muster(now),
@@ -498,6 +500,15 @@ impl Reactor {
             Some(Place::Branch(branch)) => branch.seat.desk.admission.change(),
             Some(Place::Vhost(seat)) => seat.limits_changed(),
             None => self.forward(id, Message::Limits(id)),
+        }
+    }
+
+    fn heed(&mut self, id: SsdId, heard: Heard) {
+        match self.find(id) {
+            Some(Place::Home(home)) => home.seat.heed(heard),
+            Some(Place::Branch(branch)) => branch.seat.heed(heard),
+            Some(Place::Vhost(seat)) => seat.heed(heard),
+            None => self.forward(id, Message::Watch(id, heard)),
         }
     }
 

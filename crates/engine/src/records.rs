@@ -50,13 +50,18 @@ impl Records {
     /// Writes what was asked for so far, for a process that is about to end. Reactors that still run keep the thread alive: what
     /// they ask for later is lost.
     pub(crate) fn finish(self, thread: JoinHandle<()>) {
-        let (reply, done) = sync_channel(1);
-        let _ = self.sender.send(Job::Finish(reply));
-        let _ = done.recv();
+        self.settle();
         drop(self);
         if thread.is_finished() {
             let _ = thread.join();
         }
+    }
+
+    /// What was asked for before is written, or said not to be, when this returns.
+    pub(crate) fn settle(&self) {
+        let (reply, done) = sync_channel(1);
+        let _ = self.sender.send(Job::Finish(reply));
+        let _ = done.recv();
     }
 
     /// Writes a record whose loss harms nothing.

@@ -9,6 +9,7 @@ use crate::clock::{Calibration, Clock};
 use crate::duty::Duty;
 use crate::keeper::{Keeper, PowerCycle};
 use crate::meter;
+use crate::migration::Migrations;
 use crate::passage::Absent;
 use crate::pool::Pools;
 use crate::records::Records;
@@ -230,7 +231,10 @@ impl Process {
             move || {
                 let keeper = Arc::clone(&house.keeper);
                 match house.open_all(&config, &welcome, told) {
-                    Ok(ready) => keeper.tell(&ToKeeper::Ready(ready)),
+                    Ok(ready) => {
+                        keeper.tell(&ToKeeper::Ready(ready));
+                        house.open_migrations(&config);
+                    }
                     Err(error) => {
                         let reason = format!("{error:#}");
                         tracing::error!(reason, "the engine cannot serve");
@@ -318,12 +322,15 @@ pub(crate) struct House {
     pub(crate) keeper: Arc<Keeper>,
     pub(crate) clock: Clock,
     pub(crate) duty: Duty,
-    records: Mutex<Option<(Records, JoinHandle<()>)>>,
+    pub(crate) records: Mutex<Option<(Records, JoinHandle<()>)>>,
     pub(crate) slots: Mutex<Slots>,
     /// A change that is prepared. Held while one is prepared or carried out: the house does not end in the middle of it.
     pub(crate) readied: Mutex<Option<Readied>>,
     /// Once nothing of a dead engine is at the drives.
     pools: OnceLock<Arc<Pools>>,
+    /// Those that are served and those that are not, as the configuration has them.
+    pub(crate) configs: Mutex<Vec<api::config::Ssd>>,
+    pub(crate) migrations: OnceLock<Migrations>,
     stats_path: Option<PathBuf>,
 }
 
@@ -357,6 +364,8 @@ impl House {
             slots: Mutex::default(),
             readied: Mutex::default(),
             pools: OnceLock::new(),
+            configs: Mutex::new(config.ssds.clone()),
+            migrations: OnceLock::new(),
             stats_path,
         })
     }
@@ -464,9 +473,9 @@ impl House {
     }
 
     /// Answers a question about pools, or about this process.
-    fn ask(&self, request: &str) -> Response {
-        if let Ok(EngineRequest::Reactors) = serde_json::from_str(request) {
-            return Response::Reactors(self.duty.reactors());
+    fn ask(self: &Arc<Self>, request: &str) -> Response {
+        if let Ok(request) = serde_json::from_str::<EngineRequest>(request) {
+            return self.answer(request);
         }
         match (serde_json::from_str(request), self.pools.get()) {
             (Ok(request), Some(pools)) => pools.ask(request),
@@ -649,7 +658,7 @@ fn not_serving() -> Response {
     Response::Error("the engine does not serve yet: ask again in a moment".to_owned())
 }
 
-fn is_busy(error: &anyhow::Error) -> bool {
+pub(crate) fn is_busy(error: &anyhow::Error) -> bool {
     let busy = |error: &std::io::Error| error.kind() == std::io::ErrorKind::ResourceBusy;
     matches!(error.downcast_ref(), Some(backend::Error::Path { error, .. }) if busy(error))
 }

@@ -8,6 +8,7 @@ use crate::interrupts::Table;
 use crate::message::{Address, Branching, Life, Message, News, SsdId};
 use crate::meter::Meter;
 use crate::ssd::{Power, Ssd};
+use crate::watch::{Heard, SeatDoor};
 use backend::uring::Rings;
 use block::{Backend, Completion, Fault, Limits, Now, Outcome, Request, Submitted};
 use crypt::Crypt;
@@ -41,7 +42,7 @@ pub(crate) struct Seat {
 
 /// What a group and a controller act through.
 pub(crate) struct Desk {
-    pub(crate) backend: Box<dyn Backend>,
+    pub(crate) backend: SeatDoor,
     pub(crate) interrupts: Table,
     /// What the group reported in this turn.
     pub(crate) reports: VecDeque<GroupEvent>,
@@ -131,7 +132,7 @@ impl Seat {
         namespaces: Arc<NamespaceTable>,
         stand: &Stand<'_>,
     ) -> Self {
-        let mut backend = open_door(&ssd, stand.rings);
+        let mut backend = SeatDoor::new(open_door(&ssd, stand.rings), &ssd.watch);
         backend.memory_changed(memory);
         let group = QueueGroup::new(power.group_config(&ssd), Arc::clone(memory), namespaces);
         let (meter, admission) = (Meter::new(&ssd, stand.lane), Admission::new(&ssd.terms));
@@ -188,6 +189,12 @@ impl Seat {
         turn
     }
 
+    /// The ssd is watched from now on, or not any more, or frozen, or thawed.
+    pub(crate) fn heed(&mut self, heard: Heard) {
+        self.desk.admission.change();
+        self.desk.backend.watch(&self.ssd.watch, heard);
+    }
+
     /// Hands what the turn submitted to the drive.
     #[inline]
     pub(crate) fn kick(&mut self) {
@@ -240,7 +247,7 @@ impl Seat {
 
     /// What wakes a sleeping reactor when the drive is done.
     pub(crate) fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
-        wake_fd(self.desk.backend.as_ref())
+        wake_fd(&self.desk.backend)
     }
 }
 
@@ -360,6 +367,7 @@ pub(crate) mod tests {
             page: Arc::new(memory::SharedRegion::private()),
             keeper: None,
             terms: crate::terms::Terms::unlimited(),
+            watch: crate::watch::Watch::default(),
         })
     }
 

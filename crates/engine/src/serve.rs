@@ -13,6 +13,7 @@ use crate::records::{Records, check_writable};
 use crate::session::{Means, Wire, call_home, power_off};
 use crate::ssd::{Power, Ssd};
 use crate::terms::Terms;
+use crate::watch::Watch;
 use anyhow::{Context, bail, ensure};
 use api::config;
 use drive::discovery::Host;
@@ -89,6 +90,7 @@ pub(crate) fn open_ssd(
         page,
         keeper,
         terms: Terms::new(config),
+        watch: Watch::default(),
     };
     Ok((Arc::new(ssd), record))
 }

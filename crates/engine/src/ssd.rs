@@ -5,6 +5,7 @@ use crate::drive::Drive;
 use crate::keeper::Keeper;
 use crate::message::SsdId;
 use crate::terms::Terms;
+use crate::watch::Watch;
 use link::control::Role;
 use memory::{DoorbellPage, SharedRegion};
 use nvme::group::GroupConfig;
@@ -32,6 +33,8 @@ pub(crate) struct Ssd {
     pub(crate) keeper: Option<Arc<Keeper>>,
     /// Its limits, which may change, and its share of its drive.
     pub(crate) terms: Arc<Terms>,
+    /// Where its writes are noted, while it is copied.
+    pub(crate) watch: Watch,
 }
 
 impl Ssd {

@@ -11,14 +11,30 @@ use std::collections::HashMap;
 use std::os::linux::fs::MetadataExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// See the module.
 pub(crate) struct Terms {
     throttle: Mutex<Arc<Throttle>>,
+    /// What is wished for, and by whom.
+    wishes: Mutex<Wishes>,
     party: Arc<Party>,
     /// `false`: whoever is first is served first.
     isolated: bool,
+    /// A [`Hold`].
+    hold: AtomicU8,
+}
+
+/// Whether anything may go to the drive at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// By the limits.
+    Open,
+    /// Nothing; what the guest asks for waits, as if its limits were reached.
+    Frozen,
+    /// Nothing any more: the ssd is owned elsewhere. Its guest's requests wait for the end of its session, and flushes end at once.
+    Closed,
 }
 
 impl Terms {
@@ -32,8 +48,10 @@ impl Terms {
         };
         Arc::new(Self {
             throttle: Mutex::new(Arc::new(Throttle::new(limits_of(&config.limits)))),
+            wishes: Mutex::new(Wishes { limits: config.limits, slowed: None }),
             party: Arc::new(Party::new(drive, weight_of(&config.limits))),
             isolated: config.isolated,
+            hold: AtomicU8::new(0),
         })
     }
 
@@ -42,8 +60,10 @@ impl Terms {
     pub(crate) fn unlimited() -> Arc<Self> {
         Arc::new(Self {
             throttle: Mutex::new(Arc::new(Throttle::new(Limits::default()))),
+            wishes: Mutex::default(),
             party: Arc::new(Party::new(Arc::default(), Weight::default())),
             isolated: true,
+            hold: AtomicU8::new(0),
         })
     }
 
@@ -57,18 +77,59 @@ impl Terms {
         Some(&self.party).filter(|_| self.isolated)
     }
 
+    pub(crate) fn hold(&self) -> Hold {
+        match self.hold.load(Ordering::SeqCst) {
+            0 => Hold::Open,
+            1 => Hold::Frozen,
+            _ => Hold::Closed,
+        }
+    }
+
+    /// From now on. The seats are told by [`Message::Watch`].
+    pub(crate) fn set_hold(&self, hold: Hold) {
+        self.hold.store(hold as u8, Ordering::SeqCst);
+    }
+
     /// Others from now on. The seats are told by a message.
-    pub(crate) fn change(&self, limits: &config::Limits, now: Now) {
+    fn change(&self, change: impl FnOnce(&mut Wishes), now: Now) {
+        let mut wishes = self.wishes.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut wishes);
+        let limits = wishes.in_force();
         let mut throttle = self.throttle.lock().unwrap_or_else(PoisonError::into_inner);
-        *throttle = Arc::new(throttle.changed(limits_of(limits), now));
-        self.party.set_weight(weight_of(limits));
+        *throttle = Arc::new(throttle.changed(limits_of(&limits), now));
+        self.party.set_weight(weight_of(&limits));
     }
 }
 
 /// Changes an ssd's limits while it runs: its seats hear of it in their next turn. What was spent and what is owed stays so.
 pub(crate) fn set_limits(ssd: &Ssd, limits: &config::Limits, now: Now, crew: &Crew) {
-    ssd.terms.change(limits, now);
+    ssd.terms.change(|wishes| wishes.limits = *limits, now);
     crew.tell_all(|| Message::Limits(ssd.id));
+}
+
+/// Its writes go at most at this rate for now, whatever its limits allow; `None`: as they allow.
+pub(crate) fn slow_writes(ssd: &Ssd, bytes_per_s: Option<u64>, now: Now, crew: &Crew) {
+    ssd.terms.change(|wishes| wishes.slowed = bytes_per_s, now);
+    crew.tell_all(|| Message::Limits(ssd.id));
+}
+
+/// The limits of the configuration, and what a migration asks for beside them.
+#[derive(Clone, Copy, Debug, Default)]
+struct Wishes {
+    limits: config::Limits,
+    /// Bytes a second that may be written.
+    slowed: Option<u64>,
+}
+
+impl Wishes {
+    fn in_force(&self) -> config::Limits {
+        let mut limits = self.limits;
+        if let Some(slowed) = self.slowed {
+            let allowed = limits.write_bandwidth.map_or(slowed, |rate| rate.per_second.min(slowed));
+            limits.write_bandwidth = Some(config::Rate { per_second: allowed, burst: Some(allowed / 20) });
+        }
+        limits
+    }
 }
 
 fn limits_of(limits: &config::Limits) -> Limits {

@@ -149,6 +149,11 @@ impl Keeper {
             Some(Standing { word, why, .. }) => tracing::warn!(ssd = ssd.name, word, why, "not served here"),
             None => tracing::info!(ssd = ssd.name, "its owner is here"),
         }
+        if standing.as_ref().is_some_and(|standing| !standing.holds) {
+            // The life it had here is over; its drive is whoever's comes next.
+            ssd.memory.clear();
+            ssd.record = None;
+        }
         ssd.standing = standing;
         self.sync(number);
     }

@@ -46,6 +46,12 @@ pub struct MigrationV1 {
     /// At the destination: how far it is.
     #[n(6)]
     pub destination: Option<DestinationV1>,
+    /// At the source: what is left there is not wiped when the ssd has gone.
+    #[n(7)]
+    pub keep: Option<bool>,
+    /// At the destination: the source knows how it ended.
+    #[n(8)]
+    pub closed: Option<bool>,
 }
 
 /// How far the source is.

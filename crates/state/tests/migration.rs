@@ -14,6 +14,8 @@ fn source() -> MigrationV1 {
         round: 3,
         source: Some(SourceV1 { held: 7, step: SourceStepV1::Granted }),
         destination: None,
+        keep: None,
+        closed: None,
     }
 }
 

@@ -1,13 +1,13 @@
 //! The side that receives: verifies, writes, acknowledges. One [`Receiver`] a migration; each connection is served by a thread of the caller's.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use dirty::{Map, codec};
 
 use crate::frame::{
-    Barrier, Cancel, Damage, FEATURES, Frame, Hello, Kind, Limits, MAP_BYTES_MAX, Part, Payload, Plan,
-    Reason, STATE_BYTES_MAX, STREAMS_MAX, Scope, VERSION_MAX, Welcome,
+    Barrier, Cancel, Damage, FEATURES, Frame, HEAD_BYTES, Head, Hello, Kind, Limits, MAP_BYTES_MAX, Part,
+    Payload, Plan, Reason, STATE_BYTES_MAX, STREAMS_MAX, Scope, VERSION_MAX, Welcome,
 };
 use crate::source::Sink;
 use crate::wire::{Fault, Wire};
@@ -40,6 +40,63 @@ struct Shared {
     /// Why this side gave up: every stream is told.
     gave_up: Option<Cancel>,
     arrived: Option<Arrived>,
+}
+
+/// A connection of which it is known which migration it is for, and that has not lost a byte by that.
+pub struct Greeted<C> {
+    first: io::Cursor<Vec<u8>>,
+    migration: [u8; 16],
+    connection: C,
+}
+
+impl<C: Read> Greeted<C> {
+    /// Reads the hello. The socket has timeouts.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    pub fn new(mut connection: C) -> Result<Self, Fault> {
+        let mut first = vec![0; HEAD_BYTES];
+        connection.read_exact(&mut first)?;
+        let head = Head::parse(first.as_slice().try_into().unwrap_or(&[0; HEAD_BYTES]), 0)?;
+        if head.kind() != Kind::Hello {
+            return Err(Damage::Order(head.kind()).into());
+        }
+        first.resize(HEAD_BYTES + head.bytes(), 0);
+        connection.read_exact(&mut first[HEAD_BYTES..])?;
+        let Frame::Hello(hello) = head.body(&first[HEAD_BYTES..], None)? else {
+            return Err(Damage::Order(head.kind()).into());
+        };
+        Ok(Self { migration: hello.migration, first: io::Cursor::new(first), connection })
+    }
+
+    /// Which.
+    #[must_use]
+    pub fn migration(&self) -> [u8; 16] {
+        self.migration
+    }
+}
+
+impl<C: Read> Read for Greeted<C> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        match self.first.read(out)? {
+            0 => self.connection.read(out),
+            count => Ok(count),
+        }
+    }
+}
+
+impl<C: Write> Write for Greeted<C> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.connection.write(bytes)
+    }
+
+    fn write_vectored(&mut self, slices: &[io::IoSlice<'_>]) -> io::Result<usize> {
+        self.connection.write_vectored(slices)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.connection.flush()
+    }
 }
 
 /// Refuses a plan, with the reason.

@@ -18,8 +18,26 @@ use rustls::{
 
 /// Largest file of certificates or a key.
 const FILE_BYTES_MAX: u64 = 1 << 20;
-/// What is spoken inside: a certificate for something else of this host's cannot be used here by mistake.
-const PROTOCOL: &[u8] = b"godwit-migration/1";
+
+/// What is spoken inside, named while the connection is made: a certificate for something else of this host's cannot be used here by mistake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// [Frames](crate::frame) of one stream.
+    Pages,
+    /// What the two hosts say about the migration.
+    Control,
+}
+
+impl Protocol {
+    const ALL: [Self; 2] = [Self::Pages, Self::Control];
+
+    fn name(self) -> &'static [u8] {
+        match self {
+            Self::Pages => b"godwit-migration/1",
+            Self::Control => b"godwit-migration-control/1",
+        }
+    }
+}
 
 /// A host's certificate, its key, and who signs those of the others, all PEM.
 #[derive(Clone, Debug)]
@@ -73,7 +91,8 @@ pub type Incoming = StreamOwned<ServerConnection, TcpStream>;
 #[derive(Clone, Debug)]
 pub struct Identity {
     server: Arc<ServerConfig>,
-    client: Arc<ClientConfig>,
+    /// In the order of [`Protocol::ALL`].
+    clients: [Arc<ClientConfig>; 2],
 }
 
 impl Identity {
@@ -108,7 +127,7 @@ impl Identity {
             .map_err(rejected)?;
         server.send_tls13_tickets = 0;
         server.session_storage = Arc::new(NoServerSessionStorage {});
-        server.alpn_protocols = vec![PROTOCOL.to_vec()];
+        server.alpn_protocols = Protocol::ALL.map(|protocol| protocol.name().to_vec()).into();
         let mut client = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&version::TLS13])
             .map_err(rejected)?
@@ -116,18 +135,27 @@ impl Identity {
             .with_client_auth_cert(chain, key()?)
             .map_err(rejected)?;
         client.resumption = Resumption::disabled();
-        client.alpn_protocols = vec![PROTOCOL.to_vec()];
-        Ok(Self { server: Arc::new(server), client: Arc::new(client) })
+        let client = |protocol: Protocol| {
+            let mut client = client.clone();
+            client.alpn_protocols = vec![protocol.name().to_vec()];
+            Arc::new(client)
+        };
+        Ok(Self { server: Arc::new(server), clients: Protocol::ALL.map(client) })
     }
 
     /// Speaks first to a host of this name, which its certificate must have. The socket has timeouts.
     ///
     /// # Errors
     /// [`Error::Name`], or of the connection: who is there is not who should be.
-    pub fn connect(&self, host: &str, socket: TcpStream) -> io::Result<Outgoing> {
+    pub fn connect(&self, host: &str, protocol: Protocol, socket: TcpStream) -> io::Result<Outgoing> {
         let name = ServerName::try_from(host.to_owned())
             .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, Error::Name(host.to_owned())))?;
-        let connection = ClientConnection::new(Arc::clone(&self.client), name).map_err(io::Error::other)?;
+        let [pages, control] = &self.clients;
+        let config = match protocol {
+            Protocol::Pages => pages,
+            Protocol::Control => control,
+        };
+        let connection = ClientConnection::new(Arc::clone(config), name).map_err(io::Error::other)?;
         let mut stream = StreamOwned::new(connection, socket);
         while stream.conn.is_handshaking() {
             stream.conn.complete_io(&mut stream.sock)?;
@@ -136,31 +164,27 @@ impl Identity {
         Ok(stream)
     }
 
-    /// Answers who connected. The socket has timeouts.
+    /// Answers who connected, and says what is to be spoken. The socket has timeouts.
     ///
     /// # Errors
     /// Of the connection: who is there has no certificate of our authority's.
-    pub fn accept(&self, socket: TcpStream) -> io::Result<Incoming> {
+    pub fn accept(&self, socket: TcpStream) -> io::Result<(Incoming, Protocol)> {
         let connection = ServerConnection::new(Arc::clone(&self.server)).map_err(io::Error::other)?;
         let mut stream = StreamOwned::new(connection, socket);
         while stream.conn.is_handshaking() {
             stream.conn.complete_io(&mut stream.sock)?;
         }
-        agreed(stream.conn.alpn_protocol())?;
-        Ok(stream)
+        let protocol = agreed(stream.conn.alpn_protocol())?;
+        Ok((stream, protocol))
     }
 }
 
 /// Who names no protocol at all is not refused by TLS itself.
-fn agreed(protocol: Option<&[u8]>) -> io::Result<()> {
-    if protocol == Some(PROTOCOL) {
-        Ok(())
-    } else {
-        Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "the other side does not speak the migration protocol",
-        ))
-    }
+fn agreed(name: Option<&[u8]>) -> io::Result<Protocol> {
+    let agreed = Protocol::ALL.into_iter().find(|protocol| Some(protocol.name()) == name);
+    agreed.ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidData, "the other side does not speak the migration protocol")
+    })
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use transfer::frame::{FEATURES, Frame, Hello, Limits, Plan};
 use transfer::receive::Receiver;
 use transfer::source::{Run, Sink};
-use transfer::tls::{Error, Files, Identity};
+use transfer::tls::{Error, Files, Identity, Protocol};
 use transfer::wire::{Fault, Wire};
 
 type Authority = Issuer<'static, KeyPair>;
@@ -88,10 +88,10 @@ fn two_hosts_of_one_authority_speak_and_others_are_not_heard() {
         let served = std::thread::scope(|scope| {
             let served = scope.spawn(|| {
                 let receiver = Receiver::new([1; 16], Limits::default(), &Nowhere, &|_| Ok(()));
-                receiver.serve(whom.accept(far)?)
+                receiver.serve(whom.accept(far)?.0)
             });
             // In TLS 1.3 who asks learns with its first read that it was not accepted.
-            let done = who.connect(name, near).map_err(Fault::from).and_then(|stream| {
+            let done = who.connect(name, Protocol::Pages, near).map_err(Fault::from).and_then(|stream| {
                 let mut wire = Wire::sender(stream);
                 wire.send(&Frame::Hello(hello()))?;
                 wire.flush()?;

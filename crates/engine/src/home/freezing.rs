@@ -2,6 +2,7 @@
 
 use super::Home;
 use crate::message::Answer;
+use block::Backend;
 use nvme::sink::GroupEvent;
 use std::sync::mpsc::SyncSender;
 

@@ -2,7 +2,7 @@
 
 use crate::message::Answer;
 use crate::seat::Desk;
-use block::{Op, Outcome, Range, Request, Submitted, Token};
+use block::{Backend, Op, Outcome, Range, Request, Submitted, Token};
 use rustix::io::Errno;
 use std::sync::mpsc::SyncSender;
 

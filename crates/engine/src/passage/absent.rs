@@ -1,6 +1,7 @@
 //! Ssds of the configuration that are not served because their owner is not here, and what is kept for when they come.
 
 use super::{Away, Passage, Standing, reserve};
+use crate::migration::house::when_free;
 use crate::run::House;
 use crate::served::Served;
 use crate::slot::Plug;
@@ -76,8 +77,17 @@ impl House {
         drop(slots);
         let Absent { config, found, client } = absent;
         self.keeper.stands(number, None);
-        let planned = self.plan(number, &config, found, client)?;
-        self.take_up_one(number, planned)
+        // What is found comes with its drive; what is not may be free in a moment.
+        let planned = match found {
+            Some(found) => self.plan(number, &config, Some(found), None)?,
+            None => when_free(|| self.plan(number, &config, None, None))?,
+        };
+        self.take_up_one(number, planned)?;
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((served, client)) = slots.open.get(&number).zip(client) {
+            served.plug(client);
+        }
+        Ok(())
     }
 
     /// Begins to serve what is open; a client that comes meanwhile finds it.

@@ -8,8 +8,6 @@
 //! ```
 //! Looked at before the drive is opened: what was granted must not be served by an engine that starts anew.
 
-#![allow(dead_code, reason = "what writes a journal, and serves what has come, is the mover's")]
-
 mod absent;
 mod away;
 mod file;

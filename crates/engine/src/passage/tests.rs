@@ -21,6 +21,8 @@ fn record(source: Option<SourceStepV1>, destination: Option<DestinationStepV1>) 
         round: 1,
         source: source.map(|step| SourceV1 { held: if taken_back { 6 } else { 4 }, step }),
         destination: destination.map(|step| DestinationV1 { step, fenced_by: superseded.then_some(6) }),
+        keep: None,
+        closed: None,
     }
 }
 

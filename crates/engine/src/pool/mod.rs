@@ -35,7 +35,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use thread::{Order, Worker};
 use volume::door::{Allocator, Door, Gate, Ticket};
-use volume::{HostId, OpenOptions, Pool, VolumeId};
+use volume::{Entry, HostId, OpenOptions, Pool, VolumeId};
 
 /// How long all pools together may take to say how they are: less than who asks waits for it.
 const LIST_PATIENCE: Duration = Duration::from_secs(2);
@@ -359,6 +359,20 @@ impl Volume {
 
     pub(crate) fn descriptor(&self) -> io::Result<Option<OwnedFd>> {
         self.open.drive.descriptor()
+    }
+
+    /// Calls `each` with the first byte and the one behind the last of each run that has extents.
+    pub(crate) fn allocated(&self, each: &mut dyn FnMut(u64, u64)) {
+        let map = self.gate.map();
+        let end_bytes = |extent: u32| (u64::from(extent) * map.extent_bytes()).min(map.size_bytes());
+        let mut extents = (0..map.extents()).peekable();
+        while let Some(first) = extents.find(|extent| map.entry(*extent) != Entry::Unmapped) {
+            let mut end = first + 1;
+            while extents.next_if(|extent| map.entry(*extent) != Entry::Unmapped).is_some() {
+                end += 1;
+            }
+            each(end_bytes(first), end_bytes(end));
+        }
     }
 
     /// A door for this thread, which must be a reactor's.

@@ -13,6 +13,7 @@ use crate::serve::{Kept, backend_config};
 use crate::session::{map_errno, mapping_errno};
 use crate::ssd::Ssd;
 use crate::terms::Terms;
+use crate::watch::Watch;
 use anyhow::{Context, ensure};
 use api::config;
 use frontend::vhost_user::{Blk, BlkInfo, Errno, Inflight, Log, NewInflight, Region, Ring};
@@ -69,6 +70,7 @@ pub(crate) fn open_ssd(
         page,
         keeper,
         terms: Terms::new(config),
+        watch: Watch::default(),
     }))
 }
 

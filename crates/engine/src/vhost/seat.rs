@@ -10,6 +10,7 @@ use crate::message::SsdId;
 use crate::meter::Meter;
 use crate::seat::{COMPLETIONS_MAX, Stand, Turn, open_door, wake_fd};
 use crate::ssd::Ssd;
+use crate::watch::{Heard, SeatDoor};
 use block::{Backend, Completion, Now, Op, Outcome, Range, Request, Submitted, Token};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -58,7 +59,7 @@ struct Flush {
 
 /// What the group acts through.
 struct Desk {
-    backend: Box<dyn Backend>,
+    backend: SeatDoor,
     /// By queue.
     events: Vec<Events>,
     /// By queue: what it has done, in requests of 16 KiB.
@@ -109,7 +110,7 @@ impl Sink for Desk {
 impl VhostSeat {
     /// Opens the drive on this thread.
     pub(crate) fn new(ssd: Arc<Ssd>, device: Arc<Device>, setting: Setting, stand: &Stand<'_>) -> Self {
-        let mut backend = open_door(&ssd, stand.rings);
+        let mut backend = SeatDoor::new(open_door(&ssd, stand.rings), &ssd.watch);
         backend.memory_changed(&setting.map);
         let mut group = VirtQueueGroup::new(device, Arc::clone(&setting.map));
         group.set_features(setting.features);
@@ -365,6 +366,12 @@ impl VhostSeat {
         self.desk.admission.shut_until()
     }
 
+    /// The disk is watched from now on, or not any more, or frozen, or thawed.
+    pub(crate) fn heed(&mut self, heard: Heard) {
+        self.desk.admission.change();
+        self.desk.backend.watch(&self.ssd.watch, heard);
+    }
+
     /// Its limits were changed.
     pub(crate) fn limits_changed(&mut self) {
         self.desk.admission.change();
@@ -413,7 +420,7 @@ impl VhostSeat {
     }
 
     fn drive_fd(&self) -> Option<BorrowedFd<'_>> {
-        wake_fd(self.desk.backend.as_ref())
+        wake_fd(&self.desk.backend)
     }
 
     /// What wakes a sleeping reactor.

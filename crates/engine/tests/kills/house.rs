@@ -78,9 +78,14 @@ pub(crate) fn reactors(directory: &Path) -> Vec<(u64, u64)> {
 impl House {
     /// `ssds`: names and backends, where `DIR` stands for the directory.
     pub(crate) fn start(ssds: &[(&str, &str)], reactors: usize) -> Self {
+        Self::start_with(ssds, reactors, "")
+    }
+
+    /// With more in its configuration.
+    pub(crate) fn start_with(ssds: &[(&str, &str)], reactors: usize, more: &str) -> Self {
         log();
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let text = config_text(directory.path(), ssds, reactors);
+        let text = config_text(directory.path(), ssds, reactors) + more;
         let (stopped, stop) = rustix::pipe::pipe().unwrap();
         let stats = directory.path().join("stats");
         let pid_file = directory.path().join("pid").display().to_string();

@@ -166,11 +166,65 @@ impl Load {
         longest
     }
 
-    /// Waits for all that is out; how much was done in all. Then reads every block once more.
+    /// Leaves its drive, with what is out unanswered.
+    pub(crate) fn leave(self) -> Left {
+        let mut blocks: Vec<_> = self.blocks.iter().map(|(version, _)| (*version, None)).collect();
+        for Operation { block, version, .. } in self.out.values() {
+            blocks[*block as usize].1 = *version;
+        }
+        Left { blocks, chance: self.chance, queues: self.queues, depth: self.depth }
+    }
+
+    fn read(&mut self, block: u64) -> Vec<u8> {
+        let iova = self.buffers.iova();
+        let sqe = Sqe::new(2).nsid(1).prp(iova, 0).qword(10, block * 8).cdw12(7);
+        self.driver.place(1, sqe).unwrap();
+        self.driver.ring(1).unwrap();
+        let end = Instant::now() + HANG;
+        loop {
+            if let Some(completion) = self.driver.poll(1).unwrap() {
+                completion.ok().unwrap();
+                return self.buffers.bytes(0, BLOCK);
+            }
+            assert!(Instant::now() < end, "no completion");
+        }
+    }
+
+    /// Waits for all that is out; how much was done in all.
     pub(crate) fn finish(mut self) -> u64 {
         while !self.out.is_empty() {
             self.collect();
         }
         self.done
+    }
+}
+
+/// What a drive must hold, without anybody at it.
+pub(crate) struct Left {
+    /// By block: version that it holds, and the one that it may hold instead.
+    blocks: Vec<(u32, Option<u32>)>,
+    chance: u64,
+    queues: u16,
+    depth: usize,
+}
+
+impl Left {
+    /// Reads every block by another driver, and goes on.
+    pub(crate) fn go_on(self, driver: Driver) -> Load {
+        let Self { blocks, chance, queues, depth } = self;
+        let mut load = Load::new(driver, queues, depth, chance);
+        for (block, (version, instead)) in (0_u64..).zip(blocks) {
+            let bytes = load.read(block);
+            let is = |version: u32| {
+                bytes.chunks_exact(8).enumerate().all(|(at, word)| {
+                    u64::from_le_bytes(word.try_into().unwrap()) == Load::word(block, version, at)
+                })
+            };
+            let held = [Some(version), instead].into_iter().flatten().find(|version| is(*version));
+            let held = held
+                .unwrap_or_else(|| panic!("block {block} holds neither version {version} nor {instead:?}"));
+            load.blocks[block as usize] = (held, false);
+        }
+        load
     }
 }

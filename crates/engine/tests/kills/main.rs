@@ -5,6 +5,7 @@
 
 mod arrival;
 mod changes;
+mod crossing;
 #[path = "../disk/mod.rs"]
 mod disk;
 mod disks;

@@ -19,6 +19,8 @@ fn at_source(step: SourceStepV1) -> MigrationV1 {
         round: 1,
         source: Some(SourceV1 { held, step }),
         destination: None,
+        keep: None,
+        closed: None,
     }
 }
 

@@ -13,6 +13,10 @@ pub struct Parties {
     pub ssd: [u8; 16],
     /// Name of the other host.
     pub peer: String,
+    /// At the source: what is left there is not wiped when the ssd has gone.
+    pub keep: bool,
+    /// At the destination: the source knows how it ended.
+    pub closed: bool,
 }
 
 /// What a journal says: which side it is of, and how far that is.
@@ -39,8 +43,9 @@ impl Record {
             }
         };
         let Pledge { migration, epoch } = pledge;
-        let Parties { ssd, peer } = parties.clone();
-        MigrationV1 { ssd, peer, migration, epoch, round, source, destination }.to_bytes()
+        let Parties { ssd, peer, keep, closed } = parties.clone();
+        let (keep, closed) = (keep.then_some(true), closed.then_some(true));
+        MigrationV1 { ssd, peer, migration, epoch, round, source, destination, keep, closed }.to_bytes()
     }
 
     /// What the bytes say.
@@ -48,8 +53,15 @@ impl Record {
     /// # Errors
     /// [`MigrationError`]; then nobody knows by this journal who owns the ssd, and it must not be served.
     pub fn from_bytes(bytes: &[u8]) -> Result<(Parties, Self), MigrationError> {
-        let saved = MigrationV1::from_bytes(bytes)?;
-        let MigrationV1 { ssd, peer, migration, epoch, round, source, destination } = saved;
+        Self::of(MigrationV1::from_bytes(bytes)?)
+    }
+
+    /// What a record says that was read already.
+    ///
+    /// # Errors
+    /// [`MigrationError::Contradiction`].
+    pub fn of(saved: MigrationV1) -> Result<(Parties, Self), MigrationError> {
+        let MigrationV1 { ssd, peer, migration, epoch, round, source, destination, keep, closed } = saved;
         let pledge = Pledge { migration, epoch };
         let record = match (source, destination) {
             (Some(SourceV1 { held, step }), None) => {
@@ -62,7 +74,8 @@ impl Record {
             }
             _ => return Err(MigrationError::Contradiction("it is not of exactly one side")),
         };
-        Ok((Parties { ssd, peer }, record))
+        let (keep, closed) = (keep.unwrap_or_default(), closed.unwrap_or_default());
+        Ok((Parties { ssd, peer, keep, closed }, record))
     }
 }
 

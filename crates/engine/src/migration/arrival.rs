@@ -1,0 +1,403 @@
+//! A migration's destination: drives the machine that says who owns the ssd, one word of the source at a time, while its blocks land.
+
+use super::blocks::{Landing, pages_of};
+use super::case::Case;
+use super::word::{FromDestination, SourceWord, to_destination};
+use crate::passage::Store;
+use crate::records::replace;
+use crate::run::House;
+use anyhow::{Context, bail, ensure};
+use api::config;
+use api::control::Steer;
+use state::ssd::SsdV1;
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use transfer::commit::{
+    Destination, DestinationEffect, DestinationEvent, DestinationRecord, DestinationStep, Message, Parties,
+    Pledge, Record, ToDestination, ToSource,
+};
+use transfer::frame::Limits;
+use transfer::receive::{Arrived, Greeted, Receiver as Pages};
+use transfer::tls::Incoming;
+
+/// From the last acknowledged page to the end of the streams' own threads.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Requests to the drive at once.
+const PORTS: usize = 4;
+
+/// A connection that brings pages.
+pub(super) type Stream = Greeted<Incoming>;
+
+/// See the module.
+pub(super) struct Arrival {
+    house: Arc<House>,
+    pub(super) case: Arc<Case>,
+    migration: u128,
+    number: usize,
+    config: config::Ssd,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    store: Arc<dyn Store>,
+    parties: Parties,
+    /// `None`: no block was asked to be taken yet.
+    machine: Option<Destination>,
+    /// The highest epoch of the ssd that is known here, of former migrations.
+    seen: Option<u64>,
+    /// The journal, as it was written last.
+    written: Option<DestinationRecord>,
+    landing: Option<Landed>,
+}
+
+/// Where the blocks land, on a thread of its own.
+struct Landed {
+    streams: Sender<Stream>,
+    arrived: Receiver<Arrived>,
+    thread: JoinHandle<()>,
+}
+
+impl Landed {
+    /// Takes no more blocks; the drive is closed when this returns.
+    fn end(self) {
+        drop(self.streams);
+        let _ = self.thread.join();
+    }
+}
+
+/// What an arrival begins with.
+pub(super) struct Expected {
+    pub(super) migration: u128,
+    pub(super) number: usize,
+    pub(super) config: config::Ssd,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) parties: Parties,
+    /// Of this migration, if it is known here already.
+    pub(super) record: Option<DestinationRecord>,
+    pub(super) seen: Option<u64>,
+}
+
+impl Arrival {
+    pub(super) fn new(house: &Arc<House>, expected: Expected) -> Arc<Self> {
+        let Expected { migration, number, config, store, parties, record, seen } = expected;
+        Arc::new_cyclic(|this: &std::sync::Weak<Self>| {
+            let this = this.clone();
+            // On a thread of its own: it may write, and wait for streams to end.
+            let steer = move |steer| {
+                if let Some(this) = this.upgrade() {
+                    let _ =
+                        std::thread::Builder::new().name("steer".to_owned()).spawn(move || this.steer(steer));
+                }
+            };
+            let size_bytes = config.size_bytes.unwrap_or_default();
+            let case = Arc::new(Case::new(&config.name, &parties.peer, true, size_bytes, Box::new(steer)));
+            let mut inner = Inner { store, parties, machine: None, seen, written: record, landing: None };
+            let mut effects = VecDeque::new();
+            if let Some(record) = record {
+                let (machine, begun) = Destination::recover(record);
+                (inner.machine, effects) = (Some(machine), begun.into());
+                if inner.parties.closed {
+                    inner.handle(DestinationEvent::Message(Message {
+                        pledge: record.pledge,
+                        word: ToDestination::Closed,
+                    }));
+                }
+                show(&case, record.step);
+            }
+            // What it says to nobody is said again when it is asked.
+            effects.retain(|effect| {
+                !matches!(effect, DestinationEffect::Send(_) | DestinationEffect::Serve { .. })
+            });
+            let this =
+                Self { house: Arc::clone(house), case, migration, number, config, inner: Mutex::new(inner) };
+            let mut inner = this.lock();
+            if let Err(error) = this.carry_out(&mut inner, effects) {
+                this.case.remark(format!("{error:#}"));
+            }
+            drop(inner);
+            this
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A word of the source's, and what is to be answered.
+    pub(super) fn hear(&self, epoch: u64, word: SourceWord) -> FromDestination {
+        let mut inner = self.lock();
+        let message = to_destination(self.migration, epoch, word);
+        let answered = match (&inner.machine, message.word) {
+            (Some(_), _) => self.tell(&mut inner, DestinationEvent::Message(message)),
+            (None, ToDestination::Open { round }) => self.begin(&mut inner, message.pledge, round),
+            // Whatever was promised elsewhere: nothing of it is on record here, and nothing will come of it.
+            (None, _) => Ok(Some(Message { pledge: message.pledge, word: ToSource::Dropped })),
+        };
+        let answered = answered.and_then(|answer| match self.make_room(&mut inner) {
+            Ok(()) => Ok(answer),
+            Err(error) => {
+                self.case.remark(format!("{error:#}"));
+                self.tell(&mut inner, DestinationEvent::Cancel)
+            }
+        });
+        match answered {
+            Ok(answer) => answer.map_or(FromDestination::Noted, FromDestination::step),
+            Err(error) => FromDestination::No { why: format!("{error:#}") },
+        }
+    }
+
+    /// Where the migration is, for a source that asks.
+    pub(super) fn say_again(&self) -> FromDestination {
+        let mut inner = self.lock();
+        if inner.machine.is_none() {
+            return FromDestination::Noted;
+        }
+        match self.make_room(&mut inner).and_then(|()| self.tell(&mut inner, DestinationEvent::Retry)) {
+            Ok(answer) => answer.map_or(FromDestination::Noted, FromDestination::step),
+            Err(error) => FromDestination::No { why: format!("{error:#}") },
+        }
+    }
+
+    /// A connection that brings blocks. `false`: none are taken now.
+    pub(super) fn take(&self, stream: Stream) -> bool {
+        let inner = self.lock();
+        inner.landing.as_ref().is_some_and(|landed| landed.streams.send(stream).is_ok())
+    }
+
+    fn steer(&self, steer: Steer) {
+        let event = match steer {
+            Steer::Cancel => DestinationEvent::Cancel,
+            Steer::Force => DestinationEvent::Force,
+            Steer::Pause | Steer::Resume | Steer::Bandwidth(_) => return,
+        };
+        let mut inner = self.lock();
+        let done = if inner.machine.is_some() {
+            self.tell(&mut inner, event).map(drop)
+        } else {
+            self.case.end("dropped");
+            Ok(())
+        };
+        if let Err(error) = done {
+            self.case.remark(format!("{error:#}"));
+        }
+    }
+
+    fn begin(
+        &self,
+        inner: &mut Inner,
+        pledge: Pledge,
+        round: u32,
+    ) -> anyhow::Result<Option<Message<ToSource>>> {
+        let (machine, effects) =
+            Destination::begin(pledge, round, inner.seen).map_err(|refusal| anyhow::anyhow!("{refusal}"))?;
+        self.house.forget_former(self.number);
+        // Room first: a source hears at once that there is none, and nothing is on record.
+        inner.landing = Some(self.land()?);
+        inner.machine = Some(machine);
+        self.carry_out(inner, effects.into())
+    }
+
+    fn tell(&self, inner: &mut Inner, event: DestinationEvent) -> anyhow::Result<Option<Message<ToSource>>> {
+        let effects = inner.handle(event);
+        self.carry_out(inner, effects.into())
+    }
+
+    /// Carries out all that follows; returns what is to be answered.
+    fn carry_out(
+        &self,
+        inner: &mut Inner,
+        mut effects: VecDeque<DestinationEffect>,
+    ) -> anyhow::Result<Option<Message<ToSource>>> {
+        let mut answer = None;
+        while let Some(effect) = effects.pop_front() {
+            match effect {
+                DestinationEffect::Write(record) => {
+                    inner.write(record)?;
+                    show(&self.case, record.step);
+                    self.house.say_standing(self.number);
+                    effects.extend(inner.handle(DestinationEvent::Written));
+                }
+                DestinationEffect::Send(message) => answer = Some(message),
+                DestinationEffect::Settle { round } => {
+                    let event = match self.settle(inner) {
+                        Ok(()) => DestinationEvent::Settled { round },
+                        Err(error) => {
+                            self.case.remark(format!("{error:#}"));
+                            DestinationEvent::Cancel
+                        }
+                    };
+                    effects.extend(inner.handle(event));
+                }
+                DestinationEffect::Serve { .. } => {
+                    inner.end_landing();
+                    if let Err(error) = self.house.arrive(self.number) {
+                        self.case.remark(format!("it is owned here, and cannot be served: {error:#}"));
+                    }
+                }
+                DestinationEffect::Stop => self.house.depart(self.number),
+                DestinationEffect::Wipe => {
+                    inner.end_landing();
+                    if let Err(error) = self.house.wipe(self.number) {
+                        self.case.remark(format!(
+                            "what came of it is not wiped: {error:#}; restart the engine to try again"
+                        ));
+                    }
+                }
+                DestinationEffect::Refuse(refusal) => _ = self.case.remark(refusal.to_string()),
+                DestinationEffect::Raise(alarm) => {
+                    let text = alarm.to_string();
+                    if self.case.remark(text.clone()) {
+                        self.house.keeper.fault(Some(self.number), text);
+                    }
+                }
+            }
+        }
+        inner.note_closed()?;
+        Ok(answer)
+    }
+
+    /// Where blocks land, for a machine that takes them and has no place since its engine began.
+    fn make_room(&self, inner: &mut Inner) -> anyhow::Result<()> {
+        let takes = inner.written.is_some_and(|record| record.step == DestinationStep::Incoming);
+        if takes && inner.landing.is_none() {
+            inner.landing = Some(self.land()?);
+        }
+        Ok(())
+    }
+
+    fn land(&self) -> anyhow::Result<Landed> {
+        let ssd = self.house.open_beside(self.number, &self.config)?;
+        let pages = pages_of(&ssd).context("its size is no multiple of 4 KiB: nothing can be moved there")?;
+        let landing = Landing::new(&ssd, pages, PORTS).context("its space cannot be made empty")?;
+        drop(ssd);
+        let (streams, coming) = channel();
+        let (done, arrived) = channel();
+        let migration = self.migration.to_be_bytes();
+        let receive = move || receive(migration, &landing, pages, &coming, &done);
+        let thread = std::thread::Builder::new().name("landing".to_owned()).spawn(receive)?;
+        Ok(Landed { streams, arrived, thread })
+    }
+
+    /// All that came is durable, its record too.
+    fn settle(&self, inner: &Inner) -> anyhow::Result<()> {
+        let landed = inner
+            .landing
+            .as_ref()
+            .context("the engine was restarted in between: nothing of the copy is known any more")?;
+        let Arrived { missing, state } = landed
+            .arrived
+            .recv_timeout(PATIENCE)
+            .context("not all of it has come, though the source says so")?;
+        ensure!(missing.count() == 0, "the source keeps back pages: this build fetches none later");
+        match (&self.config.state, state.is_empty()) {
+            (Some(path), false) => {
+                SsdV1::from_bytes(&state).context("its record makes no sense here")?;
+                replace(path, &state).with_context(|| format!("{} cannot be written", path.display()))
+            }
+            (Some(path), true) => remove(path),
+            (None, false) => bail!("it has a record, and no `state` here: give it one in the configuration"),
+            (None, true) => Ok(()),
+        }
+    }
+}
+
+impl Inner {
+    fn end_landing(&mut self) {
+        if let Some(landed) = self.landing.take() {
+            landed.end();
+        }
+    }
+
+    fn handle(&mut self, event: DestinationEvent) -> Vec<DestinationEffect> {
+        self.machine.as_mut().map_or_else(Vec::new, |machine| machine.handle(event))
+    }
+
+    fn write(&mut self, record: DestinationRecord) -> anyhow::Result<()> {
+        let written = Record::Destination(record).to_bytes(&self.parties).map_err(anyhow::Error::from);
+        if let Err(error) = written.and_then(|bytes| self.store.replace(&bytes)) {
+            // As a crash would be: the machine goes on from what is there.
+            let there = self
+                .store
+                .read()
+                .and_then(|bytes| Ok(bytes.map(|it| Record::from_bytes(&it)).transpose()?));
+            self.machine = match there {
+                Ok(Some((_, Record::Destination(record))))
+                    if Some(record.pledge) == self.machine.as_ref().map(Destination::pledge) =>
+                {
+                    self.written = Some(record);
+                    Some(Destination::recover(record).0)
+                }
+                _ => None,
+            };
+            return Err(error);
+        }
+        self.written = Some(record);
+        Ok(())
+    }
+
+    /// The source knows how it ended: an engine that starts anew is to know that.
+    fn note_closed(&mut self) -> anyhow::Result<()> {
+        let is_closed = self.machine.as_ref().is_some_and(Destination::is_closed);
+        if let Some(record) = self.written.filter(|_| is_closed && !self.parties.closed) {
+            self.parties.closed = true;
+            self.store.replace(&Record::Destination(record).to_bytes(&self.parties)?)?;
+        }
+        Ok(())
+    }
+}
+
+fn show(case: &Case, step: DestinationStep) {
+    match step {
+        DestinationStep::Incoming => case.show("incoming"),
+        DestinationStep::Ready => case.show("ready"),
+        DestinationStep::Owned => case.end("arrived"),
+        DestinationStep::Forced => case.end("forced"),
+        DestinationStep::Dropped => case.end("dropped"),
+        DestinationStep::Superseded { .. } => case.end("superseded"),
+    }
+}
+
+/// A state of an earlier life of the ssd here is not its any more.
+fn remove(path: &Path) -> anyhow::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error)
+            .with_context(|| format!("{} is of an earlier time, and cannot be removed", path.display())),
+        _ => Ok(()),
+    }
+}
+
+/// Serves each stream on a thread of its own, until no more can come.
+fn receive(
+    migration: [u8; 16],
+    landing: &Landing,
+    pages: u64,
+    streams: &Receiver<Stream>,
+    done: &Sender<Arrived>,
+) {
+    let accept = |plan: &transfer::frame::Plan| {
+        if plan.pages == pages {
+            Ok(())
+        } else {
+            Err(format!("it has {pages} pages here and {} at the source", plan.pages))
+        }
+    };
+    let pages = Pages::new(migration, Limits::default(), landing, &accept);
+    std::thread::scope(|scope| {
+        for stream in streams {
+            let (pages, done) = (&pages, done.clone());
+            scope.spawn(move || {
+                if let Err(fault) = pages.serve(stream) {
+                    tracing::info!(%fault, "a stream of a migration has ended");
+                }
+                if let Some(arrived) = pages.arrived() {
+                    let _ = done.send(arrived);
+                }
+            });
+        }
+        pages.cancel();
+    });
+}

@@ -1,0 +1,180 @@
+//! An ssd's blocks as what a copy reads and what it arrives in.
+
+use super::ports::Ports;
+use crate::crew::Crew;
+use crate::message::Message;
+use crate::ssd::Ssd;
+use crate::terms::Hold;
+use anyhow::ensure;
+use block::Range;
+use dirty::{Map, PAGE_BYTES};
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+use transfer::source::{Content, Run, Sink, Source};
+
+/// How long what is at the drive may take to end. A guest's own patience with its drive is longer.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Made zero by one request.
+const ZERO_BYTES: u64 = 1 << 30;
+/// Read by one request to see that it is empty.
+const VERIFIED_BYTES: usize = 1 << 20;
+
+/// Pages of an ssd. `None`: it has a size that is no whole number of them.
+pub(crate) fn pages_of(ssd: &Ssd) -> Option<u64> {
+    let bytes = ssd.limits().capacity_bytes;
+    bytes.is_multiple_of(PAGE_BYTES).then_some(bytes / PAGE_BYTES)
+}
+
+/// An ssd that is served, and copied meanwhile. Dropped, its writes are not noted any more.
+pub(crate) struct Blocks {
+    ssd: Arc<Ssd>,
+    crew: Arc<Crew>,
+    map: Arc<Map>,
+    ports: Ports,
+}
+
+impl Blocks {
+    /// # Errors
+    /// No thread or memory is left.
+    pub(crate) fn new(ssd: &Arc<Ssd>, crew: &Arc<Crew>, pages: u64, streams: usize) -> io::Result<Self> {
+        let map = Arc::new(Map::new(pages).map_err(io::Error::other)?);
+        Ok(Self { ssd: Arc::clone(ssd), crew: Arc::clone(crew), map, ports: Ports::open(ssd, streams)? })
+    }
+
+    /// Lets nothing of the guest's begin any more, and returns when nothing is at the drive and all is noted.
+    ///
+    /// # Errors
+    /// It takes too long; then the guest goes on.
+    pub(crate) fn freeze(&self) -> io::Result<()> {
+        self.ssd.terms.set_hold(Hold::Frozen);
+        tell(&self.ssd, &self.crew).inspect_err(|_| thaw(&self.ssd, &self.crew))
+    }
+}
+
+impl Drop for Blocks {
+    fn drop(&mut self) {
+        self.ssd.watch.set(None);
+        let _ = tell(&self.ssd, &self.crew);
+    }
+}
+
+/// The guest goes on.
+pub(crate) fn thaw(ssd: &Ssd, crew: &Crew) {
+    ssd.terms.set_hold(Hold::Open);
+    let (heard, _) = channel();
+    crew.tell_all(|| Message::Watch(ssd.id, heard.clone()));
+}
+
+/// Tells all seats what has changed, and waits until what was at the drive before they heard it has ended.
+fn tell(ssd: &Ssd, crew: &Crew) -> io::Result<()> {
+    let (heard, all) = channel();
+    crew.tell_all(|| Message::Watch(ssd.id, heard.clone()));
+    drop(heard);
+    match all.recv_timeout(PATIENCE) {
+        Err(RecvTimeoutError::Disconnected) => Ok(()),
+        _ => Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "its drive does not end what it has begun (or writes wait for space in its pool); migrate it when it does",
+        )),
+    }
+}
+
+impl Source for Blocks {
+    fn pages(&self) -> u64 {
+        self.map.pages()
+    }
+
+    fn arm(&self) -> io::Result<()> {
+        self.ssd.watch.set(Some(Arc::clone(&self.map)));
+        tell(&self.ssd, &self.crew)
+    }
+
+    fn allocated(&self, each: &mut dyn FnMut(u64, u64)) -> io::Result<()> {
+        let end_bytes = self.pages() * PAGE_BYTES;
+        self.ssd.drive.allocated(end_bytes, &mut |start, end| {
+            let (first, end) = (start / PAGE_BYTES, end.div_ceil(PAGE_BYTES));
+            each(first, end.saturating_sub(first));
+        })
+    }
+
+    fn harvest(&self, into: &Map) -> io::Result<()> {
+        self.map.take(|block, marks| {
+            let base = block as u64 * dirty::BLOCK_PAGES;
+            marks.runs(|first, pages| into.mark(base + u64::from(first), pages.into()));
+        });
+        Ok(())
+    }
+
+    fn read(&self, run: Run, out: &mut [u8]) -> io::Result<Content> {
+        self.ports.read(run.first() * PAGE_BYTES, out).map(|()| Content::Bytes)
+    }
+}
+
+/// An ssd that nobody serves, and that a copy arrives in.
+pub(crate) struct Landing {
+    ports: Ports,
+    pages: u64,
+}
+
+impl Landing {
+    /// Its space reads as zeros when this returns.
+    ///
+    /// # Errors
+    /// The drive's; or no thread is left.
+    pub(crate) fn new(ssd: &Arc<Ssd>, pages: u64, streams: usize) -> io::Result<Self> {
+        let this = Self { ports: Ports::open(ssd, streams)?, pages };
+        this.clear()?;
+        Ok(this)
+    }
+
+    /// Nothing of what arrived can be read any more.
+    ///
+    /// # Errors
+    /// The drive's.
+    pub(crate) fn clear(&self) -> io::Result<()> {
+        let end_bytes = self.pages * PAGE_BYTES;
+        let mut at = 0;
+        while at < end_bytes {
+            let len_bytes = (end_bytes - at).min(ZERO_BYTES);
+            self.ports.zero(Range { start_bytes: at, len_bytes })?;
+            at += len_bytes;
+        }
+        self.ports.flush()
+    }
+
+    /// Reads all that the drive may have, which is nothing.
+    ///
+    /// # Errors
+    /// The drive's; or something is there.
+    pub(crate) fn verify_empty(&self, ssd: &Ssd) -> anyhow::Result<()> {
+        let mut runs = Vec::new();
+        ssd.drive.allocated(self.pages * PAGE_BYTES, &mut |start, end| runs.push(start..end))?;
+        let mut bytes = vec![0; VERIFIED_BYTES];
+        for run in runs {
+            for start in run.clone().step_by(VERIFIED_BYTES) {
+                let len = usize::try_from(run.end - start).unwrap_or(VERIFIED_BYTES).min(VERIFIED_BYTES);
+                let part = &mut bytes[..len];
+                self.ports.read(start, part)?;
+                ensure!(part.iter().all(|byte| *byte == 0), "its drive still has something at byte {start}");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Sink for Landing {
+    fn write(&self, run: Run, bytes: &[u8]) -> io::Result<()> {
+        self.ports.write(run.first() * PAGE_BYTES, bytes)
+    }
+
+    /// Zeros that were written and space that was never used are the same to whoever reads them.
+    fn zero(&self, run: Run, _hole: bool) -> io::Result<()> {
+        self.ports.zero(Range { start_bytes: run.first() * PAGE_BYTES, len_bytes: run.bytes() })
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.ports.flush()
+    }
+}

@@ -1,0 +1,111 @@
+//! One migration, as it is shown and steered from outside while its thread drives it.
+
+use api::control::{MigrationStatus, Steer};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use transfer::control::{Control, UNLIMITED};
+
+/// See the module.
+pub(super) struct Case {
+    pub(super) ssd: String,
+    pub(super) peer: String,
+    pub(super) incoming: bool,
+    pub(super) size_bytes: u64,
+    pub(super) control: Control,
+    /// Steers that are the machine's.
+    steers: Box<dyn Fn(Steer) + Send + Sync>,
+    shown: Mutex<Shown>,
+}
+
+struct Shown {
+    began: Instant,
+    ended: Option<Instant>,
+    state: &'static str,
+    reason: Option<String>,
+    stun: Option<Duration>,
+}
+
+impl Case {
+    pub(super) fn new(
+        ssd: &str,
+        peer: &str,
+        incoming: bool,
+        size_bytes: u64,
+        steers: Box<dyn Fn(Steer) + Send + Sync>,
+    ) -> Self {
+        let shown =
+            Shown { began: Instant::now(), ended: None, state: "beginning", reason: None, stun: None };
+        let (ssd, peer, control) = (ssd.to_owned(), peer.to_owned(), Control::default());
+        Self { ssd, peer, incoming, size_bytes, control, steers, shown: Mutex::new(shown) }
+    }
+
+    fn shown(&self) -> MutexGuard<'_, Shown> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is done now.
+    pub(super) fn show(&self, state: &'static str) {
+        let mut shown = self.shown();
+        if shown.ended.is_none() && shown.state != state {
+            tracing::info!(ssd = self.ssd, peer = self.peer, state, "migration");
+            shown.state = state;
+        }
+    }
+
+    /// What must be known of it; the last stays. Whether it is another than before.
+    pub(super) fn remark(&self, reason: impl Into<String>) -> bool {
+        let reason = Some(reason.into());
+        let mut shown = self.shown();
+        let is_new = shown.reason != reason;
+        shown.reason = reason;
+        is_new
+    }
+
+    pub(super) fn stood_still(&self, stun: Duration) {
+        self.shown().stun = Some(stun);
+    }
+
+    pub(super) fn end(&self, state: &'static str) {
+        self.show(state);
+        self.shown().ended.get_or_insert_with(Instant::now);
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.shown().ended.is_some()
+    }
+
+    /// Does what can be done at once, and passes the rest on to who drives it.
+    pub(super) fn steer(&self, steer: Steer) {
+        match steer {
+            Steer::Pause => self.control.pause(),
+            Steer::Resume => self.control.resume(),
+            Steer::Bandwidth(0) => self.control.set_pace(UNLIMITED),
+            Steer::Bandwidth(bytes) => self.control.set_pace(bytes),
+            // It is over where nobody listens.
+            Steer::Cancel | Steer::Force => (self.steers)(steer),
+        }
+    }
+
+    pub(super) fn status(&self) -> MigrationStatus {
+        let (progress, shown) = (self.control.progress(), self.shown());
+        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let elapsed = shown.ended.unwrap_or_else(Instant::now).duration_since(shown.began);
+        MigrationStatus {
+            ssd: self.ssd.clone(),
+            peer: self.peer.clone(),
+            incoming: self.incoming,
+            state: shown.state.to_owned(),
+            reason: shown.reason.clone(),
+            over: shown.ended.is_some(),
+            size_bytes: self.size_bytes,
+            sent_bytes: progress.bytes_sent,
+            left_bytes: progress.bytes_left,
+            pass: progress.pass,
+            rate: progress.rate,
+            dirty_rate: progress.dirty_rate,
+            predicted_stun_ns: progress.predicted_stun.map(nanos),
+            stun_ns: shown.stun.map(nanos),
+            elapsed_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+}

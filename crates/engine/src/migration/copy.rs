@@ -1,0 +1,136 @@
+//! Copies an ssd's blocks to the other host while its guest goes on, and the rest while it stands still.
+
+use super::blocks::{Blocks, pages_of};
+use super::case::Case;
+use super::means::Means;
+use super::sending::Event;
+use crate::clock::{Clock, ticks};
+use crate::crew::Crew;
+use crate::records::Records;
+use crate::ssd::Ssd;
+use crate::terms;
+use anyhow::{Context, bail, ensure};
+use api::control::MigrationTerms;
+use dirty::Map;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::Duration;
+use transfer::control::{System, UNLIMITED};
+use transfer::copy::{Error, Options, Precopy, Verdict};
+use transfer::frame::{Plan, STATE_BYTES_MAX};
+use transfer::tls::{Outgoing, Protocol};
+
+/// From a network that is gone to the next look at it.
+const NETWORK: Duration = Duration::from_secs(2);
+/// A guest that is written faster than it moves is slowed to no less than this.
+const SLOWEST: u64 = 1 << 20;
+
+/// See the module. Runs on a thread of its own.
+pub(super) struct Copy {
+    pub(super) ssd: Arc<Ssd>,
+    pub(super) crew: Arc<Crew>,
+    pub(super) clock: Clock,
+    pub(super) records: Option<Records>,
+    pub(super) means: Arc<Means>,
+    pub(super) case: Arc<Case>,
+    pub(super) migration: [u8; 16],
+    pub(super) terms: MigrationTerms,
+    pub(super) events: Sender<Event>,
+    /// First: freeze, and send the rest. Closed: the end, whatever came of it.
+    pub(super) go: Receiver<()>,
+}
+
+impl Copy {
+    pub(super) fn run(self) {
+        let done = self.copy();
+        // The guest is as quick as before, whatever came of it.
+        self.slow(None);
+        if let Err(error) = done {
+            let _ = self.events.send(Event::Failed(format!("{error:#}")));
+            // Nothing is noted from here on; what stands still goes on when the machine says so.
+            while self.go.recv().is_ok() {}
+        }
+    }
+
+    fn copy(&self) -> anyhow::Result<()> {
+        let pages = pages_of(&self.ssd).context("its size is no multiple of 4 KiB: it cannot be moved")?;
+        let streams = self.terms.streams;
+        let blocks = Blocks::new(&self.ssd, &self.crew, pages, usize::from(streams))?;
+        let plan = Plan {
+            pages,
+            name: self.ssd.name.clone(),
+            profile: self.ssd.profile.name.to_owned(),
+            settings: Vec::new(),
+        };
+        let pace = if self.terms.bandwidth == 0 { UNLIMITED } else { self.terms.bandwidth };
+        self.case.control.set_pace(pace);
+        let stun_max = Duration::from_micros(self.terms.max_stun_us);
+        let options = Options { migration: self.migration, streams, stun_max, ..Options::default() };
+        let (means, peer) = (&self.means, &self.case.peer);
+        let connect = |_| means.connect(peer, Protocol::Pages);
+        let clock = System::default();
+        let mut precopy = Precopy::new(plan, &blocks, &connect, &clock, &self.case.control, options)?;
+        self.pre_copy(&mut precopy)?;
+        let _ = self.events.send(Event::Close);
+        if self.go.recv().is_err() {
+            return Ok(());
+        }
+        blocks.freeze()?;
+        precopy.last(&Map::new(pages)?, &self.state()?)?;
+        let _ = self.events.send(Event::Rested);
+        // What was frozen stays so, and what is noted is noted, until it is known who has the ssd.
+        while self.go.recv().is_ok() {}
+        Ok(())
+    }
+
+    /// Until little enough is left.
+    fn pre_copy(&self, precopy: &mut Precopy<'_, Outgoing>) -> anyhow::Result<()> {
+        loop {
+            match precopy.run() {
+                Ok(Verdict::Ready(_)) => return Ok(()),
+                Ok(Verdict::Far(trip)) => bail!(
+                    "the way to the other host and back alone takes {trip:?}, longer than the guest may stand still: allow more with --max-stun"
+                ),
+                Ok(Verdict::Throttle { to, from }) => {
+                    let to = to.max(SLOWEST);
+                    tracing::info!(
+                        ssd = self.ssd.name,
+                        from,
+                        to,
+                        "its writes are slowed: they outrun the link"
+                    );
+                    self.case.remark(format!(
+                        "its writes outrun the link and are slowed to {} MiB a second meanwhile",
+                        to >> 20
+                    ));
+                    self.slow(Some(to));
+                }
+                // What arrived is kept: the copy goes on where it was.
+                Err(error @ Error::Lost { .. }) => {
+                    self.case.remark(error.to_string());
+                    std::thread::sleep(NETWORK);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn slow(&self, bytes_per_s: Option<u64>) {
+        terms::slow_writes(&self.ssd, bytes_per_s, self.clock.at(ticks()), &self.crew);
+    }
+
+    /// What the ssd is beside its blocks: its record, as its controller would find it after a power failure.
+    fn state(&self) -> anyhow::Result<Vec<u8>> {
+        let Some(path) = &self.ssd.record_path else { return Ok(Vec::new()) };
+        // What was asked for before is in it.
+        self.records.as_ref().map(Records::settle);
+        match std::fs::read(path) {
+            Ok(bytes) => {
+                ensure!(bytes.len() <= STATE_BYTES_MAX, "{} is larger than any state", path.display());
+                Ok(bytes)
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(error).with_context(|| format!("cannot read its state {}", path.display())),
+        }
+    }
+}

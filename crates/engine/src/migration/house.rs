@@ -1,0 +1,182 @@
+//! What a migration asks of the house: to serve an ssd no more, to open one beside its guests, to wipe what is left of one.
+
+use super::Migrations;
+use super::blocks::{Landing, pages_of};
+use crate::passage::{Absent, Passage, Standing};
+use crate::records::Records;
+use crate::run::{House, is_busy};
+use crate::serve::{Kept, open_ssd};
+use crate::ssd::Ssd;
+use crate::terms::Hold;
+use crate::vhost;
+use anyhow::{Context, bail, ensure};
+use api::config::{self, Backend, Door};
+use api::control::{EngineRequest, PoolRequest, Response};
+use std::convert::Infallible;
+use std::sync::mpsc::channel;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long that takes at most.
+const FREE_PATIENCE: Duration = Duration::from_secs(10);
+const FREE_LOOK: Duration = Duration::from_millis(1);
+
+impl House {
+    /// Those that are served and those that are not.
+    pub(super) fn configs(&self) -> Vec<config::Ssd> {
+        self.configs.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn config(&self, name: &str) -> Option<config::Ssd> {
+        self.configs().into_iter().find(|config| config.name == name)
+    }
+
+    pub(super) fn migrations(&self) -> Option<&Migrations> {
+        self.migrations.get()
+    }
+
+    pub(super) fn number(&self, name: &str) -> Option<usize> {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = slots.open.iter().find(|(_, served)| served.ssd().name == name).map(|(number, _)| *number);
+        open.or_else(|| {
+            slots.absent.iter().find(|(_, absent)| absent.config.name == name).map(|(number, _)| *number)
+        })
+    }
+
+    /// One that is served.
+    pub(super) fn ssd(&self, number: usize) -> Option<Arc<Ssd>> {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.open.get(&number).map(|served| Arc::clone(served.ssd()))
+    }
+
+    /// `None`: this engine is about to end.
+    pub(super) fn records(&self) -> Option<Records> {
+        let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+        records.as_ref().map(|(records, _)| records.clone())
+    }
+
+    /// Serves an ssd no more: its owner is elsewhere. Its client loses it; what it still asks for fails, and nothing of that reaches the drive.
+    pub(super) fn depart(&self, number: usize) {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(served) = slots.open.remove(&number) else {
+            drop(slots);
+            // An engine before this one served it; this one never did.
+            self.forget_former(number);
+            return self.say_standing(number);
+        };
+        drop(slots);
+        let ssd = Arc::clone(served.ssd());
+        served.stop();
+        ssd.terms.set_hold(Hold::Closed);
+        ssd.watch.close();
+        let (heard, _) = channel::<Infallible>();
+        self.duty.crew().tell_all(|| crate::message::Message::Watch(ssd.id, heard.clone()));
+        if let Err(error) = served.join() {
+            tracing::info!(ssd = ssd.name, error = format!("{error:#}"), "it has moved");
+        }
+        let name = ssd.name.clone();
+        drop(ssd);
+        let (Some(config), Ok(pools)) = (self.config(&name), self.pools()) else { return };
+        if let Standing::Away(away) = Passage::of(&config, pools).standing() {
+            self.stay_away(number, Absent::new(&config), &away);
+        }
+    }
+
+    /// Says anew how an ssd stands that is not served: its journal has another step.
+    pub(super) fn say_standing(&self, number: usize) {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let config = slots.absent.get(&number).map(|absent| absent.config.clone());
+        drop(slots);
+        if let (Some(config), Ok(pools)) = (config, self.pools())
+            && let Standing::Away(away) = Passage::of(&config, pools).standing()
+        {
+            self.keeper.stands(number, Some(away.standing()));
+        }
+    }
+
+    /// What an engine before this one had of an ssd is of a life that is over: another comes from elsewhere.
+    pub(super) fn forget_former(&self, number: usize) {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(absent) = slots.absent.get_mut(&number) {
+            absent.found = None;
+        }
+    }
+
+    /// Opens the drive of an ssd that is not served.
+    pub(super) fn open_beside(&self, number: usize, config: &config::Ssd) -> anyhow::Result<Arc<Ssd>> {
+        ensure!(self.ssd(number).is_none(), "it is served here");
+        // Its record is of another time, and comes anew.
+        let config = config::Ssd { state: None, ..config.clone() };
+        when_free(|| {
+            let (kept, keeper) = (Kept::default(), Some(Arc::clone(&self.keeper)));
+            Ok(match config.door {
+                Door::VfioUser => open_ssd(number, &config, kept, keeper, self.pools()?)?.0,
+                Door::VhostUser => vhost::open_ssd(number, &config, kept, keeper, self.pools()?)?,
+            })
+        })
+    }
+
+    /// Nothing of an ssd that is not owned here can be read any more when this returns: verified by reading.
+    pub(super) fn wipe(&self, number: usize) -> anyhow::Result<()> {
+        let config = {
+            let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            slots.absent.get(&number).map(|absent| absent.config.clone())
+        };
+        let config = config.context("it is served here, or not of this host")?;
+        if let Backend::Pool { pool, .. } = &config.backend {
+            // By the pool's own steps: recorded, verified, resumed.
+            let request = PoolRequest::Delete { pool: pool.clone(), volume: config.volume().to_owned() };
+            return match self.pools()?.ask(request) {
+                Response::Error(why) => bail!(why),
+                _ => Ok(()),
+            };
+        }
+        let ssd = self.open_beside(number, &config)?;
+        let pages = pages_of(&ssd).context("its size is no multiple of 4 KiB")?;
+        let landing = Landing::new(&ssd, pages, 2)?;
+        landing.verify_empty(&ssd)
+    }
+
+    /// Goes on with migrations, and takes new ones from here on. What is wrong with that is a fault; the ssds are served all the same.
+    pub(crate) fn open_migrations(self: &Arc<Self>, config: &config::Config) {
+        let opened = Migrations::new(config.migration.as_ref()).and_then(|migrations| {
+            let migrations = self.migrations.get_or_init(|| migrations);
+            migrations.open(self, config.migration.as_ref())
+        });
+        if let Err(error) = opened {
+            self.keeper.fault(None, format!("no ssd can be moved: {error:#}"));
+        }
+    }
+
+    /// Answers what is asked of this process and its migrations.
+    pub(crate) fn answer(self: &Arc<Self>, request: EngineRequest) -> Response {
+        let Some(migrations) = self.migrations() else {
+            return Response::Error("the engine does not serve yet: ask again in a moment".to_owned());
+        };
+        match request {
+            EngineRequest::Migrate { ssd, to, terms, dry_run } => {
+                match migrations.begin(self, &ssd, &to, terms, dry_run) {
+                    Ok(text) => Response::Done(text),
+                    Err(error) => Response::Error(format!("{error:#}")),
+                }
+            }
+            EngineRequest::Migrations => Response::Migrations(migrations.list()),
+            EngineRequest::Steer { ssd, steer } => migrations.steer(&ssd, steer),
+            EngineRequest::Reactors => Response::Reactors(self.duty.reactors()),
+        }
+    }
+}
+
+/// Opens a drive as soon as it is free: the keeper lets go of what it holds of an ssd's former life a moment after it was told.
+///
+/// # Errors
+/// As opening it has them.
+pub(crate) fn when_free<T>(mut open: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let start = Instant::now();
+    loop {
+        match open() {
+            Err(error) if is_busy(&error) && start.elapsed() < FREE_PATIENCE => std::thread::sleep(FREE_LOOK),
+            result => return result,
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! The source's connection for what the two hosts say: one word, one answer, and a new connection when one breaks.
+
+use super::means::Means;
+use super::word::{FromDestination, FromSource, Offer, receive, send, to_source};
+use std::io;
+use std::sync::Arc;
+use transfer::commit::{Message, ToDestination, ToSource};
+use transfer::tls::{Outgoing, Protocol};
+
+/// See the module.
+pub(super) struct Line {
+    means: Arc<Means>,
+    to: String,
+    offer: Offer,
+    open: Option<Outgoing>,
+}
+
+/// What a word came back with.
+pub(super) enum Heard {
+    Step(Message<ToSource>),
+    /// It has nothing to add.
+    Noted,
+    /// The other side will have nothing to do with it, and says why.
+    No(String),
+}
+
+impl Line {
+    pub(super) fn new(means: Arc<Means>, to: &str, offer: Offer) -> Self {
+        Self { means, to: to.to_owned(), offer, open: None }
+    }
+
+    pub(super) fn migration(&self) -> [u8; 16] {
+        self.offer.migration.to_be_bytes()
+    }
+
+    /// Asks what the destination thinks of the migration, by a new connection.
+    pub(super) fn offer(&mut self) -> io::Result<Result<(), String>> {
+        self.open = None;
+        let mut stream = self.means.connect(&self.to, Protocol::Control)?;
+        send(&mut stream, &FromSource::Offer(self.offer.clone()))?;
+        match receive(&mut stream)? {
+            FromDestination::Welcome => {
+                self.open = Some(stream);
+                Ok(Ok(()))
+            }
+            FromDestination::No { why } => Ok(Err(why)),
+            FromDestination::Step { .. } | FromDestination::Noted => {
+                Err(io::Error::other("the destination answers an offer with something else"))
+            }
+        }
+    }
+
+    /// Says a step and hears the answer.
+    pub(super) fn say(&mut self, message: Message<ToDestination>) -> io::Result<Heard> {
+        self.ask(&FromSource::step(message))
+    }
+
+    /// Asks for the destination's last word.
+    pub(super) fn ping(&mut self) -> io::Result<Heard> {
+        self.ask(&FromSource::Ping)
+    }
+
+    fn ask(&mut self, word: &FromSource) -> io::Result<Heard> {
+        if self.open.is_none()
+            && let Err(why) = self.offer()?
+        {
+            return Ok(Heard::No(why));
+        }
+        let answer = self.converse(word);
+        if answer.is_err() {
+            self.open = None;
+        }
+        answer
+    }
+
+    fn converse(&mut self, word: &FromSource) -> io::Result<Heard> {
+        let stream = self.open.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        send(stream, word)?;
+        Ok(match receive(stream)? {
+            FromDestination::Step { epoch, word } => {
+                Heard::Step(to_source(self.offer.migration.to_be_bytes(), epoch, word))
+            }
+            FromDestination::Noted => Heard::Noted,
+            FromDestination::No { why } => Heard::No(why),
+            FromDestination::Welcome => return Err(io::Error::other("the destination greets twice")),
+        })
+    }
+}

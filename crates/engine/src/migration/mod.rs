@@ -1,0 +1,386 @@
+//! Ssds that move to other hosts, and that come from them (`docs/decisions/0036-mover.md`).
+//!
+//! ```text
+//!  godwit migrate --> keeper --> Migrations::begin --> sending (a thread) ==== words (TLS) ====> listener --> arrival
+//!                                  copy (a thread) --> streams ========== pages (TLS) =========> landing --> drive
+//! ```
+//! Who owns the ssd is decided by the two machines of `transfer::commit` and written in its journal ([`crate::passage`]); here is who drives
+//! them. Nothing of it runs on a reactor.
+
+mod arrival;
+mod blocks;
+mod case;
+mod copy;
+pub(crate) mod house;
+mod line;
+mod listener;
+mod means;
+mod ports;
+mod sending;
+mod word;
+
+use crate::identities::identity_of;
+use crate::passage::{Passage, Standing, Store};
+use crate::run::House;
+use anyhow::{Context, anyhow, bail, ensure};
+use api::config::{self, Door};
+use api::control::{MigrationStatus, MigrationTerms, Response, Steer};
+use arrival::{Arrival, Expected};
+use case::Case;
+use line::Line;
+use means::{Means, host_of};
+use sending::Sending;
+use state::migration::MigrationV1;
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use transfer::commit::{
+    Destination, DestinationEvent, DestinationRecord, Former, Message, Parties, Record, Source, SourceRecord,
+    ToDestination,
+};
+use word::{Device, Offer, VERSION};
+
+/// Streams of one migration at most.
+const STREAMS_MAX: u16 = 64;
+
+/// See the module.
+pub(crate) struct Migrations {
+    /// `None`: the configuration has no `[migration]`.
+    means: Option<Arc<Means>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The last of each ssd, by name.
+    cases: BTreeMap<String, Arc<Case>>,
+    /// Those that come, by the identity of the migration.
+    arrivals: BTreeMap<u128, Arc<Arrival>>,
+}
+
+impl Migrations {
+    pub(crate) fn new(config: Option<&config::Migration>) -> anyhow::Result<Self> {
+        let means = config.map(Means::new).transpose()?.map(Arc::new);
+        Ok(Self { means, state: Mutex::default() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn means(&self) -> anyhow::Result<&Arc<Means>> {
+        self.means.as_ref().context(
+            "this host moves no ssds: its configuration has no [migration]; see docs/guide/migration.md for the certificates that takes",
+        )
+    }
+
+    /// Goes on with what an engine before this one began, and listens for other hosts.
+    ///
+    /// # Errors
+    /// It cannot listen: the ssds are served all the same.
+    pub(crate) fn open(&self, house: &Arc<House>, config: Option<&config::Migration>) -> anyhow::Result<()> {
+        for config in house.configs() {
+            if let Err(error) = self.go_on(house, &config) {
+                house
+                    .keeper
+                    .fault(None, format!("ssd \"{}\": its migration cannot go on: {error:#}", config.name));
+            }
+        }
+        let (Some(means), Some(listen)) = (&self.means, config.and_then(|config| config.listen)) else {
+            return Ok(());
+        };
+        let listener = TcpListener::bind(listen).with_context(|| {
+            format!("cannot listen at {listen} for other hosts: is the address this host's, and free?")
+        })?;
+        let (house, means) = (Arc::clone(house), Arc::clone(means));
+        std::thread::Builder::new()
+            .name("hosts".to_owned())
+            .spawn(move || listener::listen(&house, &means, &listener))?;
+        Ok(())
+    }
+
+    /// A migration that a journal tells of.
+    fn go_on(&self, house: &Arc<House>, config: &config::Ssd) -> anyhow::Result<()> {
+        let Some(store) = Passage::of(config, house.pools()?).store().map(Arc::clone) else { return Ok(()) };
+        let Some(bytes) = store.read()? else { return Ok(()) };
+        let (parties, record) = Record::from_bytes(&bytes)?;
+        let number = house.number(&config.name).context("it has no number")?;
+        match record {
+            Record::Source(record) => {
+                let (source, effects) = Source::recover(record);
+                if record.is_over() && effects.is_empty() {
+                    return Ok(());
+                }
+                let offer = offer(config, record.pledge.migration, size_of(house, config)?)?;
+                let plan = Departure { number, store, parties, offer, terms: MigrationTerms::default() };
+                self.send(house, plan, (source, effects, Some(record)))
+            }
+            Record::Destination(record) => {
+                let migration = u128::from_be_bytes(record.pledge.migration);
+                let config = config.clone();
+                let expected =
+                    Expected { migration, number, config, store, parties, record: Some(record), seen: None };
+                self.keep(Arrival::new(house, expected), migration);
+                Ok(())
+            }
+        }
+    }
+
+    fn keep(&self, arrival: Arc<Arrival>, migration: u128) {
+        let mut state = self.state();
+        // What was over when the engine began is not news.
+        if !arrival.case.is_over() {
+            state.cases.insert(arrival.case.ssd.clone(), Arc::clone(&arrival.case));
+        }
+        state.arrivals.insert(migration, arrival);
+    }
+
+    fn arrival(&self, migration: u128) -> Option<Arc<Arrival>> {
+        self.state().arrivals.get(&migration).cloned()
+    }
+
+    /// Begins to move an ssd to another host.
+    ///
+    /// # Errors
+    /// Why it cannot be moved, and what to do.
+    pub(crate) fn begin(
+        &self,
+        house: &Arc<House>,
+        ssd: &str,
+        to: &str,
+        terms: MigrationTerms,
+        dry_run: bool,
+    ) -> anyhow::Result<String> {
+        let means = self.means()?;
+        host_of(to)?;
+        ensure!((1..=STREAMS_MAX).contains(&terms.streams), "streams must be 1 to {STREAMS_MAX}");
+        let config =
+            house.config(ssd).with_context(|| format!("there is no ssd \"{ssd}\" in the configuration"))?;
+        let number = house.number(ssd).context("it has no number")?;
+        ensure!(house.ssd(number).is_some(), "ssd \"{ssd}\" is not served here: see `godwit status`");
+        if let Some(case) = self.state().cases.get(ssd).filter(|case| !case.is_over()) {
+            bail!("ssd \"{ssd}\" is being moved already ({}): see `godwit migration list`", case.peer);
+        }
+        if config.door == Door::VfioUser && config.state.is_none() {
+            bail!("ssd \"{ssd}\" has its state in memory only: give it a `state` in the configuration");
+        }
+        let passage = Passage::of(&config, house.pools()?);
+        let store = passage.store().map(Arc::clone).with_context(|| {
+            format!("ssd \"{ssd}\" has no place for a journal: give it a `state` or a `journal` in the configuration")
+        })?;
+        let former = match passage.standing() {
+            Standing::Here(former) => former,
+            Standing::Away(away) => bail!("ssd \"{ssd}\" is {}: {}", away.word, away.why),
+        };
+        let size_bytes = size_of(house, &config)?;
+        let migration = random()?;
+        let mut offer = offer(&config, migration, size_bytes)?;
+        offer.dry_run = true;
+        // Before anything is on record: most that can be wrong is found here.
+        let mut line = Line::new(Arc::clone(means), to, offer.clone());
+        line.offer()
+            .with_context(|| format!("cannot speak to {to}"))?
+            .map_err(|why| anyhow!("{to} refuses it: {why}"))?;
+        if dry_run {
+            let allocated = allocated(house, number)?;
+            return Ok(format!(
+                "ssd \"{ssd}\" can be moved to {to}: {} MiB of {} MiB are in use and would be copied. Nothing was done",
+                allocated >> 20,
+                size_bytes >> 20
+            ));
+        }
+        offer.dry_run = false;
+        let (source, effects) = first_step(former, migration)?;
+        let uuid = identity_of(&config)?.namespace_ids(0).uuid;
+        let parties = Parties { ssd: uuid, peer: to.to_owned(), keep: terms.keep_source, closed: false };
+        let plan = Departure { number, store, parties, offer, terms };
+        self.send(house, plan, (source, effects, None))?;
+        Ok(format!("ssd \"{ssd}\" is on its way to {to}: see `godwit migration list`"))
+    }
+
+    fn send(
+        &self,
+        house: &Arc<House>,
+        plan: Departure,
+        (source, effects, record): (Source, Vec<transfer::commit::SourceEffect>, Option<SourceRecord>),
+    ) -> anyhow::Result<()> {
+        let Departure { number, store, parties, offer, terms } = plan;
+        let means = Arc::clone(self.means()?);
+        let (orders, steers) = channel();
+        let steer = Box::new(move |steer| _ = orders.send(steer));
+        let case = Arc::new(Case::new(&offer.name, &parties.peer, false, offer.device.size_bytes, steer));
+        self.state().cases.insert(offer.name.clone(), Arc::clone(&case));
+        let line = Line::new(Arc::clone(&means), &parties.peer, offer);
+        let sending =
+            Sending { house: Arc::clone(house), means, case, number, store, parties, line, terms, steers };
+        std::thread::Builder::new()
+            .name("migration".to_owned())
+            .spawn(move || sending.run(source, effects, record.map(|record| record.step)))?;
+        Ok(())
+    }
+
+    /// Whether what another host offers is expected here, and by whom it is heard. `None`: it only asked.
+    fn expect(&self, house: &Arc<House>, offer: &Offer) -> anyhow::Result<Option<Arc<Arrival>>> {
+        ensure!(
+            offer.version == VERSION,
+            "this host speaks version {VERSION} of the migration's words, the source version {}: use one release on both",
+            offer.version
+        );
+        if let Some(arrival) = self.arrival(offer.migration) {
+            return Ok(Some(arrival));
+        }
+        let name = &offer.name;
+        let config = house.config(name).with_context(|| {
+            format!("no ssd \"{name}\" is expected here: add it to this host's configuration, with `incoming = true`, as it is at the source")
+        })?;
+        let number = house.number(name).context("it has no number")?;
+        let size_bytes = config.size_bytes.context("it has no `size` here: write it in the configuration")?;
+        let device = device(&config, size_bytes)?;
+        if let Some(difference) = device.differs(&offer.device) {
+            bail!("ssd \"{name}\": {difference}");
+        }
+        let store = Passage::of(&config, house.pools()?)
+            .store()
+            .map(Arc::clone)
+            .context("it has no place for a journal here")?;
+        let former = store.read()?.map(|bytes| Record::from_bytes(&bytes)).transpose()?;
+        let seen = match former {
+            None => None,
+            Some((_, Record::Destination(record)))
+                if record.pledge.migration == offer.migration.to_be_bytes() =>
+            {
+                bail!(
+                    "its journal here is of this migration, and could not be read when the engine began: restart the engine"
+                )
+            }
+            Some((parties, Record::Destination(record))) => Some(over(&parties, &record)?),
+            Some((_, Record::Source(record))) => {
+                ensure!(record.is_over(), "ssd \"{name}\" is on its way from here to another host");
+                Some(record.held.max(record.pledge.epoch))
+            }
+        };
+        ensure!(
+            house.ssd(number).is_none(),
+            "ssd \"{name}\" is served here: it can only come where it is not"
+        );
+        if offer.dry_run {
+            return Ok(None);
+        }
+        let uuid = identity_of(&config)?.namespace_ids(0).uuid;
+        let parties = Parties { ssd: uuid, peer: offer.from.clone(), keep: false, closed: false };
+        let migration = offer.migration;
+        let arrival =
+            Arrival::new(house, Expected { migration, number, config, store, parties, record: None, seen });
+        self.keep(Arc::clone(&arrival), migration);
+        Ok(Some(arrival))
+    }
+
+    /// All there are.
+    pub(crate) fn list(&self) -> Vec<MigrationStatus> {
+        self.state().cases.values().map(|case| case.status()).collect()
+    }
+
+    /// Steers the migration of an ssd.
+    pub(crate) fn steer(&self, ssd: &str, steer: Steer) -> Response {
+        let case = self.state().cases.get(ssd).cloned();
+        match case {
+            Some(case) if !case.is_over() => {
+                case.steer(steer);
+                Response::Done("told: see `godwit migration list`".to_owned())
+            }
+            Some(_) => Response::Error(format!("the migration of ssd \"{ssd}\" is over")),
+            None => Response::Error(format!("ssd \"{ssd}\" is not being moved")),
+        }
+    }
+}
+
+/// What a migration from here begins with.
+struct Departure {
+    number: usize,
+    store: Arc<dyn Store>,
+    parties: Parties,
+    offer: Offer,
+    terms: MigrationTerms,
+}
+
+/// The machine of a migration that begins, by what the journal says of the one before.
+fn first_step(
+    former: Option<MigrationV1>,
+    migration: [u8; 16],
+) -> anyhow::Result<(Source, Vec<transfer::commit::SourceEffect>)> {
+    let begun = match former.map(Record::of).transpose()? {
+        None => Source::begin(migration, 1, None),
+        Some((_, Record::Source(record))) => {
+            Source::begin(migration, record.held, Some(Former::From(&record)))
+        }
+        Some((parties, Record::Destination(record))) => {
+            let mut destination = Destination::recover(record).0;
+            if parties.closed {
+                let message = Message { pledge: record.pledge, word: ToDestination::Closed };
+                destination.handle(DestinationEvent::Message(message));
+            }
+            Source::begin(migration, record.pledge.epoch, Some(Former::To(&destination)))
+        }
+    };
+    begun.map_err(|refusal| anyhow!("{refusal}"))
+}
+
+/// The epoch of a migration to here that is over, and that another may follow.
+fn over(parties: &Parties, record: &DestinationRecord) -> anyhow::Result<u64> {
+    use transfer::commit::DestinationStep as Step;
+    match record.step {
+        Step::Dropped | Step::Superseded { .. } => Ok(record.pledge.epoch),
+        Step::Owned | Step::Forced => bail!("it is owned here already, since it came from {}", parties.peer),
+        Step::Incoming | Step::Ready => {
+            bail!(
+                "it is on its way here from {}: cancel that migration here, if it is not to come",
+                parties.peer
+            )
+        }
+    }
+}
+
+fn offer(config: &config::Ssd, migration: [u8; 16], size_bytes: u64) -> anyhow::Result<Offer> {
+    Ok(Offer {
+        version: VERSION,
+        migration: u128::from_be_bytes(migration),
+        dry_run: false,
+        name: config.name.clone(),
+        from: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        device: device(config, size_bytes)?,
+    })
+}
+
+fn device(config: &config::Ssd, size_bytes: u64) -> anyhow::Result<Device> {
+    let identity = identity_of(config)?;
+    // A disk shows its serial number, and nothing else.
+    let (door, nqn, uuid) = match config.door {
+        Door::VfioUser => ("vfio-user", identity.nqn.clone(), hex(&identity.namespace_ids(0).uuid)),
+        Door::VhostUser => ("vhost-user", String::new(), String::new()),
+    };
+    let (profile, serial) = (config.profile.clone(), config.identity.serial.clone());
+    Ok(Device { size_bytes, door: door.to_owned(), profile, serial, nqn, uuid, lba_bytes: config.lba_bytes })
+}
+
+fn size_of(house: &House, config: &config::Ssd) -> anyhow::Result<u64> {
+    let served = house.number(&config.name).and_then(|number| house.ssd(number));
+    served.map(|ssd| ssd.limits().capacity_bytes).or(config.size_bytes).context("nobody knows its size")
+}
+
+fn allocated(house: &House, number: usize) -> anyhow::Result<u64> {
+    let ssd = house.ssd(number).context("it is not served any more")?;
+    let mut sum = 0;
+    ssd.drive.allocated(ssd.limits().capacity_bytes, &mut |start, end| sum += end - start)?;
+    Ok(sum)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn random() -> std::io::Result<[u8; 16]> {
+    let mut bytes = [0; 16];
+    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
+    Ok(bytes)
+}

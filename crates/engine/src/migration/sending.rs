@@ -1,0 +1,341 @@
+//! A migration's source: drives the machine that says who owns the ssd, and has the blocks copied meanwhile.
+//!
+//! ```text
+//!  inbox: the copy, an operator, time --> commit::Source --> effects: journal, words, freeze, stop, wipe
+//!                                             ^-- the answer to each word
+//! ```
+//! One thread a migration. It says a word and waits for the answer, so the two hosts are never further apart than one word.
+
+use super::blocks::thaw;
+use super::case::Case;
+use super::copy::Copy;
+use super::line::{Heard, Line};
+use super::means::Means;
+use crate::passage::Store;
+use crate::run::House;
+use api::control::{MigrationTerms, Steer};
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use transfer::commit::{Parties, Record, Source, SourceEffect, SourceEvent, SourceStep, VmWord};
+
+/// What awaits an answer is said again so often.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How often an operator's word, and the copy's, is looked for.
+const LOOK: Duration = Duration::from_millis(50);
+/// How long the guest may stand still for a destination that does not answer, before the grant.
+const STUN_MAX: Duration = Duration::from_secs(5);
+
+/// What a migration from here needs.
+pub(super) struct Sending {
+    pub(super) house: Arc<House>,
+    pub(super) means: Arc<Means>,
+    pub(super) case: Arc<Case>,
+    pub(super) number: usize,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) parties: Parties,
+    pub(super) line: Line,
+    pub(super) terms: MigrationTerms,
+    pub(super) steers: Receiver<Steer>,
+}
+
+/// What the copy says.
+pub(super) enum Event {
+    /// Little is left.
+    Close,
+    /// The rest is over there, durably.
+    Rested,
+    /// There will be no copy.
+    Failed(String),
+}
+
+/// The copy's thread, and how it is told to go on.
+struct Copying {
+    go: Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+/// How far it is, beside what the machine knows.
+struct Course {
+    events: Sender<Event>,
+    copying: Option<Copying>,
+    /// Since when the guest stands still for it.
+    frozen: Option<Instant>,
+    /// As the journal has it.
+    step: Option<SourceStep>,
+    /// The other side knows how it ended.
+    closed: bool,
+    /// When it was last asked how it is.
+    asked: Instant,
+}
+
+/// The journal does not take a record: what it says is read back.
+struct Unwritten(anyhow::Error);
+
+impl Course {
+    fn is_over(&self) -> bool {
+        match self.step {
+            Some(SourceStep::Cancelled | SourceStep::TakenBackHeard) => true,
+            Some(SourceStep::Gone | SourceStep::Superseded) => self.closed,
+            _ => false,
+        }
+    }
+
+    /// The copy's thread has ended when this returns, and nothing is noted for it any more.
+    fn end_copy(&mut self, case: &Case) {
+        if let Some(Copying { go, thread }) = self.copying.take() {
+            case.control.cancel();
+            drop(go);
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Sending {
+    /// Drives it to its end.
+    pub(super) fn run(mut self, mut source: Source, effects: Vec<SourceEffect>, step: Option<SourceStep>) {
+        let (events, inbox) = channel();
+        let asked = Instant::now();
+        let mut course = Course { events, copying: None, frozen: None, step, closed: false, asked };
+        let mut todo = VecDeque::from(effects);
+        loop {
+            while let Some(effect) = todo.pop_front() {
+                match self.carry_out(&mut course, effect) {
+                    Ok(event) => todo.extend(event.into_iter().flat_map(|event| source.handle(event))),
+                    Err(Unwritten(error)) => {
+                        self.case.remark(format!("{error:#}"));
+                        std::thread::sleep(AGAIN);
+                        // As after a crash, the freeze and the copy included.
+                        let Some((machine, effects, step)) = self.recover() else { return };
+                        course.end_copy(&self.case);
+                        (source, todo, course.step) = (machine, effects.into(), Some(step));
+                    }
+                }
+            }
+            if course.is_over() {
+                return self.finish(&mut course);
+            }
+            let event = self.next(&inbox, &mut course);
+            todo.extend(event.into_iter().flat_map(|event| source.handle(event)));
+        }
+    }
+
+    /// The machine as the journal has it. `None`: nobody can say, and an operator knows.
+    fn recover(&self) -> Option<(Source, Vec<SourceEffect>, SourceStep)> {
+        let record = self
+            .store
+            .read()
+            .and_then(|bytes| Ok(bytes.map(|bytes| Record::from_bytes(&bytes)).transpose()?));
+        match record {
+            Ok(Some((_, Record::Source(record)))) => {
+                let (source, effects) = Source::recover(record);
+                Some((source, effects, record.step))
+            }
+            Ok(_) => {
+                // Its first record was not written: it has not begun.
+                self.case.end("failed");
+                None
+            }
+            Err(error) => {
+                self.house.keeper.fault(Some(self.number), format!("{}: {error:#}", self.store.place()));
+                self.case.end("doubtful");
+                None
+            }
+        }
+    }
+
+    /// What the machine hears next.
+    fn next(&mut self, inbox: &Receiver<Event>, course: &mut Course) -> Option<SourceEvent> {
+        match self.steers.try_recv() {
+            Ok(Steer::Cancel) => return Some(SourceEvent::Cancel),
+            Ok(Steer::Force) => return Some(SourceEvent::Force),
+            _ => {}
+        }
+        match inbox.recv_timeout(LOOK) {
+            Ok(Event::Close) => Some(SourceEvent::SwitchOver),
+            Ok(Event::Rested) => Some(SourceEvent::Frozen),
+            Ok(Event::Failed(why)) => {
+                self.case.remark(why);
+                Some(SourceEvent::Cancel)
+            }
+            Err(_)
+                if course.frozen.is_some_and(|since| since.elapsed() > STUN_MAX)
+                    && course.step == Some(SourceStep::Offered) =>
+            {
+                self.case.remark("the destination did not take the rest while the guest stood still: the guest goes on here");
+                Some(SourceEvent::Cancel)
+            }
+            Err(_) if course.asked.elapsed() < AGAIN => None,
+            Err(_) => {
+                course.asked = Instant::now();
+                // While nothing awaits an answer: whether the destination has given up, or has heard how it ended.
+                let is_idle = course.copying.is_some() && course.frozen.is_none();
+                if is_idle || matches!(course.step, Some(SourceStep::Gone | SourceStep::Superseded)) {
+                    let heard = self.line.ping();
+                    return self.hear(course, heard);
+                }
+                Some(SourceEvent::Retry)
+            }
+        }
+    }
+
+    fn hear(&self, course: &mut Course, heard: io::Result<Heard>) -> Option<SourceEvent> {
+        match heard {
+            Ok(Heard::Step(message)) => return Some(SourceEvent::Message(message)),
+            // It has nothing to say to the last word there is.
+            Ok(Heard::Noted) => {
+                course.closed = matches!(course.step, Some(SourceStep::Gone | SourceStep::Superseded))
+            }
+            Ok(Heard::No(why)) => _ = self.case.remark(why),
+            Err(error) => _ = self.case.remark(format!("{} does not answer: {error}", self.case.peer)),
+        }
+        None
+    }
+
+    /// One effect, and what the machine hears of it.
+    fn carry_out(
+        &mut self,
+        course: &mut Course,
+        effect: SourceEffect,
+    ) -> Result<Option<SourceEvent>, Unwritten> {
+        Ok(match effect {
+            SourceEffect::Write(record) => {
+                let bytes = Record::Source(record)
+                    .to_bytes(&self.parties)
+                    .map_err(|error| Unwritten(error.into()))?;
+                self.store.replace(&bytes).map_err(Unwritten)?;
+                self.arrived_at(course, record.step);
+                Some(SourceEvent::Written)
+            }
+            SourceEffect::Send(message) => {
+                let heard = self.line.say(message);
+                self.hear(course, heard)
+            }
+            SourceEffect::Copy { round } => self.start_copy(course, round),
+            SourceEffect::Freeze => {
+                if let Some(copying) = &course.copying {
+                    self.case.show("switching over");
+                    course.frozen = Some(Instant::now());
+                    let _ = copying.go.send(());
+                }
+                None
+            }
+            // No hypervisor moves its guest: whoever uses it here is hung up on.
+            SourceEffect::ContinueVm { round } => Some(SourceEvent::Vm { round, word: VmWord::Completed }),
+            SourceEffect::Thaw { .. } => {
+                self.thaw(course);
+                None
+            }
+            SourceEffect::Stop => {
+                self.house.depart(self.number);
+                course.end_copy(&self.case);
+                None
+            }
+            SourceEffect::Wipe => {
+                self.wipe();
+                None
+            }
+            SourceEffect::Refuse(refusal) => {
+                self.case.remark(refusal.to_string());
+                None
+            }
+            SourceEffect::Raise(alarm) => {
+                let text = alarm.to_string();
+                if self.case.remark(text.clone()) {
+                    self.house.keeper.fault(Some(self.number), text);
+                }
+                None
+            }
+        })
+    }
+
+    fn arrived_at(&self, course: &mut Course, step: SourceStep) {
+        course.step = Some(step);
+        if step == SourceStep::Gone
+            && let Some(since) = course.frozen.take()
+        {
+            self.case.stood_still(since.elapsed());
+        }
+        self.case.show(match step {
+            SourceStep::Offered => "copying",
+            SourceStep::Granted => "granted",
+            SourceStep::Gone => "moved",
+            SourceStep::Cancelling => "cancelling",
+            SourceStep::Cancelled => "cancelled",
+            SourceStep::TakenBack | SourceStep::TakenBackHeard => "taken back",
+            SourceStep::Superseded => "superseded",
+        });
+    }
+
+    /// The guest goes on here; what was copied for it is worth nothing.
+    fn thaw(&self, course: &mut Course) {
+        course.frozen = None;
+        if let Some(ssd) = self.house.ssd(self.number) {
+            thaw(&ssd, self.house.duty.crew());
+            course.end_copy(&self.case);
+        } else if let Err(error) = self.house.arrive(self.number) {
+            self.case.remark(format!("{error:#}"));
+        }
+    }
+
+    fn start_copy(&self, course: &mut Course, round: u32) -> Option<SourceEvent> {
+        let ssd = self.house.ssd(self.number).filter(|_| round == 1 && course.copying.is_none());
+        // A copy whose last pass has begun cannot be opened again (0032), nor one whose engine was killed: start another migration.
+        let Some(ssd) = ssd else {
+            self.case.remark("its copy was interrupted: start the migration anew");
+            return Some(SourceEvent::Cancel);
+        };
+        let (go, gone) = channel();
+        let copy = Copy {
+            ssd,
+            crew: Arc::clone(self.house.duty.crew()),
+            clock: self.house.clock,
+            records: self.house.records(),
+            means: Arc::clone(&self.means),
+            case: Arc::clone(&self.case),
+            migration: self.migration(),
+            terms: self.terms,
+            events: course.events.clone(),
+            go: gone,
+        };
+        match std::thread::Builder::new().name("copy".to_owned()).spawn(move || copy.run()) {
+            Ok(thread) => course.copying = Some(Copying { go, thread }),
+            Err(error) => _ = course.events.send(Event::Failed(format!("no thread for its copy: {error}"))),
+        }
+        None
+    }
+
+    /// Nothing of a former owner is left here. Done again after a crash; a copy that is to be kept stays, marked by its journal.
+    fn wipe(&self) {
+        if self.parties.keep {
+            return;
+        }
+        match self.house.wipe(self.number) {
+            Ok(()) => tracing::info!(ssd = self.case.ssd, "what was left of it here is wiped"),
+            Err(error) => {
+                let why = format!(
+                    "it has moved, and what is left of it here is not wiped: {error:#}; restart the engine to try again"
+                );
+                self.case.remark(why.clone());
+                self.house.keeper.fault(Some(self.number), why);
+            }
+        }
+    }
+
+    fn finish(&self, course: &mut Course) {
+        course.end_copy(&self.case);
+        self.case.end(match course.step {
+            Some(SourceStep::Gone) => "moved",
+            Some(SourceStep::Superseded) => "superseded",
+            Some(SourceStep::TakenBackHeard) => "taken back",
+            _ => "cancelled",
+        });
+    }
+
+    fn migration(&self) -> [u8; 16] {
+        self.line.migration()
+    }
+}

@@ -1,0 +1,259 @@
+//! Ssds that move from one host to another: two keepers with engines of their own, and a network between them.
+
+use crate::house::House;
+use crate::load::Load;
+use api::control::{EngineRequest, MigrationStatus, MigrationTerms, Request, Response, Steer};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Two hosts of one authority.
+struct Hosts {
+    _folder: tempfile::TempDir,
+    sections: [String; 2],
+    addresses: [String; 2],
+}
+
+impl Hosts {
+    fn new() -> Self {
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        std::fs::write(folder.path().join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+        let authority = Issuer::new(params, key);
+        // Both are bound before either is given up.
+        let ports = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let addresses = ports.each_ref().map(|port| port.local_addr().unwrap().to_string());
+        let sections = [0, 1].map(|host| section(folder.path(), host, &authority, &addresses[host]));
+        Self { _folder: folder, sections, addresses }
+    }
+}
+
+fn section(folder: &Path, host: usize, authority: &Issuer<'static, KeyPair>, address: &str) -> String {
+    let path = |what: &str| -> PathBuf { folder.join(format!("host-{host}.{what}")) };
+    let key = KeyPair::generate().unwrap();
+    let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    std::fs::write(path("pem"), params.signed_by(&key, authority).unwrap().pem()).unwrap();
+    std::fs::write(path("key"), key.serialize_pem()).unwrap();
+    format!(
+        "[migration]\nlisten = \"{address}\"\ncertificate = \"{}\"\nkey = \"{}\"\nauthority = \"{}\"\n",
+        path("pem").display(),
+        path("key").display(),
+        folder.join("ca.pem").display()
+    )
+}
+
+const FILE: &str = "{ type = \"uring\", path = \"DIR/disk.img\", direct = false }";
+
+/// Two houses with an ssd "vm", which is at the first.
+fn two_houses(hosts: &Hosts, here: &str, there: &str) -> [House; 2] {
+    let there = there.replace('}', "}\nincoming = true");
+    [(here, 0), (&there, 1)]
+        .map(|(backend, host)| House::start_with(&[("vm", backend)], 2, &hosts.sections[host]))
+}
+
+/// Until the other host listens.
+fn migrate_soon(house: &House, to: &str, terms: MigrationTerms) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while let Err(why) = migrate(house, to, terms) {
+        assert!(why.contains("cannot speak") && Instant::now() < deadline, "{why}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn migrate(house: &House, to: &str, terms: MigrationTerms) -> Result<String, String> {
+    let request = EngineRequest::Migrate { ssd: "vm".to_owned(), to: to.to_owned(), terms, dry_run: false };
+    // An engine says that it serves before it speaks of migrations.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        match house.ask(&Request::Engine(request.clone())) {
+            Response::Done(text) => return Ok(text),
+            Response::Error(text) if text.contains("ask again") && Instant::now() < deadline => {}
+            Response::Error(text) => return Err(text),
+            other => panic!("{other:?}"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn terms() -> MigrationTerms {
+    // A debug build on a busy machine.
+    MigrationTerms { max_stun_us: 2_000_000, ..MigrationTerms::default() }
+}
+
+fn migrations(house: &House) -> Vec<MigrationStatus> {
+    match house.ask(&Request::Engine(EngineRequest::Migrations)) {
+        Response::Migrations(list) => list,
+        Response::Error(_) => Vec::new(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn status(house: &House) -> MigrationStatus {
+    migrations(house).into_iter().find(|migration| migration.ssd == "vm").unwrap_or_default()
+}
+
+/// Until the migration is over at this house; `meanwhile` is done again and again.
+fn until_over(house: &House, mut meanwhile: impl FnMut()) -> MigrationStatus {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let status = status(house);
+        if status.over {
+            return status;
+        }
+        assert!(Instant::now() < deadline, "{status:?}");
+        meanwhile();
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Until the house says that the ssd is so.
+fn until_it_is(house: &House, state: &str) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let status = house.status();
+        let ssd = status.ssds.iter().find(|ssd| ssd.name == "vm").unwrap();
+        if ssd.state == state {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{ssd:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn an_ssd_goes_to_another_host_while_it_is_written_and_every_acknowledged_byte_is_there() {
+    let hosts = Hosts::new();
+    let [a, b] = two_houses(&hosts, FILE, FILE);
+    until_it_is(&b, "incoming");
+    let mut load = Load::new(a.connect("vm"), 2, 16, 7);
+    load.run_for(Duration::from_millis(300));
+    migrate_soon(&a, &hosts.addresses[1], terms());
+    let mut moved = until_over(&a, || load.run_for(Duration::from_millis(20)));
+    assert_eq!((moved.state.as_str(), moved.reason.take()), ("moved", None));
+    assert!(moved.stun_ns.is_some() && moved.sent_bytes > 0, "{moved:?}");
+    until_it_is(&a, "gone");
+    let mut load = load.leave().go_on(b.connect("vm"));
+    load.run_for(Duration::from_millis(300));
+    load.finish();
+    // Nothing of it is left at the source.
+    let left = std::fs::read(a.path("disk.img")).unwrap();
+    assert!(left.iter().all(|byte| *byte == 0), "the source's copy is wiped");
+    a.stop();
+    b.stop();
+}
+
+#[test]
+fn an_ssd_that_nobody_uses_goes_and_comes_back() {
+    let hosts = Hosts::new();
+    let [a, b] = two_houses(&hosts, FILE, FILE);
+    let mut load = Load::new(a.connect("vm"), 1, 8, 3);
+    load.run_for(Duration::from_millis(100));
+    let load = load.leave();
+    let mut houses = [&a, &b];
+    for _ in 0..3 {
+        let to =
+            if std::ptr::eq(houses[0], &raw const a) { &hosts.addresses[1] } else { &hosts.addresses[0] };
+        migrate_soon(houses[0], to, terms());
+        let moved = until_over(houses[0], || {});
+        assert_eq!(moved.state, "moved", "{moved:?}");
+        houses.reverse();
+    }
+    let mut load = load.go_on(houses[0].connect("vm"));
+    load.run_for(Duration::from_millis(100));
+    load.finish();
+    a.stop();
+    b.stop();
+}
+
+#[test]
+fn what_cannot_be_moved_is_refused_before_anything_is_on_record() {
+    let hosts = Hosts::new();
+    let [a, b] = two_houses(&hosts, FILE, &FILE.replace('}', "}\nserial = \"OTHER\""));
+    until_it_is(&b, "incoming");
+    let mut refused = migrate(&a, &hosts.addresses[1], terms()).unwrap_err();
+    // It says that it serves before it listens for other hosts.
+    while refused.contains("cannot speak") {
+        refused = migrate(&a, &hosts.addresses[1], terms()).unwrap_err();
+    }
+    assert!(refused.contains("serial number is"), "{refused}");
+    let nobody = migrate(&a, "127.0.0.1:1", terms()).unwrap_err();
+    assert!(nobody.contains("cannot speak to 127.0.0.1:1"), "{nobody}");
+    assert!(!a.path("vm.state.migration").exists());
+    let served = migrate(&b, &hosts.addresses[0], terms()).unwrap_err();
+    assert!(served.contains("not served here"), "{served}");
+    a.stop();
+    b.stop();
+}
+
+#[test]
+fn a_migration_that_is_cancelled_leaves_the_ssd_where_it_is_and_nothing_of_it_elsewhere() {
+    let hosts = Hosts::new();
+    let [a, b] = two_houses(&hosts, FILE, FILE);
+    let mut load = Load::new(a.connect("vm"), 2, 16, 7);
+    load.run_for(Duration::from_millis(200));
+    // So slow that it does not end by itself.
+    migrate_soon(&a, &hosts.addresses[1], MigrationTerms { bandwidth: 256 << 10, ..terms() });
+    load.run_for(Duration::from_millis(300));
+    a.ask(&Request::Engine(EngineRequest::Steer { ssd: "vm".to_owned(), steer: Steer::Cancel }));
+    let ended = until_over(&a, || load.run_for(Duration::from_millis(10)));
+    assert_eq!(ended.state, "cancelled", "{ended:?}");
+    load.run_for(Duration::from_millis(200));
+    load.finish();
+    until_it_is(&b, "dropped");
+    assert!(std::fs::read(b.path("disk.img")).unwrap().iter().all(|byte| *byte == 0));
+    // And it may be moved after all.
+    migrate_soon(&a, &hosts.addresses[1], terms());
+    assert_eq!(until_over(&a, || {}).state, "moved");
+    until_it_is(&b, "serving");
+    a.stop();
+    b.stop();
+}
+
+/// Where the ssd is served, once everything has come to rest.
+fn owner<'a>(houses: [&'a House; 2], deadline: Instant) -> Option<&'a House> {
+    loop {
+        let is =
+            houses.map(|house| house.status().ssds.into_iter().find(|ssd| ssd.name == "vm").unwrap().state);
+        let serving = is.iter().filter(|state| *state == "serving").count();
+        let settled =
+            is.iter().all(|state| ["serving", "incoming", "gone", "dropped"].contains(&state.as_str()));
+        let over = houses.iter().all(|house| migrations(house).iter().all(|migration| migration.over));
+        if settled && over && serving == 1 {
+            return houses.into_iter().zip(is).find(|(_, state)| state == "serving").map(|(house, _)| house);
+        }
+        assert!(Instant::now() < deadline, "{is:?} {:?}", houses.map(migrations));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// An engine of either host is killed at some moment of the migration: afterwards one of them has the ssd, whole, and it can be moved again.
+fn killed_on_the_way(seed: u64) {
+    let hosts = Hosts::new();
+    let [a, b] = two_houses(&hosts, FILE, FILE);
+    let mut load = Load::new(a.connect("vm"), 2, 8, seed);
+    load.run_for(Duration::from_millis(100));
+    migrate_soon(&a, &hosts.addresses[1], terms());
+    let victim = if seed & 1 == 0 { &a } else { &b };
+    load.run_for(Duration::from_millis(seed / 2 * 23 % 300));
+    victim.kill();
+    load.run_for(Duration::from_millis(50));
+    let left = load.leave();
+    let owner = owner([&a, &b], Instant::now() + Duration::from_secs(60)).unwrap();
+    let load = left.go_on(owner.connect("vm"));
+    let left = load.leave();
+    let (to, other) =
+        if std::ptr::eq(owner, &raw const a) { (&hosts.addresses[1], &b) } else { (&hosts.addresses[0], &a) };
+    migrate_soon(owner, to, terms());
+    assert_eq!(until_over(owner, || {}).state, "moved", "seed {seed}");
+    left.go_on(other.connect("vm")).finish();
+    a.stop();
+    b.stop();
+}
+
+#[test]
+fn an_engine_that_is_killed_during_a_migration_leaves_one_owner_that_has_every_acknowledged_byte() {
+    (0..8).for_each(killed_on_the_way);
+}

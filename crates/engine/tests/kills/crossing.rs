@@ -213,7 +213,7 @@ fn a_migration_that_is_cancelled_leaves_the_ssd_where_it_is_and_nothing_of_it_el
 }
 
 /// Where the ssd is served, once everything has come to rest.
-fn owner<'a>(houses: [&'a House; 2], deadline: Instant) -> Option<&'a House> {
+fn owner(houses: [&House; 2], deadline: Instant) -> Option<&House> {
     loop {
         let is =
             houses.map(|house| house.status().ssds.into_iter().find(|ssd| ssd.name == "vm").unwrap().state);

@@ -140,8 +140,7 @@ fn an_in_flight_region_that_its_client_changed_at_will_never_brings_an_engine_do
             place(&mut driver, IN, at * 8, vec![0; 4096], true);
         }
         driver.queues[0].publish().unwrap();
-        house.kill();
-        let killed = house.pid();
+        let killed = house.kill();
         for _ in 0..=random() % 6 {
             // The head of the queue's region, or an entry.
             let offset = if random() % 2 == 0 { random() % 48 } else { random() % 4094 };

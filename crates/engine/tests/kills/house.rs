@@ -190,12 +190,12 @@ impl House {
         Pid::from_raw(text.trim().parse().ok()?)
     }
 
-    /// SIGKILL to the engine there is. One that was killed already and is not replaced yet is left alone.
-    pub(crate) fn kill(&self) {
-        if let Some(pid) = self.pid() {
-            let _ = kill_process(pid, Signal::KILL);
-            *self.killed.lock().unwrap() = Some(pid);
-        }
+    /// SIGKILL to the engine there is, which is returned. One that was killed already and is not replaced yet is left alone.
+    pub(crate) fn kill(&self) -> Option<Pid> {
+        let pid = self.pid()?;
+        let _ = kill_process(pid, Signal::KILL);
+        *self.killed.lock().unwrap() = Some(pid);
+        Some(pid)
     }
 
     /// An engine that was killed is replaced first: with a dead one the keeper cannot make anything durable, and says so.

@@ -59,8 +59,8 @@ pub(crate) fn copy_disk(from: &House, to: &House) {
 /// Brings the guest over. `kill`: whose engine is killed at which point.
 fn travel(driver: &mut Driver, from: &House, to: &House, kill: impl Fn(At) -> Option<Side>) {
     let kill = |at| match kill(at) {
-        Some(Side::Source) => from.kill(),
-        Some(Side::Destination) => to.kill(),
+        Some(Side::Source) => _ = from.kill(),
+        Some(Side::Destination) => _ = to.kill(),
         None => {}
     };
     let source = driver.client();

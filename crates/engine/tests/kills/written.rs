@@ -307,7 +307,7 @@ fn travel(load: &mut Load, from: &House, to: &House, kill: At) -> usize {
     let is = |at: At| kill == at;
     let kill_if = |at: At| {
         if is(at) {
-            from.kill()
+            from.kill();
         }
     };
     arm(load.driver());

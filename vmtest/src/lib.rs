@@ -15,5 +15,6 @@ mod debian;
 pub mod fio;
 pub mod image;
 pub mod kernel_log;
+pub mod migration;
 pub mod qmp;
 pub mod vm;

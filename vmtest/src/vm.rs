@@ -114,8 +114,25 @@ impl VmBuilder {
         self
     }
 
+    /// The guest's programs are busybox, fio and cmp alone, in its memory: QEMU migrates no guest that has a folder of the host mounted.
+    #[must_use]
+    pub fn root_in_memory(self) -> Self {
+        self.kernel_arguments("godwit.root=memory")
+    }
+
     /// Starts QEMU and waits until the guest's agent answers.
     pub fn boot(self, image: &Image) -> Result<Vm> {
+        let mut vm = self.start(image)?;
+        vm.wait_ready()?;
+        Ok(vm)
+    }
+
+    /// Starts QEMU for a guest that comes from another (`migrate-incoming`), and that runs only when it is told to (`cont`).
+    pub fn await_migration(self, image: &Image) -> Result<Vm> {
+        self.arguments(["-S", "-incoming", "defer"]).start(image)
+    }
+
+    fn start(self, image: &Image) -> Result<Vm> {
         let folder = TempDir::with_prefix("vm-").context("create a folder for the guest")?;
         let agent_socket = listen(&folder.path().join("agent"))?;
         let qmp_socket = listen(&folder.path().join("qmp"))?;
@@ -130,10 +147,7 @@ impl VmBuilder {
         let (agent, qmp) = connect(&mut qemu).with_context(|| {
             format!("QEMU says: {}", fs::read_to_string(&errors_path).unwrap_or_default().trim())
         })?;
-        let mut vm =
-            Vm { qemu, agent: Agent::new(agent), qmp: Qmp::new(qmp)?, earlier_log: String::new(), folder };
-        vm.wait_ready()?;
-        Ok(vm)
+        Ok(Vm { qemu, agent: Agent::new(agent), qmp: Qmp::new(qmp)?, earlier_log: String::new(), folder })
     }
 
     fn command(&self, image: &Image, folder: &Path) -> Command {
@@ -257,6 +271,12 @@ impl Vm {
     /// Executes a QMP command.
     pub fn qmp(&mut self, command: &str, arguments: &Value) -> Result<Value> {
         self.qmp.execute(command, arguments)
+    }
+
+    /// Waits for an event of QEMU's.
+    pub fn qmp_event(&mut self, name: &str, patience: Duration) -> Result<Value> {
+        let event = self.qmp.wait_event(name, patience);
+        event.with_context(|| console_tail(self.folder.path()))
     }
 
     /// Hot-unplugs a device and waits until the guest has let it go.

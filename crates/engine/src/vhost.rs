@@ -44,6 +44,8 @@ pub(crate) struct Setting {
     pub(crate) map: Arc<MemoryMap>,
     pub(crate) features: u64,
     pub(crate) writeback: bool,
+    /// Told of pages that were marked.
+    pub(crate) log_event: Option<Arc<Eventfd>>,
     /// Ends the session of a client that took away the file behind its memory.
     pub(crate) hang_up: Arc<dyn Fn() + Send + Sync>,
 }

@@ -144,7 +144,6 @@ pub(crate) struct Disk {
     setting: Setting,
     /// Where the client wants written pages marked while it has the feature on.
     log: Option<Arc<WriteLog>>,
-    log_event: Option<Arc<Eventfd>>,
     flights: Option<Flights>,
     /// By queue.
     events: Vec<Events>,
@@ -180,6 +179,7 @@ impl Disk {
             map: Arc::new(MemoryMap::empty()),
             features: 0,
             writeback: true,
+            log_event: None,
             hang_up: Arc::new(|| {}),
         };
         Self {
@@ -191,7 +191,6 @@ impl Disk {
             crew,
             setting,
             log: None,
-            log_event: None,
             flights: None,
             running: BTreeMap::new(),
             frozen: Frozen::default(),
@@ -449,8 +448,8 @@ impl Blk for Disk {
     }
 
     fn set_log_event(&mut self, fd: OwnedFd) -> Result<(), Errno> {
-        self.log_event = eventfd(Some(fd))?;
-        Ok(())
+        let log_event = eventfd(Some(fd))?;
+        self.set(|setting| setting.log_event = log_event)
     }
 
     fn start(&mut self, queue: u16, ring: Ring) -> Result<(), Errno> {

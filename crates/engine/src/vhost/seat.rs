@@ -6,6 +6,7 @@
 use super::kicks::Kicks;
 use super::{Done, Events, Order, Setting};
 use crate::admission::Admission;
+use crate::interrupts::Eventfd;
 use crate::message::SsdId;
 use crate::meter::Meter;
 use crate::seat::{COMPLETIONS_MAX, Stand, Turn, open_door, wake_fd};
@@ -41,6 +42,8 @@ pub(crate) struct VhostSeat {
     flush: Option<Flush>,
     done: Vec<Completion>,
     map: Arc<memory::MemoryMap>,
+    /// While there is a log: told of what was marked.
+    log_event: Option<Arc<Eventfd>>,
     /// Until the client was hung up on.
     hang_up: Option<Arc<dyn Fn() + Send + Sync>>,
 }
@@ -137,6 +140,7 @@ impl VhostSeat {
             pause: None,
             flush: None,
             done: Vec::with_capacity(COMPLETIONS_MAX),
+            log_event: setting.log_event.filter(|_| setting.map.log().is_some()),
             map: setting.map,
             hang_up: Some(setting.hang_up),
         }
@@ -174,6 +178,11 @@ impl VhostSeat {
         }
         turn.work += turn.commands;
         self.finish();
+        if turn.work > 0
+            && let Some(event) = &self.log_event
+        {
+            event.signal();
+        }
         if !self.yields.is_empty() {
             self.give_up_late(now);
         }
@@ -321,17 +330,21 @@ impl VhostSeat {
         self.group.set_writeback(setting.writeback);
         self.group.flush(&mut self.desk);
         self.desk.backend.memory_changed(&setting.map);
+        self.log_event = setting.log_event.filter(|_| setting.map.log().is_some());
         self.map = setting.map;
         Ok(0)
     }
 
-    /// Ends the session of a client that took away the file behind its memory. What was read of it since are zeros. Called now and
+    /// Ends the session of a client that took away the file behind its memory, or its log. What was read of it since are zeros. Called now and
     /// then.
     pub(crate) fn check_client(&mut self) {
         if self.map.is_poisoned()
             && let Some(hang_up) = self.hang_up.take()
         {
-            tracing::warn!(ssd = self.ssd.name, "the client shrank the file behind its memory: hung up");
+            tracing::warn!(
+                ssd = self.ssd.name,
+                "the client shrank the file behind its memory or its log: hung up"
+            );
             hang_up();
         }
     }

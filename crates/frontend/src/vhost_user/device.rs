@@ -58,9 +58,9 @@ pub trait Blk {
     /// Forget what the region says of a ring that does not run: it begins anew at its base. Only of a region of our own;
     /// one that the client brought is left as it is.
     fn clear_inflight(&mut self, queue: u16) -> Result<(), Errno>;
-    /// Where dirty pages are logged while [`wire::F_LOG_ALL`] is on. May be shorter than it says, or shrink.
+    /// Where pages that the device wrote are logged while [`wire::F_LOG_ALL`] is on. May be shorter than it says, or shrink.
     fn set_log(&mut self, log: Log) -> Result<(), Errno>;
-    /// An eventfd to tell of changes of the log.
+    /// An eventfd to tell of changes of the log. May be no eventfd at all.
     fn set_log_event(&mut self, fd: OwnedFd) -> Result<(), Errno>;
     /// The ring runs. If the in-flight region knows of this ring, the device goes on from what it and the ring itself say
     /// (it may have been running in a process that crashed); otherwise from [`Ring::base`].

@@ -519,9 +519,13 @@ impl Session {
     }
 
     fn set_log_event(&mut self, fd: ClientFd, blk: &mut dyn Blk) -> Handled {
-        blk.set_log_event(fd.fd).map_err(device)?;
-        self.log_event = Some(fd.id);
-        Ok(Answer::Done)
+        self.pause_all(blk)?;
+        let set = blk.set_log_event(fd.fd).map_err(device);
+        if set.is_ok() {
+            self.log_event = Some(fd.id);
+        }
+        let settled = self.settle(None, blk);
+        set.and(settled)
     }
 
     fn pause(&mut self, index: u32, blk: &mut dyn Blk) -> Result<(), Refusal> {

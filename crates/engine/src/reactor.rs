@@ -207,7 +207,8 @@ impl Reactor {
             last = after;
             self.count(&turn, span_ns);
             quiet_ns = if turn.is_open { 0 } else { quiet_ns + span_ns };
-            if turn.work > 0 {
+            // An ssd may have been given up in a turn without work: nothing would wake a private reactor any more.
+            if turn.work > 0 || self.stopping {
                 continue;
             }
             if quiet_ns >= self.spin_ns() {

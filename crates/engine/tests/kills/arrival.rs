@@ -159,6 +159,14 @@ fn registers(client: &mut Client) -> Vec<u8> {
     bytes
 }
 
+/// Threads of the engine.
+fn private_reactors(house: &House) -> usize {
+    let tasks = format!("/proc/{}/task", house.pid().unwrap().as_raw_nonzero());
+    let name = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).ok();
+    let names = std::fs::read_dir(tasks).unwrap().filter_map(|task| name(task.ok()?));
+    names.filter(|name| name.starts_with("private-")).count()
+}
+
 /// Its last home was a reactor of its own, which ended with it.
 #[test]
 fn a_device_that_stands_still_keeps_nobody_waiting_for_the_reactor_that_it_had() {
@@ -169,8 +177,16 @@ fn a_device_that_stands_still_keeps_nobody_waiting_for_the_reactor_that_it_had()
     driver.create_queue_pair(1, 16).unwrap();
     let buffer = driver.ram().clone().alloc_with(&[7; 4096]).unwrap();
     driver.write(1, 1, 0, 8, &buffer).unwrap().ok().unwrap();
+    // It has nothing to do when it is to stop.
+    std::thread::sleep(Duration::from_millis(20));
     for mib in [96, 128] {
+        assert_eq!(private_reactors(&house), 1);
         driver.client().set_migration_state(state::STOP).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while private_reactors(&house) > 0 {
+            assert!(Instant::now() < deadline, "a reactor without an ssd goes on");
+            std::thread::sleep(Duration::from_millis(1));
+        }
         std::thread::scope(|scope| {
             let said = scope.spawn(|| house.apply_text(house.config(&ssds, mib)));
             let deadline = Instant::now() + Duration::from_secs(10);

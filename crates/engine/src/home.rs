@@ -25,6 +25,7 @@ use nvme::controller::Controller;
 use nvme::host::Host;
 use nvme::namespace::NamespaceTable;
 use nvme::sink::{GroupCommand, GroupEvent, Sink};
+use rustix::io::Errno;
 use state::ssd::SsdV1;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -93,6 +94,7 @@ impl Home {
     ) -> Self {
         let Settlement { ssd, power, controller, memory, interrupts, namespaces, resume, client, private } =
             plan;
+        let memory = ssd.written.on(memory);
         let seat = Seat::new(ssd, power, &memory, interrupts, Arc::clone(&namespaces), stand);
         let links = Links::new(reactors, records, memory, namespaces);
         // Its drive may have grown while it was on its way here.
@@ -263,11 +265,15 @@ impl Home {
             }
             Call::Reset => {
                 controller.reset(now, &mut errand);
-                self.waiting = Waiting::Quiet { reply };
+                self.waiting.turn_to(Waiting::Quiet { reply });
                 return self.end_call(now);
             }
             Call::Memory { map, client } => {
                 self.adopt_memory(map, client, reply, now);
+                return self.end_call(now);
+            }
+            Call::Log => {
+                self.log_memory(reply, now);
                 return self.end_call(now);
             }
             Call::Interrupts(table) => {
@@ -275,7 +281,7 @@ impl Home {
                 return self.end_call(now);
             }
             Call::Flush => {
-                self.waiting = Waiting::Flush { submitted: false, reply };
+                self.waiting.turn_to(Waiting::Flush { submitted: false, reply });
                 return self.end_call(now);
             }
             Call::Pause => {
@@ -317,18 +323,37 @@ impl Home {
     ) {
         let map = if self.private { Arc::new(map.with_remote(Arc::clone(&client) as _)) } else { map };
         self.client = Some(client);
+        let map = self.seat.ssd.written.on(map);
+        self.use_memory(map, reply, now);
+    }
+
+    /// The log of the memory is another now.
+    fn log_memory(&mut self, reply: SyncSender<Answer>, now: Now) {
+        if !self.waiting.is_nothing() {
+            let _ = reply.send(Answer::Failed(Errno::AGAIN));
+            return;
+        }
+        let map = self.seat.ssd.written.on(Arc::clone(&self.links.memory));
+        if Arc::ptr_eq(&map, &self.links.memory) {
+            let _ = reply.send(Answer::Done);
+        } else {
+            self.use_memory(map, reply, now);
+        }
+    }
+
+    fn use_memory(&mut self, map: Arc<MemoryMap>, reply: SyncSender<Answer>, now: Now) {
         self.links.memory = Arc::clone(&map);
         let Self { seat, controller, links, .. } = self;
         controller.memory(Arc::clone(&map), now, &mut Errand { seat, links });
         let generation = map.generation();
         let left = links.broadcast(seat, &GroupCommand::Memory { map });
-        self.waiting = Waiting::Memory { generation, left, reply };
+        self.waiting.turn_to(Waiting::Memory { generation, left, reply });
     }
 
     fn adopt_interrupts(&mut self, table: Table, reply: SyncSender<Answer>) {
         self.seat.desk.interrupts = table.clone();
         let left = self.links.send_interrupts(&self.seat, &table);
-        self.waiting = Waiting::Interrupts { left, reply };
+        self.waiting.turn_to(Waiting::Interrupts { left, reply });
     }
 
     /// INTx is a level: it is sent while it is asserted, once for each time the client unmasks it.

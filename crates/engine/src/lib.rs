@@ -43,11 +43,12 @@ mod terms;
 mod vhost;
 mod waits;
 mod watch;
+mod written;
 
 pub use run::run;
 
 use crate::duty::Duty;
-use crate::message::Message;
+use crate::message::{Address, Message};
 use crate::pool::Pools;
 use crate::records::Records;
 use crate::serve::Server;
@@ -68,6 +69,8 @@ pub struct Engine {
     record_keeper: JoinHandle<()>,
     stats_path: Option<PathBuf>,
     ssds: Vec<Arc<Ssd>>,
+    /// Of NVMe ssds: where their homes were at first, and are known from since.
+    homes: Vec<(Arc<Ssd>, Address)>,
     clock: clock::Clock,
     pools: Pools,
 }
@@ -92,17 +95,20 @@ impl Engine {
             .collect::<anyhow::Result<Vec<_>>>()?;
         let duty = Duty::new(stats, records.clone(), None, clock)?;
         duty.call_up(&config.engine)?;
-        let (mut servers, mut all) = (Vec::new(), Vec::new());
+        let (mut servers, mut all, mut homes) = (Vec::new(), Vec::new(), Vec::new());
         for (at, opened) in ssds.into_iter().enumerate() {
             all.push(Arc::clone(opened.ssd()));
             servers.push(match opened {
-                Opened::Nvme(opened) => Server::start(*opened, duty.home_of(at), records.clone(), clock)?,
+                Opened::Nvme(opened) => {
+                    homes.push((Arc::clone(opened.ssd()), duty.home_of(at)));
+                    Server::start(*opened, duty.home_of(at), records.clone(), clock)?
+                }
                 Opened::Vhost(opened) => vhost::start(opened, Arc::clone(duty.crew()))?,
             });
         }
         tracing::info!(ssds = servers.len(), reactors = config.engine.reactors, "serving");
         let records = Some(records);
-        Ok(Self { servers, duty, records, record_keeper, stats_path, ssds: all, clock, pools })
+        Ok(Self { servers, duty, records, record_keeper, stats_path, ssds: all, homes, clock, pools })
     }
 
     /// What is asked of pools; may wait for a pool's thread.
@@ -116,6 +122,37 @@ impl Engine {
         let Some(ssd) = self.ssds.iter().find(|ssd| ssd.name == name) else { return false };
         terms::set_limits(ssd, limits, self.clock.at(clock::ticks()), self.duty.crew());
         true
+    }
+
+    /// Logs what an NVMe ssd's controller writes into its guest: all that is answered after this returned.
+    ///
+    /// # Errors
+    /// There is no such ssd, it is logged already, or no log can be made.
+    pub fn log_written(&self, name: &str) -> anyhow::Result<()> {
+        let (ssd, home) = self.home_of(name).context("there is no such ssd")?;
+        written::arm(ssd, home)
+    }
+
+    /// Says which pages of 4 KiB were written since they were last said, by their addresses. To be copied when this has returned.
+    ///
+    /// # Errors
+    /// There is no such ssd, it is not logged, or has more memory than a log.
+    pub fn take_written(&self, name: &str, page: &mut impl FnMut(u64)) -> anyhow::Result<()> {
+        let (ssd, _) = self.home_of(name).context("there is no such ssd")?;
+        Ok(written::take(ssd, page)?)
+    }
+
+    /// Logs no more.
+    ///
+    /// # Errors
+    /// There is no such ssd, or it is not logged.
+    pub fn end_log(&self, name: &str) -> anyhow::Result<()> {
+        let (ssd, home) = self.home_of(name).context("there is no such ssd")?;
+        Ok(written::disarm(ssd, home)?)
+    }
+
+    fn home_of(&self, name: &str) -> Option<&(Arc<Ssd>, Address)> {
+        self.homes.iter().find(|(ssd, _)| ssd.name == name)
     }
 
     /// So many reactors serve from now on, by the engine's part of a configuration.

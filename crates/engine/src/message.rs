@@ -125,6 +125,9 @@ pub(crate) enum Call {
     BarWrite { bar: Bar, offset: u64, data: Vec<u8> },
     /// Adopt this memory map; answered when no I/O uses an older one.
     Memory { map: Arc<MemoryMap>, client: Arc<dyn Client> },
+    /// Adopt the memory map there is once more, with or without a log (crate::written); answered as [`Call::Memory`]. Not the session's: EAGAIN
+    /// while a call of the session waits for something, or when one comes.
+    Log,
     /// Use these eventfds; answered when every reactor does.
     Interrupts(Table),
     /// Mask or unmask INTx.

@@ -511,7 +511,7 @@ impl House {
     ) -> anyhow::Result<Plan> {
         let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         let records = records.as_ref().map(|(records, _)| records.clone()).context("stopped already")?;
-        let (mut page, mut is_new) = (None, false);
+        let (mut page, mut is_new, mut log) = (None, false, None);
         let (found, kept) = match found {
             None => (None, Kept::default()),
             Some((saved, fds)) => {
@@ -524,7 +524,7 @@ impl House {
                 let power = Power::found(region, doorbells).context("its shared state cannot be mapped")?;
                 queue::inspect(&power.region)?;
                 let (counted, anew) = meter::page(config, part(Role::METRICS));
-                (page, is_new) = (Some(counted), anew);
+                (page, is_new, log) = (Some(counted), anew, part(Role::WRITTEN));
                 (Some(power), Kept { drive, key, record: saved.record, page: None })
             }
         };
@@ -535,6 +535,9 @@ impl House {
             let kept = Kept { drive, key, record: record.clone(), page: page.clone() };
             open_ssd(at, config, kept, Some(Arc::clone(&self.keeper)), self.pools()?)
         })?;
+        if let Some(log) = log {
+            ssd.written.restore(log);
+        }
         self.give(at, &ssd, lost, is_new)?;
         let home = self.duty.home_of(at);
         let (keeper, clock) = (Arc::clone(&self.keeper), self.clock);

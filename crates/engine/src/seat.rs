@@ -368,6 +368,7 @@ pub(crate) mod tests {
             keeper: None,
             terms: crate::terms::Terms::unlimited(),
             watch: crate::watch::Watch::default(),
+            written: crate::written::Written::default(),
         })
     }
 

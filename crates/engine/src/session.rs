@@ -134,6 +134,9 @@ impl Wire {
             Some(logging) => Some(logging::Log::restore(logging.clone(), fd(logging.fd)?)?),
             None => None,
         };
+        if self.log.is_some() {
+            self.ssd.written.begin_clients()?;
+        }
         self.map = Arc::new(self.log.iter().fold(map, |map, log| log.on(&map)));
         self.table = table.clone();
         self.kept_state = saved.migration.and_then(|migration| migration.fd).map(fd).transpose()?;
@@ -183,6 +186,7 @@ impl Wire {
     /// The client is gone: nothing of its memory may be touched and no interrupt sent when this returns. A device that stood still has no home
     /// any more: its record is what the next power-on begins with.
     pub(crate) fn leave(mut self) -> Result<Option<SsdV1>, Errno> {
+        self.ssd.written.end_clients();
         match self.leave_still() {
             Some(record) => Ok(Some(record)),
             None => self.leave_home().map(|()| None),

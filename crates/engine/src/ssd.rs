@@ -6,6 +6,7 @@ use crate::keeper::Keeper;
 use crate::message::SsdId;
 use crate::terms::Terms;
 use crate::watch::Watch;
+use crate::written::Written;
 use link::control::Role;
 use memory::{DoorbellPage, SharedRegion};
 use nvme::group::GroupConfig;
@@ -35,6 +36,8 @@ pub(crate) struct Ssd {
     pub(crate) terms: Arc<Terms>,
     /// Where its writes are noted, while it is copied.
     pub(crate) watch: Watch,
+    /// What is written into its guest's memory, if anyone here wants to know.
+    pub(crate) written: Written,
 }
 
 impl Ssd {

@@ -4,7 +4,8 @@
 
 mod host;
 
-use guest::nvme::{Options, Sqe};
+use guest::nvme::{Driver, Options, Sqe};
+use guest::vfio_user::state;
 use host::{FILE, Host, RAM, pattern, read, write};
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -216,5 +217,111 @@ fn a_client_that_shrinks_its_memory_is_hung_up_on_and_harms_nobody() {
     let mut next = host.connect("bad");
     next.create_queue_pair(1, 16).unwrap();
     write(&mut next, 1, 0, &pattern(2, 4096));
+    host.stop();
+}
+
+fn take(host: &Host) -> Vec<u64> {
+    let mut pages = Vec::new();
+    host.engine().take_written("file", &mut |at| pages.push(at)).unwrap();
+    pages
+}
+
+/// Nobody asks by a message: QEMU up to 11.1 does not.
+#[test]
+fn the_engine_itself_hears_what_a_controller_writes_whatever_the_client_does_meanwhile() {
+    for share_ram in [true, false] {
+        let host = Host::start(&[("file", FILE)], 2);
+        let engine = host.engine();
+        assert!(engine.take_written("file", &mut |_| ()).is_err());
+        assert!(engine.log_written("other").is_err());
+        let mut driver = host.connect_with("file", Options { share_ram, ..Options::default() });
+        (1..=2).for_each(|qid| driver.create_queue_pair(qid, 32).unwrap());
+        write(&mut driver, 1, 0, &pattern(1, 8192));
+        engine.log_written("file").unwrap();
+        assert!(engine.log_written("file").is_err(), "twice");
+        let ram = driver.ram().clone();
+        let whole = (ram.iova(), ram.len() as u64);
+        assert!(driver.client().start_dma_logging(4096, &[whole]).is_err(), "the client's own");
+        let buffer = ram.alloc(8192).unwrap();
+        let check = |driver: &mut Driver, step: &str| {
+            let found = take(&host);
+            for qid in 1..=2 {
+                driver.read(qid, 1, 0, 16, &buffer).unwrap().ok().unwrap();
+            }
+            let mut expected = vec![buffer.iova(), buffer.iova() + 4096];
+            expected.extend((1..=2).map(|qid| driver.cq(qid).unwrap().ring().iova()));
+            expected.sort_unstable();
+            // Memory without a descriptor is written by messages, which a hypervisor logs.
+            let expected = if share_ram { expected } else { vec![] };
+            assert_eq!((step, take(&host)), (step, expected), "{found:x?}");
+        };
+        check(&mut driver, "armed");
+        let extra = guest::ram::Ram::new(1 << 20, 0x80_0000_0000).unwrap();
+        driver.client().dma_map(extra.iova(), extra.len() as u64, Some((extra.fd(), 0))).unwrap();
+        driver.io(1, Sqe::new(2).nsid(1).prp(extra.iova() + 4096, 0).cdw12(7)).unwrap().ok().unwrap();
+        assert!(take(&host).contains(&(extra.iova() + 4096)));
+        check(&mut driver, "mapped");
+        driver.client().set_migration_state(state::STOP).unwrap();
+        driver.client().set_migration_state(state::RUNNING).unwrap();
+        check(&mut driver, "stopped and run");
+        driver.client().dma_unmap(extra.iova(), extra.len() as u64).unwrap();
+        check(&mut driver, "unmapped");
+        let far = (1 << 41) - 4096;
+        driver.client().dma_map(far, extra.len() as u64, Some((extra.fd(), 0))).unwrap();
+        assert!(engine.take_written("file", &mut |_| ()).is_err(), "memory that no log has");
+        driver.client().dma_unmap(far, extra.len() as u64).unwrap();
+        engine.end_log("file").unwrap();
+        assert!(engine.take_written("file", &mut |_| ()).is_err());
+        driver.client().start_dma_logging(4096, &[whole]).unwrap();
+        assert!(engine.log_written("file").is_err(), "the client has one");
+        driver.client().stop_dma_logging().unwrap();
+        driver.client().set_migration_state(state::STOP).unwrap();
+        engine.log_written("file").unwrap();
+        driver.client().set_migration_state(state::RUNNING).unwrap();
+        check(&mut driver, "armed while it stood still");
+        drop(driver);
+        let mut next = host.connect_with("file", Options { share_ram, ..Options::default() });
+        (1..=2).for_each(|qid| next.create_queue_pair(qid, 32).unwrap());
+        assert_eq!(read(&mut next, 2, 0, 8192), pattern(1, 8192));
+        assert_eq!(take(&host).is_empty(), !share_ram, "of the next guest, too");
+        engine.end_log("file").unwrap();
+        drop(next);
+        host.stop();
+    }
+}
+
+/// The home is asked while it has the session's calls to answer.
+#[test]
+fn a_log_comes_and_goes_under_load_and_under_messages_that_wait() {
+    let host = Host::start(&[("file", FILE)], 2);
+    let mut driver = host.connect("file");
+    driver.create_queue_pair(1, 64).unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let arming = scope.spawn(|| {
+            let mut rounds = 0;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                host.engine().log_written("file").unwrap();
+                take(&host);
+                host.engine().end_log("file").unwrap();
+                rounds += 1;
+            }
+            rounds
+        });
+        let extra = guest::ram::Ram::new(1 << 20, 0x80_0000_0000).unwrap();
+        for round in 0..300 {
+            driver.client().dma_map(extra.iova(), extra.len() as u64, Some((extra.fd(), 0))).unwrap();
+            driver.io(1, Sqe::new(2).nsid(1).prp(extra.iova(), 0).cdw12(7)).unwrap().ok().unwrap();
+            driver.client().dma_unmap(extra.iova(), extra.len() as u64).unwrap();
+            if round % 50 == 49 {
+                driver.client().reset().unwrap();
+                driver.enable().unwrap();
+                driver.create_queue_pair(1, 64).unwrap();
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        println!("{} times", arming.join().unwrap());
+    });
+    drop(driver);
     host.stop();
 }

@@ -257,6 +257,8 @@ impl Role {
     pub const KEY: Self = Self(4);
     /// What is counted of the ssd (crate `metrics`).
     pub const METRICS: Self = Self(5);
+    /// The log of what is written into the guest's memory, for an engine that moves the guest.
+    pub const WRITTEN: Self = Self(6);
 }
 
 /// A client's session.

@@ -40,6 +40,17 @@ impl Waiting {
         matches!(self, Self::Nothing)
     }
 
+    /// A call waits for something. One that still waits was not the session's: a session that calls waits for nothing. Whose it was asks again.
+    pub(super) fn turn_to(&mut self, next: Self) {
+        match std::mem::replace(self, next) {
+            Self::Nothing => {}
+            Self::Memory { reply, .. }
+            | Self::Interrupts { reply, .. }
+            | Self::Quiet { reply }
+            | Self::Flush { reply, .. } => _ = reply.send(Answer::Failed(Errno::AGAIN)),
+        }
+    }
+
     /// A group uses this map; true when it was the last.
     pub(super) fn adopted(&mut self, adopted: u64) -> bool {
         match self {

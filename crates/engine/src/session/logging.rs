@@ -135,8 +135,10 @@ impl Logging for Wire {
         if !self.map.regions().all(|region| log.covers(region.iova().0, region.len())) {
             return Err(Errno::TOOBIG);
         }
+        self.ssd.written.begin_clients()?;
         // When this returns no I/O uses the memory without a log, so all that is answered from now on is marked.
-        self.adopt(log.on(&self.map))?;
+        let adopted = self.adopt(log.on(&self.map));
+        adopted.inspect_err(|_| self.ssd.written.end_clients())?;
         self.saved.logging = Some(log.saved.clone());
         self.log = Some(log);
         self.changed = true;
@@ -148,6 +150,7 @@ impl Logging for Wire {
             return Err(Errno::INVAL);
         }
         self.adopt(self.map.with_log(None))?;
+        self.ssd.written.end_clients();
         (self.log, self.saved.logging, self.changed) = (None, None, true);
         Ok(())
     }

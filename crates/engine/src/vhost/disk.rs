@@ -71,6 +71,7 @@ pub(crate) fn open_ssd(
         keeper,
         terms: Terms::new(config),
         watch: Watch::default(),
+        written: crate::written::Written::default(),
     }))
 }
 

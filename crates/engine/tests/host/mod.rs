@@ -47,6 +47,10 @@ impl Host {
         Engine::start(&config, None)
     }
 
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
     pub(crate) fn ask(&self, request: PoolRequest) -> Response {
         self.engine.ask(request)
     }

@@ -186,7 +186,6 @@ impl Wire {
     /// The client is gone: nothing of its memory may be touched and no interrupt sent when this returns. A device that stood still has no home
     /// any more: its record is what the next power-on begins with.
     pub(crate) fn leave(mut self) -> Result<Option<SsdV1>, Errno> {
-        self.ssd.written.end_clients();
         match self.leave_still() {
             Some(record) => Ok(Some(record)),
             None => self.leave_home().map(|()| None),
@@ -285,6 +284,15 @@ impl Wire {
             }
             // MSI-X vectors are masked in their table, by taking their eventfd.
             _ => Err(Errno::INVAL),
+        }
+    }
+}
+
+/// Also of a session that was never served: what its client logged is nobody's.
+impl Drop for Wire {
+    fn drop(&mut self) {
+        if self.log.is_some() {
+            self.ssd.written.end_clients();
         }
     }
 }

@@ -34,6 +34,7 @@ fn clear(region: &ControllerRegion) {
     header.size_bytes.store(0, Relaxed);
     header.layout_version.store(0, Relaxed);
     header.power_cycle.store(0, Relaxed);
+    header.loaded_file.store(0, Relaxed);
     for word in [&registers.cc, &registers.csts, &registers.aqa, &registers.interrupt_mask] {
         word.store(0, Relaxed);
     }

@@ -217,6 +217,11 @@ fn group(
     QueueGroup::new(config, Arc::clone(&engine.map), Arc::clone(&engine.table))
 }
 
+#[must_use]
+pub fn identity() -> Identity {
+    Identity::new(&IdentityConfig { serial: "FUZZ", ..IdentityConfig::default() }).expect("good")
+}
+
 pub fn controller(
     region: &Arc<SharedRegion<ControllerRegion>>,
     page: &Arc<SharedRegion<DoorbellPage>>,
@@ -227,8 +232,7 @@ pub fn controller(
         region: Arc::clone(region),
         doorbells: Arc::clone(page),
         profile: GODWIT_1,
-        identity: Identity::new(&IdentityConfig { serial: "FUZZ", ..IdentityConfig::default() })
-            .expect("good"),
+        identity: identity(),
         capacity_bytes: CAPACITY_BYTES,
         limits: limits(),
     };
@@ -239,8 +243,18 @@ impl Rig {
     #[must_use]
     pub fn new(record: &SsdV1, shape: u8) -> Self {
         guest::clear();
-        let region = region::fresh();
         let page = Arc::new(SharedRegion::<DoorbellPage>::private());
+        Self::over(region::fresh(), page, record, shape)
+    }
+
+    /// Over a region that may have been in use.
+    #[must_use]
+    pub fn over(
+        region: Arc<SharedRegion<ControllerRegion>>,
+        page: Arc<SharedRegion<DoorbellPage>>,
+        record: &SsdV1,
+        shape: u8,
+    ) -> Self {
         let controller = controller(&region, &page, record, 0);
         let engine = Engine {
             who: Who::Home,

@@ -34,6 +34,25 @@ while :; do
 done
 touch /run/reader.done
 ";
+/// Reads 8 MiB into a buffer before the guest moves, and the next 8 MiB into the same buffer after `/run/hold`: of these the device alone has written, and
+/// they are looked at when the guest has moved.
+const BUFFER: &str = r"
+mkfifo /run/buffer.pipe
+dd if=/dev/vda of=/run/buffer.pipe bs=8M count=2 iflag=direct &
+exec 3< /run/buffer.pipe
+# What dd still has to write of the first keeps it from reading the second.
+dd bs=64k count=100 iflag=fullblock of=/run/first.a <&3
+touch /run/buffer.ready
+while [ ! -e /run/hold ]; do sleep 0.2; done
+dd bs=64k count=28 iflag=fullblock of=/run/first.b <&3
+dd bs=64k count=1 iflag=fullblock of=/run/second.a <&3
+touch /run/buffer.held
+while [ ! -e /run/moved ]; do sleep 0.2; done
+dd bs=64k count=127 iflag=fullblock of=/run/second.b <&3
+cat /run/first.a /run/first.b /run/second.a /run/second.b > /run/buffer.read
+cmp -n $((16 << 20)) /tmp/known /run/buffer.read >> /run/bad 2>&1 || echo 'as it was in a buffer' >> /run/bad
+touch /run/buffer.done
+";
 /// Writes and verifies, past the page cache, until the guest has moved and once more.
 const WRITER: &str = "
 last=
@@ -58,7 +77,11 @@ impl Host {
     }
 
     fn guest(&self) -> VmBuilder {
-        Vm::builder().root_in_memory().vhost_user("a", &self.daemon.socket("a"))
+        // Without zeros that the guest's kernel stores into each page that it gets: they would tell QEMU of pages that are the device's to tell of.
+        Vm::builder()
+            .root_in_memory()
+            .kernel_arguments("init_on_alloc=0")
+            .vhost_user("a", &self.daemon.socket("a"))
     }
 
     fn image(&self) -> std::path::PathBuf {
@@ -78,12 +101,12 @@ fn begin_io(vm: &mut Vm) -> Result<()> {
     vm.run_ok(&format!(
         "dd if=/dev/urandom of=/tmp/known bs=1M count={KNOWN_MIB} 2>&1 && dd if=/tmp/known of=/dev/vda bs=1M oflag=direct 2>&1"
     ))?;
-    for (name, script) in [("reader", READER), ("writer", WRITER)] {
+    for (name, script) in [("reader", READER), ("buffer", BUFFER), ("writer", WRITER)] {
         vm.run_ok(&format!(
             "cat > /run/{name} <<'END'\n{script}\nEND\nsetsid sh /run/{name} < /dev/null > /run/{name}.out 2>&1 &"
         ))?;
     }
-    Ok(())
+    wait_for(vm, "/run/buffer.ready")
 }
 
 /// Waits for a file in the guest; who waits for what when it does not come is said.
@@ -113,12 +136,14 @@ fn move_a_guest(meanwhile: impl Fn(&mut Daemon) -> Result<()>) -> Result<()> {
     migration.wait_first_pass()?;
     migration.guest().run_ok("touch /run/hold")?;
     meanwhile(&mut here.daemon)?;
+    wait_for(migration.guest(), "/run/buffer.held")?;
     wait_for(migration.guest(), "/run/held")?;
     migration.hurry()?;
     copy_disk(&here.image(), &there.image())?;
     migration.switch_over()?;
     source.kill();
     destination.run_ok("touch /run/moved")?;
+    wait_for(&mut destination, "/run/buffer.done")?;
     wait_for(&mut destination, "/run/reader.done")?;
     wait_for(&mut destination, "/run/writer.done")?;
     let bad = destination.run_ok("cat /run/bad")?;

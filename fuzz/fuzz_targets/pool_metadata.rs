@@ -8,6 +8,7 @@ use godwit_fuzz::edge::Edge;
 use godwit_fuzz::pool::SparseDisk;
 use libfuzzer_sys::fuzz_target;
 use minicbor::Encode;
+use state::migration::{DestinationStepV1, DestinationV1, MigrationV1, SourceStepV1, SourceV1};
 use state::pool::{
     CHUNK_MAGIC, ChangeV1, ChunkV1, HEADER_MAGIC, HeaderV1, RECORD_MAGIC, RecordV1, RunV1, UnfitV1,
     VolumeRunsV1, VolumeV1,
@@ -52,6 +53,7 @@ struct Volume {
     family: u8,
     parent: Option<u8>,
     attributes: u16,
+    passage: Option<Passage>,
 }
 
 #[derive(Arbitrary, Debug)]
@@ -69,6 +71,35 @@ enum Change {
     Retry(Edge, Edge),
     Epoch(u8, Edge),
     Attributes(u8, u16),
+    Passage(u8, Passage),
+}
+
+/// A journal of a volume's migrations: a sound one, or bytes.
+#[derive(Arbitrary, Debug)]
+enum Passage {
+    Sound { step: u8, epoch: Edge },
+    Bytes(u8, u16),
+}
+
+fn passage(passage: &Passage) -> Vec<u8> {
+    let (step, epoch) = match passage {
+        Passage::Bytes(byte, len) => return vec![*byte; usize::from(*len) % 5000],
+        Passage::Sound { step, epoch } => (step % 7, epoch.0),
+    };
+    let source = |step, held| (Some(SourceV1 { held, step }), None);
+    let destination = |step| (None, Some(DestinationV1 { step, fenced_by: None }));
+    let (source, destination) = match step {
+        0 => source(SourceStepV1::Offered, epoch.saturating_sub(1)),
+        1 => source(SourceStepV1::Granted, epoch.saturating_sub(1)),
+        2 => source(SourceStepV1::Gone, epoch.saturating_sub(1)),
+        3 => source(SourceStepV1::TakenBack, epoch.saturating_add(1)),
+        4 => destination(DestinationStepV1::Incoming),
+        5 => destination(DestinationStepV1::Owned),
+        _ => destination(DestinationStepV1::Dropped),
+    };
+    let (ssd, migration, peer, round) = ([3; 16], [4; 16], "b".to_owned(), 1);
+    let (keep, closed) = (None, None);
+    MigrationV1 { ssd, peer, migration, epoch, round, source, destination, keep, closed }.to_bytes().unwrap_or_default()
 }
 
 fn volume(volume: &Volume) -> VolumeV1 {
@@ -84,6 +115,7 @@ fn volume(volume: &Volume) -> VolumeV1 {
         family: u64::from(volume.family),
         epoch: 0,
         attributes: vec![volume.name; usize::from(volume.attributes) % 1100],
+        passage: volume.passage.as_ref().map(passage),
     }
 }
 
@@ -108,6 +140,7 @@ fn change(change: &Change) -> ChangeV1 {
         Change::Attributes(id, len) => {
             ChangeV1::Attributes(u64::from(*id), vec![1; usize::from(*len) % 1100])
         }
+        Change::Passage(id, bytes) => ChangeV1::Passage(u64::from(*id), passage(bytes)),
     }
 }
 
@@ -134,8 +167,8 @@ fn options(nonce: u64) -> OpenOptions {
     OpenOptions { host: HOST, nonce, take_over: true }
 }
 
-fn seal<T: Encode<()>>(magic: [u8; 8], value: &T) -> Option<(Vec<u8>, u32)> {
-    let (bytes, chain) = state::pool::seal(magic, value).ok()?;
+fn seal<T: Encode<()>>(magic: [u8; 8], version: u32, value: &T) -> Option<(Vec<u8>, u32)> {
+    let (bytes, chain) = state::pool::seal(magic, version, value).ok()?;
     (bytes.len() <= 64 << 10).then_some((bytes, chain))
 }
 
@@ -148,7 +181,7 @@ fn header(disk: &SparseDisk) -> HeaderV1 {
 }
 
 fn twist(header: &mut HeaderV1, field: u8, value: Edge) {
-    match field % 16 {
+    match field % 17 {
         0 => header.generation = value.0,
         1 => header.extent_bytes = value.0,
         2 => header.extents = value.u32(),
@@ -164,6 +197,7 @@ fn twist(header: &mut HeaderV1, field: u8, value: Edge) {
         12 => header.nonce = value.0,
         13 => header.fence_epoch = value.0,
         14 => header.fence_seq = value.0,
+        15 => header.version = Some(2).filter(|_| value.0 & 1 == 0),
         _ => header.owner = (value.0 & 1 != 0).then_some([value.0.to_le_bytes()[0]; 16]),
     }
 }
@@ -195,7 +229,8 @@ fn lay(disk: &SparseDisk, header: &mut HeaderV1, chunks: &[Chunk], records: &[Ve
             runs: chunk.runs.iter().map(runs).collect(),
             unfit: chunk.unfit.iter().map(unfit).collect(),
         };
-        let Some((bytes, next)) = seal(CHUNK_MAGIC, &value) else { return };
+        let version = if chunk.strange == 3 { 3 - header.layout().min(2) } else { header.layout() };
+        let Some((bytes, next)) = seal(CHUNK_MAGIC, version, &value) else { return };
         disk.put(at, &bytes);
         at += bytes.len().next_multiple_of(4096) as u64;
         chain = next;
@@ -213,7 +248,7 @@ fn lay(disk: &SparseDisk, header: &mut HeaderV1, chunks: &[Chunk], records: &[Ve
             chain,
             changes: changes.iter().map(change).collect(),
         };
-        let Some((bytes, next)) = seal(RECORD_MAGIC, &value) else { return };
+        let Some((bytes, next)) = seal(RECORD_MAGIC, header.layout(), &value) else { return };
         let span = bytes.len().next_multiple_of(4096) as u64;
         if at + span > JOURNAL_0 + (256 << 10) {
             return;
@@ -250,7 +285,17 @@ fn judge(disk: &SparseDisk, deeds: &[(u8, u8, u8)]) {
     for (kind, one, two) in deeds {
         let ids: Vec<VolumeId> = pool.volumes().iter().map(|volume| volume.id).collect();
         let id = ids.get(usize::from(*one) % ids.len().max(1)).copied().unwrap_or(VolumeId(0));
-        match kind % 8 {
+        match kind % 11 {
+            8 => drop(
+                pool.set_passage(id, &passage(&Passage::Sound { step: *two, epoch: Edge(u64::from(*one)) })),
+            ),
+            9 => drop(pool.vacate(id)),
+            10 => {
+                // Whoever may open it is its owner.
+                let owned = pool.passage(id).ok().flatten().map(MigrationV1::from_bytes);
+                let here = owned.map(|record| record.is_ok_and(|record| record.owned_here().is_some()));
+                assert!(pool.may_serve(id).is_err() || here != Some(false));
+            }
             0 => drop(pool.create(&VolumeSpec {
                 name: format!("made{one}"),
                 uuid: [2; 16],
@@ -301,7 +346,9 @@ fuzz_target!(|input: Input| {
                     4 => (JOURNAL_0, RECORD_MAGIC),
                     _ => (JOURNAL_0 + 4096, RECORD_MAGIC),
                 };
-                let sealed = sealed.then(|| state::envelope::seal(magic, 1, bytes).expect("short"));
+                let sealed = sealed.then(|| {
+                    state::envelope::seal(magic, 1 + u32::from(place >= 128), bytes).expect("short")
+                });
                 disk.put(at, sealed.as_deref().unwrap_or(bytes));
             }
             judge(&disk, &[]);
@@ -312,7 +359,7 @@ fuzz_target!(|input: Input| {
                 twist(&mut header, field, value);
             }
             lay(&disk, &mut header, &chunks, &records);
-            if let Some((bytes, _)) = seal(HEADER_MAGIC, &header) {
+            if let Some((bytes, _)) = seal(HEADER_MAGIC, header.layout(), &header) {
                 disk.put(0, &bytes);
                 disk.put(MIB, &bytes);
             }

@@ -15,8 +15,11 @@ pub const HALF_MADE_MAGIC: [u8; 8] = *b"GODWHALF";
 pub const CHUNK_MAGIC: [u8; 8] = *b"GODWTPMP";
 /// First eight bytes of a journal record.
 pub const RECORD_MAGIC: [u8; 8] = *b"GODWTPJL";
-/// Version this build writes of all three, and the newest it reads.
-pub const VERSION: u32 = 1;
+/// Version of a pool in which no volume has a passage.
+pub const VERSION_PLAIN: u32 = 1;
+/// Version of a pool in which some volume has a passage: a reader that skipped it would open what is owned elsewhere. The newest this build
+/// reads. Headers, pieces and records of one map have one version.
+pub const VERSION: u32 = 2;
 
 /// One of the two headers.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, CborLen)]
@@ -81,6 +84,17 @@ pub struct HeaderV1 {
     #[n(18)]
     #[cbor(with = "minicbor::bytes")]
     pub owner: Option<[u8; 16]>,
+    /// Version of the layout, as in the envelope. `None`: [`VERSION_PLAIN`].
+    #[n(19)]
+    pub version: Option<u32>,
+}
+
+impl HeaderV1 {
+    /// Version of the layout.
+    #[must_use]
+    pub fn layout(&self) -> u32 {
+        self.version.unwrap_or(VERSION_PLAIN)
+    }
 }
 
 /// A volume.
@@ -119,6 +133,10 @@ pub struct VolumeV1 {
     #[n(9)]
     #[cbor(with = "minicbor::bytes")]
     pub attributes: Vec<u8>,
+    /// Since version 2: the journal of its migrations, a [`crate::migration`] record.
+    #[n(10)]
+    #[cbor(with = "minicbor::bytes")]
+    pub passage: Option<Vec<u8>>,
 }
 
 /// A run of a volume's map.
@@ -250,6 +268,14 @@ pub enum ChangeV1 {
         #[cbor(with = "minicbor::bytes")]
         Vec<u8>,
     ),
+    /// Since version 2: the journal of a volume's migrations.
+    #[n(13)]
+    Passage(
+        #[n(0)] u64,
+        #[n(1)]
+        #[cbor(with = "minicbor::bytes")]
+        Vec<u8>,
+    ),
 }
 
 /// Changes that happen together or not at all.
@@ -292,21 +318,28 @@ pub enum PoolRecordError {
 ///
 /// # Errors
 /// It is longer than any record.
-pub fn seal<T: Encode<()>>(magic: [u8; 8], value: &T) -> Result<(Vec<u8>, u32), PoolRecordError> {
+pub fn seal<T: Encode<()>>(
+    magic: [u8; 8],
+    version: u32,
+    value: &T,
+) -> Result<(Vec<u8>, u32), PoolRecordError> {
     let body = minicbor::to_vec(value).map_err(|error| PoolRecordError::Fields(error.to_string()))?;
-    let sealed = envelope::seal(magic, VERSION, &body)?;
+    let sealed = envelope::seal(magic, version, &body)?;
     let chain = chain_of(&sealed);
     Ok((sealed, chain))
 }
 
-/// What a record on the drive says, with its checksum.
+/// What a record on the drive says, with its checksum and the version that stands outside it.
 ///
 /// # Errors
 /// See [`PoolRecordError`].
-pub fn open<'b, T: Decode<'b, ()>>(magic: [u8; 8], bytes: &'b [u8]) -> Result<(T, u32), PoolRecordError> {
-    let (_, body) = envelope::open(magic, VERSION, bytes)?;
+pub fn open<'b, T: Decode<'b, ()>>(
+    magic: [u8; 8],
+    bytes: &'b [u8],
+) -> Result<(T, u32, u32), PoolRecordError> {
+    let (version, body) = envelope::open(magic, VERSION, bytes)?;
     let value = minicbor::decode(body).map_err(|error| PoolRecordError::Fields(error.to_string()))?;
-    Ok((value, chain_of(bytes)))
+    Ok((value, chain_of(bytes), version))
 }
 
 /// The checksum in a sealed record's envelope.

@@ -163,8 +163,39 @@ fn examine(disk: &dyn Disk, report: &mut Report) -> Result<Option<Cure>, PoolErr
             report.add(Severity::Note, format!("{} extents wait to be wiped", info.wiping));
         }
         report.info = Some(info);
+        passages(ledger, report);
     }
     Ok(ledger.is_some().then_some(Cure { header, geometry, map }))
+}
+
+/// Volumes whose owner is not here, or of which nobody can say.
+fn passages(ledger: &Ledger, report: &mut Report) {
+    for volume in ledger.volumes.values() {
+        let saved = &volume.saved;
+        match pool::record_of(saved) {
+            Ok(None) => {}
+            Ok(Some(record)) => match record.owned_here() {
+                Some(epoch) if epoch > saved.epoch => report.add(
+                    Severity::Note,
+                    format!(
+                        "{:?} is owned by epoch {epoch}, and has {}: nobody opens it",
+                        saved.name, saved.epoch
+                    ),
+                ),
+                Some(_) => {}
+                None => report.add(
+                    Severity::Note,
+                    format!(
+                        "{:?} is {} (the other host: {:?}): nobody opens it here",
+                        saved.name,
+                        record.step(),
+                        record.peer
+                    ),
+                ),
+            },
+            Err(error) => report.add(Severity::Note, format!("{:?} is not opened: {error}", saved.name)),
+        }
+    }
 }
 
 /// What is wrong with one header while the other holds.

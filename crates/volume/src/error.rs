@@ -100,6 +100,17 @@ pub enum PoolError {
         /// Epoch on the drive.
         found: u64,
     },
+    /// Somebody has the volume open.
+    #[error("volume {0} is open")]
+    Open(VolumeId),
+    /// The volume is another host's, or on its way.
+    #[error("volume {volume}: {why}")]
+    Passage {
+        /// The volume.
+        volume: VolumeId,
+        /// What its journal says.
+        why: String,
+    },
     /// Not an order that was handed out, or not any more.
     #[error("this order is not outstanding: {0}")]
     StaleOrder(String),

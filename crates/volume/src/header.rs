@@ -31,7 +31,10 @@ fn read_copy(disk: &dyn Disk, at: u64) -> Copy {
     }
     let len = state::envelope::record_bytes(&block).unwrap_or(block.len()).min(block.len());
     match open::<HeaderV1>(HEADER_MAGIC, &block[..len]) {
-        Ok((header, _)) => Copy::Whole(Box::new(header)),
+        Ok((header, _, version)) if header.layout() == version => Copy::Whole(Box::new(header)),
+        Ok((header, _, version)) => {
+            Copy::Bad(format!("it says version {} and is sealed as version {version}", header.layout()))
+        }
         Err(PoolRecordError::Envelope(EnvelopeError::Magic { .. })) => Copy::Absent,
         Err(PoolRecordError::Envelope(EnvelopeError::Newer { found, .. })) => Copy::Newer(found),
         Err(error) => Copy::Bad(error.to_string()),
@@ -73,7 +76,8 @@ fn write_copy(disk: &dyn Disk, at: u64, block: &[u8]) -> Result<(), PoolError> {
 
 /// A header as it stands on the drive.
 pub(crate) fn block_of(header: &HeaderV1) -> Result<Vec<u8>, PoolError> {
-    let (mut block, _) = seal(HEADER_MAGIC, header).map_err(|error| PoolError::Invalid(error.to_string()))?;
+    let (mut block, _) =
+        seal(HEADER_MAGIC, header.layout(), header).map_err(|error| PoolError::Invalid(error.to_string()))?;
     if block.len() as u64 > BLOCK_BYTES {
         return Err(PoolError::Invalid("the header does not fit its block".to_owned()));
     }

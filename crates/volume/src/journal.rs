@@ -3,10 +3,11 @@
 //! A record is durable before its change is told to anyone, and the next is written only then. So what a crash can
 //! tear is the last one alone; a record that is not whole though a later one is, was whole once and is damaged.
 
-use state::pool::{ChangeV1, HeaderV1, RECORD_MAGIC, RecordV1};
+use state::pool::{ChangeV1, HeaderV1, RECORD_MAGIC, RecordV1, VERSION_PLAIN};
 
 use crate::geometry::{BLOCK, BLOCK_BYTES, Geometry};
 use crate::ledger::{Effects, Ledger};
+use crate::load::unseen_passage;
 use crate::records::{self, Found};
 use crate::{Disk, PoolError};
 
@@ -31,6 +32,7 @@ pub(crate) struct Span {
     pub(crate) capacity_bytes: u64,
     pub(crate) uuid: [u8; 16],
     pub(crate) generation: u64,
+    pub(crate) version: u32,
     pub(crate) epoch: u64,
     pub(crate) fence_epoch: u64,
     pub(crate) fence_seq: u64,
@@ -47,6 +49,7 @@ impl Span {
             capacity_bytes: geometry.map_capacity_bytes(),
             uuid: header.uuid,
             generation: header.map_generation,
+            version: header.layout(),
             epoch: header.epoch,
             fence_epoch: header.fence_epoch,
             fence_seq: header.fence_seq,
@@ -68,21 +71,19 @@ impl Span {
 
 /// A record as it is written, and its checksum.
 pub(crate) fn seal(
-    uuid: [u8; 16],
-    generation: u64,
-    epoch: u64,
+    header: &HeaderV1,
     tail: &Tail,
     changes: &[ChangeV1],
 ) -> Result<(Vec<u8>, u32), PoolError> {
     let record = RecordV1 {
-        uuid,
-        map_generation: generation,
+        uuid: header.uuid,
+        map_generation: header.map_generation,
         seq: tail.seq + 1,
-        epoch,
+        epoch: header.epoch,
         chain: tail.chain,
         changes: changes.to_vec(),
     };
-    records::seal(RECORD_MAGIC, &record)
+    records::seal(RECORD_MAGIC, header.layout(), &record)
 }
 
 /// Makes the changes of a journal. Returns where it goes on.
@@ -105,7 +106,7 @@ pub(crate) fn replay(disk: &dyn Disk, span: &Span, ledger: &mut Ledger) -> Resul
                 && record.chain == tail.chain
                 && !span.fenced(record)
         });
-        let Some(Found { value: record, chain, span_bytes }) = next else {
+        let Some(Found { value: record, chain, version, span_bytes }) = next else {
             none_later(disk, span, &tail)?;
             return Ok(tail);
         };
@@ -115,7 +116,16 @@ pub(crate) fn replay(disk: &dyn Disk, span: &Span, ledger: &mut Ledger) -> Resul
                 record.seq, record.epoch, tail.epoch, span.epoch
             )));
         }
+        if version != span.version {
+            return Err(PoolError::Damaged(format!(
+                "change {} has version {version}, its pool {}",
+                record.seq, span.version
+            )));
+        }
         for change in &record.changes {
+            if let (ChangeV1::Passage(id, _), VERSION_PLAIN) = (change, span.version) {
+                return Err(PoolError::Damaged(unseen_passage(*id)));
+            }
             if ledger.map_bytes() + ledger.growth_bytes(change) > span.capacity_bytes {
                 return Err(PoolError::Damaged(format!("change {} makes the map too large", record.seq)));
             }

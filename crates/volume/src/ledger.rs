@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use state::pool::{ChangeV1, RunV1, VolumeV1};
+use state::pool::{ChangeV1, RunV1, VERSION, VERSION_PLAIN, VolumeV1};
 
 use crate::runs::{Run, Runs, Step};
 
@@ -13,6 +13,8 @@ use crate::runs::{Run, Runs, Step};
 pub(crate) const NAME_BYTES_MAX: usize = 128;
 /// Most bytes a volume's user may keep with it.
 pub(crate) const ATTRIBUTES_BYTES_MAX: usize = 1024;
+/// Longest journal of a volume's migrations: more than any build writes.
+pub(crate) const PASSAGE_BYTES_MAX: usize = state::migration::RECORD_BYTES_MAX;
 /// Most volumes of a pool, snapshots included.
 pub(crate) const VOLUMES_MAX: usize = 1 << 16;
 /// Sizes are multiples of it.
@@ -21,6 +23,8 @@ pub(crate) const SIZE_UNIT_BYTES: u64 = 4096;
 const RUN_BYTES: u64 = 16;
 /// Most bytes a volume takes in a chunk beside its name and attributes, the start of its runs included.
 const VOLUME_BYTES: u64 = 160;
+/// Most bytes a passage takes beside its own.
+const PASSAGE_BYTES: usize = 8;
 
 /// The first physical extent of a run of logical ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +113,8 @@ pub(crate) struct Ledger {
     names: BTreeMap<String, u64>,
     map_runs: u64,
     volume_bytes: u64,
+    /// Volumes that have a passage.
+    passages: u64,
 }
 
 impl Ledger {
@@ -127,6 +133,7 @@ impl Ledger {
             names: BTreeMap::new(),
             map_runs: 0,
             volume_bytes: 0,
+            passages: 0,
         }
     }
 
@@ -140,6 +147,27 @@ impl Ledger {
     /// The volume of a name.
     pub(crate) fn named(&self, name: &str) -> Option<u64> {
         self.names.get(name).copied()
+    }
+
+    /// The version in which it has to be written.
+    pub(crate) fn version(&self) -> u32 {
+        if self.passages == 0 { VERSION_PLAIN } else { VERSION }
+    }
+
+    /// As [`Ledger::version`], if these changes were made.
+    pub(crate) fn version_after(&self, changes: &[ChangeV1]) -> u32 {
+        let had = |id: &u64| self.volumes.get(id).is_some_and(|volume| volume.saved.passage.is_some());
+        let mut after = BTreeMap::new();
+        for change in changes {
+            match change {
+                ChangeV1::Passage(id, _) => _ = after.insert(*id, true),
+                ChangeV1::Delete(id) => _ = after.insert(*id, false),
+                _ => {}
+            }
+        }
+        let gone = after.iter().filter(|(id, has)| had(id) && !**has).count() as u64;
+        let come = after.iter().filter(|(id, has)| !had(id) && **has).count() as u64;
+        if self.passages + come == gone { VERSION_PLAIN } else { VERSION }
     }
 
     /// At most so many bytes the map takes in chunks.
@@ -166,6 +194,7 @@ impl Ledger {
             ChangeV1::Delete(volume) => pieces(*volume, 0, u32::MAX) * RUN_BYTES,
             ChangeV1::Unmap(volume, first, count) => (pieces(*volume, *first, *count) + 2) * RUN_BYTES,
             ChangeV1::Attributes(_, bytes) => bytes.len() as u64,
+            ChangeV1::Passage(_, bytes) => (bytes.len() + PASSAGE_BYTES) as u64,
             ChangeV1::Adopt(..) => 4 * RUN_BYTES,
             ChangeV1::Grow(..) | ChangeV1::Epoch(..) => 0,
             _ => 2 * RUN_BYTES,
@@ -177,6 +206,9 @@ impl Ledger {
     /// The error says which rule it breaks; the ledger may then be half changed and must not be used any more.
     pub(crate) fn apply(&mut self, change: &ChangeV1, effects: &mut Effects) -> Result<(), String> {
         match change {
+            ChangeV1::Create(saved) | ChangeV1::Derive(_, saved) if saved.passage.is_some() => {
+                Err(format!("volume {} begins with a passage", saved.id))
+            }
             ChangeV1::Create(saved) => self.add(saved.clone(), Runs::default()),
             ChangeV1::Derive(source, saved) => self.derive(*source, saved, effects),
             ChangeV1::Delete(id) => self.delete(*id, effects),
@@ -209,6 +241,7 @@ impl Ledger {
                 Ok(())
             }
             ChangeV1::Attributes(id, bytes) => self.set_attributes(*id, bytes),
+            ChangeV1::Passage(id, bytes) => self.set_passage(*id, bytes),
         }
     }
 
@@ -257,6 +290,9 @@ impl Ledger {
         if saved.attributes.len() > ATTRIBUTES_BYTES_MAX {
             return Err(format!("volume {id} has {} bytes of attributes", saved.attributes.len()));
         }
+        if saved.passage.as_ref().is_some_and(|bytes| bytes.len() > PASSAGE_BYTES_MAX) {
+            return Err(format!("volume {id} has a passage that is longer than any"));
+        }
         if saved.size_bytes == 0 || !saved.size_bytes.is_multiple_of(SIZE_UNIT_BYTES) {
             return Err(format!("volume {id} has a size of {} bytes", saved.size_bytes));
         }
@@ -265,6 +301,7 @@ impl Ledger {
             return Err(format!("two volumes have the name {:?}", saved.name));
         }
         self.next_volume = id + 1;
+        self.passages += u64::from(saved.passage.is_some());
         self.volume_bytes += saved_bytes(&saved);
         self.map_runs += map.len();
         self.volumes.insert(id, Volume { saved, map });
@@ -290,6 +327,7 @@ impl Ledger {
     fn delete(&mut self, id: u64, effects: &mut Effects) -> Result<(), String> {
         let volume = self.volumes.remove(&id).ok_or_else(|| format!("there is no volume {id}"))?;
         self.names.remove(&volume.saved.name);
+        self.passages -= u64::from(volume.saved.passage.is_some());
         self.volume_bytes -= saved_bytes(&volume.saved);
         self.map_runs -= volume.map.len();
         for run in volume.map.iter() {
@@ -357,6 +395,19 @@ impl Ledger {
         Ok(())
     }
 
+    fn set_passage(&mut self, id: u64, bytes: &[u8]) -> Result<(), String> {
+        if bytes.len() > PASSAGE_BYTES_MAX {
+            return Err(format!("a passage of {} bytes is longer than any", bytes.len()));
+        }
+        let volume = self.volume_mut(id)?;
+        let before = saved_bytes(&volume.saved);
+        let is_new = volume.saved.passage.replace(bytes.to_vec()).is_none();
+        let after = saved_bytes(&volume.saved);
+        self.volume_bytes = self.volume_bytes - before + after;
+        self.passages += u64::from(is_new);
+        Ok(())
+    }
+
     /// One owner less for each of these extents.
     fn drop_refs(&mut self, first: u32, count: u32, effects: &mut Effects) -> Result<(), String> {
         if !self.used.covers(first, count) {
@@ -419,8 +470,9 @@ pub(crate) fn check_name(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn saved_bytes(volume: &VolumeV1) -> u64 {
-    VOLUME_BYTES + volume.name.len() as u64 + volume.attributes.len() as u64
+pub(crate) fn saved_bytes(volume: &VolumeV1) -> u64 {
+    let passage = volume.passage.as_ref().map_or(0, |bytes| bytes.len() + PASSAGE_BYTES);
+    VOLUME_BYTES + (volume.name.len() + volume.attributes.len() + passage) as u64
 }
 
 /// Takes a whole run of one value out of where it must be.

@@ -1,6 +1,6 @@
 //! From the drive to a ledger: a map and the journal after it.
 
-use state::pool::{ChunkV1, HeaderV1};
+use state::pool::{ChunkV1, HeaderV1, VERSION_PLAIN};
 
 use crate::geometry::Geometry;
 use crate::journal::{self, Tail};
@@ -57,20 +57,24 @@ pub(crate) struct Loader {
     ledger: Ledger,
     places: Runs<Place>,
     capacity_bytes: u64,
+    version: u32,
 }
 
 impl Loader {
-    pub(crate) fn new(geometry: &Geometry) -> Self {
+    pub(crate) fn new(geometry: &Geometry, version: u32) -> Self {
         Self {
             ledger: Ledger::new(geometry.extent_bytes, geometry.extents),
             places: Runs::default(),
             capacity_bytes: geometry.map_bytes,
+            version,
         }
     }
 
     pub(crate) fn chunk(&mut self, chunk: &ChunkV1, judge: &mut Judge) -> Result<(), PoolError> {
         for volume in &chunk.volumes {
-            judge.check(self.ledger.load_volume(volume))?;
+            let unseen = volume.passage.is_some() && self.version == VERSION_PLAIN;
+            let allowed = if unseen { Err(unseen_passage(volume.id)) } else { Ok(()) };
+            judge.check(allowed.and_then(|()| self.ledger.load_volume(volume)))?;
         }
         for of_volume in &chunk.runs {
             for run in &of_volume.runs {
@@ -186,5 +190,11 @@ pub(crate) fn stamp_of(header: &HeaderV1) -> Stamp {
         generation: header.map_generation,
         seq: header.map_seq,
         epoch: header.map_epoch,
+        version: header.layout(),
     }
+}
+
+/// A build of version 1 would have opened it.
+pub(crate) fn unseen_passage(id: u64) -> String {
+    format!("volume {id} has a passage in a pool of version {VERSION_PLAIN}")
 }

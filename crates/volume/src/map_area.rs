@@ -3,7 +3,7 @@
 use state::pool::{CHUNK_MAGIC, ChunkV1, HeaderV1, RunV1, UnfitV1, VolumeRunsV1};
 
 use crate::geometry::{BLOCK_BYTES, Geometry};
-use crate::ledger::{Ledger, Unfit};
+use crate::ledger::{Ledger, Unfit, saved_bytes};
 use crate::load::{Judge, Loader};
 use crate::records::{self, Found};
 use crate::{Disk, PoolError};
@@ -18,6 +18,8 @@ pub(crate) struct Stamp {
     pub(crate) generation: u64,
     pub(crate) seq: u64,
     pub(crate) epoch: u64,
+    /// Of the layout.
+    pub(crate) version: u32,
 }
 
 /// Takes a chunk and its place in the area.
@@ -27,6 +29,7 @@ type Sink<'a> = dyn FnMut(u64, &[u8]) -> Result<(), PoolError> + 'a;
 struct Writer<'a> {
     sink: &'a mut Sink<'a>,
     chunk: ChunkV1,
+    version: u32,
     filled_bytes: u64,
     at: u64,
 }
@@ -34,7 +37,7 @@ struct Writer<'a> {
 impl Writer<'_> {
     fn close(&mut self, last: bool) -> Result<(), PoolError> {
         self.chunk.last = last;
-        let (bytes, chain) = records::seal(CHUNK_MAGIC, &self.chunk)?;
+        let (bytes, chain) = records::seal(CHUNK_MAGIC, self.version, &self.chunk)?;
         (self.sink)(self.at, &bytes)?;
         self.at += bytes.len() as u64;
         self.chunk.chain = chain;
@@ -77,9 +80,9 @@ pub(crate) fn encode<'a>(ledger: &Ledger, stamp: Stamp, sink: &'a mut Sink<'a>) 
         next_volume: ledger.next_volume,
         ..ChunkV1::default()
     };
-    let mut writer = Writer { sink, chunk, filled_bytes: 0, at: 0 };
+    let mut writer = Writer { sink, chunk, version: stamp.version, filled_bytes: 0, at: 0 };
     for volume in ledger.volumes.values() {
-        writer.room(160 + (volume.saved.name.len() + volume.saved.attributes.len()) as u64)?;
+        writer.room(saved_bytes(&volume.saved))?;
         writer.chunk.volumes.push(volume.saved.clone());
         for run in volume.map.iter() {
             let run = RunV1 { logical: run.first, count: run.count, physical: run.value.0 };
@@ -130,11 +133,11 @@ pub(crate) fn read(
     judge: &mut Judge,
 ) -> Result<(Ledger, MapEnd), PoolError> {
     let (mut at, end) = (geometry.map_at(slot), geometry.map_at(slot) + geometry.map_bytes);
-    let mut loader = Loader::new(geometry);
+    let mut loader = Loader::new(geometry, header.layout());
     let mut first: Option<MapEnd> = None;
     for index in 0..geometry.map_bytes / BLOCK_BYTES {
-        let Found::<ChunkV1> { value: chunk, chain, span_bytes } = records::read(disk, CHUNK_MAGIC, at, end)?
-            .map_err(|why| {
+        let Found::<ChunkV1> { value: chunk, chain, version, span_bytes } =
+            records::read(disk, CHUNK_MAGIC, at, end)?.map_err(|why| {
                 PoolError::Damaged(format!("piece {index} of map {slot} (byte {at} of the drive): {why}"))
             })?;
         let before = first.as_ref().map_or(0, |map| map.chain);
@@ -143,6 +146,12 @@ pub(crate) fn read(
             return Err(PoolError::Damaged(format!(
                 "piece {index} of map {slot} is of another pool or time: generation {} for {generation}",
                 chunk.map_generation
+            )));
+        }
+        if version != header.layout() {
+            return Err(PoolError::Damaged(format!(
+                "piece {index} of map {slot} has version {version}, its pool {}",
+                header.layout()
             )));
         }
         if chunk.index != index || chunk.chain != before || !follows {

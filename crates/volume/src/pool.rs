@@ -3,6 +3,7 @@
 mod commit;
 mod extents;
 mod opening;
+mod passage;
 mod volumes;
 mod wipes;
 
@@ -15,6 +16,7 @@ use state::pool::HeaderV1;
 use self::extents::Copies;
 pub(crate) use self::extents::WANTED_MAX;
 pub(crate) use self::opening::{accept, claim, may_have};
+pub(crate) use self::passage::record_of;
 use self::wipes::Wipes;
 use crate::geometry::Geometry;
 use crate::journal::Tail;
@@ -88,6 +90,8 @@ pub struct VolumeInfo {
     pub attributes: Vec<u8>,
     /// Extents it refers to, shared ones included.
     pub mapped_extents: u64,
+    /// The journal of its migrations, if it was ever moved.
+    pub passage: Option<Vec<u8>>,
 }
 
 /// What a pool is.
@@ -274,5 +278,6 @@ fn volume_info(volume: &crate::ledger::Volume) -> VolumeInfo {
         epoch: saved.epoch,
         attributes: saved.attributes.clone(),
         mapped_extents: volume.map.total(),
+        passage: saved.passage.clone(),
     }
 }

@@ -14,14 +14,19 @@ pub(crate) const RECORD_BYTES_MAX: u64 = 64 << 10;
 pub(crate) struct Found<T> {
     pub(crate) value: T,
     pub(crate) chain: u32,
+    pub(crate) version: u32,
     /// Blocks it takes, in bytes.
     pub(crate) span_bytes: u64,
 }
 
 /// A record as it is written: whole blocks, and its checksum.
-pub(crate) fn seal<T: Encode<()>>(magic: [u8; 8], value: &T) -> Result<(Vec<u8>, u32), PoolError> {
+pub(crate) fn seal<T: Encode<()>>(
+    magic: [u8; 8],
+    version: u32,
+    value: &T,
+) -> Result<(Vec<u8>, u32), PoolError> {
     let (mut bytes, chain) =
-        pool::seal(magic, value).map_err(|error| PoolError::Invalid(error.to_string()))?;
+        pool::seal(magic, version, value).map_err(|error| PoolError::Invalid(error.to_string()))?;
     bytes.resize(bytes.len().next_multiple_of(BLOCK), 0);
     Ok((bytes, chain))
 }
@@ -62,5 +67,5 @@ pub(crate) fn read<T: for<'b> Decode<'b, ()>>(
         disk.read_at(at + BLOCK_BYTES, rest).map_err(fail)?;
     }
     let sealed = bytes.get(..len).unwrap_or_default();
-    Ok(pool::open(magic, sealed).map(|(value, chain)| Found { value, chain, span_bytes }))
+    Ok(pool::open(magic, sealed).map(|(value, chain, version)| Found { value, chain, version, span_bytes }))
 }

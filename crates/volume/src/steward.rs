@@ -166,11 +166,29 @@ impl<M: Medium> Steward<M> {
         self.gates.values().any(|gate| gate.strong_count() > 0)
     }
 
-    /// The gate of a volume, for its doors.
+    /// The gate of a volume whose owner is here, for its doors.
     ///
     /// # Errors
-    /// As [`Pool::map`].
+    /// As [`Pool::may_serve`] and [`Pool::map`].
     pub fn serve(&mut self, id: VolumeId) -> Result<Arc<Gate>, PoolError> {
+        self.pool.may_serve(id)?;
+        self.open(id)
+    }
+
+    /// The gate of a volume that comes from another host, for who writes it down here and for nobody else.
+    ///
+    /// # Errors
+    /// As [`Pool::may_land`] and [`Pool::map`], it is served, or there is no space for it.
+    pub fn land(&mut self, id: VolumeId) -> Result<Arc<Gate>, PoolError> {
+        self.pool.may_land(id)?;
+        if self.gate(id).is_some() {
+            return Err(PoolError::Open(id));
+        }
+        self.pool.refill(id)?;
+        self.open(id)
+    }
+
+    fn open(&mut self, id: VolumeId) -> Result<Arc<Gate>, PoolError> {
         let map = self.pool.map(id)?;
         if let Some(gate) = self.gate(id) {
             gate.replace_map(map);
@@ -240,6 +258,26 @@ impl<M: Medium> Steward<M> {
     ) -> Result<(VolumeId, Settling), PoolError> {
         let new = self.pool.clone_volume(id, name, uuid)?;
         Ok((new, self.settle()))
+    }
+
+    /// As [`Pool::set_passage`]. Doors that are open stay so: whoever opened them lets nothing through that the step does not allow.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn set_passage(&mut self, id: VolumeId, bytes: &[u8]) -> Result<(), PoolError> {
+        self.pool.set_passage(id, bytes)
+    }
+
+    /// As [`Pool::vacate`], of a volume that nobody has open.
+    ///
+    /// # Errors
+    /// The same, and somebody has.
+    pub fn vacate(&mut self, id: VolumeId) -> Result<(), PoolError> {
+        if self.gate(id).is_some() {
+            return Err(PoolError::Open(id));
+        }
+        self.ahead.forget(id);
+        self.pool.vacate(id)
     }
 
     /// As [`Pool::retry_quarantined`].

@@ -9,6 +9,7 @@
 //! What is modelled and what is not: README.md.
 
 mod guests;
+mod owners;
 mod process;
 
 use std::any::Any;
@@ -23,6 +24,7 @@ use volume::{
 };
 
 use self::guests::{EXTENT_SECTORS, Face, Guests};
+use self::owners::{Owners, Standing};
 use self::process::{Died, Drive, Outside, is_blank};
 use crate::disk::{Disk, Manners, SECTOR};
 use crate::guest::{Checked, Violation};
@@ -49,6 +51,8 @@ pub struct Report {
     pub answers: u64,
     /// Volumes that were made, snapshots and clones too.
     pub volumes: u64,
+    /// Steps of volumes' migrations.
+    pub steps: u64,
 }
 
 /// What doors ask.
@@ -84,6 +88,8 @@ enum Asked {
     Delete(u32),
     Grow(u32, u64),
     Derive { from: u32, since: u64, face: Face },
+    Step(u32, Standing),
+    Vacate(u32),
 }
 
 struct World {
@@ -92,6 +98,7 @@ struct World {
     mailbox: Arc<Mailbox>,
     rng: Rng,
     asked: Option<Asked>,
+    owners: Owners,
     /// A snapshot or clone that is made and not yet answered.
     settling: Option<Settling>,
     /// Number of the next volume.
@@ -159,6 +166,7 @@ impl World {
             mailbox: Arc::default(),
             rng,
             asked: None,
+            owners: Owners::default(),
             settling: None,
             next: 1,
             nonce: 1,
@@ -278,12 +286,20 @@ impl World {
                     return broken(format!("after a crash there is {info:?}, had {had:?}, asked {asked:?}"));
                 }
             }
+            self.owners.reconcile(id, info, pool, asked.as_ref())?;
+            if matches!(asked, Some(Asked::Vacate(left)) if left == id) && info.mapped_extents == 0 {
+                let at = guests.tick();
+                guests.ledger.reset(id, 0, Content::Zero, at);
+            }
         }
         let there = |id: u32| infos.iter().any(|info| info.id.0 == u64::from(id));
         let gone: Vec<u32> = guests.volumes.keys().copied().filter(|id| !there(*id)).collect();
         match (gone.as_slice(), &asked) {
             ([], _) => {}
-            ([one], Some(Asked::Delete(id))) if one == id => _ = guests.volumes.remove(one),
+            ([one], Some(Asked::Delete(id))) if one == id => {
+                guests.volumes.remove(one);
+                self.owners.forget(*one);
+            }
             (gone, asked) => return broken(format!("volumes {gone:?} are lost; asked {asked:?}")),
         }
         let next = self.next;
@@ -355,11 +371,13 @@ impl World {
         }
         let volumes: Vec<u32> = self.outside.guests.borrow().volumes.keys().copied().collect();
         let any = self.rng.pick(&volumes);
-        let result = match (self.rng.below(12), any) {
+        let result = match (self.rng.below(17), any) {
             (0..=2, _) | (_, None) => self.create(),
             (3..=5, Some(id)) => self.delete(id),
             (6, Some(id)) => self.grow(id),
             (7..=9, Some(id)) => self.derive(id),
+            (12..=15, Some(id)) => self.pass(id),
+            (16, Some(id)) => self.vacate(id),
             _ => self.steward.as_mut().map_or(Ok(()), |steward| steward.retry_quarantined().map(|_| ())),
         };
         if let Some(steward) = &mut self.steward {
@@ -372,9 +390,12 @@ impl World {
                 PoolError::NoSpace { .. }
                 | PoolError::ReadOnly(_)
                 | PoolError::Invalid(_)
-                | PoolError::NameTaken(_),
+                | PoolError::NameTaken(_)
+                | PoolError::Passage { .. }
+                | PoolError::Open(_),
             ) => {
                 self.asked = None;
+                self.outside.guests.borrow_mut().deriving = None;
                 Ok(())
             }
             Err(error) => broken(format!("{:?}: {error}", self.asked)),
@@ -412,6 +433,7 @@ impl World {
         self.asked = Some(Asked::Delete(id));
         steward.delete(VolumeId(u64::from(id)))?;
         self.asked = None;
+        self.owners.forget(id);
         self.outside.guests.borrow_mut().volumes.remove(&id);
         Ok(())
     }
@@ -469,6 +491,10 @@ impl World {
     fn serve(&mut self, id: u32) {
         let Some(steward) = &mut self.steward else { return };
         if let Ok(gate) = steward.serve(VolumeId(u64::from(id))) {
+            if self.owners.is_away(id) {
+                let what = format!("volume {id} is opened, and its owner is elsewhere");
+                self.outside.guests.borrow_mut().violation.get_or_insert(what);
+            }
             let allocator = Arc::clone(&self.mailbox) as Arc<dyn Allocator>;
             self.outside.guests.borrow_mut().sit(id, &gate, allocator);
         }
@@ -500,6 +526,7 @@ impl World {
     }
 
     fn audit(&mut self) -> Checked {
+        self.bring_home()?;
         let Some(steward) = &mut self.steward else { return Ok(()) };
         let infos = steward.pool().volumes();
         for info in &infos {

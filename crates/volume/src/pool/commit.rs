@@ -9,13 +9,14 @@
 //! A full journal, or a change too large for it: the whole map goes into the area that does not hold, and is flushed;
 //! then one header is written and flushed, and then the other.
 
-use state::pool::ChangeV1;
+use state::pool::{ChangeV1, VERSION_PLAIN};
 
 use super::{Pool, PoolError};
 use crate::header;
 use crate::journal::{self, Tail};
 use crate::ledger::{Effect, Effects};
-use crate::map_area::{self, Stamp};
+use crate::load::stamp_of;
+use crate::map_area;
 use crate::{Entry, ExtentMap};
 
 /// More changes than these are written as a whole map.
@@ -64,7 +65,9 @@ impl Pool {
 
     fn store(&mut self, changes: &[ChangeV1]) -> Result<Effects, PoolError> {
         self.check_fence()?;
-        if changes.len() > CHANGES_MAX {
+        // The version that a reader meets first has to be that of what follows: a map of another version is written whole, and its header
+        // makes it so.
+        if changes.len() > CHANGES_MAX || self.ledger.version_after(changes) != self.header.layout() {
             let effects = self.apply(changes)?;
             self.switch_map(self.tail.seq + 1, false)?;
             return Ok(effects);
@@ -90,8 +93,7 @@ impl Pool {
     }
 
     fn seal(&self, changes: &[ChangeV1]) -> Result<(Vec<u8>, u32), PoolError> {
-        let header = &self.header;
-        journal::seal(header.uuid, header.map_generation, header.epoch, &self.tail, changes)
+        journal::seal(&self.header, &self.tail, changes)
     }
 
     fn apply(&mut self, changes: &[ChangeV1]) -> Result<Effects, PoolError> {
@@ -111,7 +113,9 @@ impl Pool {
         header.map_seq = seq;
         header.map_epoch = header.epoch;
         header.map_follows = follows;
-        let stamp = Stamp { uuid: header.uuid, generation: header.map_generation, seq, epoch: header.epoch };
+        let version = self.ledger.version();
+        header.version = (version != VERSION_PLAIN).then_some(version);
+        let stamp = stamp_of(&header);
         header.map_chain = map_area::write(&*self.disk, &self.geometry, header.slot, &self.ledger, stamp)?;
         self.disk.flush().map_err(|source| PoolError::Drive { doing: "making its map durable", source })?;
         self.check_fence()?;

@@ -1,6 +1,6 @@
 //! Format, open, export: who has the pool.
 
-use state::pool::HeaderV1;
+use state::pool::{HeaderV1, VERSION_PLAIN};
 
 use super::extents::Copies;
 use super::wipes::Wipes;
@@ -43,7 +43,7 @@ impl Pool {
         if !options.zeroed {
             ledger.load_unfit(0, geometry.extents, Unfit::Wiping).map_err(PoolError::Invalid)?;
         }
-        let stamp = Stamp { uuid: options.uuid, generation: 1, seq: 0, epoch: 0 };
+        let stamp = Stamp { uuid: options.uuid, generation: 1, seq: 0, epoch: 0, version: VERSION_PLAIN };
         let map_chain = map_area::write(disk, &geometry, 0, &ledger, stamp)?;
         disk.flush().map_err(|source| PoolError::Drive { doing: "making its map durable", source })?;
         let header = HeaderV1 {
@@ -66,6 +66,7 @@ impl Pool {
             fence_epoch: 0,
             fence_seq: 0,
             owner: Some(options.host.0),
+            version: None,
         };
         header::write_first(disk, &header)
     }

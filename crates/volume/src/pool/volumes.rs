@@ -60,6 +60,7 @@ impl Pool {
             family: id,
             epoch: 0,
             attributes: spec.attributes.clone(),
+            passage: None,
         })];
         if full {
             changes.extend(self.fill(id, 0, extents)?);
@@ -71,9 +72,9 @@ impl Pool {
     /// Removes a volume. Extents that no other refers to are to be wiped, after [`Pool::grace_over`].
     ///
     /// # Errors
-    /// No such volume.
+    /// No such volume, or its migration is not over.
     pub fn delete(&mut self, id: VolumeId) -> Result<(), PoolError> {
-        self.known(id)?;
+        self.may_delete(id)?;
         self.commit(&[ChangeV1::Delete(id.0)], true)
     }
 
@@ -120,7 +121,7 @@ impl Pool {
     /// of an extent may begin before that.
     ///
     /// # Errors
-    /// No such volume, or the name is taken.
+    /// No such volume, the name is taken, or what the volume has is not whole.
     pub fn snapshot(&mut self, id: VolumeId, name: &str, uuid: [u8; 16]) -> Result<VolumeId, PoolError> {
         self.derive(id, name, uuid, true)
     }
@@ -128,7 +129,7 @@ impl Pool {
     /// A thin volume that begins with the content `id` has now. As for [`Pool::snapshot`].
     ///
     /// # Errors
-    /// No such volume, or the name is taken.
+    /// No such volume, the name is taken, or what the volume has is not whole.
     pub fn clone_volume(&mut self, id: VolumeId, name: &str, uuid: [u8; 16]) -> Result<VolumeId, PoolError> {
         self.derive(id, name, uuid, false)
     }
@@ -163,6 +164,7 @@ impl Pool {
         read_only: bool,
     ) -> Result<VolumeId, PoolError> {
         self.accept_name(name)?;
+        self.may_derive(source)?;
         let from = &self.known(source)?.saved;
         let id = self.ledger.next_volume;
         let saved = VolumeV1 {
@@ -176,13 +178,15 @@ impl Pool {
             family: from.family,
             epoch: 0,
             attributes: from.attributes.clone(),
+            // A new volume, of its own identity: whoever owns the source.
+            passage: None,
         };
         self.commit(&[ChangeV1::Derive(source.0, saved)], false)?;
         Ok(VolumeId(id))
     }
 
     /// Free extents for `count` logical ones from `logical` on.
-    fn fill(&self, volume: u64, logical: u32, count: u32) -> Result<Vec<ChangeV1>, PoolError> {
+    pub(super) fn fill(&self, volume: u64, logical: u32, count: u32) -> Result<Vec<ChangeV1>, PoolError> {
         if u64::from(count) > self.ledger.free.total() {
             let info = self.info();
             return Err(PoolError::NoSpace {

@@ -9,16 +9,16 @@ use crate::world::{HOST, MIB, formatted, open_as, spec};
 const OPTIONS: OpenOptions = OpenOptions { host: HOST, nonce: 9, take_over: false };
 const MAP_0: u64 = 2 * MIB;
 const MAP_BYTES: u64 = 3 * MIB;
-const JOURNAL_0: u64 = MAP_0 + MAP_BYTES;
+pub(crate) const JOURNAL_0: u64 = MAP_0 + MAP_BYTES;
 
-fn header_at(disk: &SimDisk, at: u64) -> HeaderV1 {
+pub(crate) fn header_at(disk: &SimDisk, at: u64) -> HeaderV1 {
     let block = disk.peek(at, 4096);
     let len = state::envelope::record_bytes(&block).expect("a header");
     state::pool::open(HEADER_MAGIC, &block[..len]).expect("whole").0
 }
 
-fn write_headers(disk: &SimDisk, header: &HeaderV1) {
-    let (mut bytes, _) = state::pool::seal(HEADER_MAGIC, header).expect("short");
+pub(crate) fn write_headers(disk: &SimDisk, header: &HeaderV1) {
+    let (mut bytes, _) = state::pool::seal(HEADER_MAGIC, header.layout(), header).expect("short");
     bytes.resize(4096, 0);
     disk.poke(0, &bytes);
     disk.poke(MIB, &bytes);
@@ -26,7 +26,12 @@ fn write_headers(disk: &SimDisk, header: &HeaderV1) {
 
 /// Puts a map of one chunk in the place of the pool's, with every checksum right.
 fn forge(disk: &SimDisk, change: impl FnOnce(&mut ChunkV1)) {
-    let mut header = header_at(disk, 0);
+    forge_as(disk, 1, 1, change);
+}
+
+/// The same, with headers and a map of such versions.
+pub(crate) fn forge_as(disk: &SimDisk, header_is: u32, map_is: u32, change: impl FnOnce(&mut ChunkV1)) {
+    let mut header = HeaderV1 { version: (header_is != 1).then_some(header_is), ..header_at(disk, 0) };
     let mut chunk = ChunkV1 {
         uuid: header.uuid,
         map_generation: header.map_generation,
@@ -37,13 +42,13 @@ fn forge(disk: &SimDisk, change: impl FnOnce(&mut ChunkV1)) {
         ..ChunkV1::default()
     };
     change(&mut chunk);
-    let (bytes, chain) = state::pool::seal(CHUNK_MAGIC, &chunk).expect("short");
+    let (bytes, chain) = state::pool::seal(CHUNK_MAGIC, map_is, &chunk).expect("short");
     disk.poke(MAP_0, &bytes);
     header.map_chain = chain;
     write_headers(disk, &header);
 }
 
-fn volume(id: u64, extents: u64) -> VolumeV1 {
+pub(crate) fn volume(id: u64, extents: u64) -> VolumeV1 {
     VolumeV1 { id, name: format!("v{id}"), size_bytes: extents * MIB, family: id, ..VolumeV1::default() }
 }
 
@@ -56,7 +61,7 @@ fn worst(report: &Report) -> Severity {
     report.findings.iter().map(|finding| finding.severity).max().unwrap_or(Severity::Note)
 }
 
-fn texts(report: &Report) -> String {
+pub(crate) fn texts(report: &Report) -> String {
     report.findings.iter().map(|finding| format!("{finding}\n")).collect()
 }
 
@@ -282,12 +287,12 @@ fn a_shrunk_drive_a_newer_pool_and_half_another_pool_are_refused_by_name() {
     let disk = formatted(8);
     let block = disk.peek(0, 4096);
     let len = state::envelope::record_bytes(&block).expect("a header");
-    let newer = state::envelope::seal(HEADER_MAGIC, 2, &block[20..len]).expect("short");
+    let newer = state::envelope::seal(HEADER_MAGIC, 3, &block[20..len]).expect("short");
     disk.poke(MIB, &newer);
-    assert!(matches!(open_as(&disk, 2), Err(PoolError::Newer { found: 2, newest: 1 })));
+    assert!(matches!(open_as(&disk, 2), Err(PoolError::Newer { found: 3, newest: 2 })));
     let disk = formatted(8);
     let foreign = HeaderV1 { uuid: [0xaa; 16], ..header_at(&disk, 0) };
-    let (bytes, _) = state::pool::seal(HEADER_MAGIC, &foreign).expect("short");
+    let (bytes, _) = state::pool::seal(HEADER_MAGIC, 1, &foreign).expect("short");
     disk.poke(MIB, &bytes);
     assert!(matches!(open_as(&disk, 2), Err(PoolError::Damaged(why)) if why.contains("different pools")));
     assert!(matches!(Pool::peek(&SimDisk::new(MIB * 64)), Err(PoolError::NoPool)));

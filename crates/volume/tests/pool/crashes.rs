@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use volume::{PoolError, check};
 
 use crate::drive::{Chance, SimDisk};
-use crate::world::{Deed, Model, World, format_options, formatted, is_refusal, open_as};
+use crate::world::{
+    Deed, Model, World, format_options, formatted, former_build_refuses, is_refusal, open_as,
+};
 
 /// Ways in which what was not flushed may be lost, tried at every boundary.
 const LOSSES: u64 = 4;
@@ -18,7 +20,11 @@ fn has_damage(report: &volume::Report) -> bool {
 fn recover(disk: &SimDisk, before: &Model, after: Option<&Model>, label: &str) {
     let report = check(disk, None).unwrap_or_else(|error| panic!("{label}: {error}"));
     assert!(!has_damage(&report), "{label}: {report:?}");
+    // Before our own opening writes anything: a build that skips passages must not even read what has one.
+    let refused = former_build_refuses(disk);
     let pool = open_as(disk, 99).unwrap_or_else(|error| panic!("{label}: {error}"));
+    let moved = pool.volumes().iter().any(|volume| volume.passage.is_some());
+    assert!(refused || !moved, "{label}: a former build would open what is owned elsewhere");
     let tags_of = |model: &Model| Model { tags: after.unwrap_or(before).tags.clone(), ..model.clone() };
     let model = match (before.fits(&pool), after.map(|after| after.fits(&pool))) {
         (Ok(()), _) => tags_of(before),
@@ -133,8 +139,20 @@ fn a_crash_at_any_boundary_of_any_operation_leaves_the_old_or_the_new() {
         boundaries += every_boundary(&world.disk, &world.model, seed, 6, &mut met);
     }
     assert!(boundaries > 1500, "only {boundaries} boundaries were met");
-    let deeds =
-        ["open", "Create", "Grow", "Write", "Release", "Derive", "Delete", "Wipe", "Epoch", "Attributes"];
+    let deeds = [
+        "open",
+        "Create",
+        "Grow",
+        "Write",
+        "Release",
+        "Derive",
+        "Delete",
+        "Wipe",
+        "Epoch",
+        "Attributes",
+        "Passage",
+        "Vacate",
+    ];
     let places = ["at a flush", "at a header", "at a map", "at a journal", "at data"];
     for what in deeds.iter().chain(&places) {
         assert!(met.get(*what).is_some_and(|times| *times >= 10), "hardly any end in {what}: {met:?}");

@@ -1,11 +1,13 @@
 //! The layout to the byte: what version 1 wrote is read for ever.
 
+use state::migration::MigrationV1;
 use volume::{Entry, Pool, Provisioning};
 
 use crate::drive::SimDisk;
-use crate::world::{MIB, drive, formatted, open_as, spec};
+use crate::world::{MIB, drive, formatted, former_build_refuses, open_as, record, spec};
 
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/pool-v1.bin");
+const GOLDEN_2: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/pool-v2.bin");
 
 /// The same life every time, with something of everything.
 fn life() -> SimDisk {
@@ -38,6 +40,20 @@ fn life() -> SimDisk {
     disk
 }
 
+/// The same, and what moved between hosts: one that is gone, and one that came.
+fn life_2() -> SimDisk {
+    let disk = life();
+    let mut pool = open_as(&disk, 3).expect("sound");
+    for (name, steps) in [("thin", &[0, 1, 2][..]), ("clone", &[8, 9, 10])] {
+        let id = pool.find(name).expect("there");
+        for step in steps {
+            let epoch = pool.volume(id).expect("there").epoch;
+            pool.set_passage(id, &record(*step, epoch, 0).0.to_bytes().expect("sound")).expect("its turn");
+        }
+    }
+    disk
+}
+
 /// Blocks that are not zero, each as: offset (8 bytes), length (4 bytes), bytes.
 fn pack(disk: &SimDisk) -> Vec<u8> {
     let mut packed = Vec::new();
@@ -62,25 +78,62 @@ fn unpack(mut packed: &[u8]) -> SimDisk {
     disk
 }
 
-fn golden() -> Vec<u8> {
-    std::fs::read(GOLDEN).expect("the golden file is in the tree")
+fn golden(path: &str) -> Vec<u8> {
+    std::fs::read(path).expect("the golden file is in the tree")
 }
 
 #[test]
 fn version_1_is_written_as_it_always_was() {
     let packed = pack(&life());
-    assert!(packed == golden(), "the bytes differ: a change of the layout needs a version of its own");
+    assert!(packed == golden(GOLDEN), "the bytes differ: a change of the layout needs a version of its own");
 }
 
 #[test]
 #[ignore = "writes the golden file: only for a new version"]
 fn write_the_golden_file() {
     std::fs::write(GOLDEN, pack(&life())).expect("golden file");
+    std::fs::write(GOLDEN_2, pack(&life_2())).expect("golden file");
+}
+
+#[test]
+fn version_2_is_written_as_it_always_was_and_a_build_of_version_1_refuses_it_by_name() {
+    let disk = life_2();
+    assert!(
+        pack(&disk) == golden(GOLDEN_2),
+        "the bytes differ: a change of the layout needs a version of its own"
+    );
+    assert!(former_build_refuses(&disk) && !former_build_refuses(&life()));
+}
+
+#[test]
+fn version_2_is_read_for_ever() {
+    let mut pool = open_as(&unpack(&golden(GOLDEN_2)), 4).expect("whole");
+    let steps: Vec<_> = pool
+        .volumes()
+        .into_iter()
+        .map(|volume| {
+            let record = volume.passage.map(|bytes| MigrationV1::from_bytes(&bytes).expect("sound"));
+            (volume.name, volume.epoch, record.map(|record| record.step()))
+        })
+        .collect();
+    let row = |name: &str, epoch, step| (name.to_owned(), epoch, step);
+    assert_eq!(
+        steps,
+        [
+            row("full", 0, None),
+            row("thin", 70, Some("gone")),
+            row("snap", 0, None),
+            row("clone", 1, Some("owned"))
+        ]
+    );
+    let [thin, clone] = ["thin", "clone"].map(|name| pool.find(name).expect("listed"));
+    assert!(pool.may_serve(thin).is_err() && pool.may_serve(clone).is_ok());
+    assert!(pool.map(clone).is_ok());
 }
 
 #[test]
 fn version_1_is_read_for_ever() {
-    let disk = unpack(&golden());
+    let disk = unpack(&golden(GOLDEN));
     let info = Pool::peek(&disk).expect("whole");
     assert_eq!((info.name.as_str(), info.epoch, info.extent_bytes), ("tank", 1, MIB));
     assert_eq!((info.used, info.wiping, info.quarantined), (8, 2, 1));

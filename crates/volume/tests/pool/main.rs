@@ -6,6 +6,7 @@ mod damage;
 mod drive;
 mod golden;
 mod openings;
+mod passages;
 mod promises;
 mod sequences;
 mod speed;

@@ -5,6 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use state::envelope::{EnvelopeError, record_bytes};
+use state::migration::{DestinationStepV1, DestinationV1, MigrationV1, SourceStepV1, SourceV1};
+use state::pool::HEADER_MAGIC;
 use volume::{
     Allocation, CopyOrder, Disk as _, Entry, FormatOptions, HostId, OpenOptions, Pool, PoolError,
     Provisioning, VolumeId, VolumeSpec,
@@ -60,6 +63,8 @@ pub(crate) struct Expected {
     pub read_only: bool,
     pub epoch: u64,
     pub family: u64,
+    /// The journal of its migrations, and whether its owner is here by it.
+    pub passage: Option<(Vec<u8>, bool)>,
     /// Mapped extents, each with the tags it may have after a crash; the last is what it has without one.
     pub content: BTreeMap<u32, Vec<u64>>,
 }
@@ -113,6 +118,11 @@ impl Model {
             if have != should {
                 return Err(format!("volume {}: {have:?}, not {should:?}", info.id));
             }
+            let passage = want.passage.as_ref().map(|(bytes, _)| bytes);
+            let is_here = want.passage.as_ref().is_none_or(|(_, is_here)| *is_here);
+            if info.passage.as_ref() != passage || pool.may_serve(info.id).is_ok() != is_here {
+                return Err(format!("volume {}: {:?}, not {:?}", info.id, info.passage, want.passage));
+            }
         }
         Ok(())
     }
@@ -143,6 +153,9 @@ pub(crate) enum Deed {
     Retry,
     Epoch(u64),
     Attributes(u64),
+    /// A volume's migration comes to a step (as `record` numbers them), by an epoch so far above its own.
+    Passage(u64, u32, u64),
+    Vacate(u64),
     Flush,
     Grace,
 }
@@ -174,7 +187,7 @@ impl World {
             return Deed::Create { name, extents: 1 + chance.below(8), full: chance.below(3) == 0 };
         }
         let (id, extents) = any(chance);
-        match chance.below(24) {
+        match chance.below(30) {
             0..=2 => Deed::Create { name, extents: 1 + chance.below(10), full: chance.below(3) == 0 },
             3 | 4 => Deed::Delete(id),
             5 => Deed::Grow(id, extents + chance.below(4)),
@@ -192,6 +205,14 @@ impl World {
             20 => Deed::Retry,
             21 => Deed::Epoch(id),
             22 => Deed::Flush,
+            27 | 28 => {
+                let is_away = |id: &&u64| {
+                    matches!(&self.model.volumes[*id].passage, Some((bytes, false))
+                        if MigrationV1::from_bytes(bytes).is_ok_and(|record| record.is_over()))
+                };
+                Deed::Vacate(ids.iter().find(is_away).copied().unwrap_or(id))
+            }
+            23..=26 => Deed::Passage(id, chance.below(14), u64::from(chance.below(3))),
             _ if chance.below(2) == 0 => Deed::Attributes(id),
             _ => Deed::Grace,
         }
@@ -232,6 +253,7 @@ impl World {
                         read_only: false,
                         epoch: 0,
                         family: id,
+                        passage: None,
                         content,
                     },
                 );
@@ -263,6 +285,7 @@ impl World {
                     full: false,
                     read_only: *read_only,
                     epoch: 0,
+                    passage: None,
                     ..from.clone()
                 };
                 model.volumes.insert(id, new);
@@ -293,6 +316,20 @@ impl World {
                 volume.epoch += 1;
                 *after = Some(model);
                 self.pool.advance_epoch(VolumeId(*id), expected)?;
+            }
+            Deed::Passage(id, step, ahead) => {
+                let volume = model.volumes.get_mut(id).expect("drawn");
+                let (record, by) = record(*step, volume.epoch, *ahead);
+                let bytes = record.to_bytes().expect("sound");
+                volume.epoch = by.unwrap_or(volume.epoch);
+                volume.passage = Some((bytes.clone(), by.is_some()));
+                *after = Some(model);
+                self.pool.set_passage(VolumeId(*id), &bytes)?;
+            }
+            Deed::Vacate(id) => {
+                model.volumes.get_mut(id).expect("drawn").content.clear();
+                *after = Some(model);
+                self.pool.vacate(VolumeId(*id))?;
             }
             Deed::Attributes(id) => {
                 self.pool.set_attributes(VolumeId(*id), &[9; 40])?;
@@ -385,6 +422,8 @@ impl World {
     /// not flushed may be there in part.
     pub(crate) fn audit(&mut self, crashed: bool) {
         self.model.fits(&self.pool).unwrap_or_else(|why| panic!("{why}"));
+        let moved = self.model.volumes.values().any(|volume| volume.passage.is_some());
+        assert_eq!(former_build_refuses(&self.disk), moved, "version 2 as long as any volume has a passage");
         let info = self.pool.info();
         assert_eq!(info.free + info.used + info.wiping + info.quarantined, info.extents, "{info:?}");
         let mut owners: BTreeMap<u32, (u64, u32, u32)> = BTreeMap::new();
@@ -463,6 +502,45 @@ impl World {
     }
 }
 
+/// A migration's record at a step (0 to 7 of the source, 8 to 13 of the destination) of a volume of this epoch, and the epoch that it has by it if
+/// its owner is here: docs/formats/migration-journal.md.
+pub(crate) fn record(step: u32, now: u64, ahead: u64) -> (MigrationV1, Option<u64>) {
+    use DestinationStepV1 as D;
+    use SourceStepV1 as S;
+    let pledged = now + ahead;
+    let source = |step, held| (Some(SourceV1 { held, step }), None);
+    let destination = |step, fenced_by| (None, Some(DestinationV1 { step, fenced_by }));
+    let ((source, destination), by) = match step {
+        0 => (source(S::Offered, now), Some(now)),
+        1 => (source(S::Granted, now), None),
+        2 => (source(S::Gone, now), None),
+        3 => (source(S::Cancelling, now), Some(now)),
+        4 => (source(S::Cancelled, now), Some(now)),
+        5 => (source(S::TakenBack, pledged + 2), Some(pledged + 2)),
+        6 => (source(S::TakenBackHeard, pledged + 2), Some(pledged + 2)),
+        7 => (source(S::Superseded, now), None),
+        8 => (destination(D::Incoming, None), None),
+        9 => (destination(D::Ready, None), None),
+        10 => (destination(D::Owned, None), Some(pledged + 1)),
+        11 => (destination(D::Forced, None), Some(pledged + 1)),
+        12 => (destination(D::Dropped, None), None),
+        _ => (destination(D::Superseded, Some(pledged + 2)), None),
+    };
+    let (ssd, migration, peer, epoch, round) = ([3; 16], [4; 16], "host-b".to_owned(), pledged + 1, 1);
+    let (keep, closed) = (None, None);
+    (MigrationV1 { ssd, peer, migration, epoch, round, source, destination, keep, closed }, by)
+}
+
+/// What a build that knows version 1 alone makes of the headers: `header::newest` as it was then.
+pub(crate) fn former_build_refuses(disk: &SimDisk) -> bool {
+    [0, MIB].into_iter().any(|at| {
+        let block = disk.peek(at, 4096);
+        let len = record_bytes(&block).unwrap_or(block.len()).min(block.len());
+        let read = state::envelope::open(HEADER_MAGIC, 1, &block[..len]);
+        matches!(read, Err(EnvelopeError::Newer { found: 2, newest: 1 }))
+    })
+}
+
 fn tags(disk: &SimDisk, at: u64) -> (u64, u64) {
     let word = |at| u64::from_le_bytes(disk.peek(at, 8).try_into().expect("eight"));
     (word(at), word(at + MIB - 512))
@@ -477,5 +555,7 @@ pub(crate) fn is_refusal(error: &PoolError) -> bool {
             | PoolError::ReadOnly(_)
             | PoolError::KeepsSpace(_)
             | PoolError::Invalid(_)
+            | PoolError::Passage { .. }
+            | PoolError::VolumeEpoch { .. }
     )
 }

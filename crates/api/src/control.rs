@@ -413,4 +413,7 @@ pub struct VolumeStatus {
     pub served: bool,
     /// Its ownership epoch.
     pub epoch: u64,
+    /// How far its migration is or how the last one ended, if it was ever moved: `gone`, `owned`...
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub migration: Option<String>,
 }

@@ -173,9 +173,10 @@ fn in_words(pools: &[PoolStatus]) -> String {
                 (false, false) => "full",
             };
             let served = if volume.served { ", served" } else { "" };
+            let moved = volume.migration.as_ref().map_or(String::new(), |step| format!(", {step}"));
             let _infallible = writeln!(
                 text,
-                "      {}  {} {kind}, {} mapped{served}",
+                "      {}  {} {kind}, {} mapped{moved}{served}",
                 volume.name,
                 size(volume.size_bytes),
                 size(volume.mapped_bytes)

@@ -1,6 +1,6 @@
 //! Where an ssd's bytes are: a drive of its own, or extents of a pool.
 
-use crate::pool::{Pools, Volume};
+use crate::pool::{Pools, Purpose, Volume};
 use crate::serve::backend_config;
 use api::config;
 use backend::uring::Rings;
@@ -43,9 +43,16 @@ pub(crate) enum Drive {
 
 impl Drive {
     /// Opens what the configuration says. `kept` is the descriptor of a drive of its own that a predecessor left.
-    pub(crate) fn open(ssd: &config::Ssd, kept: Option<OwnedFd>, pools: &Pools) -> anyhow::Result<Self> {
+    pub(crate) fn open(
+        ssd: &config::Ssd,
+        kept: Option<OwnedFd>,
+        purpose: Purpose,
+        pools: &Pools,
+    ) -> anyhow::Result<Self> {
         Ok(match &ssd.backend {
-            config::Backend::Pool { pool, thin, .. } => Self::Pooled(pools.volume(ssd, pool, *thin)?),
+            config::Backend::Pool { pool, thin, .. } => {
+                Self::Pooled(pools.volume(ssd, pool, *thin, purpose)?)
+            }
             _ => Self::Own(backend::Drive::take_over(&backend_config(ssd)?, kept)?),
         })
     }

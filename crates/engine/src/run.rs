@@ -11,7 +11,7 @@ use crate::keeper::{Keeper, PowerCycle};
 use crate::meter;
 use crate::migration::Migrations;
 use crate::passage::Absent;
-use crate::pool::Pools;
+use crate::pool::{Pools, Purpose};
 use crate::records::Records;
 use crate::serve::{Kept, open_ssd};
 use crate::served::{Planned, Served, door_of};
@@ -525,14 +525,15 @@ impl House {
                 queue::inspect(&power.region)?;
                 let (counted, anew) = meter::page(config, part(Role::METRICS));
                 (page, is_new, log) = (Some(counted), anew, part(Role::WRITTEN));
-                (Some(power), Kept { drive, key, record: saved.record, page: None })
+                (Some(power), Kept { drive, key, record: saved.record, ..Kept::default() })
             }
         };
         let Kept { drive, key, record, .. } = kept;
         let lost = found.is_some() && drive.is_none();
         let (ssd, record) = patiently(found.is_some(), drive, |drive| {
             let key = key.as_ref().map(OwnedFd::try_clone).transpose()?;
-            let kept = Kept { drive, key, record: record.clone(), page: page.clone() };
+            let page = page.clone();
+            let kept = Kept { drive, key, record: record.clone(), page, purpose: Purpose::Serve };
             open_ssd(at, config, kept, Some(Arc::clone(&self.keeper)), self.pools()?)
         })?;
         if let Some(log) = log {
@@ -560,7 +561,8 @@ impl House {
         let keeper = Arc::clone(&self.keeper);
         let ssd = patiently(was_found, drive, |drive| {
             let key = key.as_ref().map(OwnedFd::try_clone).transpose()?;
-            let kept = Kept { drive, key, record: None, page: Some(Arc::clone(&page)) };
+            let page = Some(Arc::clone(&page));
+            let kept = Kept { drive, key, record: None, page, purpose: Purpose::Serve };
             vhost::open_ssd(at, config, kept, Some(Arc::clone(&keeper)), self.pools()?)
         })?;
         self.give(at, &ssd, lost, was_found && is_new)?;
@@ -664,6 +666,7 @@ fn not_serving() -> Response {
 pub(crate) fn is_busy(error: &anyhow::Error) -> bool {
     let busy = |error: &std::io::Error| error.kind() == std::io::ErrorKind::ResourceBusy;
     matches!(error.downcast_ref(), Some(backend::Error::Path { error, .. }) if busy(error))
+        || matches!(error.downcast_ref(), Some(volume::PoolError::Open(_)))
 }
 
 /// Waits until nothing of a dead engine is at the drives; returns how many requests were.

@@ -8,7 +8,7 @@ use crate::interrupts::Table;
 use crate::keeper::Keeper;
 use crate::message::{Address, Call, Message, Settlement, SsdId};
 use crate::meter;
-use crate::pool::Pools;
+use crate::pool::{Pools, Purpose};
 use crate::records::{Records, check_writable};
 use crate::session::{Means, Wire, call_home, power_off};
 use crate::ssd::{Power, Ssd};
@@ -52,6 +52,8 @@ pub(crate) struct Kept {
     pub(crate) record: Option<Vec<u8>>,
     /// What is counted of it; `None`: that begins anew.
     pub(crate) page: Option<Arc<SharedRegion<metrics::Page>>>,
+    /// What it is opened for.
+    pub(crate) purpose: Purpose,
 }
 
 /// Opens the drive and reads the record.
@@ -63,7 +65,7 @@ pub(crate) fn open_ssd(
     pools: &Pools,
 ) -> anyhow::Result<(Arc<Ssd>, SsdV1)> {
     let data_key = DataKey::open(config, kept.key)?;
-    let drive = Drive::open(config, kept.drive, pools)?;
+    let drive = Drive::open(config, kept.drive, kept.purpose, pools)?;
     let limits = drive.limits();
     if config.lba_bytes < limits.block_bytes {
         bail!(

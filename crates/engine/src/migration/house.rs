@@ -3,15 +3,16 @@
 use super::Migrations;
 use super::blocks::{Landing, pages_of};
 use crate::passage::{Absent, Passage, Standing};
+use crate::pool::Purpose;
 use crate::records::Records;
 use crate::run::{House, is_busy};
 use crate::serve::{Kept, open_ssd};
 use crate::ssd::Ssd;
 use crate::terms::Hold;
 use crate::vhost;
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use api::config::{self, Backend, Door};
-use api::control::{EngineRequest, PoolRequest, Response};
+use api::control::{EngineRequest, Response};
 use std::convert::Infallible;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, PoisonError};
@@ -108,7 +109,8 @@ impl House {
         // Its record is of another time, and comes anew.
         let config = config::Ssd { state: None, ..config.clone() };
         when_free(|| {
-            let (kept, keeper) = (Kept::default(), Some(Arc::clone(&self.keeper)));
+            let kept = Kept { purpose: Purpose::Land, ..Kept::default() };
+            let keeper = Some(Arc::clone(&self.keeper));
             Ok(match config.door {
                 Door::VfioUser => open_ssd(number, &config, kept, keeper, self.pools()?)?.0,
                 Door::VhostUser => vhost::open_ssd(number, &config, kept, keeper, self.pools()?)?,
@@ -124,12 +126,8 @@ impl House {
         };
         let config = config.context("it is served here, or not of this host")?;
         if let Backend::Pool { pool, .. } = &config.backend {
-            // By the pool's own steps: recorded, verified, resumed.
-            let request = PoolRequest::Delete { pool: pool.clone(), volume: config.volume().to_owned() };
-            return match self.pools()?.ask(request) {
-                Response::Error(why) => bail!(why),
-                _ => Ok(()),
-            };
+            // By the pool's own steps: recorded, verified, resumed. The volume stays, with its journal.
+            return when_free(|| self.pools()?.vacate(&config, pool));
         }
         let ssd = self.open_beside(number, &config)?;
         let pages = pages_of(&ssd).context("its size is no multiple of 4 KiB")?;

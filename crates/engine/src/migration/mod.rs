@@ -80,6 +80,7 @@ impl Migrations {
     /// # Errors
     /// It cannot listen: the ssds are served all the same.
     pub(crate) fn open(&self, house: &Arc<House>, config: Option<&config::Migration>) -> anyhow::Result<()> {
+        house.look_again()?;
         for config in house.configs() {
             if let Err(error) = self.go_on(house, &config) {
                 house

@@ -71,6 +71,21 @@ impl House {
         served
     }
 
+    /// Looks anew at ssds whose pools were in use when this engine began.
+    pub(crate) fn look_again(&self) -> anyhow::Result<()> {
+        let pools = self.pools()?.look_again();
+        let is_of = |config: &config::Ssd| matches!(&config.backend, config::Backend::Pool { pool, .. } if pools.contains(pool));
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let absent = slots.absent.iter().filter(|(_, absent)| is_of(&absent.config));
+        let numbers: Vec<usize> = absent.map(|(number, _)| *number).collect();
+        drop(slots);
+        for number in numbers {
+            // It was told as a fault.
+            let _ = self.arrive(number);
+        }
+        Ok(())
+    }
+
     fn take_in(&self, number: usize) -> anyhow::Result<()> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let absent = slots.absent.remove(&number).context("it is served already")?;

@@ -22,6 +22,12 @@ impl Away {
         Self { word: "incoming", why: why.to_owned(), holds: true }
     }
 
+    /// Its pool is in use, as it is for a moment after an engine was killed.
+    pub(super) fn in_use(why: &str, incoming: bool) -> Self {
+        let word = if incoming { "incoming" } else { "doubtful" };
+        Self { word, why: format!("its journal cannot be read yet: {why}"), holds: true }
+    }
+
     /// By a record whose owner is not here.
     pub(super) fn by(record: &MigrationV1, place: &str) -> Self {
         let (peer, epoch) = (&record.peer, record.epoch);
@@ -69,11 +75,12 @@ impl Away {
     }
 
     /// The journal cannot be read, or makes no sense.
-    pub(super) fn doubtful(error: &anyhow::Error, place: &str) -> Self {
-        let why = format!(
-            "nobody can say who owns it: {place}: {error:#}. Use the Godwit that wrote it, or restore it from a backup. Only if you know that \
-             no other host serves this ssd, move the journal away and restart godwitd"
-        );
+    pub(super) fn doubtful(error: &anyhow::Error, place: &str, is_file: bool) -> Self {
+        let mut why = format!("nobody can say who owns it: {place}: {error:#}. Use the Godwit that wrote it");
+        if is_file {
+            why += ", or restore it from a backup. Only if you know that no other host serves this ssd, move the journal away and restart \
+                    godwitd";
+        }
         Self { word: "doubtful", why, holds: false }
     }
 

@@ -44,6 +44,10 @@ impl Store for File {
         })
     }
 
+    fn is_file(&self) -> bool {
+        true
+    }
+
     fn place(&self) -> String {
         self.path.display().to_string()
     }

@@ -41,6 +41,11 @@ pub(crate) trait Store: Send + Sync {
 
     /// Where it is, for people.
     fn place(&self) -> String;
+
+    /// It is a file of its own, which an operator can move away.
+    fn is_file(&self) -> bool {
+        false
+    }
 }
 
 /// What an ssd's journal says, and where it lies.
@@ -50,6 +55,8 @@ pub(crate) struct Passage {
     store: Option<Arc<dyn Store>>,
     /// The configuration says that it comes from another host.
     incoming: bool,
+    /// Its pool is in use: the journal cannot be read yet.
+    in_use: Option<String>,
 }
 
 /// Whether an ssd may be opened.
@@ -62,12 +69,17 @@ pub(crate) enum Standing {
 
 impl Passage {
     /// Of an ssd of the configuration. Opens nothing.
-    pub(crate) fn of(ssd: &config::Ssd, _pools: &Pools) -> Self {
+    pub(crate) fn of(ssd: &config::Ssd, pools: &Pools) -> Self {
         let store: Option<Arc<dyn Store>> = match (&ssd.backend, &ssd.journal) {
+            (Backend::Pool { pool, .. }, _) => pools.passage(ssd, pool),
             (_, Some(path)) => Some(Arc::new(file::File::new(path))),
             (_, None) => None,
         };
-        Self { store, incoming: ssd.incoming }
+        let in_use = match &ssd.backend {
+            Backend::Pool { pool, .. } => pools.in_use(pool),
+            _ => None,
+        };
+        Self { store, incoming: ssd.incoming, in_use }
     }
 
     /// Its journal's place. `None`: it cannot be moved; the configuration gives it one.
@@ -77,6 +89,9 @@ impl Passage {
 
     /// Whether the ssd may be opened now.
     pub(crate) fn standing(&self) -> Standing {
+        if let Some(why) = &self.in_use {
+            return Standing::Away(Away::in_use(why, self.incoming));
+        }
         let place = || self.store.as_ref().map_or(String::new(), |store| store.place());
         let read = self.store.as_ref().map_or(Ok(None), |store| store.read());
         let record = read.and_then(|bytes| match bytes.map(|bytes| MigrationV1::from_bytes(&bytes)) {
@@ -88,7 +103,10 @@ impl Passage {
             Ok(None) if self.incoming => Standing::Away(Away::expected()),
             Ok(Some(record)) if record.owned_here().is_none() => Standing::Away(Away::by(&record, &place())),
             Ok(record) => Standing::Here(record),
-            Err(error) => Standing::Away(Away::doubtful(&error, &place())),
+            Err(error) => {
+                let is_file = self.store.as_ref().is_some_and(|store| store.is_file());
+                Standing::Away(Away::doubtful(&error, &place(), is_file))
+            }
         }
     }
 }

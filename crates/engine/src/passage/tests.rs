@@ -1,8 +1,9 @@
 use super::file::File;
 use super::{Away, Passage, Standing, Store};
-use crate::pool::Pools;
+use crate::pool::{Pools, Purpose};
 use crate::run::House;
 use api::config::Config;
+use api::control::{PoolRequest, Response};
 use link::control::{Link, Received, ToKeeper};
 use link::frame::Wait;
 use state::migration::{DestinationStepV1, DestinationV1, MigrationV1, SourceStepV1, SourceV1};
@@ -125,6 +126,76 @@ fn a_journal_that_says_nothing_certain_opens_nothing_and_is_named() {
     // Nobody writes into it: who waited for that would wait for ever.
     rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
     assert_eq!(away(standing(folder.path(), "")).word, "doubtful");
+}
+
+fn pooled(folder: &Path, more: &str) -> Config {
+    let dir = folder.display();
+    let text = format!(
+        "[[pool]]\nname = \"p\"\npath = \"{dir}/pool.img\"\nsize = \"64MiB\"\ndirect = false\n\
+         [[ssd]]\nname = \"a\"\nsize = \"16MiB\"\nsocket = \"{dir}/a.sock\"\n\
+         backend = {{ type = \"pool\", pool = \"p\" }}\n{more}"
+    );
+    Config::parse(Path::new("test"), &text).unwrap()
+}
+
+/// The same promises as of a file: docs/decisions/0034-commit.md, "Where the record lies".
+#[test]
+fn in_a_pool_the_journal_is_kept_with_the_volume_and_the_pool_itself_obeys_it() {
+    use DestinationStepV1 as D;
+    use SourceStepV1 as S;
+    let folder = tempfile::tempdir().unwrap();
+    let config = pooled(folder.path(), "incoming = true\n");
+    let ssd = &config.ssds[0];
+    let pools = || Pools::open(&config.pools, |_| None, None);
+    let open = pools();
+    let passage = Passage::of(ssd, &open);
+    assert_eq!(away(passage.standing()).word, "incoming");
+    let store = passage.store().unwrap();
+    assert!(store.read().unwrap().is_none());
+    store.replace(&record(None, Some(D::Incoming)).to_bytes().unwrap()).unwrap_err();
+    super::reserve(ssd, &open).unwrap();
+    assert!(store.read().unwrap().is_none(), "made, and never moved");
+    let serve = |open: &Pools| open.volume(ssd, "p", false, Purpose::Serve).map(drop);
+    let land = |open: &Pools| open.volume(ssd, "p", false, Purpose::Land);
+    for (source, destination, word) in [
+        (None, Some(D::Incoming), Some("incoming")),
+        (None, Some(D::Ready), Some("ready")),
+        (None, Some(D::Owned), None),
+        (Some(S::Gone), None, Some("gone")),
+    ] {
+        // By an epoch that goes on from the one before.
+        let record =
+            MigrationV1 { epoch: if source.is_some() { 9 } else { 5 }, ..record(source, destination) };
+        let record = match record.source {
+            Some(source) => MigrationV1 { source: Some(SourceV1 { held: 5, ..source }), ..record },
+            None => record,
+        };
+        let landing = land(&open);
+        store.replace(&record.to_bytes().unwrap()).unwrap();
+        drop(landing);
+        store.replace(&record.to_bytes().unwrap()[1..]).unwrap_err();
+        match (passage.standing(), word) {
+            (Standing::Here(Some(found)), None) => assert_eq!(found, record),
+            (Standing::Away(away), Some(word)) => assert_eq!(away.word, word),
+            _ => panic!("{record:?}"),
+        }
+        assert_eq!(serve(&open).is_ok(), word.is_none(), "{word:?}");
+        assert_eq!(land(&open).is_ok(), matches!(word, Some("incoming" | "gone")), "{word:?}");
+    }
+    open.vacate(ssd, "p").unwrap();
+    drop(passage);
+    open.rest();
+    // After a restart it is as it was.
+    let again = pools();
+    assert_eq!(away(Passage::of(ssd, &again).standing()).word, "gone");
+    serve(&again).unwrap_err();
+    let Response::Pool(listed) = again.ask(PoolRequest::List) else { panic!("no list") };
+    let volume = &listed[0].volumes[0];
+    assert_eq!((volume.migration.as_deref(), volume.mapped_bytes, volume.epoch), (Some("gone"), 0, 5));
+    again.rest();
+    // Its pool cannot be had: its ssds cannot either, and say why when they are opened.
+    std::fs::write(folder.path().join("pool.img"), vec![1; 1 << 20]).unwrap();
+    assert!(Passage::of(&pooled(folder.path(), "").ssds[0], &pools()).store().is_none());
 }
 
 #[test]

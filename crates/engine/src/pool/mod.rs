@@ -17,7 +17,9 @@ pub(crate) use wake::here;
 
 use crate::keeper::Keeper;
 use crate::mailbox::Mailbox;
-use crate::run::patiently;
+use crate::migration::house::when_free;
+use crate::passage::Store;
+use crate::run::{is_busy, patiently};
 use anyhow::{Context, bail};
 use api::config;
 use api::control::{PoolRequest, PoolStatus, Response};
@@ -30,7 +32,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use thread::{Order, Worker};
@@ -51,6 +53,8 @@ pub(crate) struct Pools {
 #[derive(Clone)]
 struct Closed {
     why: String,
+    /// Its drive was in use.
+    busy: bool,
     config: config::Pool,
 }
 
@@ -83,6 +87,17 @@ pub(crate) struct Wish {
     name: String,
     size_bytes: u64,
     thin: bool,
+    purpose: Purpose,
+}
+
+/// What a volume is opened for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To be served: its owner is here.
+    #[default]
+    Serve,
+    /// For blocks that come from another host, by whoever writes them down, and for nobody else.
+    Land,
 }
 
 impl Pools {
@@ -112,9 +127,41 @@ impl Pools {
                 Some(keeper) => keeper.fault(None, why.clone()),
                 None => tracing::error!(why, "a pool cannot be had"),
             }
-            Closed { why, config: pool.clone() }
+            Closed { why, busy: is_busy(&error), config: pool.clone() }
         });
         all.insert(pool.name.clone(), opened.map(Arc::new));
+    }
+
+    /// Why a pool cannot be had now, and may be in a moment: its drive was in use when the engine began. What a dead engine had there is
+    /// let go of when this one serves.
+    pub(crate) fn in_use(&self, pool: &str) -> Option<String> {
+        match self.all.lock().unwrap_or_else(PoisonError::into_inner).get(pool) {
+            Some(Err(closed)) if closed.busy => Some(closed.why.clone()),
+            _ => None,
+        }
+    }
+
+    /// Opens those that were in use, as soon as they are not; says which are open now.
+    pub(crate) fn look_again(&self) -> Vec<String> {
+        let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let busy = |closed: Closed| closed.busy.then_some(closed.config);
+        let busy: Vec<_> = all.values().filter_map(|open| busy(open.as_ref().err()?.clone())).collect();
+        let count = all.len();
+        drop(all);
+        let mut names = Vec::new();
+        for pool in busy {
+            match when_free(|| Open::new(&pool, None, self.keeper.clone(), count)) {
+                Ok(open) => {
+                    let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+                    all.insert(pool.name.clone(), Ok(Arc::new(open)));
+                    names.push(pool.name);
+                }
+                Err(error) => {
+                    tracing::warn!(pool = pool.name, error = format!("{error:#}"), "still in use");
+                }
+            }
+        }
+        names
     }
 
     /// It is open, or known not to be had.
@@ -161,16 +208,16 @@ impl Pools {
     ///
     /// # Errors
     /// The pool cannot be had, or has no space for it.
-    pub(crate) fn volume(&self, ssd: &config::Ssd, pool: &str, thin: bool) -> anyhow::Result<Volume> {
+    pub(crate) fn volume(
+        &self,
+        ssd: &config::Ssd,
+        pool: &str,
+        thin: bool,
+        purpose: Purpose,
+    ) -> anyhow::Result<Volume> {
         let open = self.get(pool)?;
-        let wish =
-            Wish { name: ssd.volume().to_owned(), size_bytes: ssd.size_bytes.context("no size")?, thin };
-        let (reply, answer) = sync_channel(1);
-        open.orders.0.send(Order::Volume(wish, reply));
-        let (gate, thin) = answer
-            .recv()
-            .context("its pool's thread has ended")?
-            .with_context(|| format!("pool \"{pool}\""))?;
+        let wish = wish(ssd, thin, purpose)?;
+        let (gate, thin) = open.order(|reply| Order::Volume(wish, reply))?;
         let mut limits = open.drive.limits();
         limits.discard |= thin;
         Ok(Volume { id: gate.volume(), open, gate, limits, thin })
@@ -181,7 +228,22 @@ impl Pools {
     /// # Errors
     /// The pool cannot be had, or has no space for it.
     pub(crate) fn reserve(&self, ssd: &config::Ssd, pool: &str, thin: bool) -> anyhow::Result<()> {
-        self.volume(ssd, pool, thin).map(drop)
+        let wish = wish(ssd, thin, Purpose::Land)?;
+        self.get(pool)?.order(|reply| Order::Reserve(wish, reply))
+    }
+
+    /// Gives back the space of an ssd that is another host's now, or did not come; its volume stays, and says so.
+    ///
+    /// # Errors
+    /// The pool cannot be had, or the ssd's owner is here.
+    pub(crate) fn vacate(&self, ssd: &config::Ssd, pool: &str) -> anyhow::Result<()> {
+        self.get(pool)?.order(|reply| Order::Vacate(ssd.volume().to_owned(), reply))
+    }
+
+    /// Where the journal of an ssd's migrations lies. `None`: the pool cannot be had, nor can the ssd.
+    pub(crate) fn passage(&self, ssd: &config::Ssd, pool: &str) -> Option<Arc<dyn Store>> {
+        let open = Arc::downgrade(&self.get(pool).ok()?);
+        Some(Arc::new(Journal { open, pool: pool.to_owned(), volume: ssd.volume().to_owned() }))
     }
 
     fn get(&self, pool: &str) -> anyhow::Result<Arc<Open>> {
@@ -215,7 +277,7 @@ impl Pools {
             None if pool.starts_with('/') => {
                 let config =
                     config::Pool { name: pool.to_owned(), path: pool.into(), size_bytes: None, direct: true };
-                Some(Closed { why: String::new(), config })
+                Some(Closed { why: String::new(), busy: false, config })
             }
             _ => None,
         }
@@ -307,6 +369,14 @@ impl Open {
         let _ = thread.map(JoinHandle::join);
     }
 
+    /// Has the pool's thread do something, and waits for it.
+    fn order<T>(&self, order: impl FnOnce(SyncSender<anyhow::Result<T>>) -> Order) -> anyhow::Result<T> {
+        let (reply, answer) = sync_channel(1);
+        self.orders.0.send(order(reply));
+        let done = answer.recv().context("its pool's thread has ended")?;
+        done.with_context(|| format!("pool \"{}\"", self.name))
+    }
+
     fn ask(&self, request: PoolRequest) -> anyhow::Result<Response> {
         self.ask_until(request, None)
     }
@@ -342,19 +412,12 @@ impl Volume {
 
     /// Whether it could grow to this size now.
     pub(crate) fn can_grow(&self, size_bytes: u64) -> anyhow::Result<()> {
-        self.order(|reply| Order::CanGrow(self.id, size_bytes, reply))
+        self.open.order(|reply| Order::CanGrow(self.id, size_bytes, reply))
     }
 
     /// Grows it, durably. Its doors know when this returns.
     pub(crate) fn grow(&self, size_bytes: u64) -> anyhow::Result<()> {
-        self.order(|reply| Order::Grow(self.id, size_bytes, reply))
-    }
-
-    fn order(&self, order: impl FnOnce(SyncSender<anyhow::Result<()>>) -> Order) -> anyhow::Result<()> {
-        let (reply, answer) = sync_channel(1);
-        self.open.orders.0.send(order(reply));
-        let done = answer.recv().context("its pool's thread has ended")?;
-        done.with_context(|| format!("pool \"{}\"", self.open.name))
+        self.open.order(|reply| Order::Grow(self.id, size_bytes, reply))
     }
 
     pub(crate) fn descriptor(&self) -> io::Result<Option<OwnedFd>> {
@@ -381,6 +444,38 @@ impl Volume {
         let allocator = Arc::new(self.open.orders.clone());
         Ok(Box::new(Door::new(lower, &self.gate, allocator, self.thin, wake::waker())))
     }
+}
+
+/// The journal of an ssd's migrations, kept with its volume.
+struct Journal {
+    open: Weak<Open>,
+    pool: String,
+    volume: String,
+}
+
+impl Journal {
+    fn open(&self) -> anyhow::Result<Arc<Open>> {
+        self.open.upgrade().with_context(|| format!("pool \"{}\" is closed", self.pool))
+    }
+}
+
+impl Store for Journal {
+    fn read(&self) -> anyhow::Result<Option<Vec<u8>>> {
+        self.open()?.order(|reply| Order::Passage(self.volume.clone(), reply))
+    }
+
+    fn replace(&self, record: &[u8]) -> anyhow::Result<()> {
+        self.open()?.order(|reply| Order::SetPassage(self.volume.clone(), record.to_vec(), reply))
+    }
+
+    fn place(&self) -> String {
+        format!("volume \"{}\" of pool \"{}\"", self.volume, self.pool)
+    }
+}
+
+fn wish(ssd: &config::Ssd, thin: bool, purpose: Purpose) -> anyhow::Result<Wish> {
+    let size_bytes = ssd.size_bytes.context("no size")?;
+    Ok(Wish { name: ssd.volume().to_owned(), size_bytes, thin, purpose })
 }
 
 impl Allocator for Orders {

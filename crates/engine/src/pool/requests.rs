@@ -5,6 +5,7 @@ use super::thread::{Answer, Worker};
 use anyhow::{Context, bail, ensure};
 use api::control::{PoolRequest, PoolStatus, Response, VolumeStatus};
 use rustix::fs::OFlags;
+use state::migration::MigrationV1;
 use std::fmt::Write as _;
 use std::fs::OpenOptions;
 use std::path::Path;
@@ -21,6 +22,11 @@ pub(super) fn pool_of(request: &PoolRequest) -> Option<&str> {
         | PoolRequest::Grow { pool, .. }
         | PoolRequest::Export { pool } => Some(pool),
     }
+}
+
+/// How far a volume's migration is.
+fn step_of(passage: &[u8]) -> String {
+    MigrationV1::from_bytes(passage).map_or("doubtful", |record| record.step()).to_owned()
 }
 
 /// What a look at a pool found; whether it is sound.
@@ -121,7 +127,7 @@ impl Worker {
         Ok(Response::Done(format!("pool \"{name}\" is nobody's now: any host may open it")))
     }
 
-    fn find(&self, volume: &str) -> anyhow::Result<VolumeId> {
+    pub(super) fn find(&self, volume: &str) -> anyhow::Result<VolumeId> {
         self.steward.pool().find(volume).with_context(|| {
             let names: Vec<String> =
                 self.steward.pool().volumes().into_iter().map(|volume| volume.name).collect();
@@ -139,6 +145,7 @@ impl Worker {
             thin: volume.provisioning == Provisioning::Thin,
             read_only: volume.read_only,
             epoch: volume.epoch,
+            migration: volume.passage.map(|bytes| step_of(&bytes)),
         };
         PoolStatus {
             name: self.name.clone(),

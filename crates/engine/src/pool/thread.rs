@@ -1,7 +1,7 @@
 //! The thread of one pool: turns its steward (`volume::steward`), which alone changes the map, and answers who asks.
 
-use super::Wish;
 use super::disk::PoolDisk;
+use super::{Purpose, Wish};
 use crate::keeper::Keeper;
 use crate::mailbox::Mailbox;
 use anyhow::{Context, ensure};
@@ -24,6 +24,14 @@ pub(crate) enum Order {
     Release(VolumeId, (u32, u32), Arc<Ticket>),
     /// An ssd's volume; whether it gives extents back comes with it.
     Volume(Wish, SyncSender<anyhow::Result<(Arc<Gate>, bool)>>),
+    /// Makes the volume of an ssd that is to come.
+    Reserve(Wish, SyncSender<anyhow::Result<()>>),
+    /// The journal of a volume's migrations, by the volume's name; `None` also where there is no such volume.
+    Passage(String, SyncSender<anyhow::Result<Option<Vec<u8>>>>),
+    /// Replaces it.
+    SetPassage(String, Vec<u8>, SyncSender<anyhow::Result<()>>),
+    /// Gives back the space of a volume that is another host's.
+    Vacate(String, SyncSender<anyhow::Result<()>>),
     /// Whether a volume can grow to this size.
     CanGrow(VolumeId, u64, SyncSender<anyhow::Result<()>>),
     /// It grows.
@@ -94,6 +102,22 @@ impl Worker {
             Order::Own(volume, extent) => self.steward.own(volume, extent),
             Order::Release(volume, extents, ticket) => self.steward.release(volume, extents, &ticket),
             Order::Volume(wish, reply) => _ = reply.send(self.volume(&wish)),
+            Order::Reserve(wish, reply) => _ = reply.send(self.found_or_made(&wish).map(drop)),
+            Order::Passage(name, reply) => {
+                let pool = self.steward.pool();
+                let found =
+                    pool.find(&name).map(|id| pool.passage(id).map(|bytes| bytes.map(<[u8]>::to_vec)));
+                let _ = reply.send(found.transpose().map(Option::flatten).map_err(Into::into));
+            }
+            Order::SetPassage(name, bytes, reply) => {
+                let id = self.find(&name);
+                let _ = reply.send(id.and_then(|id| Ok(self.steward.set_passage(id, &bytes)?)));
+            }
+            Order::Vacate(name, reply) => {
+                let id = self.find(&name);
+                let _ = reply.send(id.and_then(|id| Ok(self.steward.vacate(id)?)));
+                self.steward.look_again();
+            }
             Order::CanGrow(id, size_bytes, reply) => {
                 let _ = reply.send(self.steward.pool().can_grow(id, size_bytes).map_err(Into::into));
             }
@@ -126,15 +150,12 @@ impl Worker {
 
     /// The volume that an ssd of the configuration wants, and its gate.
     fn volume(&mut self, wish: &Wish) -> anyhow::Result<(Arc<Gate>, bool)> {
-        let id = match self.steward.pool().find(&wish.name) {
-            Some(id) => id,
-            None => {
-                let provisioning = if wish.thin { Provisioning::Thin } else { Provisioning::Full };
-                let (name, size_bytes) = (wish.name.clone(), wish.size_bytes);
-                let (uuid, attributes) = (super::random()?, Vec::new());
-                self.steward.create(&VolumeSpec { name, uuid, size_bytes, provisioning, attributes })?
-            }
-        };
+        let id = self.found_or_made(wish)?;
+        // Before anything of it changes.
+        match wish.purpose {
+            Purpose::Serve => self.steward.pool().may_serve(id)?,
+            Purpose::Land => self.steward.pool().may_land(id)?,
+        }
         let info = self.steward.pool().volume(id).context("a volume that is not there")?;
         ensure!(!info.read_only, "\"{}\" is a snapshot; clone it, and serve the clone", wish.name);
         ensure!(
@@ -153,8 +174,21 @@ impl Worker {
                 wish.name, info.size_bytes, wish.size_bytes
             ));
         }
-        let gate = self.steward.serve(id)?;
+        let gate = match wish.purpose {
+            Purpose::Serve => self.steward.serve(id)?,
+            Purpose::Land => self.steward.land(id)?,
+        };
         Ok((gate, info.provisioning == Provisioning::Thin))
+    }
+
+    fn found_or_made(&mut self, wish: &Wish) -> anyhow::Result<VolumeId> {
+        if let Some(id) = self.steward.pool().find(&wish.name) {
+            return Ok(id);
+        }
+        let provisioning = if wish.thin { Provisioning::Thin } else { Provisioning::Full };
+        let (name, size_bytes) = (wish.name.clone(), wish.size_bytes);
+        let (uuid, attributes) = (super::random()?, Vec::new());
+        Ok(self.steward.create(&VolumeSpec { name, uuid, size_bytes, provisioning, attributes })?)
     }
 
     fn tell(&mut self) {

@@ -52,7 +52,7 @@ pub(crate) fn open_ssd(
     pools: &Pools,
 ) -> anyhow::Result<Arc<Ssd>> {
     let data_key = DataKey::open(config, kept.key)?;
-    let drive = Drive::open(config, kept.drive, pools)?;
+    let drive = Drive::open(config, kept.drive, kept.purpose, pools)?;
     let serial = &config.identity.serial;
     let identity = Identity::new(&IdentityConfig { serial, ..IdentityConfig::default() })?;
     let profile =

@@ -2,7 +2,7 @@
 
 use crate::house::House;
 use crate::load::Load;
-use api::control::{EngineRequest, MigrationStatus, MigrationTerms, Request, Response, Steer};
+use api::control::{EngineRequest, MigrationStatus, MigrationTerms, PoolRequest, Request, Response, Steer};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -46,6 +46,8 @@ fn section(folder: &Path, host: usize, authority: &Issuer<'static, KeyPair>, add
 }
 
 const FILE: &str = "{ type = \"uring\", path = \"DIR/disk.img\", direct = false }";
+const THIN: &str = "{ type = \"pool\", pool = \"p\", thin = true }";
+const FULL: &str = "{ type = \"pool\", pool = \"p\" }";
 
 /// Two houses with an ssd "vm", which is at the first.
 fn two_houses(hosts: &Hosts, here: &str, there: &str) -> [House; 2] {
@@ -147,8 +149,26 @@ fn an_ssd_goes_to_another_host_while_it_is_written_and_every_acknowledged_byte_i
 
 #[test]
 fn an_ssd_that_nobody_uses_goes_and_comes_back() {
+    goes_and_comes_back(FILE, FILE);
+}
+
+#[test]
+fn an_ssd_of_a_pool_goes_to_a_pool_or_a_file_and_comes_back_and_leaves_no_extent_behind() {
+    goes_and_comes_back(THIN, FULL);
+    goes_and_comes_back(FILE, THIN);
+}
+
+/// Extents in use in the house's pool, and how far the volume's migration is; `None`: it has no pool.
+fn volume(house: &House) -> Option<(u64, String)> {
+    let Response::Pool(pools) = house.ask(&Request::Pool(PoolRequest::List)) else { panic!("no list") };
+    let pool = pools.first()?;
+    let step = pool.volumes.iter().find(|volume| volume.name == "vm").and_then(|it| it.migration.clone());
+    Some((pool.used + pool.wiping, step.unwrap_or_default()))
+}
+
+fn goes_and_comes_back(here: &str, there: &str) {
     let hosts = Hosts::new();
-    let [a, b] = two_houses(&hosts, FILE, FILE);
+    let [a, b] = two_houses(&hosts, here, there);
     let mut load = Load::new(a.connect("vm"), 1, 8, 3);
     load.run_for(Duration::from_millis(100));
     let load = load.leave();
@@ -159,6 +179,11 @@ fn an_ssd_that_nobody_uses_goes_and_comes_back() {
         migrate_soon(houses[0], to, terms());
         let moved = until_over(houses[0], || {});
         assert_eq!(moved.state, "moved", "{moved:?}");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while let Some(left) = volume(houses[0]).filter(|left| *left != (0, "gone".to_owned())) {
+            assert!(Instant::now() < deadline, "{left:?} is left at the source");
+            std::thread::sleep(Duration::from_millis(5));
+        }
         houses.reverse();
     }
     let mut load = load.go_on(houses[0].connect("vm"));
@@ -230,9 +255,9 @@ fn owner(houses: [&House; 2], deadline: Instant) -> Option<&House> {
 }
 
 /// An engine of either host is killed at some moment of the migration: afterwards one of them has the ssd, whole, and it can be moved again.
-fn killed_on_the_way(seed: u64) {
+fn killed_on_the_way(backend: &str, seed: u64) {
     let hosts = Hosts::new();
-    let [a, b] = two_houses(&hosts, FILE, FILE);
+    let [a, b] = two_houses(&hosts, backend, backend);
     let mut load = Load::new(a.connect("vm"), 2, 8, seed);
     load.run_for(Duration::from_millis(100));
     migrate_soon(&a, &hosts.addresses[1], terms());
@@ -255,5 +280,10 @@ fn killed_on_the_way(seed: u64) {
 
 #[test]
 fn an_engine_that_is_killed_during_a_migration_leaves_one_owner_that_has_every_acknowledged_byte() {
-    (0..8).for_each(killed_on_the_way);
+    (0..8).for_each(|seed| killed_on_the_way(FILE, seed));
+}
+
+#[test]
+fn an_engine_that_is_killed_during_a_migration_from_pool_to_pool_leaves_one_owner_too() {
+    (0..6).for_each(|seed| killed_on_the_way(if seed % 3 == 0 { FULL } else { THIN }, 2 * seed + seed % 2));
 }

@@ -19,6 +19,7 @@ mod observe;
 mod output;
 mod pool;
 mod qmp;
+mod tls;
 mod top;
 
 /// Virtual NVMe SSDs for virtual machines.
@@ -91,6 +92,9 @@ enum Command {
     },
     /// Move an ssd, its data and its ownership, to another host while it is used. Its client here loses it at the end, and finds it there.
     Migrate(migration::Migrate),
+    /// Make certificates for hosts that move ssds between them.
+    #[command(subcommand)]
+    Tls(tls::TlsCommand),
     /// Show and steer migrations.
     #[command(subcommand)]
     Migration(migration::MigrationCommand),
@@ -177,6 +181,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     match &arguments.command {
         Command::Drive(command) => {
             print!("{}", drive::run(command)?);
+            return Ok(());
+        }
+        Command::Tls(command) => {
+            print!("{}", tls::run(command)?);
             return Ok(());
         }
         Command::Ssd(SsdCommand::Agent(command)) => return agent::ssd(command),

@@ -61,9 +61,12 @@ impl Admission {
             }
             None => self.allowance.alone(TURN_BYTES_MAX),
         };
-        if self.hold != Hold::Open {
-            self.left = 0;
-        }
+        self.left = match self.hold {
+            Hold::Open => self.left,
+            // The door fails it, and whoever waits for its end goes on.
+            Hold::Closed if self.winding_up => i64::MAX,
+            _ => 0,
+        };
         self.granted = self.left;
     }
 
@@ -122,10 +125,21 @@ impl Admission {
     /// Until when nothing of this seat may go: its limits have been reached and something waits.
     #[inline]
     pub(crate) fn shut_until(&self) -> Option<Now> {
-        if self.hold != Hold::Open {
+        let is_held = match self.hold {
+            Hold::Open => false,
+            Hold::Frozen => true,
+            Hold::Closed => !self.winding_up,
+        };
+        if is_held {
             return Some(Now(u64::MAX));
         }
         self.gate.shut_until().filter(|_| !self.winding_up)
+    }
+
+    /// Nothing of the ssd may change now.
+    #[inline]
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.hold == Hold::Frozen
     }
 
     /// What was taken must be answered, however long it would take by the limits.

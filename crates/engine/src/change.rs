@@ -190,7 +190,10 @@ impl House {
                 self.open(&config, slot).with_context(|| format!("ssd \"{}\"", slot.name))?;
             added.insert(number, opened);
         }
-        let removed = change.removed.iter().copied().map(index).collect();
+        let removed: Vec<usize> = change.removed.iter().copied().map(index).collect();
+        for number in removed.iter().copied().chain(change.grown.iter().copied().map(index)) {
+            self.check_stays(number)?;
+        }
         let mut grown = Vec::new();
         for number in change.grown.iter().copied().map(index) {
             grown.extend(self.make_room(&config, number)?);

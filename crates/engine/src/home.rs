@@ -138,7 +138,8 @@ impl Home {
                 controller.complete(token, outcome, now, &mut Errand { seat, links });
             }
         }
-        if !links.is_pausing() && !self.freezing.is_wanted() {
+        // What a command puts on record while the ssd is frozen would not go with it.
+        if !links.is_pausing() && !self.freezing.is_wanted() && !seat.desk.admission.is_frozen() {
             turn.work += controller.poll(now, &mut Errand { seat, links });
         }
         if turn.work > 0 || self.has_errands() {

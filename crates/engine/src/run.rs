@@ -331,6 +331,8 @@ pub(crate) struct House {
     /// Those that are served and those that are not, as the configuration has them.
     pub(crate) configs: Mutex<Vec<api::config::Ssd>>,
     pub(crate) migrations: OnceLock<Migrations>,
+    /// See [`House::turn_of`].
+    pub(crate) turns: Mutex<BTreeMap<usize, Arc<Mutex<()>>>>,
     stats_path: Option<PathBuf>,
 }
 
@@ -366,6 +368,7 @@ impl House {
             pools: OnceLock::new(),
             configs: Mutex::new(config.ssds.clone()),
             migrations: OnceLock::new(),
+            turns: Mutex::default(),
             stats_path,
         })
     }

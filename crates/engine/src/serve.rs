@@ -143,6 +143,33 @@ pub(crate) fn backend_config(config: &config::Ssd) -> anyhow::Result<backend::Co
     })
 }
 
+/// The record of an ssd that comes from another host, as it will be served here: its key is this host's own.
+///
+/// # Errors
+/// It does not fit what is served here, and says why.
+pub(crate) fn fit_record(ssd: &Ssd, bytes: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let mut record = SsdV1::from_bytes(bytes).context("the record that came with it makes no sense here")?;
+    record.key_check = ssd.data_key.as_ref().map(|key| key.key().check());
+    check_fit(&record, "the record that came with it", &ssd.profile, ssd.limits().capacity_bytes)?;
+    Ok(record.to_bytes()?)
+}
+
+fn check_fit(record: &SsdV1, what: &str, profile: &Profile, capacity_bytes: u64) -> anyhow::Result<()> {
+    if record.capacity_bytes > capacity_bytes {
+        bail!(
+            "{what} describes {} bytes, but its drive has {capacity_bytes}: is this the right drive?",
+            record.capacity_bytes
+        );
+    }
+    nvme::controller::check_record(record, capacity_bytes & !0xfff).with_context(|| {
+        format!("{what} cannot be served: use the Godwit that wrote it, or restore a backup")
+    })?;
+    if record.profile != profile.name {
+        bail!("{what} says profile \"{}\", the configuration \"{}\"", record.profile, profile.name);
+    }
+    Ok(())
+}
+
 fn read_record(
     config: &config::Ssd,
     kept: Option<Vec<u8>>,
@@ -170,22 +197,7 @@ fn read_record(
             path.display()
         )
     })?;
-    if record.capacity_bytes > capacity_bytes {
-        bail!(
-            "its state {} describes {} bytes, but its drive has {capacity_bytes}: is this the right drive?",
-            path.display(),
-            record.capacity_bytes
-        );
-    }
-    nvme::controller::check_record(&record, capacity_bytes & !0xfff).with_context(|| {
-        format!(
-            "its state {} cannot be served: use the Godwit that wrote it, or restore a backup",
-            path.display()
-        )
-    })?;
-    if record.profile != profile.name {
-        bail!("its state says profile \"{}\", the configuration \"{}\"", record.profile, profile.name);
-    }
+    check_fit(&record, &format!("its state {}", path.display()), profile, capacity_bytes)?;
     Ok(record)
 }
 

@@ -33,7 +33,7 @@ pub(crate) enum Hold {
     Open,
     /// Nothing; what the guest asks for waits, as if its limits were reached.
     Frozen,
-    /// Nothing any more: the ssd is owned elsewhere. Its guest's requests wait for the end of its session, and flushes end at once.
+    /// Nothing any more: the ssd is owned elsewhere. What its guest asked for ends with its session, and flushes end at once.
     Closed,
 }
 

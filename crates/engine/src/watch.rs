@@ -99,6 +99,9 @@ impl SeatDoor {
         let notes = self.notes.get_or_insert_with(|| Box::new(Notes::new(Watched::default(), strangers)));
         notes.watched = watched;
         notes.wait(heard);
+        if notes.are_idle() {
+            self.notes = None;
+        }
     }
 }
 
@@ -113,6 +116,11 @@ impl Notes {
         if left > 0 {
             self.waits.push(Wait { era: self.era, left, _heard: heard });
         }
+    }
+
+    /// There is nothing to note or to wait for any more.
+    fn are_idle(&self) -> bool {
+        !self.watched.is_any() && self.strangers == 0 && self.flights.is_empty() && self.waits.is_empty()
     }
 
     fn submitted(&mut self, request: &Request<'_>, submitted: Submitted) {
@@ -200,6 +208,9 @@ impl Backend for SeatDoor {
         self.door.poll(done);
         if let Some(notes) = &mut self.notes {
             notes.ended(&done[known..]);
+            if notes.are_idle() {
+                self.notes = None;
+            }
         }
     }
 

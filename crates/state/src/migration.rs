@@ -49,9 +49,12 @@ pub struct MigrationV1 {
     /// At the source: what is left there is not wiped when the ssd has gone.
     #[n(7)]
     pub keep: Option<bool>,
-    /// At the destination: the source knows how it ended.
+    /// The other side knows how it ended.
     #[n(8)]
     pub closed: Option<bool>,
+    /// At the source: what was left there is wiped.
+    #[n(9)]
+    pub wiped: Option<bool>,
 }
 
 /// How far the source is.

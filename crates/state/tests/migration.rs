@@ -16,6 +16,7 @@ fn source() -> MigrationV1 {
         destination: None,
         keep: None,
         closed: None,
+        wiped: None,
     }
 }
 

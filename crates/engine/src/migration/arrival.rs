@@ -2,14 +2,16 @@
 
 use super::blocks::{Landing, pages_of};
 use super::case::Case;
+use super::journal::Journal;
 use super::word::{FromDestination, SourceWord, to_destination};
 use crate::passage::Store;
 use crate::records::replace;
 use crate::run::House;
+use crate::serve::fit_record;
+use crate::ssd::Ssd;
 use anyhow::{Context, bail, ensure};
 use api::config;
 use api::control::Steer;
-use state::ssd::SsdV1;
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -43,19 +45,22 @@ pub(super) struct Arrival {
 }
 
 struct Inner {
-    store: Arc<dyn Store>,
-    parties: Parties,
+    journal: Journal,
     /// `None`: no block was asked to be taken yet.
     machine: Option<Destination>,
-    /// The highest epoch of the ssd that is known here, of former migrations.
+    /// The highest epoch of the ssd that is known here, of former migrations, and the journal that says so.
     seen: Option<u64>,
-    /// The journal, as it was written last.
-    written: Option<DestinationRecord>,
+    former: Option<Vec<u8>>,
+    /// The journal could not be written, and what it says is not known yet.
+    doubtful: bool,
+    /// It is over for good: it was given up before it began, or another migration of the ssd has taken its place.
+    dead: bool,
     landing: Option<Landed>,
 }
 
 /// Where the blocks land, on a thread of its own.
 struct Landed {
+    ssd: Arc<Ssd>,
     streams: Sender<Stream>,
     arrived: Receiver<Arrived>,
     thread: JoinHandle<()>,
@@ -64,8 +69,10 @@ struct Landed {
 impl Landed {
     /// Takes no more blocks; the drive is closed when this returns.
     fn end(self) {
-        drop(self.streams);
-        let _ = self.thread.join();
+        let Self { ssd, streams, thread, .. } = self;
+        drop(streams);
+        let _ = thread.join();
+        drop(ssd);
     }
 }
 
@@ -78,12 +85,14 @@ pub(super) struct Expected {
     pub(super) parties: Parties,
     /// Of this migration, if it is known here already.
     pub(super) record: Option<DestinationRecord>,
+    /// The highest epoch of the ssd that is known here, and the journal that says so.
     pub(super) seen: Option<u64>,
+    pub(super) former: Option<Vec<u8>>,
 }
 
 impl Arrival {
     pub(super) fn new(house: &Arc<House>, expected: Expected) -> Arc<Self> {
-        let Expected { migration, number, config, store, parties, record, seen } = expected;
+        let Expected { migration, number, config, store, parties, record, seen, former } = expected;
         Arc::new_cyclic(|this: &std::sync::Weak<Self>| {
             let this = this.clone();
             // On a thread of its own: it may write, and wait for streams to end.
@@ -95,16 +104,18 @@ impl Arrival {
             };
             let size_bytes = config.size_bytes.unwrap_or_default();
             let case = Arc::new(Case::new(&config.name, &parties.peer, true, size_bytes, Box::new(steer)));
-            let mut inner = Inner { store, parties, machine: None, seen, written: record, landing: None };
+            let is_closed = parties.closed;
+            let journal =
+                Journal::new(store, parties, migration.to_be_bytes(), record.map(Record::Destination));
+            let mut inner =
+                Inner { journal, machine: None, seen, former, doubtful: false, dead: false, landing: None };
             let mut effects = VecDeque::new();
             if let Some(record) = record {
                 let (machine, begun) = Destination::recover(record);
                 (inner.machine, effects) = (Some(machine), begun.into());
-                if inner.parties.closed {
-                    inner.handle(DestinationEvent::Message(Message {
-                        pledge: record.pledge,
-                        word: ToDestination::Closed,
-                    }));
+                if is_closed {
+                    let message = Message { pledge: record.pledge, word: ToDestination::Closed };
+                    inner.handle(DestinationEvent::Message(message));
                 }
                 show(&case, record.step);
             }
@@ -123,6 +134,10 @@ impl Arrival {
         })
     }
 
+    pub(super) fn migration(&self) -> u128 {
+        self.migration
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -130,36 +145,68 @@ impl Arrival {
     /// A word of the source's, and what is to be answered.
     pub(super) fn hear(&self, epoch: u64, word: SourceWord) -> FromDestination {
         let mut inner = self.lock();
-        let message = to_destination(self.migration, epoch, word);
-        let answered = match (&inner.machine, message.word) {
-            (Some(_), _) => self.tell(&mut inner, DestinationEvent::Message(message)),
-            (None, ToDestination::Open { round }) => self.begin(&mut inner, message.pledge, round),
-            // Whatever was promised elsewhere: nothing of it is on record here, and nothing will come of it.
-            (None, _) => Ok(Some(Message { pledge: message.pledge, word: ToSource::Dropped })),
-        };
-        let answered = answered.and_then(|answer| match self.make_room(&mut inner) {
-            Ok(()) => Ok(answer),
-            Err(error) => {
-                self.case.remark(format!("{error:#}"));
-                self.tell(&mut inner, DestinationEvent::Cancel)
-            }
-        });
-        match answered {
-            Ok(answer) => answer.map_or(FromDestination::Noted, FromDestination::step),
-            Err(error) => FromDestination::No { why: format!("{error:#}") },
-        }
+        let answered = self.answer(&mut inner, to_destination(self.migration, epoch, word));
+        answered_by(answered)
     }
 
     /// Where the migration is, for a source that asks.
     pub(super) fn say_again(&self) -> FromDestination {
         let mut inner = self.lock();
-        if inner.machine.is_none() {
-            return FromDestination::Noted;
+        let answered = self.check(&mut inner).and_then(|()| match inner.machine {
+            Some(_) => self.tell(&mut inner, DestinationEvent::Retry),
+            None => Ok(None),
+        });
+        answered_by(answered)
+    }
+
+    fn answer(
+        &self,
+        inner: &mut Inner,
+        message: Message<ToDestination>,
+    ) -> anyhow::Result<Option<Message<ToSource>>> {
+        // Whatever was promised elsewhere: nothing will come of it here.
+        let dropped = Ok(Some(Message { pledge: message.pledge, word: ToSource::Dropped }));
+        if inner.dead {
+            return dropped;
         }
-        match self.make_room(&mut inner).and_then(|()| self.tell(&mut inner, DestinationEvent::Retry)) {
-            Ok(answer) => answer.map_or(FromDestination::Noted, FromDestination::step),
-            Err(error) => FromDestination::No { why: format!("{error:#}") },
+        self.check(inner)?;
+        match (&inner.machine, message.word) {
+            (Some(_), _) => self.tell(inner, DestinationEvent::Message(message)),
+            (None, ToDestination::Open { round }) => self.begin(inner, message.pledge, round),
+            (None, _) => {
+                inner.dead = true;
+                self.case.end("dropped");
+                dropped
+            }
         }
+    }
+
+    /// Nothing is said by a journal that is not known.
+    fn check(&self, inner: &mut Inner) -> anyhow::Result<()> {
+        if inner.doubtful {
+            inner.read_back()?;
+        }
+        let Err(error) = self.make_room(inner) else { return Ok(()) };
+        self.case.remark(format!("{error:#}"));
+        self.tell(inner, DestinationEvent::Cancel).map(drop)
+    }
+
+    /// Another migration of the ssd takes this one's place.
+    ///
+    /// # Errors
+    /// It is not over.
+    pub(super) fn give_way(&self) -> anyhow::Result<()> {
+        let mut inner = self.lock();
+        ensure!(!inner.doubtful, "its journal cannot be read or written: see `godwit migration list`");
+        if let Some(Record::Destination(record)) = inner.journal.last()
+            && matches!(record.step, DestinationStep::Incoming | DestinationStep::Ready)
+        {
+            super::over(inner.journal.parties(), &record)?;
+        }
+        inner.end_landing();
+        inner.dead = true;
+        self.case.end("dropped");
+        Ok(())
     }
 
     /// A connection that brings blocks. `false`: none are taken now.
@@ -175,11 +222,14 @@ impl Arrival {
             Steer::Pause | Steer::Resume | Steer::Bandwidth(_) => return,
         };
         let mut inner = self.lock();
-        let done = if inner.machine.is_some() {
-            self.tell(&mut inner, event).map(drop)
-        } else {
-            self.case.end("dropped");
-            Ok(())
+        let done = match (&inner.machine, inner.doubtful) {
+            (Some(_), _) => self.tell(&mut inner, event).map(drop),
+            (None, true) => self.check(&mut inner).and_then(|()| self.tell(&mut inner, event)).map(drop),
+            (None, false) => {
+                inner.dead = true;
+                self.case.end("dropped");
+                Ok(())
+            }
         };
         if let Err(error) = done {
             self.case.remark(format!("{error:#}"));
@@ -194,11 +244,21 @@ impl Arrival {
     ) -> anyhow::Result<Option<Message<ToSource>>> {
         let (machine, effects) =
             Destination::begin(pledge, round, inner.seen).map_err(|refusal| anyhow::anyhow!("{refusal}"))?;
+        let turn = self.house.turn_of(self.number);
+        let mine = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        // What was looked at when it was offered is as it was: nobody has come or gone since.
+        ensure!(
+            inner.journal.store().read()? == inner.former && self.house.ssd(self.number).is_none(),
+            "the ssd has been moved since this was offered: offer it again"
+        );
         self.house.forget_former(self.number);
         // Room first: a source hears at once that there is none, and nothing is on record.
+        inner.end_landing();
         inner.landing = Some(self.land()?);
         inner.machine = Some(machine);
-        self.carry_out(inner, effects.into())
+        let answer = self.carry_out(inner, effects.into());
+        drop(mine);
+        answer
     }
 
     fn tell(&self, inner: &mut Inner, event: DestinationEvent) -> anyhow::Result<Option<Message<ToSource>>> {
@@ -233,6 +293,8 @@ impl Arrival {
                     effects.extend(inner.handle(event));
                 }
                 DestinationEffect::Serve { .. } => {
+                    let turn = self.house.turn_of(self.number);
+                    let _mine = turn.lock().unwrap_or_else(PoisonError::into_inner);
                     inner.end_landing();
                     if let Err(error) = self.house.arrive(self.number) {
                         self.case.remark(format!("it is owned here, and cannot be served: {error:#}"));
@@ -241,7 +303,9 @@ impl Arrival {
                 DestinationEffect::Stop => self.house.depart(self.number),
                 DestinationEffect::Wipe => {
                     inner.end_landing();
-                    if let Err(error) = self.house.wipe(self.number) {
+                    let wiped =
+                        self.house.wipe(self.number, inner.journal.store(), self.migration.to_be_bytes());
+                    if let Err(error) = wiped {
                         self.case.remark(format!(
                             "what came of it is not wiped: {error:#}; restart the engine to try again"
                         ));
@@ -262,8 +326,8 @@ impl Arrival {
 
     /// Where blocks land, for a machine that takes them and has no place since its engine began.
     fn make_room(&self, inner: &mut Inner) -> anyhow::Result<()> {
-        let takes = inner.written.is_some_and(|record| record.step == DestinationStep::Incoming);
-        if takes && inner.landing.is_none() {
+        let takes = matches!(inner.journal.last(), Some(Record::Destination(record)) if record.step == DestinationStep::Incoming);
+        if takes && inner.machine.is_some() && inner.landing.is_none() {
             inner.landing = Some(self.land()?);
         }
         Ok(())
@@ -273,16 +337,15 @@ impl Arrival {
         let ssd = self.house.open_beside(self.number, &self.config)?;
         let pages = pages_of(&ssd).context("its size is no multiple of 4 KiB: nothing can be moved there")?;
         let landing = Landing::new(&ssd, pages, PORTS).context("its space cannot be made empty")?;
-        drop(ssd);
         let (streams, coming) = channel();
         let (done, arrived) = channel();
         let migration = self.migration.to_be_bytes();
         let receive = move || receive(migration, &landing, pages, &coming, &done);
         let thread = std::thread::Builder::new().name("landing".to_owned()).spawn(receive)?;
-        Ok(Landed { streams, arrived, thread })
+        Ok(Landed { ssd, streams, arrived, thread })
     }
 
-    /// All that came is durable, its record too.
+    /// All that came is durable, its record too, and can be served here.
     fn settle(&self, inner: &Inner) -> anyhow::Result<()> {
         let landed = inner
             .landing
@@ -295,8 +358,8 @@ impl Arrival {
         ensure!(missing.count() == 0, "the source keeps back pages: this build fetches none later");
         match (&self.config.state, state.is_empty()) {
             (Some(path), false) => {
-                SsdV1::from_bytes(&state).context("its record makes no sense here")?;
-                replace(path, &state).with_context(|| format!("{} cannot be written", path.display()))
+                let record = fit_record(&landed.ssd, &state)?;
+                replace(path, &record).with_context(|| format!("{} cannot be written", path.display()))
             }
             (Some(path), true) => remove(path),
             (None, false) => bail!("it has a record, and no `state` here: give it one in the configuration"),
@@ -317,36 +380,39 @@ impl Inner {
     }
 
     fn write(&mut self, record: DestinationRecord) -> anyhow::Result<()> {
-        let written = Record::Destination(record).to_bytes(&self.parties).map_err(anyhow::Error::from);
-        if let Err(error) = written.and_then(|bytes| self.store.replace(&bytes)) {
-            // As a crash would be: the machine goes on from what is there.
-            let there = self
-                .store
-                .read()
-                .and_then(|bytes| Ok(bytes.map(|it| Record::from_bytes(&it)).transpose()?));
-            self.machine = match there {
-                Ok(Some((_, Record::Destination(record))))
-                    if Some(record.pledge) == self.machine.as_ref().map(Destination::pledge) =>
-                {
-                    self.written = Some(record);
-                    Some(Destination::recover(record).0)
-                }
-                _ => None,
-            };
-            return Err(error);
+        self.journal.write(Record::Destination(record)).inspect_err(|_| {
+            // As a crash would be: the machine goes on from what is there, once that is known.
+            (self.machine, self.doubtful) = (None, true);
+            let _ = self.read_back();
+        })
+    }
+
+    fn read_back(&mut self) -> anyhow::Result<()> {
+        let there = self.journal.read_back()?;
+        self.doubtful = false;
+        self.machine = match there {
+            Some(Record::Destination(record)) => Some(Destination::recover(record).0),
+            _ => None,
+        };
+        if self.machine.is_none() {
+            self.end_landing();
         }
-        self.written = Some(record);
         Ok(())
     }
 
     /// The source knows how it ended: an engine that starts anew is to know that.
     fn note_closed(&mut self) -> anyhow::Result<()> {
-        let is_closed = self.machine.as_ref().is_some_and(Destination::is_closed);
-        if let Some(record) = self.written.filter(|_| is_closed && !self.parties.closed) {
-            self.parties.closed = true;
-            self.store.replace(&Record::Destination(record).to_bytes(&self.parties)?)?;
+        if self.machine.as_ref().is_some_and(Destination::is_closed) {
+            self.journal.note(|parties| parties.closed = true)?;
         }
         Ok(())
+    }
+}
+
+fn answered_by(answered: anyhow::Result<Option<Message<ToSource>>>) -> FromDestination {
+    match answered {
+        Ok(answer) => answer.map_or(FromDestination::Noted, FromDestination::step),
+        Err(error) => FromDestination::No { why: format!("{error:#}") },
     }
 }
 

@@ -76,6 +76,10 @@ impl Copy {
             return Ok(());
         }
         blocks.freeze()?;
+        ensure!(
+            pages_of(&self.ssd) == Some(pages),
+            "it has grown since its copy began: migrate it again, and give it the new size at the destination"
+        );
         precopy.last(&Map::new(pages)?, &self.state()?)?;
         let _ = self.events.send(Event::Rested);
         // What was frozen stays so, and what is noted is noted, until it is known who has the ssd.

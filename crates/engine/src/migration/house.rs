@@ -2,7 +2,7 @@
 
 use super::Migrations;
 use super::blocks::{Landing, pages_of};
-use crate::passage::{Absent, Passage, Standing};
+use crate::passage::{Absent, Passage, Standing, Store};
 use crate::pool::Purpose;
 use crate::records::Records;
 use crate::run::{House, is_busy};
@@ -10,12 +10,13 @@ use crate::serve::{Kept, open_ssd};
 use crate::ssd::Ssd;
 use crate::terms::Hold;
 use crate::vhost;
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use api::config::{self, Backend, Door};
 use api::control::{EngineRequest, Response};
+use state::migration::MigrationV1;
 use std::convert::Infallible;
 use std::sync::mpsc::channel;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long that takes at most.
@@ -44,6 +45,20 @@ impl House {
         })
     }
 
+    /// Refuses what cannot be done to an ssd that is being moved.
+    pub(crate) fn check_stays(&self, number: usize) -> anyhow::Result<()> {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = slots.open.get(&number).map(|served| served.ssd().name.clone());
+        let name = open.or_else(|| slots.absent.get(&number).map(|absent| absent.config.name.clone()));
+        drop(slots);
+        if let Some(name) = name.filter(|name| self.migrations().is_some_and(|all| all.is_moving(name))) {
+            bail!(
+                "ssd \"{name}\" is being moved: wait for the end of that, or `godwit migration cancel {name}`"
+            );
+        }
+        Ok(())
+    }
+
     /// One that is served.
     pub(super) fn ssd(&self, number: usize) -> Option<Arc<Ssd>> {
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
@@ -59,12 +74,17 @@ impl House {
     /// Serves an ssd no more: its owner is elsewhere. Its client loses it; what it still asks for fails, and nothing of that reaches the drive.
     pub(super) fn depart(&self, number: usize) {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(served) = slots.open.remove(&number) else {
+        let name = slots.open.get(&number).map(|served| served.ssd().name.clone());
+        let absent = name.and_then(|name| self.config(&name)).map(|config| Absent::new(&config));
+        let Some((served, absent)) = absent.and_then(|absent| Some((slots.open.remove(&number)?, absent)))
+        else {
             drop(slots);
             // An engine before this one served it; this one never did.
             self.forget_former(number);
             return self.say_standing(number);
         };
+        // A client that comes meanwhile finds it so.
+        slots.absent.insert(number, absent);
         drop(slots);
         let ssd = Arc::clone(served.ssd());
         served.stop();
@@ -75,12 +95,8 @@ impl House {
         if let Err(error) = served.join() {
             tracing::info!(ssd = ssd.name, error = format!("{error:#}"), "it has moved");
         }
-        let name = ssd.name.clone();
         drop(ssd);
-        let (Some(config), Ok(pools)) = (self.config(&name), self.pools()) else { return };
-        if let Standing::Away(away) = Passage::of(&config, pools).standing() {
-            self.stay_away(number, Absent::new(&config), &away);
-        }
+        self.say_standing(number);
     }
 
     /// Says anew how an ssd stands that is not served: its journal has another step.
@@ -118,8 +134,24 @@ impl House {
         })
     }
 
-    /// Nothing of an ssd that is not owned here can be read any more when this returns: verified by reading.
-    pub(super) fn wipe(&self, number: usize) -> anyhow::Result<()> {
+    /// Held while an ssd's drive is emptied, or comes to be served: neither may happen in the middle of the other.
+    pub(super) fn turn_of(&self, number: usize) -> Arc<Mutex<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(turns.entry(number).or_default())
+    }
+
+    /// Nothing of an ssd that a migration left here, or did not bring whole, can be read any more when this returns: verified by reading.
+    pub(super) fn wipe(&self, number: usize, store: &dyn Store, migration: [u8; 16]) -> anyhow::Result<()> {
+        let turn = self.turn_of(number);
+        let _mine = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let record = store.read()?.map(|bytes| MigrationV1::from_bytes(&bytes)).transpose()?;
+        let is_mine = |record: &MigrationV1| {
+            record.migration == migration && record.owned_here().is_none() && record.is_over()
+        };
+        ensure!(
+            record.as_ref().is_some_and(is_mine),
+            "its journal is of another time by now: nothing was touched"
+        );
         let config = {
             let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
             slots.absent.get(&number).map(|absent| absent.config.clone())
@@ -137,12 +169,16 @@ impl House {
 
     /// Goes on with migrations, and takes new ones from here on. What is wrong with that is a fault; the ssds are served all the same.
     pub(crate) fn open_migrations(self: &Arc<Self>, config: &config::Config) {
-        let opened = Migrations::new(config.migration.as_ref()).and_then(|migrations| {
-            let migrations = self.migrations.get_or_init(|| migrations);
-            migrations.open(self, config.migration.as_ref())
-        });
-        if let Err(error) = opened {
-            self.keeper.fault(None, format!("no ssd can be moved: {error:#}"));
+        let (house, config) = (Arc::clone(self), config.migration.clone());
+        // It may wait for drives and for other hosts; the ssds that are served do not.
+        let open = move || {
+            let migrations = house.migrations.get_or_init(|| Migrations::new(config.as_ref()));
+            if let Err(error) = migrations.open(&house, config.as_ref()) {
+                house.keeper.fault(None, format!("no ssd can be moved: {error:#}"));
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("migrations".to_owned()).spawn(open) {
+            self.keeper.fault(None, format!("no ssd can be moved: no thread is left: {error}"));
         }
     }
 

@@ -1,9 +1,10 @@
 //! The source's connection for what the two hosts say: one word, one answer, and a new connection when one breaks.
 
-use super::means::Means;
+use super::means::{Means, SILENCE};
 use super::word::{FromDestination, FromSource, Offer, receive, send, to_source};
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 use transfer::commit::{Message, ToDestination, ToSource};
 use transfer::tls::{Outgoing, Protocol};
 
@@ -13,6 +14,7 @@ pub(super) struct Line {
     to: String,
     offer: Offer,
     open: Option<Outgoing>,
+    patience: Duration,
 }
 
 /// What a word came back with.
@@ -26,7 +28,12 @@ pub(super) enum Heard {
 
 impl Line {
     pub(super) fn new(means: Arc<Means>, to: &str, offer: Offer) -> Self {
-        Self { means, to: to.to_owned(), offer, open: None }
+        Self { means, to: to.to_owned(), offer, open: None, patience: SILENCE }
+    }
+
+    /// How long an answer may take from now on.
+    pub(super) fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
     }
 
     pub(super) fn migration(&self) -> [u8; 16] {
@@ -75,6 +82,7 @@ impl Line {
 
     fn converse(&mut self, word: &FromSource) -> io::Result<Heard> {
         let stream = self.open.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        stream.sock.set_read_timeout(Some(self.patience))?;
         send(stream, word)?;
         Ok(match receive(stream)? {
             FromDestination::Step { epoch, word } => {

@@ -5,47 +5,115 @@ use super::arrival::Arrival;
 use super::means::{Means, prepare};
 use super::word::{FromDestination, FromSource, receive, send};
 use crate::run::House;
+use std::collections::BTreeMap;
 use std::io;
-use std::net::{TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use transfer::receive::Greeted;
 use transfer::tls::{Incoming, Protocol};
 
-/// Connections at once: strangers who hold theirs open keep nobody out for longer than the silence that is allowed.
+/// Connections at once of hosts that have proved who they are.
 const CONNECTIONS_MAX: usize = 256;
+/// Connections at once of which nobody knows that yet, and how long they may take to prove it when others wait.
+const STRANGERS_MAX: usize = 64;
+const PROOF: Duration = Duration::from_secs(10);
 
 /// Takes connections for ever.
 pub(super) fn listen(house: &Arc<House>, means: &Arc<Means>, listener: &TcpListener) {
-    let open = Arc::new(AtomicUsize::new(0));
+    let hall = Arc::new(Hall::default());
     for socket in listener.incoming() {
         let Ok(socket) = socket.inspect_err(|error| tracing::warn!(%error, "a connection of another host"))
         else {
             // Such as no descriptors left: it will not help to ask again at once.
-            std::thread::sleep(std::time::Duration::from_millis(100));
+            std::thread::sleep(Duration::from_millis(100));
             continue;
         };
-        if open.fetch_add(1, Ordering::AcqRel) >= CONNECTIONS_MAX {
-            open.fetch_sub(1, Ordering::AcqRel);
-            continue;
-        }
-        let (house, means, count) = (Arc::clone(house), Arc::clone(means), Arc::clone(&open));
+        let Some(stranger) = hall.enter(&socket) else { continue };
+        let (house, means, hall) = (Arc::clone(house), Arc::clone(means), Arc::clone(&hall));
         let serve = move || {
             let peer = socket.peer_addr();
-            if let Err(error) = serve(&house, &means, socket) {
+            if let Err(error) = serve(&house, &means, socket, &hall, stranger) {
                 tracing::debug!(?peer, %error, "a connection of another host has ended");
             }
-            count.fetch_sub(1, Ordering::AcqRel);
         };
-        if std::thread::Builder::new().name("host".to_owned()).spawn(serve).is_err() {
-            open.fetch_sub(1, Ordering::AcqRel);
+        // What was taken of the hall is given back with the closure.
+        if let Err(error) = std::thread::Builder::new().name("host".to_owned()).spawn(serve) {
+            tracing::warn!(%error, "no thread for a connection of another host");
         }
     }
 }
 
-fn serve(house: &Arc<House>, means: &Means, socket: TcpStream) -> io::Result<()> {
+/// Who is there: strangers, and hosts.
+#[derive(Default)]
+struct Hall {
+    strangers: Mutex<BTreeMap<u64, (Instant, TcpStream)>>,
+    next: AtomicU64,
+    hosts: AtomicUsize,
+}
+
+/// A stranger's place; gone when it is known who it is, or that it is nobody.
+struct Stranger {
+    hall: Arc<Hall>,
+    number: u64,
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        self.hall.strangers().remove(&self.number);
+    }
+}
+
+impl Hall {
+    fn strangers(&self) -> MutexGuard<'_, BTreeMap<u64, (Instant, TcpStream)>> {
+        self.strangers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whoever takes too long to say who it is makes room. `None`: nobody does.
+    fn enter(self: &Arc<Self>, socket: &TcpStream) -> Option<Stranger> {
+        let mut strangers = self.strangers();
+        for (since, socket) in strangers.values() {
+            if since.elapsed() > PROOF {
+                let _ = socket.shutdown(Shutdown::Both);
+            }
+        }
+        if strangers.len() >= STRANGERS_MAX {
+            return None;
+        }
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        strangers.insert(number, (Instant::now(), socket.try_clone().ok()?));
+        Some(Stranger { hall: Arc::clone(self), number })
+    }
+}
+
+/// A host's place.
+struct Known<'a>(&'a AtomicUsize);
+
+impl<'a> Known<'a> {
+    fn new(hosts: &'a AtomicUsize) -> Option<Self> {
+        let known = Self(hosts);
+        (hosts.fetch_add(1, Ordering::AcqRel) < CONNECTIONS_MAX).then_some(known)
+    }
+}
+
+impl Drop for Known<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+fn serve(
+    house: &Arc<House>,
+    means: &Means,
+    socket: TcpStream,
+    hall: &Hall,
+    stranger: Stranger,
+) -> io::Result<()> {
     prepare(&socket)?;
     let (stream, protocol) = means.identity.accept(socket)?;
+    drop(stranger);
+    let _known = Known::new(&hall.hosts).ok_or_else(|| io::Error::other("too many connections of hosts"))?;
     let Some(migrations) = house.migrations() else { return Ok(()) };
     match protocol {
         Protocol::Control => converse(house, migrations, stream),

@@ -12,6 +12,7 @@ mod blocks;
 mod case;
 mod copy;
 pub(crate) mod house;
+mod journal;
 mod line;
 mod listener;
 mod means;
@@ -20,24 +21,25 @@ mod sending;
 mod word;
 
 use crate::identities::identity_of;
-use crate::passage::{Passage, Standing, Store};
+use crate::passage::{Passage, Standing};
 use crate::run::House;
 use anyhow::{Context, anyhow, bail, ensure};
-use api::config::{self, Door};
+use api::config::{self, Backend, Door};
 use api::control::{MigrationStatus, MigrationTerms, Response, Steer};
 use arrival::{Arrival, Expected};
 use case::Case;
+use journal::Journal;
 use line::Line;
 use means::{Means, host_of};
 use sending::Sending;
 use state::migration::MigrationV1;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use transfer::commit::{
-    Destination, DestinationEvent, DestinationRecord, Former, Message, Parties, Record, Source, SourceRecord,
-    ToDestination,
+    Destination, DestinationEvent, DestinationRecord, DestinationStep, Former, Message, Parties, Record,
+    Source, SourceEffect, SourceStep, ToDestination,
 };
 use word::{Device, Offer, VERSION};
 
@@ -46,23 +48,45 @@ const STREAMS_MAX: u16 = 64;
 
 /// See the module.
 pub(crate) struct Migrations {
-    /// `None`: the configuration has no `[migration]`.
-    means: Option<Arc<Means>>,
+    /// Or why there are none.
+    means: Result<Arc<Means>, String>,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
+    /// What an engine before this one began is under way again: new ones may begin.
+    is_open: bool,
+    /// Those that are asked for, and not on record yet.
+    beginning: BTreeSet<String>,
     /// The last of each ssd, by name.
     cases: BTreeMap<String, Arc<Case>>,
-    /// Those that come, by the identity of the migration.
-    arrivals: BTreeMap<u128, Arc<Arrival>>,
+    /// What is expected of each ssd that comes, by name: one migration at a time.
+    arrivals: BTreeMap<String, Arc<Arrival>>,
+}
+
+/// No other migration of the ssd begins while this is there.
+struct Beginning<'a> {
+    migrations: &'a Migrations,
+    ssd: String,
+}
+
+impl Drop for Beginning<'_> {
+    fn drop(&mut self) {
+        self.migrations.state().beginning.remove(&self.ssd);
+    }
 }
 
 impl Migrations {
-    pub(crate) fn new(config: Option<&config::Migration>) -> anyhow::Result<Self> {
-        let means = config.map(Means::new).transpose()?.map(Arc::new);
-        Ok(Self { means, state: Mutex::default() })
+    pub(crate) fn new(config: Option<&config::Migration>) -> Self {
+        let none = || {
+            "this host moves no ssds: its configuration has no [migration]; see docs/guide/moving.md for the certificates that takes"
+                .to_owned()
+        };
+        let means = config.ok_or_else(none).and_then(|config| {
+            Means::new(config).map(Arc::new).map_err(|error| format!("this host moves no ssds: {error:#}"))
+        });
+        Self { means, state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -70,9 +94,13 @@ impl Migrations {
     }
 
     fn means(&self) -> anyhow::Result<&Arc<Means>> {
-        self.means.as_ref().context(
-            "this host moves no ssds: its configuration has no [migration]; see docs/guide/migration.md for the certificates that takes",
-        )
+        self.means.as_ref().map_err(|why| anyhow!("{why}"))
+    }
+
+    /// Whether an ssd is on its way to or from another host.
+    pub(crate) fn is_moving(&self, ssd: &str) -> bool {
+        let state = self.state();
+        state.beginning.contains(ssd) || state.cases.get(ssd).is_some_and(|case| !case.is_over())
     }
 
     /// Goes on with what an engine before this one began, and listens for other hosts.
@@ -88,9 +116,9 @@ impl Migrations {
                     .fault(None, format!("ssd \"{}\": its migration cannot go on: {error:#}", config.name));
             }
         }
-        let (Some(means), Some(listen)) = (&self.means, config.and_then(|config| config.listen)) else {
-            return Ok(());
-        };
+        self.state().is_open = true;
+        let Some(config) = config else { return Ok(()) };
+        let (means, Some(listen)) = (self.means()?, config.listen) else { return Ok(()) };
         let listener = TcpListener::bind(listen).with_context(|| {
             format!("cannot listen at {listen} for other hosts: is the address this host's, and free?")
         })?;
@@ -103,42 +131,62 @@ impl Migrations {
 
     /// A migration that a journal tells of.
     fn go_on(&self, house: &Arc<House>, config: &config::Ssd) -> anyhow::Result<()> {
-        let Some(store) = Passage::of(config, house.pools()?).store().map(Arc::clone) else { return Ok(()) };
+        let Some(store) = Passage::of(config, house.pools()?).store().map(Arc::clone) else {
+            return Ok(());
+        };
         let Some(bytes) = store.read()? else { return Ok(()) };
         let (parties, record) = Record::from_bytes(&bytes)?;
         let number = house.number(&config.name).context("it has no number")?;
         match record {
             Record::Source(record) => {
-                let (source, effects) = Source::recover(record);
-                if record.is_over() && effects.is_empty() {
+                let is_done = match record.step {
+                    SourceStep::Cancelled | SourceStep::TakenBackHeard => true,
+                    SourceStep::Gone => parties.closed && (parties.wiped || parties.keep),
+                    SourceStep::Superseded => parties.closed,
+                    _ => false,
+                };
+                if is_done {
                     return Ok(());
                 }
-                let offer = offer(config, record.pledge.migration, size_of(house, config)?)?;
-                let plan = Departure { number, store, parties, offer, terms: MigrationTerms::default() };
-                self.send(house, plan, (source, effects, Some(record)))
+                let migration = record.pledge.migration;
+                let offer = offer(config, migration, size_of(house, config)?)?;
+                let journal = Journal::new(store, parties, migration, Some(Record::Source(record)));
+                let departure = Departure { number, journal, offer, terms: MigrationTerms::default() };
+                let (source, effects) = Source::recover(record);
+                self.send(house, departure, source, effects, Some(record.step))
             }
             Record::Destination(record) => {
                 let migration = u128::from_be_bytes(record.pledge.migration);
-                let config = config.clone();
-                let expected =
-                    Expected { migration, number, config, store, parties, record: Some(record), seen: None };
-                self.keep(Arrival::new(house, expected), migration);
+                let (config, record) = (config.clone(), Some(record));
+                let (seen, former) = (None, None);
+                let expected = Expected { migration, number, config, store, parties, record, seen, former };
+                let arrival = Arrival::new(house, expected);
+                self.keep(&mut self.state(), &arrival);
                 Ok(())
             }
         }
     }
 
-    fn keep(&self, arrival: Arc<Arrival>, migration: u128) {
-        let mut state = self.state();
+    fn keep(&self, state: &mut State, arrival: &Arc<Arrival>) {
         // What was over when the engine began is not news.
         if !arrival.case.is_over() {
             state.cases.insert(arrival.case.ssd.clone(), Arc::clone(&arrival.case));
         }
-        state.arrivals.insert(migration, arrival);
+        state.arrivals.insert(arrival.case.ssd.clone(), Arc::clone(arrival));
     }
 
     fn arrival(&self, migration: u128) -> Option<Arc<Arrival>> {
-        self.state().arrivals.get(&migration).cloned()
+        self.state().arrivals.values().find(|arrival| arrival.migration() == migration).cloned()
+    }
+
+    fn begin_alone(&self, ssd: &str) -> anyhow::Result<Beginning<'_>> {
+        let mut state = self.state();
+        ensure!(state.is_open, "the engine has just begun: ask again in a moment");
+        if let Some(case) = state.cases.get(ssd).filter(|case| !case.is_over()) {
+            bail!("ssd \"{ssd}\" is being moved already ({}): see `godwit migration list`", case.peer);
+        }
+        ensure!(state.beginning.insert(ssd.to_owned()), "ssd \"{ssd}\" is about to be moved already");
+        Ok(Beginning { migrations: self, ssd: ssd.to_owned() })
     }
 
     /// Begins to move an ssd to another host.
@@ -160,15 +208,15 @@ impl Migrations {
             house.config(ssd).with_context(|| format!("there is no ssd \"{ssd}\" in the configuration"))?;
         let number = house.number(ssd).context("it has no number")?;
         ensure!(house.ssd(number).is_some(), "ssd \"{ssd}\" is not served here: see `godwit status`");
-        if let Some(case) = self.state().cases.get(ssd).filter(|case| !case.is_over()) {
-            bail!("ssd \"{ssd}\" is being moved already ({}): see `godwit migration list`", case.peer);
-        }
+        check_movable(&config)?;
+        let _alone = self.begin_alone(ssd)?;
         if config.door == Door::VfioUser && config.state.is_none() {
             bail!("ssd \"{ssd}\" has its state in memory only: give it a `state` in the configuration");
         }
         let passage = Passage::of(&config, house.pools()?);
-        let store = passage.store().map(Arc::clone).with_context(|| {
-            format!("ssd \"{ssd}\" has no place for a journal: give it a `state` or a `journal` in the configuration")
+        let store = passage.store().map(Arc::clone).with_context(|| match config.backend {
+            Backend::Pool { .. } => format!("ssd \"{ssd}\" is in a pool, and its journal has no place there"),
+            _ => format!("ssd \"{ssd}\" has no place for a journal: give it a `state` or a `journal` in the configuration"),
         })?;
         let former = match passage.standing() {
             Standing::Here(former) => former,
@@ -194,31 +242,35 @@ impl Migrations {
         offer.dry_run = false;
         let (source, effects) = first_step(former, migration)?;
         let uuid = identity_of(&config)?.namespace_ids(0).uuid;
-        let parties = Parties { ssd: uuid, peer: to.to_owned(), keep: terms.keep_source, closed: false };
-        let plan = Departure { number, store, parties, offer, terms };
-        self.send(house, plan, (source, effects, None))?;
+        let (peer, keep) = (to.to_owned(), terms.keep_source);
+        let parties = Parties { ssd: uuid, peer, keep, closed: false, wiped: false };
+        let journal = Journal::new(store, parties, migration, None);
+        self.send(house, Departure { number, journal, offer, terms }, source, effects, None)?;
         Ok(format!("ssd \"{ssd}\" is on its way to {to}: see `godwit migration list`"))
     }
 
     fn send(
         &self,
         house: &Arc<House>,
-        plan: Departure,
-        (source, effects, record): (Source, Vec<transfer::commit::SourceEffect>, Option<SourceRecord>),
+        departure: Departure,
+        source: Source,
+        effects: Vec<SourceEffect>,
+        step: Option<SourceStep>,
     ) -> anyhow::Result<()> {
-        let Departure { number, store, parties, offer, terms } = plan;
+        let Departure { number, journal, offer, terms } = departure;
         let means = Arc::clone(self.means()?);
         let (orders, steers) = channel();
         let steer = Box::new(move |steer| _ = orders.send(steer));
-        let case = Arc::new(Case::new(&offer.name, &parties.peer, false, offer.device.size_bytes, steer));
+        let peer = journal.parties().peer.clone();
+        let case = Arc::new(Case::new(&offer.name, &peer, false, offer.device.size_bytes, steer));
         self.state().cases.insert(offer.name.clone(), Arc::clone(&case));
-        let line = Line::new(Arc::clone(&means), &parties.peer, offer);
-        let sending =
-            Sending { house: Arc::clone(house), means, case, number, store, parties, line, terms, steers };
-        std::thread::Builder::new()
+        let line = Line::new(Arc::clone(&means), &peer, offer);
+        let ended = Arc::clone(&case);
+        let sending = Sending { house: Arc::clone(house), means, case, number, journal, line, terms, steers };
+        let spawned = std::thread::Builder::new()
             .name("migration".to_owned())
-            .spawn(move || sending.run(source, effects, record.map(|record| record.step)))?;
-        Ok(())
+            .spawn(move || sending.run(source, effects, step));
+        spawned.map(drop).inspect_err(|_| ended.end("failed")).context("no thread is left")
     }
 
     /// Whether what another host offers is expected here, and by whom it is heard. `None`: it only asked.
@@ -228,6 +280,7 @@ impl Migrations {
             "this host speaks version {VERSION} of the migration's words, the source version {}: use one release on both",
             offer.version
         );
+        ensure!(self.state().is_open, "the engine has just begun: ask again in a moment");
         if let Some(arrival) = self.arrival(offer.migration) {
             return Ok(Some(arrival));
         }
@@ -235,45 +288,38 @@ impl Migrations {
         let config = house.config(name).with_context(|| {
             format!("no ssd \"{name}\" is expected here: add it to this host's configuration, with `incoming = true`, as it is at the source")
         })?;
+        check_movable(&config)?;
         let number = house.number(name).context("it has no number")?;
         let size_bytes = config.size_bytes.context("it has no `size` here: write it in the configuration")?;
         let device = device(&config, size_bytes)?;
         if let Some(difference) = device.differs(&offer.device) {
             bail!("ssd \"{name}\": {difference}");
         }
-        let store = Passage::of(&config, house.pools()?)
-            .store()
-            .map(Arc::clone)
-            .context("it has no place for a journal here")?;
-        let former = store.read()?.map(|bytes| Record::from_bytes(&bytes)).transpose()?;
-        let seen = match former {
-            None => None,
-            Some((_, Record::Destination(record)))
-                if record.pledge.migration == offer.migration.to_be_bytes() =>
-            {
-                bail!(
-                    "its journal here is of this migration, and could not be read when the engine began: restart the engine"
-                )
-            }
-            Some((parties, Record::Destination(record))) => Some(over(&parties, &record)?),
-            Some((_, Record::Source(record))) => {
-                ensure!(record.is_over(), "ssd \"{name}\" is on its way from here to another host");
-                Some(record.held.max(record.pledge.epoch))
-            }
-        };
         ensure!(
             house.ssd(number).is_none(),
             "ssd \"{name}\" is served here: it can only come where it is not"
         );
+        let store = Passage::of(&config, house.pools()?)
+            .store()
+            .map(Arc::clone)
+            .context("it has no place for a journal here")?;
+        // One migration to here at a time: the one before gives way, or this one is refused.
+        let mut state = self.state();
+        if let Some(arrival) = state.arrivals.get(name).filter(|_| !offer.dry_run) {
+            arrival.give_way()?;
+        }
+        let former = store.read()?;
+        let seen = seen(&config, former.as_deref(), offer)?;
         if offer.dry_run {
             return Ok(None);
         }
         let uuid = identity_of(&config)?.namespace_ids(0).uuid;
-        let parties = Parties { ssd: uuid, peer: offer.from.clone(), keep: false, closed: false };
-        let migration = offer.migration;
-        let arrival =
-            Arrival::new(house, Expected { migration, number, config, store, parties, record: None, seen });
-        self.keep(Arc::clone(&arrival), migration);
+        let peer = offer.from.clone();
+        let parties = Parties { ssd: uuid, peer, keep: false, closed: false, wiped: false };
+        let (migration, record) = (offer.migration, None);
+        let expected = Expected { migration, number, config, store, parties, record, seen, former };
+        let arrival = Arrival::new(house, expected);
+        self.keep(&mut state, &arrival);
         Ok(Some(arrival))
     }
 
@@ -299,17 +345,71 @@ impl Migrations {
 /// What a migration from here begins with.
 struct Departure {
     number: usize,
-    store: Arc<dyn Store>,
-    parties: Parties,
+    journal: Journal,
     offer: Offer,
     terms: MigrationTerms,
+}
+
+/// What is gone with the engine that opened it cannot arrive, and nothing of it is anywhere to leave.
+fn check_movable(config: &config::Ssd) -> anyhow::Result<()> {
+    match config.backend {
+        Backend::Ram | Backend::Null => {
+            bail!("ssd \"{}\" has no drive that keeps anything: it cannot be moved", config.name)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The highest epoch of an ssd that its journal here knows.
+///
+/// # Errors
+/// By that journal it cannot come now.
+fn seen(config: &config::Ssd, former: Option<&[u8]>, offer: &Offer) -> anyhow::Result<Option<u64>> {
+    let name = &config.name;
+    // Somebody may want what is only here, and says so by the word `incoming` if not.
+    let spared = || {
+        ensure!(
+            config.incoming,
+            "ssd \"{name}\" has data here that is nowhere else: save it, then write `incoming = true` in this host's configuration"
+        );
+        anyhow::Ok(())
+    };
+    Ok(match former.map(Record::from_bytes).transpose()? {
+        None => {
+            ensure!(
+                config.incoming,
+                "ssd \"{name}\" is this host's own: `incoming = true` is not in its configuration"
+            );
+            None
+        }
+        Some((_, Record::Destination(record)))
+            if record.pledge.migration == offer.migration.to_be_bytes() =>
+        {
+            bail!(
+                "its journal here is of this migration, and could not be read when the engine began: restart the engine"
+            )
+        }
+        Some((parties, Record::Destination(record))) => {
+            if let DestinationStep::Superseded { .. } = record.step {
+                spared()?;
+            }
+            Some(over(&parties, &record)?)
+        }
+        Some((parties, Record::Source(record))) => {
+            ensure!(record.is_over(), "ssd \"{name}\" is on its way from here to another host");
+            if parties.keep || record.step == SourceStep::Superseded {
+                spared()?;
+            }
+            Some(record.held.max(record.pledge.epoch))
+        }
+    })
 }
 
 /// The machine of a migration that begins, by what the journal says of the one before.
 fn first_step(
     former: Option<MigrationV1>,
     migration: [u8; 16],
-) -> anyhow::Result<(Source, Vec<transfer::commit::SourceEffect>)> {
+) -> anyhow::Result<(Source, Vec<SourceEffect>)> {
     let begun = match former.map(Record::of).transpose()? {
         None => Source::begin(migration, 1, None),
         Some((_, Record::Source(record))) => {
@@ -329,7 +429,7 @@ fn first_step(
 
 /// The epoch of a migration to here that is over, and that another may follow.
 fn over(parties: &Parties, record: &DestinationRecord) -> anyhow::Result<u64> {
-    use transfer::commit::DestinationStep as Step;
+    use DestinationStep as Step;
     match record.step {
         Step::Dropped | Step::Superseded { .. } => Ok(record.pledge.epoch),
         Step::Owned | Step::Forced => bail!("it is owned here already, since it came from {}", parties.peer),

@@ -9,9 +9,9 @@
 use super::blocks::thaw;
 use super::case::Case;
 use super::copy::Copy;
+use super::journal::Journal;
 use super::line::{Heard, Line};
-use super::means::Means;
-use crate::passage::Store;
+use super::means::{Means, SILENCE};
 use crate::run::House;
 use api::control::{MigrationTerms, Steer};
 use std::collections::VecDeque;
@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use transfer::commit::{Parties, Record, Source, SourceEffect, SourceEvent, SourceStep, VmWord};
+use transfer::commit::{Record, Source, SourceEffect, SourceEvent, SourceStep, VmWord};
 
 /// What awaits an answer is said again so often.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -35,8 +35,7 @@ pub(super) struct Sending {
     pub(super) means: Arc<Means>,
     pub(super) case: Arc<Case>,
     pub(super) number: usize,
-    pub(super) store: Arc<dyn Store>,
-    pub(super) parties: Parties,
+    pub(super) journal: Journal,
     pub(super) line: Line,
     pub(super) terms: MigrationTerms,
     pub(super) steers: Receiver<Steer>,
@@ -68,6 +67,8 @@ struct Course {
     step: Option<SourceStep>,
     /// The other side knows how it ended.
     closed: bool,
+    /// It was said once that the ssd was taken back.
+    told: bool,
     /// When it was last asked how it is.
     asked: Instant,
 }
@@ -80,6 +81,8 @@ impl Course {
         match self.step {
             Some(SourceStep::Cancelled | SourceStep::TakenBackHeard) => true,
             Some(SourceStep::Gone | SourceStep::Superseded) => self.closed,
+            // It is owned here, whoever hears of it: another migration may begin, and takes the journal.
+            Some(SourceStep::TakenBack) => self.told,
             _ => false,
         }
     }
@@ -99,7 +102,8 @@ impl Sending {
     pub(super) fn run(mut self, mut source: Source, effects: Vec<SourceEffect>, step: Option<SourceStep>) {
         let (events, inbox) = channel();
         let asked = Instant::now();
-        let mut course = Course { events, copying: None, frozen: None, step, closed: false, asked };
+        let mut course =
+            Course { events, copying: None, frozen: None, step, closed: false, told: false, asked };
         let mut todo = VecDeque::from(effects);
         loop {
             while let Some(effect) = todo.pop_front() {
@@ -123,26 +127,26 @@ impl Sending {
         }
     }
 
-    /// The machine as the journal has it. `None`: nobody can say, and an operator knows.
-    fn recover(&self) -> Option<(Source, Vec<SourceEffect>, SourceStep)> {
-        let record = self
-            .store
-            .read()
-            .and_then(|bytes| Ok(bytes.map(|bytes| Record::from_bytes(&bytes)).transpose()?));
-        match record {
-            Ok(Some((_, Record::Source(record)))) => {
-                let (source, effects) = Source::recover(record);
-                Some((source, effects, record.step))
-            }
-            Ok(_) => {
-                // Its first record was not written: it has not begun.
-                self.case.end("failed");
-                None
-            }
-            Err(error) => {
-                self.house.keeper.fault(Some(self.number), format!("{}: {error:#}", self.store.place()));
-                self.case.end("doubtful");
-                None
+    /// The machine as the journal has it, once that can be known. `None`: it has not begun.
+    fn recover(&mut self) -> Option<(Source, Vec<SourceEffect>, SourceStep)> {
+        loop {
+            match self.journal.read_back() {
+                Ok(Some(Record::Source(record))) => {
+                    let (source, effects) = Source::recover(record);
+                    return Some((source, effects, record.step));
+                }
+                Ok(_) => {
+                    self.case.end("failed");
+                    return None;
+                }
+                Err(error) => {
+                    let why =
+                        format!("nobody can say who owns it until its journal can be written: {error:#}");
+                    if self.case.remark(why.clone()) {
+                        self.house.keeper.fault(Some(self.number), why);
+                    }
+                    std::thread::sleep(AGAIN);
+                }
             }
         }
     }
@@ -189,7 +193,12 @@ impl Sending {
             Ok(Heard::Noted) => {
                 course.closed = matches!(course.step, Some(SourceStep::Gone | SourceStep::Superseded))
             }
-            Ok(Heard::No(why)) => _ = self.case.remark(why),
+            Ok(Heard::No(why)) => {
+                self.case.remark(why);
+                // It takes nothing: that ends what has not begun.
+                let is_opening = course.step == Some(SourceStep::Offered) && course.copying.is_none();
+                return is_opening.then_some(SourceEvent::Cancel);
+            }
             Err(error) => _ = self.case.remark(format!("{} does not answer: {error}", self.case.peer)),
         }
         None
@@ -203,15 +212,15 @@ impl Sending {
     ) -> Result<Option<SourceEvent>, Unwritten> {
         Ok(match effect {
             SourceEffect::Write(record) => {
-                let bytes = Record::Source(record)
-                    .to_bytes(&self.parties)
-                    .map_err(|error| Unwritten(error.into()))?;
-                self.store.replace(&bytes).map_err(Unwritten)?;
+                self.journal.write(Record::Source(record)).map_err(Unwritten)?;
                 self.arrived_at(course, record.step);
                 Some(SourceEvent::Written)
             }
             SourceEffect::Send(message) => {
+                // The guest does not stand still for as long as a network may be silent.
+                self.line.set_patience(if course.frozen.is_some() { STUN_MAX } else { SILENCE });
                 let heard = self.line.say(message);
+                course.told |= course.step == Some(SourceStep::TakenBack);
                 self.hear(course, heard)
             }
             SourceEffect::Copy { round } => self.start_copy(course, round),
@@ -259,6 +268,7 @@ impl Sending {
         {
             self.case.stood_still(since.elapsed());
         }
+        self.house.say_standing(self.number);
         self.case.show(match step {
             SourceStep::Offered => "copying",
             SourceStep::Granted => "granted",
@@ -309,11 +319,14 @@ impl Sending {
     }
 
     /// Nothing of a former owner is left here. Done again after a crash; a copy that is to be kept stays, marked by its journal.
-    fn wipe(&self) {
-        if self.parties.keep {
+    fn wipe(&mut self) {
+        let parties = self.journal.parties();
+        if parties.keep || parties.wiped {
             return;
         }
-        match self.house.wipe(self.number) {
+        let migration = self.line.migration();
+        let wiped = self.house.wipe(self.number, self.journal.store(), migration);
+        match wiped.and_then(|()| self.journal.note(|parties| parties.wiped = true)) {
             Ok(()) => tracing::info!(ssd = self.case.ssd, "what was left of it here is wiped"),
             Err(error) => {
                 let why = format!(
@@ -325,12 +338,18 @@ impl Sending {
         }
     }
 
-    fn finish(&self, course: &mut Course) {
+    fn finish(&mut self, course: &mut Course) {
         course.end_copy(&self.case);
+        // An engine that starts anew need not say it again.
+        if course.closed
+            && let Err(error) = self.journal.note(|parties| parties.closed = true)
+        {
+            tracing::warn!(ssd = self.case.ssd, error = format!("{error:#}"), "its journal");
+        }
         self.case.end(match course.step {
             Some(SourceStep::Gone) => "moved",
             Some(SourceStep::Superseded) => "superseded",
-            Some(SourceStep::TakenBackHeard) => "taken back",
+            Some(SourceStep::TakenBack | SourceStep::TakenBackHeard) => "taken back",
             _ => "cancelled",
         });
     }

@@ -88,9 +88,9 @@ impl House {
 
     fn take_in(&self, number: usize) -> anyhow::Result<()> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let absent = slots.absent.remove(&number).context("it is served already")?;
+        let absent = slots.absent.get_mut(&number).context("it is served already")?;
+        let (config, found) = (absent.config.clone(), absent.found.take());
         drop(slots);
-        let Absent { config, found, client } = absent;
         self.keeper.stands(number, None);
         // What is found comes with its drive; what is not may be free in a moment.
         let planned = match found {
@@ -98,7 +98,9 @@ impl House {
             None => when_free(|| self.plan(number, &config, None, None))?,
         };
         self.take_up_one(number, planned)?;
-        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        // A client that came meanwhile was put there.
+        let client = slots.absent.remove(&number).and_then(|absent| absent.client);
         if let Some((served, client)) = slots.open.get(&number).zip(client) {
             served.plug(client);
         }

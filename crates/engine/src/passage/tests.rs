@@ -24,6 +24,7 @@ fn record(source: Option<SourceStepV1>, destination: Option<DestinationStepV1>) 
         destination: destination.map(|step| DestinationV1 { step, fenced_by: superseded.then_some(6) }),
         keep: None,
         closed: None,
+        wiped: None,
     }
 }
 

@@ -287,3 +287,48 @@ fn an_engine_that_is_killed_during_a_migration_leaves_one_owner_that_has_every_a
 fn an_engine_that_is_killed_during_a_migration_from_pool_to_pool_leaves_one_owner_too() {
     (0..6).for_each(|seed| killed_on_the_way(if seed % 3 == 0 { FULL } else { THIN }, 2 * seed + seed % 2));
 }
+
+fn steer(house: &House, steer: Steer) {
+    house.ask(&Request::Engine(EngineRequest::Steer { ssd: "vm".to_owned(), steer }));
+}
+
+#[test]
+fn an_ssd_that_is_on_its_way_is_not_moved_twice_and_does_not_grow() {
+    let hosts = Hosts::new();
+    let [a, b] = two_houses(&hosts, FILE, FILE);
+    let mut load = Load::new(a.connect("vm"), 2, 16, 9);
+    load.run_for(Duration::from_millis(100));
+    let slow = MigrationTerms { bandwidth: 256 << 10, ..terms() };
+    migrate_soon(&a, &hosts.addresses[1], slow);
+    let again = migrate(&a, &hosts.addresses[1], terms()).unwrap_err();
+    assert!(again.contains("is being moved already"), "{again}");
+    let grown = a.config(&[("vm", FILE)], 128) + &hosts.sections[0];
+    let refused = a.apply_text(grown.clone()).unwrap_err();
+    assert!(refused.contains("is being moved: wait"), "{refused}");
+    steer(&a, Steer::Cancel);
+    until_over(&a, || load.run_for(Duration::from_millis(10)));
+    a.apply_text(grown).unwrap();
+    load.finish();
+    a.stop();
+    b.stop();
+}
+
+#[test]
+fn an_encrypted_ssd_goes_to_a_host_with_a_key_of_its_own() {
+    let hosts = Hosts::new();
+    let key = |number: u8| {
+        format!("}}\nencryption = {{ key_command = [\"/usr/bin/printf\", \"%0128d\", \"{number}\"] ")
+    };
+    let backend = |number: u8| FILE.replace('}', &key(number)) + "}";
+    let there = backend(2) + "\nincoming = true";
+    let a = House::start_with(&[("vm", &backend(1))], 2, &hosts.sections[0]);
+    let b = House::start_with(&[("vm", &there)], 2, &hosts.sections[1]);
+    let mut load = Load::new(a.connect("vm"), 2, 16, 11);
+    load.run_for(Duration::from_millis(200));
+    migrate_soon(&a, &hosts.addresses[1], terms());
+    let moved = until_over(&a, || load.run_for(Duration::from_millis(10)));
+    assert_eq!(moved.state, "moved", "{moved:?}");
+    load.leave().go_on(b.connect("vm")).finish();
+    a.stop();
+    b.stop();
+}

@@ -21,6 +21,7 @@ fn at_source(step: SourceStepV1) -> MigrationV1 {
         destination: None,
         keep: None,
         closed: None,
+        wiped: None,
     }
 }
 

@@ -15,8 +15,10 @@ pub struct Parties {
     pub peer: String,
     /// At the source: what is left there is not wiped when the ssd has gone.
     pub keep: bool,
-    /// At the destination: the source knows how it ended.
+    /// The other side knows how it ended.
     pub closed: bool,
+    /// At the source: what was left there is wiped.
+    pub wiped: bool,
 }
 
 /// What a journal says: which side it is of, and how far that is.
@@ -43,9 +45,10 @@ impl Record {
             }
         };
         let Pledge { migration, epoch } = pledge;
-        let Parties { ssd, peer, keep, closed } = parties.clone();
-        let (keep, closed) = (keep.then_some(true), closed.then_some(true));
-        MigrationV1 { ssd, peer, migration, epoch, round, source, destination, keep, closed }.to_bytes()
+        let Parties { ssd, peer, keep, closed, wiped } = parties.clone();
+        let [keep, closed, wiped] = [keep, closed, wiped].map(|it| it.then_some(true));
+        MigrationV1 { ssd, peer, migration, epoch, round, source, destination, keep, closed, wiped }
+            .to_bytes()
     }
 
     /// What the bytes say.
@@ -61,7 +64,8 @@ impl Record {
     /// # Errors
     /// [`MigrationError::Contradiction`].
     pub fn of(saved: MigrationV1) -> Result<(Parties, Self), MigrationError> {
-        let MigrationV1 { ssd, peer, migration, epoch, round, source, destination, keep, closed } = saved;
+        let MigrationV1 { ssd, peer, migration, epoch, round, source, destination, keep, closed, wiped } =
+            saved;
         let pledge = Pledge { migration, epoch };
         let record = match (source, destination) {
             (Some(SourceV1 { held, step }), None) => {
@@ -74,8 +78,8 @@ impl Record {
             }
             _ => return Err(MigrationError::Contradiction("it is not of exactly one side")),
         };
-        let (keep, closed) = (keep.unwrap_or_default(), closed.unwrap_or_default());
-        Ok((Parties { ssd, peer, keep, closed }, record))
+        let [keep, closed, wiped] = [keep, closed, wiped].map(Option::unwrap_or_default);
+        Ok((Parties { ssd, peer, keep, closed, wiped }, record))
     }
 }
 

@@ -116,10 +116,20 @@ impl Standing {
             At::Destination(DestinationStepV1::Owned | DestinationStepV1::Forced) => pledged,
             _ => now,
         };
-        let (keep, closed) = (None, None);
+        let (keep, closed, wiped) = (None, None, None);
         let (ssd, migration, peer) = ([5; 16], [6; 16], "b".to_owned());
-        let record =
-            MigrationV1 { ssd, peer, migration, epoch: pledged, round, source, destination, keep, closed };
+        let record = MigrationV1 {
+            ssd,
+            peer,
+            migration,
+            epoch: pledged,
+            round,
+            source,
+            destination,
+            keep,
+            closed,
+            wiped,
+        };
         Self { passage: record.to_bytes().ok(), at, epoch }
     }
 

@@ -527,8 +527,8 @@ pub(crate) fn record(step: u32, now: u64, ahead: u64) -> (MigrationV1, Option<u6
         _ => (destination(D::Superseded, Some(pledged + 2)), None),
     };
     let (ssd, migration, peer, epoch, round) = ([3; 16], [4; 16], "host-b".to_owned(), pledged + 1, 1);
-    let (keep, closed) = (None, None);
-    (MigrationV1 { ssd, peer, migration, epoch, round, source, destination, keep, closed }, by)
+    let (keep, closed, wiped) = (None, None, None);
+    (MigrationV1 { ssd, peer, migration, epoch, round, source, destination, keep, closed, wiped }, by)
 }
 
 /// What a build that knows version 1 alone makes of the headers: `header::newest` as it was then.

@@ -282,8 +282,7 @@ impl Keeper {
     /// The engine that was asked has ended.
     pub(crate) fn pool_questions_lost(&mut self) {
         for guest in std::mem::take(&mut self.console.asked_of_engine) {
-            let text =
-                "the engine ended before it answered: look with `godwit volume list` whether it is done";
+            let text = "the engine ended before it answered: look with `godwit volume list`, or `godwit migration list`, whether it is done";
             self.answer(Some(guest), Response::Error(text.to_owned()));
         }
     }

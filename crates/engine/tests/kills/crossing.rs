@@ -1,5 +1,6 @@
 //! Ssds that move from one host to another: two keepers with engines of their own, and a network between them.
 
+use crate::disk;
 use crate::house::House;
 use crate::load::Load;
 use api::control::{EngineRequest, MigrationStatus, MigrationTerms, PoolRequest, Request, Response, Steer};
@@ -329,6 +330,35 @@ fn an_encrypted_ssd_goes_to_a_host_with_a_key_of_its_own() {
     let moved = until_over(&a, || load.run_for(Duration::from_millis(10)));
     assert_eq!(moved.state, "moved", "{moved:?}");
     load.leave().go_on(b.connect("vm")).finish();
+    a.stop();
+    b.stop();
+}
+
+/// A virtio-blk disk of which some requests wait for their limits when it goes.
+#[test]
+fn a_disk_with_requests_that_wait_for_its_limits_goes_all_the_same() {
+    let hosts = Hosts::new();
+    let limits = "[ssd.limits]\niops = 10\niops_burst = 70\n";
+    let backend = format!("virtio-blk on {FILE}\njournal = \"DIR/vm.migration\"\n{limits}");
+    let [a, b] = two_houses(&hosts, &backend, &backend);
+    let mut driver = guest::vhost_user::Driver::connect(a.socket("vm"), Default::default()).unwrap();
+    (0..64).for_each(|at| disk::write(&mut driver, at * 64, at as u8 + 1));
+    migrate_soon(&a, &hosts.addresses[1], terms());
+    // More than the burst: the last ones wait.
+    for at in 0..20 {
+        disk::place(&mut driver, guest::vhost_user::request::IN, at * 64, vec![0; 4096], true);
+        driver.queues[0].publish().unwrap();
+    }
+    let moved = until_over(&a, || {});
+    assert_eq!(moved.state, "moved", "{moved:?}");
+    until_it_is(&a, "gone");
+    drop(driver);
+    until_it_is(&b, "serving");
+    let mut driver = guest::vhost_user::Driver::connect(b.socket("vm"), Default::default()).unwrap();
+    for at in 0..64 {
+        assert_eq!(disk::read(&mut driver, at * 64), vec![at as u8 + 1; 4096], "block {at}");
+    }
+    drop(driver);
     a.stop();
     b.stop();
 }

@@ -212,7 +212,10 @@ fn line(migration: &MigrationStatus) -> String {
         let stun = migration
             .predicted_stun_ns
             .map_or(String::new(), |stun| format!(", it would stand still for {}", millis(stun)));
-        let left = match (migration.left_bytes, migration.rate) {
+        // The first pass is measured when it ends.
+        let so_far = migration.sent_bytes.saturating_mul(1000).checked_div(migration.elapsed_ms).unwrap_or(0);
+        let rate = if migration.rate == 0 { so_far } else { migration.rate };
+        let left = match (migration.left_bytes, rate) {
             (0, _) | (_, 0) => String::new(),
             (left, rate) => format!(" (about {} s)", left / rate),
         };
@@ -221,7 +224,7 @@ fn line(migration: &MigrationStatus) -> String {
             ", pass {}, {} MiB sent at {} MiB/s, {} MiB left{left}, written anew at {} MiB/s{stun}",
             migration.pass + 1,
             mib(migration.sent_bytes),
-            mib(migration.rate),
+            mib(rate),
             mib(migration.left_bytes),
             mib(migration.dirty_rate)
         )

@@ -7,9 +7,9 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
 };
-use std::fs::OpenOptions;
+use std::fs::{DirBuilder, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Subcommand)]
@@ -39,6 +39,12 @@ pub(crate) fn run(command: &TlsCommand) -> anyhow::Result<String> {
 }
 
 fn init(folder: &Path) -> anyhow::Result<String> {
+    // What lies there is nobody else's to read.
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .with_context(|| format!("{}: cannot be made", folder.display()))?;
     let (certificate, key) = (folder.join("ca.pem"), folder.join("ca.key"));
     let pair = KeyPair::generate()?;
     let made = authority().self_signed(&pair)?;
@@ -109,7 +115,7 @@ mod tests {
     #[test]
     fn a_host_has_a_certificate_of_the_authority_and_nothing_is_replaced() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path();
+        let path = &folder.path().join("pki");
         let names = ["host-b".to_owned(), "192.0.2.2".to_owned()];
         assert!(host(&names, path).unwrap_err().to_string().contains("godwit tls init"));
         init(path).unwrap();

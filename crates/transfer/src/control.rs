@@ -139,6 +139,12 @@ impl Control {
         self.pace().paused = false;
     }
 
+    /// Whether nothing is sent for now, by [`Control::pause`].
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.pace().paused
+    }
+
     /// Gives up, soon. The source keeps all it has.
     pub fn cancel(&self) {
         self.cancelled.store(true, Relaxed);

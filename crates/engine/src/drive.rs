@@ -2,6 +2,7 @@
 
 use crate::pool::{Pools, Purpose, Volume};
 use crate::serve::backend_config;
+use anyhow::{bail, ensure};
 use api::config;
 use backend::uring::Rings;
 use block::{Backend, Limits};
@@ -9,6 +10,7 @@ use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::OnceLock;
 
 /// What a file has, as its file system tells it; all of a device.
 fn data_of(file: &OwnedFd, end_bytes: u64, each: &mut dyn FnMut(u64, u64)) -> io::Result<()> {
@@ -39,6 +41,14 @@ fn data_of(file: &OwnedFd, end_bytes: u64, each: &mut dyn FnMut(u64, u64)) -> io
 pub(crate) enum Drive {
     Own(backend::Drive),
     Pooled(Volume),
+    Awaited(Awaited),
+}
+
+/// A drive that its ssd does not have yet. Nothing may reach it before: the ssd is frozen.
+pub(crate) struct Awaited {
+    /// As its doors will report them.
+    limits: Limits,
+    there: OnceLock<Box<Drive>>,
 }
 
 impl Drive {
@@ -49,6 +59,11 @@ impl Drive {
         purpose: Purpose,
         pools: &Pools,
     ) -> anyhow::Result<Self> {
+        if purpose == Purpose::Await {
+            // Closed again: until it has come it is the migration's.
+            let limits = Self::open(ssd, kept, Purpose::Land, pools)?.limits();
+            return Ok(Self::Awaited(Awaited { limits, there: OnceLock::new() }));
+        }
         Ok(match &ssd.backend {
             config::Backend::Pool { pool, thin, .. } => {
                 Self::Pooled(pools.volume(ssd, pool, *thin, purpose)?)
@@ -57,11 +72,43 @@ impl Drive {
         })
     }
 
+    /// Whether there is a drive, and not the wait for one.
+    pub(crate) fn is_there(&self) -> bool {
+        self.there().is_some()
+    }
+
+    fn there(&self) -> Option<&Self> {
+        match self {
+            Self::Awaited(awaited) => awaited.there.get().map(|drive| &**drive),
+            there => Some(there),
+        }
+    }
+
+    fn missing() -> io::Error {
+        io::Error::new(io::ErrorKind::WouldBlock, "it has not come from the other host yet")
+    }
+
+    /// What was awaited has come. Doors that are opened from now on lead to it.
+    ///
+    /// # Errors
+    /// It is not what was awaited, or nothing was.
+    pub(crate) fn come(&self, drive: Self) -> anyhow::Result<()> {
+        let Self::Awaited(awaited) = self else { bail!("it has a drive already") };
+        let (told, limits) = (awaited.limits, drive.limits());
+        ensure!(
+            (limits.capacity_bytes, limits.block_bytes) == (told.capacity_bytes, told.block_bytes),
+            "its drive is another than its guest's hypervisor was told of: {limits:?} instead of {told:?}"
+        );
+        ensure!(awaited.there.set(Box::new(drive)).is_ok(), "it has a drive already");
+        Ok(())
+    }
+
     /// As every door will report them.
     pub(crate) fn limits(&self) -> Limits {
         match self {
             Self::Own(drive) => drive.limits(),
             Self::Pooled(volume) => volume.limits(),
+            Self::Awaited(awaited) => awaited.there.get().map_or(awaited.limits, |drive| drive.limits()),
         }
     }
 
@@ -71,6 +118,7 @@ impl Drive {
         match self {
             Self::Own(drive) => Ok(drive.make_room(size_bytes)?),
             Self::Pooled(volume) => volume.can_grow(size_bytes),
+            Self::Awaited(_) => self.there().ok_or_else(Self::missing)?.make_room(size_bytes),
         }
     }
 
@@ -79,6 +127,7 @@ impl Drive {
         match self {
             Self::Own(drive) => Ok(drive.grow(size_bytes)?),
             Self::Pooled(volume) => volume.grow(size_bytes),
+            Self::Awaited(_) => self.there().ok_or_else(Self::missing)?.grow(size_bytes),
         }
     }
 
@@ -91,6 +140,7 @@ impl Drive {
                 None => each(0, end_bytes),
             },
             Self::Pooled(volume) => volume.allocated(each),
+            Self::Awaited(_) => return self.there().ok_or_else(Self::missing)?.allocated(end_bytes, each),
         }
         Ok(())
     }
@@ -100,6 +150,7 @@ impl Drive {
         match self {
             Self::Own(drive) => drive.descriptor(),
             Self::Pooled(volume) => volume.descriptor(),
+            Self::Awaited(_) => self.there().map_or(Ok(None), Self::descriptor),
         }
     }
 
@@ -108,6 +159,7 @@ impl Drive {
         match self {
             Self::Own(drive) => drive.door(rings),
             Self::Pooled(volume) => volume.door(rings),
+            Self::Awaited(_) => self.there().ok_or_else(Self::missing)?.door(rings),
         }
     }
 }

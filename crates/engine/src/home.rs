@@ -15,6 +15,7 @@ use crate::interrupts::Table;
 use crate::message::{Answer, Call, Client, News, Settlement};
 use crate::records::Records;
 use crate::seat::{Seat, Stand, Turn};
+use backend::uring::Rings;
 use block::{Backend, Now, Request, Submitted};
 use freezing::Freezing;
 use leaving::Leaving;
@@ -385,6 +386,11 @@ impl Home {
             self.links.want_to_move(Goal::Shared(crew.deal(self.seat.id().0)));
         }
         self.settle(now);
+    }
+
+    /// As [`Seat::heed`].
+    pub(crate) fn heed(&mut self, rings: &Rings, heard: crate::watch::Heard) {
+        self.seat.heed(rings, &self.links.memory, heard);
     }
 
     /// Moves a queue pair to another reactor, if that can be done now.

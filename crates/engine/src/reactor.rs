@@ -505,10 +505,10 @@ impl Reactor {
     }
 
     fn heed(&mut self, id: SsdId, heard: Heard) {
-        match self.find(id) {
-            Some(Place::Home(home)) => home.seat.heed(heard),
-            Some(Place::Branch(branch)) => branch.seat.heed(heard),
-            Some(Place::Vhost(seat)) => seat.heed(heard),
+        match self.places.find(id) {
+            Some(Place::Home(home)) => home.heed(&self.rings, heard),
+            Some(Place::Branch(branch)) => branch.seat.heed(&self.rings, &branch.memory, heard),
+            Some(Place::Vhost(seat)) => seat.heed(&self.rings, heard),
             None => self.forward(id, Message::Watch(id, heard)),
         }
     }

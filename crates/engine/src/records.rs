@@ -96,7 +96,7 @@ fn keep(jobs: &Receiver<Job>) {
         };
         let result = save(&ssd, &record);
         if let Err(error) = &result {
-            let path = ssd.record_path.as_deref().unwrap_or(Path::new("-")).display();
+            let path = ssd.record_path().unwrap_or(Path::new("-")).display();
             let name = &ssd.name;
             tracing::error!(ssd = name, %path, %error, "its state cannot be written; free space or mend the file system");
         }
@@ -140,7 +140,7 @@ fn temporary_of(path: &Path) -> PathBuf {
 
 /// Writes a record so that a crash at any point leaves the old one or the new one.
 fn save(ssd: &Ssd, record: &SsdV1) -> io::Result<()> {
-    let Some(path) = &ssd.record_path else {
+    let Some(path) = ssd.record_path() else {
         if let (Some(keeper), Ok(id)) = (&ssd.keeper, u32::try_from(ssd.id.0)) {
             let record = record.to_bytes().map_err(io::Error::other)?;
             keeper.tell(&ToKeeper::Record { ssd: id, record });

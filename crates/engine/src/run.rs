@@ -405,12 +405,12 @@ impl House {
                 continue;
             }
             if let Some(away) = self.away(config)? {
-                self.stay_away(at, Absent { found, client, config: config.clone() }, &away);
+                self.stay_away(at, Absent { found, client, config: config.clone(), waiting: None }, &away);
                 continue;
             }
             self.keeper.stands(at, None);
             let was_found = found.is_some();
-            let planned = self.plan(at, config, found, client);
+            let planned = self.plan(at, config, found, client, Purpose::Serve);
             match planned
                 .and_then(|planned| Ok(planned.start(ready.clone())?))
                 .with_context(|| format!("ssd \"{}\"", slot.name))
@@ -447,6 +447,8 @@ impl House {
         for (at, plug) in std::mem::take(&mut slots.early) {
             if let Some(slot) = slots.open.get(&at) {
                 slot.plug(plug);
+            } else if let Some(absent) = slots.absent.get_mut(&at) {
+                absent.plug(plug);
             }
         }
         Ok(answer)
@@ -496,11 +498,14 @@ impl House {
         config: &api::config::Ssd,
         found: Option<(Saved, Vec<OwnedFd>)>,
         client: Option<Plug>,
+        purpose: Purpose,
     ) -> anyhow::Result<Planned> {
         Ok(match config.door {
-            api::config::Door::VhostUser => Planned::Vhost(self.plan_disk(at, config, found, client)?),
+            api::config::Door::VhostUser => {
+                Planned::Vhost(self.plan_disk(at, config, found, client, purpose)?)
+            }
             api::config::Door::VfioUser => {
-                Planned::Nvme(Box::new(self.plan_controller(at, config, found, client)?))
+                Planned::Nvme(Box::new(self.plan_controller(at, config, found, client, purpose)?))
             }
         })
     }
@@ -511,6 +516,7 @@ impl House {
         config: &api::config::Ssd,
         found: Option<(Saved, Vec<OwnedFd>)>,
         client: Option<Plug>,
+        purpose: Purpose,
     ) -> anyhow::Result<Plan> {
         let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         let records = records.as_ref().map(|(records, _)| records.clone()).context("stopped already")?;
@@ -536,7 +542,7 @@ impl House {
         let (ssd, record) = patiently(found.is_some(), drive, |drive| {
             let key = key.as_ref().map(OwnedFd::try_clone).transpose()?;
             let page = page.clone();
-            let kept = Kept { drive, key, record: record.clone(), page, purpose: Purpose::Serve };
+            let kept = Kept { drive, key, record: record.clone(), page, purpose };
             open_ssd(at, config, kept, Some(Arc::clone(&self.keeper)), self.pools()?)
         })?;
         if let Some(log) = log {
@@ -555,6 +561,7 @@ impl House {
         config: &api::config::Ssd,
         found: Option<(Saved, Vec<OwnedFd>)>,
         client: Option<Plug>,
+        purpose: Purpose,
     ) -> anyhow::Result<VhostPlan> {
         let was_found = found.is_some();
         let mut parts = found.map(|(saved, fds)| Parts::new(&saved, fds).0).unwrap_or_default();
@@ -565,7 +572,7 @@ impl House {
         let ssd = patiently(was_found, drive, |drive| {
             let key = key.as_ref().map(OwnedFd::try_clone).transpose()?;
             let page = Some(Arc::clone(&page));
-            let kept = Kept { drive, key, record: None, page, purpose: Purpose::Serve };
+            let kept = Kept { drive, key, record: None, page, purpose };
             vhost::open_ssd(at, config, kept, Some(Arc::clone(&keeper)), self.pools()?)
         })?;
         self.give(at, &ssd, lost, was_found && is_new)?;
@@ -576,7 +583,7 @@ impl House {
     /// Gives the keeper what it does not have of an ssd that was found: its drive, because a keeper before it died, and the page that
     /// counts, because an engine before this one had none. Before the drive gets a ring: a ring that the keeper holds for a dead
     /// engine holds the drive's open file, too, and with it a lock that no successor could take without this descriptor.
-    fn give(&self, at: usize, ssd: &Ssd, drive: bool, page: bool) -> anyhow::Result<()> {
+    pub(crate) fn give(&self, at: usize, ssd: &Ssd, drive: bool, page: bool) -> anyhow::Result<()> {
         let drive = if drive { ssd.drive_parts()? } else { Vec::new() };
         let page = if page { ssd.page_part()? } else { None };
         let parts: Vec<_> = drive.into_iter().chain(page).collect();
@@ -591,8 +598,7 @@ impl House {
         let at = index(session.ssd);
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(absent) = slots.absent.get_mut(&at) {
-            absent.client = Some(plug);
-            return;
+            return absent.plug(plug);
         }
         match slots.open.get(&at) {
             Some(slot) => slot.plug(plug),
@@ -608,7 +614,8 @@ impl House {
         self.pools.get().into_iter().for_each(|pools| pools.rest());
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         std::thread::scope(|scope| {
-            for slot in slots.open.values() {
+            let waiting = slots.absent.values().filter_map(|absent| absent.waiting.as_ref());
+            for slot in slots.open.values().chain(waiting) {
                 scope.spawn(|| slot.pause());
             }
         });
@@ -624,6 +631,7 @@ impl House {
     fn stop(&self) {
         let _no_change = self.give_up_change();
         self.pools.get().into_iter().for_each(|pools| pools.refuse_parked());
+        self.end_waits();
         let open = std::mem::take(&mut self.slots.lock().unwrap_or_else(PoisonError::into_inner).open);
         open.values().for_each(Served::stop);
         let results: Vec<_> = open.into_values().map(Served::join).collect();

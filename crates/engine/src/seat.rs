@@ -132,8 +132,7 @@ impl Seat {
         namespaces: Arc<NamespaceTable>,
         stand: &Stand<'_>,
     ) -> Self {
-        let mut backend = SeatDoor::new(open_door(&ssd, stand.rings), &ssd.watch);
-        backend.memory_changed(memory);
+        let backend = SeatDoor::of(&ssd, stand.rings, memory);
         let group = QueueGroup::new(power.group_config(&ssd), Arc::clone(memory), namespaces);
         let (meter, admission) = (Meter::new(&ssd, stand.lane), Admission::new(&ssd.terms));
         let reports = VecDeque::new();
@@ -190,9 +189,9 @@ impl Seat {
     }
 
     /// The ssd is watched from now on, or not any more, or frozen, or thawed.
-    pub(crate) fn heed(&mut self, heard: Heard) {
+    pub(crate) fn heed(&mut self, rings: &Rings, memory: &Arc<memory::MemoryMap>, heard: Heard) {
         self.desk.admission.change();
-        self.desk.backend.watch(&self.ssd.watch, heard);
+        self.desk.backend.heed(&self.ssd, rings, memory, heard);
     }
 
     /// Hands what the turn submitted to the drive.
@@ -260,6 +259,9 @@ pub(crate) fn wake_fd(backend: &dyn Backend) -> Option<BorrowedFd<'_>> {
 
 /// A door to the drive on this thread, or one behind which all I/O fails.
 pub(crate) fn open_door(ssd: &Ssd, rings: &Rings) -> Box<dyn Backend> {
+    if !ssd.drive.is_there() {
+        return Box::new(ClosedDoor(ssd.limits()));
+    }
     let plain = ssd.drive.door(rings).unwrap_or_else(|error| {
         tracing::error!(ssd = ssd.name, %error, "the drive cannot be opened on a reactor: I/O on it fails");
         Box::new(ClosedDoor(ssd.limits()))
@@ -274,7 +276,7 @@ pub(crate) fn open_door(ssd: &Ssd, rings: &Rings) -> Box<dyn Backend> {
     }
 }
 
-/// In the place of a drive that could not be opened on this reactor.
+/// In the place of a drive that could not be opened on this reactor, or has not come yet.
 struct ClosedDoor(Limits);
 
 impl Backend for ClosedDoor {
@@ -304,7 +306,7 @@ fn is_controllers(token: block::Token) -> bool {
 pub(crate) struct Branch {
     pub(crate) seat: Seat,
     home: Address,
-    memory: Arc<memory::MemoryMap>,
+    pub(crate) memory: Arc<memory::MemoryMap>,
 }
 
 impl Branch {
@@ -363,7 +365,7 @@ pub(crate) mod tests {
             data_key: None,
             profile: Profile::ALL[0].clone(),
             identity: Identity::new(&IdentityConfig { serial: "GW0", ..IdentityConfig::default() }).unwrap(),
-            record_path: None,
+            state: None,
             page: Arc::new(memory::SharedRegion::private()),
             keeper: None,
             terms: crate::terms::Terms::unlimited(),

@@ -77,7 +77,9 @@ pub(crate) fn open_ssd(
     }
     let profile =
         Profile::by_name(&config.profile).with_context(|| format!("no profile \"{}\"", config.profile))?;
-    let mut record = read_record(config, kept.record, &profile, limits.capacity_bytes)?;
+    // What lies there of one that has not come is of another time.
+    let state = config.state.as_deref().filter(|_| kept.purpose != Purpose::Await);
+    let mut record = read_record(state, kept.record, &profile, limits.capacity_bytes)?;
     check_key(data_key.as_ref(), &mut record)?;
     let identity = identity_of(config)?;
     let page = kept.page.unwrap_or_else(|| meter::page(config, None).0);
@@ -88,7 +90,7 @@ pub(crate) fn open_ssd(
         data_key,
         profile,
         identity,
-        record_path: config.state.clone(),
+        state: config.state.clone(),
         page,
         keeper,
         terms: Terms::new(config),
@@ -171,13 +173,13 @@ fn check_fit(record: &SsdV1, what: &str, profile: &Profile, capacity_bytes: u64)
 }
 
 fn read_record(
-    config: &config::Ssd,
+    state: Option<&Path>,
     kept: Option<Vec<u8>>,
     profile: &Profile,
     capacity_bytes: u64,
 ) -> anyhow::Result<SsdV1> {
     let fresh = || SsdV1 { capacity_bytes, profile: profile.name.to_owned(), ..SsdV1::default() };
-    let Some(path) = &config.state else {
+    let Some(path) = state else {
         return kept.map_or_else(|| Ok(fresh()), |bytes| SsdV1::from_bytes(&bytes).map_err(Into::into));
     };
     check_writable(path).with_context(|| {

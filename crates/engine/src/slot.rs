@@ -269,12 +269,12 @@ impl Keeping {
             parts.extend(self.ssd.drive_parts()?);
             parts.extend(self.ssd.page_part()?);
         }
-        let kept = match &self.ssd.record_path {
+        let kept = match self.ssd.record_path() {
             Some(_) => None,
             None => Some(record.to_bytes()?),
         };
         self.keeper.power_on(self.ssd.id.0, PowerCycle { ended, parts, record: kept })?;
-        if self.ssd.record_path.is_some() {
+        if self.ssd.record_path().is_some() {
             self.records.note(&self.ssd, record.clone());
         }
         self.settle(controller, Arc::new(MemoryMap::empty()), Table::default(), None, None);

@@ -13,7 +13,7 @@ use nvme::group::GroupConfig;
 use nvme::profile::{Identity, Profile};
 use state::region::ControllerRegion;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -26,8 +26,8 @@ pub(crate) struct Ssd {
     pub(crate) data_key: Option<DataKey>,
     pub(crate) profile: Profile,
     pub(crate) identity: Identity,
-    /// Where the record outlives the daemon.
-    pub(crate) record_path: Option<PathBuf>,
+    /// Where the record outlives the daemon; see [`Ssd::record_path`].
+    pub(crate) state: Option<PathBuf>,
     /// What is counted of it.
     pub(crate) page: Arc<SharedRegion<metrics::Page>>,
     /// Who outlives this process, if anyone does.
@@ -55,6 +55,11 @@ impl Ssd {
 }
 
 impl Ssd {
+    /// Where the record outlives the daemon. One that awaits its drive has none: that of an earlier life here is not touched.
+    pub(crate) fn record_path(&self) -> Option<&Path> {
+        self.state.as_deref().filter(|_| self.drive.is_there())
+    }
+
     /// What its drive can do, and how large it is now.
     pub(crate) fn limits(&self) -> block::Limits {
         self.drive.limits()

@@ -6,6 +6,9 @@
 #![expect(unsafe_code, reason = "guest memory is passed through to the drive")]
 // UNSAFETY: `Backend::submit` is implemented by passing the request on, with its promise.
 
+use crate::seat::open_door;
+use crate::ssd::Ssd;
+use backend::uring::Rings;
 use block::{Backend, Completion, Fault, Limits, Op, Outcome, Range, Request, Submitted, Token};
 use dirty::{Map, PAGE_BYTES};
 use memory::MemoryMap;
@@ -54,6 +57,8 @@ impl Watched {
 /// See the module.
 pub(crate) struct SeatDoor {
     door: Box<dyn Backend>,
+    /// It leads nowhere: the ssd's drive has not come yet.
+    awaits_drive: bool,
     notes: Option<Box<Notes>>,
 }
 
@@ -87,11 +92,27 @@ impl SeatDoor {
     pub(crate) fn new(door: Box<dyn Backend>, watch: &Watch) -> Self {
         let watched = watch.now();
         let notes = watched.is_any().then(|| Box::new(Notes::new(watched, 0)));
-        Self { door, notes }
+        Self { door, awaits_drive: false, notes }
     }
 
-    /// The ssd's watch has changed, or somebody wants to know when the drive has ended what it has now.
-    pub(crate) fn watch(&mut self, watch: &Watch, heard: Heard) {
+    /// To the drive of an ssd, on this thread.
+    pub(crate) fn of(ssd: &Ssd, rings: &Rings, memory: &Arc<MemoryMap>) -> Self {
+        let mut door = Self::new(open_door(ssd, rings), &ssd.watch);
+        door.awaits_drive = !ssd.drive.is_there();
+        door.memory_changed(memory);
+        door
+    }
+
+    /// The ssd's watch has changed, or its drive has come, or somebody wants to know when the drive has ended what it has now.
+    pub(crate) fn heed(&mut self, ssd: &Ssd, rings: &Rings, memory: &Arc<MemoryMap>, heard: Heard) {
+        if self.awaits_drive && ssd.drive.is_there() {
+            (self.door, self.awaits_drive) = (open_door(ssd, rings), false);
+            self.door.memory_changed(memory);
+        }
+        self.watch(&ssd.watch, heard);
+    }
+
+    fn watch(&mut self, watch: &Watch, heard: Heard) {
         let (watched, strangers) = (watch.now(), self.door.in_flight());
         if self.notes.is_none() && !watched.is_any() && strangers == 0 {
             return;

@@ -125,7 +125,7 @@ impl Copy {
 
     /// What the ssd is beside its blocks: its record, as its controller would find it after a power failure.
     fn state(&self) -> anyhow::Result<Vec<u8>> {
-        let Some(path) = &self.ssd.record_path else { return Ok(Vec::new()) };
+        let Some(path) = self.ssd.record_path() else { return Ok(Vec::new()) };
         // What was asked for before is in it.
         self.records.as_ref().map(Records::settle);
         match std::fs::read(path) {

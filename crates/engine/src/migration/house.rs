@@ -101,13 +101,10 @@ impl House {
 
     /// Says anew how an ssd stands that is not served: its journal has another step.
     pub(super) fn say_standing(&self, number: usize) {
-        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let config = slots.absent.get(&number).map(|absent| absent.config.clone());
-        drop(slots);
-        if let (Some(config), Ok(pools)) = (config, self.pools())
+        if let (Some(config), Ok(pools)) = (self.absent_config(number), self.pools())
             && let Standing::Away(away) = Passage::of(&config, pools).standing()
         {
-            self.keeper.stands(number, Some(away.standing()));
+            self.say_away(number, &config, &away);
         }
     }
 

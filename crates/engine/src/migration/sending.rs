@@ -346,6 +346,8 @@ impl Sending {
         {
             tracing::warn!(ssd = self.case.ssd, error = format!("{error:#}"), "its journal");
         }
+        // It may come back, with its guest.
+        self.house.await_guest(self.number);
         self.case.end(match course.step {
             Some(SourceStep::Gone) => "moved",
             Some(SourceStep::Superseded) => "superseded",

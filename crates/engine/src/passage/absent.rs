@@ -2,6 +2,7 @@
 
 use super::{Away, Passage, Standing, reserve};
 use crate::migration::house::when_free;
+use crate::pool::Purpose;
 use crate::run::House;
 use crate::served::Served;
 use crate::slot::Plug;
@@ -20,11 +21,21 @@ pub(crate) struct Absent {
     pub(crate) found: Option<(Saved, Vec<OwnedFd>)>,
     /// Its client. Its link is not read: what it says waits.
     pub(crate) client: Option<Plug>,
+    /// Who answers its client instead ([`super::waiting`]).
+    pub(crate) waiting: Option<Served>,
 }
 
 impl Absent {
     pub(crate) fn new(config: &config::Ssd) -> Self {
-        Self { config: config.clone(), found: None, client: None }
+        Self { config: config.clone(), found: None, client: None, waiting: None }
+    }
+
+    /// A client comes.
+    pub(crate) fn plug(&mut self, plug: Plug) {
+        match &self.waiting {
+            Some(waiting) => waiting.plug(plug),
+            None => self.client = Some(plug),
+        }
     }
 }
 
@@ -45,9 +56,11 @@ impl House {
     /// Tells the keeper that an ssd is not served, and keeps what is there of it.
     pub(crate) fn stay_away(&self, number: usize, absent: Absent, away: &Away) {
         tracing::warn!(ssd = absent.config.name, word = away.word, why = away.why, "not served");
-        self.keeper.stands(number, Some(away.standing()));
+        self.say_away(number, &absent.config, away);
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         slots.absent.insert(number, absent);
+        drop(slots);
+        self.await_guest(number);
     }
 
     /// Serves an ssd that stood away, if its journal says by now that its owner is here; else says anew how it stands.
@@ -61,10 +74,15 @@ impl House {
         };
         let config = config.context("it is served already, or not of this host")?;
         if let Some(away) = self.away(&config)? {
-            self.keeper.stands(number, Some(away.standing()));
+            self.say_away(number, &config, &away);
             return Ok(());
         }
-        let served = self.take_in(number);
+        let served = if self.waits_for_drive(number) {
+            self.put_behind(number, &config)
+        } else {
+            self.end_wait_of(number);
+            self.take_in(number)
+        };
         if let Err(error) = &served {
             self.keeper.fault(Some(number), format!("it cannot be served: {error:#}"));
         }
@@ -94,8 +112,8 @@ impl House {
         self.keeper.stands(number, None);
         // What is found comes with its drive; what is not may be free in a moment.
         let planned = match found {
-            Some(found) => self.plan(number, &config, Some(found), None)?,
-            None => when_free(|| self.plan(number, &config, None, None))?,
+            Some(found) => self.plan(number, &config, Some(found), None, Purpose::Serve)?,
+            None => when_free(|| self.plan(number, &config, None, None, Purpose::Serve))?,
         };
         self.take_up_one(number, planned)?;
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);

@@ -13,6 +13,7 @@ mod away;
 mod file;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 pub(crate) use absent::Absent;
 pub(crate) use away::Away;

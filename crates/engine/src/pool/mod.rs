@@ -98,6 +98,8 @@ pub(crate) enum Purpose {
     Serve,
     /// For blocks that come from another host, by whoever writes them down, and for nobody else.
     Land,
+    /// To answer its guest's hypervisor before it is there; its drive comes later.
+    Await,
 }
 
 impl Pools {

@@ -57,7 +57,7 @@ pub(crate) fn open_ssd(
     let identity = Identity::new(&IdentityConfig { serial, ..IdentityConfig::default() })?;
     let profile =
         Profile::by_name(&config.profile).with_context(|| format!("no profile \"{}\"", config.profile))?;
-    let (name, record_path) = (config.name.clone(), None);
+    let name = config.name.clone();
     let page = kept.page.unwrap_or_else(|| meter::page(config, None).0);
     Ok(Arc::new(Ssd {
         id: SsdId(at),
@@ -66,7 +66,7 @@ pub(crate) fn open_ssd(
         data_key,
         profile,
         identity,
-        record_path,
+        state: None,
         page,
         keeper,
         terms: Terms::new(config),

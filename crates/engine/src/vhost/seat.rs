@@ -9,9 +9,10 @@ use crate::admission::Admission;
 use crate::interrupts::Eventfd;
 use crate::message::SsdId;
 use crate::meter::Meter;
-use crate::seat::{COMPLETIONS_MAX, Stand, Turn, open_door, wake_fd};
+use crate::seat::{COMPLETIONS_MAX, Stand, Turn, wake_fd};
 use crate::ssd::Ssd;
 use crate::watch::{Heard, SeatDoor};
+use backend::uring::Rings;
 use block::{Backend, Completion, Now, Op, Outcome, Range, Request, Submitted, Token};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -113,8 +114,7 @@ impl Sink for Desk {
 impl VhostSeat {
     /// Opens the drive on this thread.
     pub(crate) fn new(ssd: Arc<Ssd>, device: Arc<Device>, setting: Setting, stand: &Stand<'_>) -> Self {
-        let mut backend = SeatDoor::new(open_door(&ssd, stand.rings), &ssd.watch);
-        backend.memory_changed(&setting.map);
+        let backend = SeatDoor::of(&ssd, stand.rings, &setting.map);
         let mut group = VirtQueueGroup::new(device, Arc::clone(&setting.map));
         group.set_features(setting.features);
         group.set_writeback(setting.writeback);
@@ -380,9 +380,9 @@ impl VhostSeat {
     }
 
     /// The disk is watched from now on, or not any more, or frozen, or thawed.
-    pub(crate) fn heed(&mut self, heard: Heard) {
+    pub(crate) fn heed(&mut self, rings: &Rings, heard: Heard) {
         self.desk.admission.change();
-        self.desk.backend.watch(&self.ssd.watch, heard);
+        self.desk.backend.heed(&self.ssd, rings, &self.map, heard);
     }
 
     /// Its limits were changed.

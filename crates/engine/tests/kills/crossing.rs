@@ -362,3 +362,43 @@ fn a_disk_with_requests_that_wait_for_its_limits_goes_all_the_same() {
     a.stop();
     b.stop();
 }
+
+/// A client that was there before its disk: it is answered, what it asks of the drive waits, and it goes on with the data that came.
+#[test]
+fn a_hypervisor_that_waits_for_its_guest_is_answered_before_its_disk_has_come() {
+    let hosts = Hosts::new();
+    let backend = format!("virtio-blk on {FILE}\njournal = \"DIR/vm.migration\"\n");
+    let backend = format!("{backend}hypervisor = \"DIR/qmp.sock\"\n");
+    let [a, b] = two_houses(&hosts, &backend, &backend);
+    let mut driver = guest::vhost_user::Driver::connect(a.socket("vm"), Default::default()).unwrap();
+    (0..16).for_each(|at| disk::write(&mut driver, at * 64, at as u8 + 1));
+    drop(driver);
+    until_it_is(&b, "incoming");
+    let mut waiting = guest::vhost_user::Driver::connect(b.socket("vm"), Default::default()).unwrap();
+    assert_eq!(waiting.config().sectors, 64 << 11);
+    let (first, _) = disk::place(&mut waiting, guest::vhost_user::request::IN, 3 * 64, vec![0; 4096], true);
+    waiting.queues[0].publish().unwrap();
+    b.kill();
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(waiting.queues[0].ring.take().is_none(), "nothing of the drive is there yet");
+    migrate_soon(&a, &hosts.addresses[1], terms());
+    assert_eq!(until_over(&a, || {}).state, "moved");
+    until_it_is(&b, "serving");
+    disk::wait(&mut waiting);
+    assert_eq!(first.bytes(0, 4096), [4; 4096]);
+    for at in 0..16 {
+        assert_eq!(disk::read(&mut waiting, at * 64), vec![at as u8 + 1; 4096], "block {at}");
+    }
+    b.kill();
+    assert_eq!(disk::read(&mut waiting, 64), vec![2; 4096]);
+    disk::write(&mut waiting, 64, 99);
+    drop(waiting);
+    // And back to where it went from, which waits as well.
+    let mut waiting = guest::vhost_user::Driver::connect(a.socket("vm"), Default::default()).unwrap();
+    migrate_soon(&b, &hosts.addresses[0], terms());
+    assert_eq!(until_over(&b, || {}).state, "moved");
+    assert_eq!(disk::read(&mut waiting, 64), vec![99; 4096]);
+    drop(waiting);
+    a.stop();
+    b.stop();
+}

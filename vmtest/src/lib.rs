@@ -16,5 +16,4 @@ pub mod fio;
 pub mod image;
 pub mod kernel_log;
 pub mod migration;
-pub mod qmp;
 pub mod vm;

@@ -1,82 +1,82 @@
 //! QEMU's own live migration from one guest's process to another, held where storage may pass (`pause-before-switchover`).
 
-use std::path::Path;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use anyhow::{Context, Result, bail};
+use hypervisor::{Destination, DestinationWord, Source, SourceWord, Terms};
 
 use crate::vm::Vm;
 
 const PATIENCE: Duration = Duration::from_secs(240);
 /// For the first pass over the guest's memory.
-const FIRST_BYTES_S: u64 = 128 << 20;
+const FIRST: Terms = Terms { bandwidth_bytes_s: 128 << 20, downtime_limit_ms: 1 };
 /// From then on: less than a guest writes that is at work, so that the copy does not come to its end.
-const SLOW_BYTES_S: u64 = 1 << 20;
+const SLOW: Terms = Terms { bandwidth_bytes_s: 1 << 20, downtime_limit_ms: 1 };
+const QUICK: Terms = Terms { bandwidth_bytes_s: 0, downtime_limit_ms: 2000 };
 
 /// A migration under way: memory is copied, again and again, as the guest writes it.
-pub struct Migration<'a> {
-    source: &'a mut Vm,
-    destination: &'a mut Vm,
+pub struct Migration {
+    /// The QEMU that the guest leaves.
+    pub source: Source,
+    /// The QEMU that it comes to.
+    pub destination: Destination,
 }
 
-impl<'a> Migration<'a> {
-    /// Begins to copy memory over a socket at `path`. It does not end before [`Migration::hurry`].
-    pub fn begin(source: &'a mut Vm, destination: &'a mut Vm, path: &Path) -> Result<Self> {
-        let uri = format!("unix:{}", path.display());
-        let on = |capability: &str| json!({ "capability": capability, "state": true });
-        let capabilities =
-            json!({ "capabilities": [on("events"), on("return-path"), on("pause-before-switchover")] });
-        for vm in [&mut *source, &mut *destination] {
-            vm.qmp("migrate-set-capabilities", &capabilities)?;
-        }
-        destination.qmp("migrate-incoming", &json!({ "uri": uri, "exit-on-error": false }))?;
-        let first = json!({ "max-bandwidth": FIRST_BYTES_S, "downtime-limit": 1 });
-        source.qmp("migrate-set-parameters", &first)?;
-        source.qmp("migrate", &json!({ "uri": uri }))?;
+impl Migration {
+    /// Begins to copy memory. It does not end before [`Migration::hurry`].
+    pub fn begin(source: &Vm, destination: &Vm) -> Result<Self> {
+        let (mut source, mut destination) = (source.as_source()?, destination.as_destination()?);
+        destination.check()?;
+        source.check()?;
+        let (from, to) = UnixStream::pair().context("a socket for the memory")?;
+        destination.expect(to.into())?;
+        source.begin(from.into(), &FIRST)?;
         Ok(Self { source, destination })
-    }
-
-    /// The guest, which still runs at its source.
-    pub fn guest(&mut self) -> &mut Vm {
-        self.source
     }
 
     /// Until all memory was copied once. What is written from then on is copied slowly, until [`Migration::hurry`].
     pub fn wait_first_pass(&mut self) -> Result<()> {
-        while self.source.qmp_event("MIGRATION_PASS", PATIENCE)?["data"]["pass"].as_u64() < Some(2) {}
-        self.source.qmp("migrate-set-parameters", &json!({ "max-bandwidth": SLOW_BYTES_S })).map(drop)
+        wait_for(&mut self.source, |word| matches!(word, SourceWord::Pass(2..)))?;
+        Ok(self.source.set_terms(&SLOW)?)
     }
 
     /// Copies as quickly as may be. When this returns the guest stands still, and its disks have ended all I/O.
     pub fn hurry(&mut self) -> Result<()> {
-        let quick = json!({ "max-bandwidth": 0, "downtime-limit": 2000 });
-        self.source.qmp("migrate-set-parameters", &quick)?;
-        wait_status(self.source, "pre-switchover")
+        self.source.set_terms(&QUICK)?;
+        wait_for(&mut self.source, |word| *word == SourceWord::PreSwitchover)
     }
 
-    /// Lets the guest go on at its destination.
-    pub fn switch_over(self) -> Result<()> {
-        self.source.qmp("migrate-continue", &json!({ "state": "pre-switchover" }))?;
-        wait_status(self.source, "completed").context("the source")?;
-        wait_status(self.destination, "completed").context("the destination")?;
-        self.destination.qmp("cont", &json!({})).map(drop)
+    /// Moves the guest. It stands still at its destination until that is told to run it.
+    pub fn switch_over(&mut self) -> Result<()> {
+        self.source.go_on()?;
+        wait_for(&mut self.source, |word| *word == SourceWord::Completed)?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.destination.next(left)?.context("the destination does not come to its end")? {
+                DestinationWord::Completed => return Ok(()),
+                DestinationWord::Coming => {}
+                other => bail!("instead of its end, the destination is at {other:?}"),
+            }
+        }
     }
 }
 
-fn wait_status(vm: &mut Vm, wanted: &str) -> Result<()> {
+fn wait_for(source: &mut Source, wanted: impl Fn(&SourceWord) -> bool) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let event = vm.qmp_event("MIGRATION", PATIENCE)?;
-        let status = event["data"]["status"].as_str().unwrap_or_default().to_owned();
-        if status == wanted {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let word = source.next(left)?.context("the migration does not come to its end")?;
+        if wanted(&word) {
             return Ok(());
         }
-        let ended = ["failed", "failing", "cancelled", "completed"].contains(&&*status);
-        if ended {
-            let told = vm.qmp("query-migrate", &json!({}))?;
-            anyhow::bail!("instead of {wanted}, the migration is {status}: {told}");
+        let copying = matches!(
+            word,
+            SourceWord::Copying | SourceWord::Pass(_) | SourceWord::Stopped | SourceWord::SwitchingOver
+        );
+        if !copying {
+            bail!("the migration came to {word:?}");
         }
-        ensure!(Instant::now() < deadline, "the migration does not come to {wanted}");
     }
 }

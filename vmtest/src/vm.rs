@@ -7,17 +7,20 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use hypervisor::{Destination, Qmp, Source};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::agent::{Agent, Output};
 use crate::image::Image;
-use crate::qmp::Qmp;
 
 /// A boot takes 7 s on an idle machine; a loaded one may take much longer.
 const BOOT_PATIENCE: Duration = Duration::from_secs(180);
 const COMMAND_PATIENCE: Duration = Duration::from_secs(120);
+const QMP_PATIENCE: Duration = Duration::from_secs(30);
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(60);
+/// A second QMP socket in the guest's folder, to which one connects.
+const MOVER: &str = "mover";
 /// Lines of the console that an error shows.
 const CONSOLE_TAIL_LINES: usize = 25;
 
@@ -147,7 +150,8 @@ impl VmBuilder {
         let (agent, qmp) = connect(&mut qemu).with_context(|| {
             format!("QEMU says: {}", fs::read_to_string(&errors_path).unwrap_or_default().trim())
         })?;
-        Ok(Vm { qemu, agent: Agent::new(agent), qmp: Qmp::new(qmp)?, earlier_log: String::new(), folder })
+        let qmp = Qmp::over(qmp, &folder.path().join("qmp"), QMP_PATIENCE)?;
+        Ok(Vm { qemu, agent: Agent::new(agent), qmp, earlier_log: String::new(), folder })
     }
 
     fn command(&self, image: &Image, folder: &Path) -> Command {
@@ -175,6 +179,7 @@ impl VmBuilder {
         qemu.args(["-chardev", &socket("agent"), "-device", "virtio-serial-pci"]);
         qemu.args(["-device", "virtserialport,chardev=agent,name=agent"]);
         qemu.args(["-chardev", &socket("qmp"), "-mon", "chardev=qmp,mode=control"]);
+        qemu.args(["-qmp", &format!("unix:{},server=on,wait=off", folder.join(MOVER).display())]);
         qemu.args(["-fsdev", &root, "-device", "virtio-9p-pci,fsdev=root,mount_tag=root9p"]);
         for (slot, device) in (1..).zip(&self.devices) {
             let mut device = device.clone();
@@ -270,23 +275,34 @@ impl Vm {
 
     /// Executes a QMP command.
     pub fn qmp(&mut self, command: &str, arguments: &Value) -> Result<Value> {
-        self.qmp.execute(command, arguments)
+        Ok(self.qmp.execute(command, arguments.clone())?)
     }
 
-    /// Waits for an event of QEMU's.
-    pub fn qmp_event(&mut self, name: &str, patience: Duration) -> Result<Value> {
-        let event = self.qmp.wait_event(name, patience);
-        event.with_context(|| console_tail(self.folder.path()))
+    /// A QMP socket for one who moves the guest. It has one client at a time.
+    pub fn mover_socket(&self) -> PathBuf {
+        self.folder.path().join(MOVER)
+    }
+
+    /// This guest as one that leaves.
+    pub fn as_source(&self) -> Result<Source> {
+        Ok(Source::connect(&self.mover_socket(), QMP_PATIENCE)?)
+    }
+
+    /// This QEMU as one that a guest comes to.
+    pub fn as_destination(&self) -> Result<Destination> {
+        Ok(Destination::connect(&self.mover_socket(), QMP_PATIENCE)?)
     }
 
     /// Hot-unplugs a device and waits until the guest has let it go.
     pub fn unplug(&mut self, id: &str) -> Result<()> {
-        self.qmp.execute("device_del", &json!({ "id": id }))?;
+        self.qmp.execute("device_del", json!({ "id": id }))?;
+        let deadline = Instant::now() + Duration::from_secs(60);
         loop {
-            let event = self.qmp.wait_event("DEVICE_DELETED", Duration::from_secs(60));
+            let event = self.qmp.event(deadline.saturating_duration_since(Instant::now()));
             let event =
                 event.with_context(|| self.qemu.fate()).with_context(|| console_tail(self.folder.path()))?;
-            if event["data"]["device"] == id {
+            let event = event.with_context(|| format!("{id} is not let go"))?;
+            if event.name == "DEVICE_DELETED" && event.data["device"] == id {
                 return Ok(());
             }
         }
@@ -296,7 +312,7 @@ impl Vm {
     pub fn plug_vfio_user(&mut self, id: &str, socket: &Path, slot: usize) -> Result<()> {
         let mut device = vfio_user_device(id, socket);
         device["bus"] = json!(format!("port{slot}"));
-        self.qmp.execute("device_add", &device).map(drop)
+        Ok(self.qmp.execute("device_add", device).map(drop)?)
     }
 
     /// What the guest wrote on its console.

@@ -130,17 +130,17 @@ fn move_a_guest(meanwhile: impl Fn(&mut Daemon) -> Result<()>) -> Result<()> {
     begin_io(&mut source)?;
     let id = boot_id(&mut source)?;
     let mut destination = there.guest().await_migration(&image)?;
-    let mut migration =
-        Migration::begin(&mut source, &mut destination, &there.folder.path().join("migration"))?;
+    let mut migration = Migration::begin(&source, &destination)?;
     // What is read from now on was copied before: only the device's log tells of it.
     migration.wait_first_pass()?;
-    migration.guest().run_ok("touch /run/hold")?;
+    source.run_ok("touch /run/hold")?;
     meanwhile(&mut here.daemon)?;
-    wait_for(migration.guest(), "/run/buffer.held")?;
-    wait_for(migration.guest(), "/run/held")?;
+    wait_for(&mut source, "/run/buffer.held")?;
+    wait_for(&mut source, "/run/held")?;
     migration.hurry()?;
     copy_disk(&here.image(), &there.image())?;
     migration.switch_over()?;
+    migration.destination.run()?;
     source.kill();
     destination.run_ok("touch /run/moved")?;
     wait_for(&mut destination, "/run/buffer.done")?;

@@ -1,13 +1,35 @@
 //! What Godwit asks of a stock QEMU when a guest moves, over QMP (QEMU's machine protocol).
 //!
+//! ```text
+//!   Source                                             Destination
+//!   check, devices                                     check, devices
+//!                                                      expect(fd)
+//!   begin(fd) ======= the guest's memory =============>  Coming
+//!   Pass.., Stopped, PreSwitchover                                    (storage: the last pass; ready)
+//!   go_on ============ the rest, device states ========>
+//!   Completed                                          Completed      (storage: granted)
+//!   quit                                               run            (storage: owned)
+//! ```
+//! Until `Completed` the source runs the guest again by itself on any failure; from then on nobody runs it before he is told to.
+//!
 //! Plain threads: every call has an end, however the other side behaves, and bounded memory. QEMU is not trusted more than any other client:
 //! what it says is a value or an [`Error`].
 //!
-//! What this crate does *not* do: it starts no QEMU, and knows no hypervisor but QEMU.
+//! What this crate does *not* do: it starts no QEMU, carries no memory (that goes through the socket that QEMU is handed), and knows no hypervisor but QEMU.
 #![forbid(unsafe_code)]
 
+pub mod destination;
+pub mod device;
 mod error;
+pub mod migration;
+#[cfg(test)]
+mod peer;
 pub mod qmp;
+pub mod source;
 
+pub use destination::{Destination, DestinationNow, DestinationWord};
+pub use device::{Device, Interface, PciAddress};
 pub use error::{Error, Fault};
+pub use migration::Status;
 pub use qmp::Qmp;
+pub use source::{Progress, Source, SourceNow, SourceWord, Terms};

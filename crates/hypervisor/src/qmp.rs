@@ -126,6 +126,19 @@ impl Qmp {
         self.ask(command, arguments, None).map_err(|fault| self.error(command, fault))
     }
 
+    /// The same with a patience of its own.
+    pub fn execute_within(
+        &mut self,
+        patience: Duration,
+        command: &str,
+        arguments: Value,
+    ) -> Result<Value, Error> {
+        let usual = std::mem::replace(&mut self.patience, patience);
+        let said = self.execute(command, arguments);
+        self.patience = usual;
+        said
+    }
+
     /// Executes a command that takes a descriptor along, as `getfd` does. QEMU gets a duplicate.
     pub fn execute_with_fd(
         &mut self,

@@ -1,81 +1,17 @@
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use serde_json::{Value, json};
 
 use super::{EVENTS_MAX, Event, LINE_BYTES_MAX, Qmp, Version};
-use crate::error::{Error, Fault};
+use crate::error::Fault;
+use crate::peer::{PATIENCE, Peer, event, greeted, over, with_peer};
 
-const PATIENCE: Duration = Duration::from_secs(20);
 const SHORT: Duration = Duration::from_millis(50);
-const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 3, "minor": 1, "major": 11}, "package": "Debian"}, "capabilities": ["oob"]}}"#;
-
-/// The other end of the socket: what QEMU would say, as told.
-struct Peer {
-    stream: BufReader<UnixStream>,
-}
-
-impl Peer {
-    fn say(&mut self, text: &str) {
-        // The other side may be gone.
-        let _ = self.stream.get_mut().write_all(text.as_bytes());
-    }
-
-    /// The next command.
-    fn hear(&mut self) -> Value {
-        let mut line = String::new();
-        self.stream.read_line(&mut line).unwrap();
-        serde_json::from_str(&line).unwrap()
-    }
-
-    /// Answers the next command with `{}`.
-    fn accept(&mut self) -> Value {
-        let command = self.hear();
-        self.answer(&command, &json!({}));
-        command
-    }
-
-    fn answer(&mut self, command: &Value, value: &Value) {
-        self.say(&format!("{}\n", json!({ "return": value, "id": command["id"] })));
-    }
-
-    fn greet(&mut self) {
-        self.say(&format!("{GREETING}\r\n"));
-        assert_eq!(self.accept()["execute"], "qmp_capabilities");
-    }
-}
-
-fn with_peer<T: Send + 'static>(
-    script: impl FnOnce(Peer) -> T + Send + 'static,
-) -> (UnixStream, JoinHandle<T>) {
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    let thread = std::thread::spawn(move || script(Peer { stream: BufReader::new(theirs) }));
-    (ours, thread)
-}
-
-/// A connection past the greeting, and a peer that does `script` then.
-fn greeted<T: Send + 'static>(script: impl FnOnce(Peer) -> T + Send + 'static) -> (Qmp, JoinHandle<T>) {
-    let (ours, thread) = with_peer(|mut peer| {
-        peer.greet();
-        script(peer)
-    });
-    (over(ours, PATIENCE).unwrap(), thread)
-}
-
-fn over(stream: UnixStream, patience: Duration) -> Result<Qmp, Error> {
-    Qmp::over(stream, Path::new("/run/vm.qmp"), patience)
-}
-
-fn event(name: &str) -> String {
-    format!("{}\n", json!({ "event": name, "timestamp": { "seconds": 1, "microseconds": 2 } }))
-}
-
 #[test]
 fn a_command_is_answered_and_the_version_is_the_greetings() {
     let (mut qmp, peer) = greeted(|mut peer| {

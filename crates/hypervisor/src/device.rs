@@ -1,0 +1,179 @@
+//! Which of QEMU's devices are served over which unix sockets.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use crate::error::{Error, Fault, quote};
+use crate::qmp::Qmp;
+
+/// Devices that have an id, and those that have none.
+const SHELVES: [&str; 2] = ["/machine/peripheral", "/machine/peripheral-anon"];
+/// Bridges behind bridges.
+const DEPTH_MAX: usize = 32;
+
+/// How a device is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interface {
+    /// A virtio-blk disk by vhost-user. QEMU migrates all of it but the disk's data.
+    VhostUserBlk,
+    /// Any PCI device by vfio-user. QEMU migrates nothing of it, and does not say so.
+    VfioUser,
+}
+
+/// Where a PCI device is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PciAddress {
+    /// As the guest's firmware numbered it.
+    pub bus: u8,
+    /// 0 to 31.
+    pub slot: u8,
+    /// 0 to 7.
+    pub function: u8,
+}
+
+impl fmt::Display for PciAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:02x}:{:02x}.{}", self.bus, self.slot, self.function)
+    }
+}
+
+/// A device of the guest's that a process outside QEMU serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// The `id` that QEMU was given for it.
+    pub id: Option<String>,
+    /// Its path in QEMU's object model.
+    pub path: String,
+    /// How it is served.
+    pub interface: Interface,
+    /// The server's socket, as QEMU was told it: it may be relative to QEMU's working folder.
+    pub socket: PathBuf,
+    /// Unknown while the guest's firmware has not numbered the bus, for a device without an id, and for one that is not on PCI.
+    pub address: Option<PciAddress>,
+    /// Why the device cannot be migrated as it is, and what to do.
+    pub problem: Option<String>,
+}
+
+pub(crate) fn devices(qmp: &mut Qmp) -> Result<Vec<Device>, Error> {
+    let mut found = Vec::new();
+    for shelf in SHELVES {
+        for (name, kind) in children(qmp, shelf)? {
+            let path = format!("{shelf}/{name}");
+            let id = (shelf == SHELVES[0]).then_some(name);
+            if kind == "vfio-user-pci" {
+                found.push(vfio_user(qmp, id, path)?);
+            } else if kind.starts_with("vhost-user-blk") {
+                found.push(vhost_user_blk(qmp, id, path)?);
+            }
+        }
+    }
+    if found.iter().any(|device| device.id.is_some()) {
+        let addresses = addresses(qmp)?;
+        for device in &mut found {
+            device.address = device.id.as_ref().and_then(|id| addresses.get(id).copied());
+        }
+    }
+    Ok(found)
+}
+
+/// An object's children: their names and types.
+fn children(qmp: &mut Qmp, path: &str) -> Result<Vec<(String, String)>, Error> {
+    let told = qmp.execute("qom-list", json!({ "path": path }))?;
+    let child = |one: &Value| {
+        let kind = one["type"].as_str()?.strip_prefix("child<")?.strip_suffix('>')?;
+        Some((one["name"].as_str()?.to_owned(), kind.to_owned()))
+    };
+    Ok(told.as_array().into_iter().flatten().filter_map(child).collect())
+}
+
+fn vhost_user_blk(qmp: &mut Qmp, id: Option<String>, path: String) -> Result<Device, Error> {
+    let chardev = qmp.execute("qom-get", json!({ "path": path, "property": "chardev" }))?;
+    let chardevs = qmp.execute("query-chardev", json!({}))?;
+    let one = chardevs.as_array().into_iter().flatten().find(|one| one["label"] == chardev);
+    let file = one.and_then(|one| one["filename"].as_str()).unwrap_or_default();
+    let Some((socket, connected)) = unix_socket(file) else {
+        let text =
+            format!("the disk {path} has no unix socket, but {}: migrate the guest without it", quote(file));
+        return Err(qmp.error("devices", Fault::Unfit(text)));
+    };
+    let problem = (!connected).then(|| "QEMU is not connected to the disk's server".to_owned());
+    Ok(Device { id, path, interface: Interface::VhostUserBlk, socket, address: None, problem })
+}
+
+/// The path in `unix:PATH`, `unix:PATH,server=on` and `disconnected:unix:PATH`, and whether it is connected.
+fn unix_socket(file: &str) -> Option<(PathBuf, bool)> {
+    let connected = file.strip_prefix("disconnected:");
+    let path = connected.unwrap_or(file).strip_prefix("unix:")?;
+    let path = path.strip_suffix(",server=on").unwrap_or(path);
+    (!path.is_empty()).then(|| (PathBuf::from(path), connected.is_none()))
+}
+
+/// The property `socket` can be set and not read. QEMU names the device's memory regions after it.
+fn vfio_user(qmp: &mut Qmp, id: Option<String>, path: String) -> Result<Device, Error> {
+    let regions = children(qmp, &path)?;
+    let Some(socket) = regions.iter().find_map(|(name, _)| region_socket(name)) else {
+        let text = format!(
+            "of the device {path} no region names its socket, so nobody can tell whose it is: unplug it"
+        );
+        return Err(qmp.error("devices", Fault::Unfit(text)));
+    };
+    let problem = id.is_none().then(|| {
+        "a vfio-user device without an id cannot be migrated: start QEMU with an id for it (-device vfio-user-pci,id=...)"
+            .to_owned()
+    });
+    Ok(Device { id, path, interface: Interface::VfioUser, socket, address: None, problem })
+}
+
+/// The path in `vfio-user:PATH base BAR 0[0]`, in which QEMU writes slashes and brackets as `\x2f`.
+fn region_socket(name: &str) -> Option<PathBuf> {
+    let rest = name.strip_prefix("vfio-user:")?;
+    let end = rest.rfind(" base BAR ")?;
+    let mut bytes = Vec::new();
+    let mut rest = &rest[..end];
+    while let Some(at) = rest.find("\\x") {
+        bytes.extend_from_slice(&rest.as_bytes()[..at]);
+        let code = rest.get(at + 2..at + 4)?;
+        bytes.push(u8::from_str_radix(code, 16).ok()?);
+        rest = &rest[at + 4..];
+    }
+    bytes.extend_from_slice(rest.as_bytes());
+    (!bytes.is_empty()).then(|| PathBuf::from(OsString::from_vec(bytes)))
+}
+
+/// By id, of all devices on PCI that have one.
+fn addresses(qmp: &mut Qmp) -> Result<HashMap<String, PciAddress>, Error> {
+    let told = qmp.execute("query-pci", json!({}))?;
+    let mut found = HashMap::new();
+    for bus in told.as_array().into_iter().flatten() {
+        collect(&bus["devices"], DEPTH_MAX, &mut found);
+    }
+    Ok(found)
+}
+
+fn collect(devices: &Value, depth: usize, found: &mut HashMap<String, PciAddress>) {
+    for device in devices.as_array().into_iter().flatten().filter(|_| depth > 0) {
+        if let (Some(id), Some(address)) =
+            (device["qdev_id"].as_str().filter(|id| !id.is_empty()), address(device))
+        {
+            found.insert(id.to_owned(), address);
+        }
+        collect(&device["pci_bridge"]["devices"], depth - 1, found);
+    }
+}
+
+fn address(device: &Value) -> Option<PciAddress> {
+    let number = |name: &str| device[name].as_u64();
+    Some(PciAddress {
+        bus: number("bus")?.try_into().ok()?,
+        slot: number("slot").filter(|slot| *slot < 32)?.try_into().ok()?,
+        function: number("function").filter(|function| *function < 8)?.try_into().ok()?,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,10 +1,17 @@
-//! Crate `hypervisor` against real QEMUs: what it is told of a guest's devices, and of a migration that is given up.
+//! Crate `hypervisor` against real QEMUs: what it is told of a guest's devices, a migration that is given up, and the PCI state of an NVMe device that comes to
+//! another QEMU. The controller's own state is not moved here, so the guest leaves its disk alone afterwards.
 
+use std::fs;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use hypervisor::{DestinationNow, DestinationWord, Interface, PciAddress, SourceNow, SourceWord};
+use hypervisor::{
+    DestinationNow, DestinationWord, Device, Interface, PciAddress, PciState, Qmp, SourceNow, SourceWord,
+    Terms,
+};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use vmtest::daemon::{Backend, Daemon, Ssd};
 use vmtest::image::Image;
@@ -85,7 +92,7 @@ fn a_migration_that_is_given_up_leaves_the_guest_where_it_is() -> Result<()> {
     // To try again on the same source: with nobody at the other end it fails, and the guest runs on.
     let (from, to) = UnixStream::pair().context("a socket for the memory")?;
     drop(to);
-    mover.begin(from.into(), &hypervisor::Terms { bandwidth_bytes_s: 0, downtime_limit_ms: 300 })?;
+    mover.begin(from.into(), &Terms { bandwidth_bytes_s: 0, downtime_limit_ms: 300 })?;
     let why = loop {
         match mover.next(PATIENCE)?.context("the source says nothing")? {
             SourceWord::Failed { why } => break why,
@@ -96,5 +103,97 @@ fn a_migration_that_is_given_up_leaves_the_guest_where_it_is() -> Result<()> {
     ensure!(mover.now()? == SourceNow::Runs, "{:?}", mover.now()?);
     source.run_ok("dd if=/dev/nvme0n1 of=/dev/null bs=1M count=1 2>&1")?;
     waits.quit()?;
+    Ok(())
+}
+
+/// The NVMe device, as QEMU itself lists it: regions, where they are decoded, and the interrupt line.
+fn listed(qmp: &mut Qmp) -> Result<Value> {
+    fn find(devices: &Value) -> Option<&Value> {
+        let devices = devices.as_array()?;
+        let here = devices.iter().find(|device| device["qdev_id"] == "a");
+        here.or_else(|| devices.iter().find_map(|device| find(&device["pci_bridge"]["devices"])))
+    }
+    let told = qmp.execute("query-pci", json!({}))?;
+    find(&told[0]["devices"]).cloned().context("QEMU lists no device a")
+}
+
+/// What the keeper holds for its clients.
+fn eventfds(daemon: &Daemon) -> Result<usize> {
+    let folder = fs::read_dir(format!("/proc/{}/fd", daemon.pid())).context("the keeper's descriptors")?;
+    let target = |entry: std::io::Result<fs::DirEntry>| fs::read_link(entry.ok()?.path()).ok();
+    Ok(folder.filter_map(target).filter(|target| target == Path::new("anon_inode:[eventfd]")).count())
+}
+
+/// Moves a guest that has an NVMe disk; the state that came along, and the time that it took to restore it.
+fn move_pci(guest: impl Fn(&Host) -> VmBuilder, config_file: &str) -> Result<(PciState, Duration)> {
+    let image = Image::ensure()?;
+    let (here, there) = (Host::start()?, Host::start()?);
+    let mut source = guest(&here).boot(&image)?;
+    source.run_ok(
+        "modprobe nvme; for i in $(seq 100); do [ -b /dev/nvme0n1 ] && exit; sleep 0.1; done; exit 1",
+    )?;
+    source.run_ok("for cpu in 1 2; do taskset $cpu dd if=/dev/nvme0n1 of=/dev/null bs=64k count=8 iflag=direct 2>&1; done")?;
+    let config = source.run_ok(&format!("od -A x -t x4 {config_file}"))?;
+    let mut destination = guest(&there).await_migration(&image)?;
+    let mut migration = Migration::begin(&source, &destination)?;
+    let device = nvme(migration.source.devices()?)?;
+    let refused = migration.source.pci_state(&device).err().context("a guest that runs")?;
+    ensure!(refused.to_string().contains("the guest runs"), "{refused}");
+    migration.hurry()?;
+    let state = migration.source.pci_state(&device)?;
+    let wanted = listed(migration.source.qmp())?;
+    migration.switch_over()?;
+
+    let device = nvme(migration.destination.devices()?)?;
+    let before = eventfds(&there.daemon)?;
+    ensure!(migration.destination.pci_state(&device)? != state, "QEMU has brought the device along");
+    let mut other = state.clone();
+    other.config[0] ^= 1;
+    ensure!(migration.destination.restore_pci(&device, &other).is_err(), "the state of another device");
+    let mut short = state.clone();
+    short.vectors.pop();
+    ensure!(migration.destination.restore_pci(&device, &short).is_err(), "a table that is too short");
+    ensure!(listed(migration.destination.qmp())? != wanted, "what was refused was written");
+    let begun = Instant::now();
+    migration.destination.restore_pci(&device, &state)?;
+    let took = begun.elapsed();
+    ensure!(migration.destination.pci_state(&device)? == state, "another state than was restored");
+    ensure!(
+        listed(migration.destination.qmp())? == wanted,
+        "QEMU lists {:?}",
+        listed(migration.destination.qmp())?
+    );
+    let unmasked = state.vectors.iter().filter(|vector| !vector.masked).count();
+    // That of the pin goes when MSI-X comes.
+    let (had, has) = (before - 1, eventfds(&there.daemon)?);
+    ensure!(unmasked >= 2 && has == had + unmasked, "{has} eventfds, {had} and {unmasked} vectors");
+    migration.destination.restore_pci(&device, &state).context("once more")?;
+    migration.destination.run()?;
+    let came = destination.run_ok(&format!("od -A x -t x4 {config_file}"))?;
+    ensure!(came == config, "the guest sees\n{came}\nand had\n{config}");
+    Ok((state, took))
+}
+
+fn nvme(devices: Vec<Device>) -> Result<Device> {
+    devices.into_iter().find(|device| device.interface == Interface::VfioUser).context("no vfio-user device")
+}
+
+#[test]
+fn an_nvme_device_behind_a_port_has_its_addresses_and_its_interrupts_at_the_destination() -> Result<()> {
+    let (state, took) = move_pci(Host::guest, "/sys/bus/pci/devices/0000:01:00.0/config")?;
+    eprintln!("{} vectors, {took:?}", state.vectors.len());
+    ensure!(state.vectors.len() > 2 && state.vectors.iter().any(|vector| vector.masked), "{state:?}");
+    Ok(())
+}
+
+#[test]
+fn an_nvme_device_on_an_old_machines_bus_has_them_too() -> Result<()> {
+    let guest = |host: &Host| {
+        let socket = json!({ "type": "unix", "path": host.daemon.socket("a") });
+        let device = json!({ "driver": "vfio-user-pci", "id": "a", "addr": "1e.0", "socket": socket });
+        Vm::builder().root_in_memory().arguments(["-machine", "pc", "-device", &device.to_string()])
+    };
+    let (_, took) = move_pci(guest, "/sys/bus/pci/devices/0000:00:1e.0/config")?;
+    eprintln!("{took:?}");
     Ok(())
 }

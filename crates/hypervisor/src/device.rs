@@ -13,8 +13,6 @@ use crate::qmp::Qmp;
 
 /// Devices that have an id, and those that have none.
 const SHELVES: [&str; 2] = ["/machine/peripheral", "/machine/peripheral-anon"];
-/// Bridges behind bridges.
-const DEPTH_MAX: usize = 32;
 
 /// How a device is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,23 +144,38 @@ fn region_socket(name: &str) -> Option<PathBuf> {
 }
 
 /// By id, of all devices on PCI that have one.
-fn addresses(qmp: &mut Qmp) -> Result<HashMap<String, PciAddress>, Error> {
+pub(crate) fn addresses(qmp: &mut Qmp) -> Result<HashMap<String, PciAddress>, Error> {
     let told = qmp.execute("query-pci", json!({}))?;
     let mut found = HashMap::new();
-    for bus in told.as_array().into_iter().flatten() {
-        collect(&bus["devices"], DEPTH_MAX, &mut found);
-    }
+    on_pci(&told, |id, device| {
+        if let Some(address) = address(device) {
+            found.insert(id.to_owned(), address);
+        }
+    });
     Ok(found)
 }
 
-fn collect(devices: &Value, depth: usize, found: &mut HashMap<String, PciAddress>) {
-    for device in devices.as_array().into_iter().flatten().filter(|_| depth > 0) {
-        if let (Some(id), Some(address)) =
-            (device["qdev_id"].as_str().filter(|id| !id.is_empty()), address(device))
-        {
-            found.insert(id.to_owned(), address);
+/// Where QEMU decodes a device's base addresses, from what `query-pci` told: numbers and addresses.
+pub(crate) fn regions(told: &Value, id: &str) -> Vec<(u64, u64)> {
+    let mut found = Vec::new();
+    on_pci(told, |found_id, device| {
+        let regions = device["regions"].as_array().into_iter().flatten();
+        let regions = regions.filter_map(|one| Some((one["bar"].as_u64()?, one["address"].as_u64()?)));
+        found.extend(regions.filter(|_| found_id == id));
+    });
+    found
+}
+
+/// Each device with an id.
+fn on_pci(told: &Value, mut each: impl FnMut(&str, &Value)) {
+    let mut lists: Vec<&Value> = told.as_array().into_iter().flatten().map(|bus| &bus["devices"]).collect();
+    while let Some(list) = lists.pop() {
+        for device in list.as_array().into_iter().flatten() {
+            if let Some(id) = device["qdev_id"].as_str().filter(|id| !id.is_empty()) {
+                each(id, device);
+            }
+            lists.push(&device["pci_bridge"]["devices"]);
         }
-        collect(&device["pci_bridge"]["devices"], depth - 1, found);
     }
 }
 

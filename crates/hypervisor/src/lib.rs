@@ -6,9 +6,11 @@
 //!                                                      expect(fd)
 //!   begin(fd) ======= the guest's memory =============>  Coming
 //!   Pass.., Stopped, PreSwitchover                                    (storage: the last pass; ready)
+//!   pci_state =====================================================>  (a record of the storage's)
 //!   go_on ============ the rest, device states ========>
-//!   Completed                                          Completed      (storage: granted)
-//!   quit                                               run            (storage: owned)
+//!   Completed                                          Completed      (storage: granted, owned)
+//!                                                      restore_pci
+//!   quit                                               run
 //! ```
 //! Until `Completed` the source runs the guest again by itself on any failure; from then on nobody runs it before he is told to.
 //!
@@ -21,7 +23,10 @@
 pub mod destination;
 pub mod device;
 mod error;
+mod gdb;
+mod human;
 pub mod migration;
+pub mod pci;
 #[cfg(test)]
 mod peer;
 pub mod qmp;
@@ -31,5 +36,6 @@ pub use destination::{Destination, DestinationNow, DestinationWord};
 pub use device::{Device, Interface, PciAddress};
 pub use error::{Error, Fault};
 pub use migration::Status;
+pub use pci::{PciState, Vector};
 pub use qmp::Qmp;
 pub use source::{Progress, Source, SourceNow, SourceWord, Terms};

@@ -116,6 +116,11 @@ impl Qmp {
         self.version
     }
 
+    /// How long each command may take.
+    pub fn patience(&self) -> Duration {
+        self.patience
+    }
+
     /// How long each command may take from now on.
     pub fn set_patience(&mut self, patience: Duration) {
         self.patience = patience;

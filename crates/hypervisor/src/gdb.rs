@@ -1,0 +1,148 @@
+//! QEMU's server for debuggers, of which Godwit wants one thing that neither QMP nor the human monitor has: writes to the guest's physical memory, devices' registers too.
+//!
+//! QEMU is handed one end of a socket pair, so nobody else can connect. The server is there for as long as [`Gdb::with`] runs.
+
+use std::io::{Read as _, Write as _};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::error::{Error, Fault, quote};
+use crate::qmp::Qmp;
+
+/// The names of the descriptor and of the character device at QEMU.
+const NAME: &str = "godwit-gdb";
+/// QEMU's own name for a debugger's connection that somebody else has asked for.
+const OTHERS_NAME: &str = "gdb";
+/// An answer is a few bytes.
+const ANSWER_BYTES_MAX: usize = 4096;
+
+/// A debugger's connection to QEMU.
+#[derive(Debug)]
+pub(crate) struct Gdb {
+    socket: UnixStream,
+    patience: Duration,
+}
+
+impl Gdb {
+    /// Does `work` with a debugger's connection, and takes it down again. The guest must stand still: it is stopped by a debugger that connects.
+    pub(crate) fn with<T>(
+        qmp: &mut Qmp,
+        work: impl FnOnce(&mut Qmp, &mut Gdb) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let chardevs = qmp.execute("query-chardev", json!({}))?;
+        let mut labels = chardevs.as_array().into_iter().flatten().map(|one| &one["label"]);
+        if labels.clone().any(|label| label == OTHERS_NAME) {
+            let text =
+                "a debugger's server runs (gdbserver, -gdb or -s): end it with 'gdbserver none'".to_owned();
+            return Err(qmp.error("write to the guest's memory", Fault::Unfit(text)));
+        }
+        if labels.any(|label| label == NAME) {
+            // Of one who was killed at this.
+            Gdb::end(qmp)?;
+        }
+        let worked = Gdb::open(qmp).and_then(|mut gdb| {
+            let worked = work(qmp, &mut gdb);
+            let closed =
+                gdb.ask("Qqemu.PhyMemMode:0").map_err(|fault| qmp.error("end the debugger's server", fault));
+            worked.and_then(|value| closed.map(|()| value))
+        });
+        let ended = Gdb::end(qmp);
+        worked.and_then(|value| ended.map(|()| value))
+    }
+
+    fn end(qmp: &mut Qmp) -> Result<(), Error> {
+        qmp.human("gdbserver none")?;
+        // It goes with the server, if that had taken it.
+        match qmp.execute("chardev-remove", json!({ "id": NAME })) {
+            Err(error) if !error.is_an_answer() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn open(qmp: &mut Qmp) -> Result<Gdb, Error> {
+        let failed = |qmp: &Qmp, fault| qmp.error("start a debugger's server", fault);
+        let (socket, theirs) = UnixStream::pair().map_err(|error| failed(qmp, Fault::Io(error)))?;
+        qmp.execute_with_fd("getfd", json!({ "fdname": NAME }), theirs.as_fd())?;
+        let address = json!({ "type": "fd", "data": { "str": NAME } });
+        let backend = json!({ "type": "socket", "data": { "addr": address, "server": false } });
+        qmp.execute("chardev-add", json!({ "id": NAME, "backend": backend }))?;
+        let said = qmp.human(&format!("gdbserver chardev:{NAME}"))?;
+        let mut gdb = Gdb { socket, patience: qmp.patience() };
+        gdb.ask("Qqemu.PhyMemMode:1").map_err(|fault| {
+            let fault = Fault::NotUnderstood(format!("{}; {fault}", quote(said.trim())));
+            failed(qmp, fault)
+        })?;
+        Ok(gdb)
+    }
+
+    /// Writes to physical memory: from its beginning on, with the widest accesses that a device takes.
+    pub(crate) fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), Fault> {
+        use std::fmt::Write as _;
+        let mut packet = format!("M{address:x},{:x}:", bytes.len());
+        for byte in bytes {
+            let _ = write!(packet, "{byte:02x}");
+        }
+        self.ask(&packet)
+    }
+
+    /// A command whose answer is OK.
+    fn ask(&mut self, command: &str) -> Result<(), Fault> {
+        let deadline = Instant::now() + self.patience;
+        let sum = command.bytes().fold(0u8, u8::wrapping_add);
+        let packet = format!("${command}#{sum:02x}");
+        self.socket.set_write_timeout(Some(self.patience)).map_err(Fault::Io)?;
+        self.socket.write_all(packet.as_bytes()).map_err(|error| self.fault(error))?;
+        let answer = self.answer(deadline)?;
+        self.socket.write_all(b"+").map_err(|error| self.fault(error))?;
+        match answer.as_str() {
+            "OK" => Ok(()),
+            other => {
+                let said = if other.is_empty() { "it does not know of it" } else { other };
+                Err(Fault::Refused { class: "gdb".to_owned(), description: quote(said) })
+            }
+        }
+    }
+
+    /// What is between `$` and `#`. Acknowledgements before it are skipped; its sum is not looked at, on a socket.
+    fn answer(&mut self, deadline: Instant) -> Result<String, Fault> {
+        let mut heard: Vec<u8> = Vec::new();
+        loop {
+            let packet = heard.iter().position(|byte| *byte == b'$');
+            let end = heard.iter().position(|byte| *byte == b'#');
+            if let (Some(begin), Some(end)) = (packet, end.filter(|end| end + 3 <= heard.len()))
+                && begin < end
+            {
+                return Ok(String::from_utf8_lossy(&heard[begin + 1..end]).into_owned());
+            }
+            if heard.len() > ANSWER_BYTES_MAX {
+                return Err(Fault::TooLong(ANSWER_BYTES_MAX));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Fault::Patience(self.patience));
+            }
+            self.socket.set_read_timeout(Some(left)).map_err(Fault::Io)?;
+            let mut bytes = [0; 256];
+            match self.socket.read(&mut bytes) {
+                Ok(0) => return Err(Fault::Closed),
+                Ok(count) => heard.extend_from_slice(&bytes[..count]),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.fault(error)),
+            }
+        }
+    }
+
+    fn fault(&self, error: std::io::Error) -> Fault {
+        match error.kind() {
+            std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut => Fault::Patience(self.patience),
+            std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset => Fault::Closed,
+            _ => Fault::Io(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

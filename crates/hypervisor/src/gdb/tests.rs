@@ -1,0 +1,82 @@
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::{ANSWER_BYTES_MAX, Gdb, NAME};
+use crate::error::Fault;
+use crate::peer::{PATIENCE, qemu};
+
+/// What became of a write to a debugger's server that answers this, and what it heard.
+fn write(answer: &[u8], patience: Duration) -> (Result<(), Fault>, Vec<u8>) {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    theirs.write_all(answer).unwrap();
+    let mut gdb = Gdb { socket: ours, patience };
+    let done = gdb.write(0xfe20_4000, &[0xfe, 0x01]);
+    drop(gdb);
+    let mut heard = Vec::new();
+    // An answer that was not read is a reset to the other side.
+    let _ = theirs.read_to_end(&mut heard);
+    (done, heard)
+}
+
+#[test]
+fn a_write_is_a_packet_with_a_sum_and_its_answer_is_acknowledged() {
+    let (done, heard) = write(b"+$OK#9a", PATIENCE);
+    done.unwrap();
+    assert_eq!(heard, b"$Mfe204000,2:fe01#02+");
+}
+
+#[test]
+fn what_is_no_ok_is_an_error_and_no_hang() {
+    let short = Duration::from_millis(50);
+    for refused in [&b"+$E22#a9"[..], b"+$#00", b"$OKAY#00", b"#9a$OK", b"+$\xff\xff#00"] {
+        let (done, _) = write(refused, short);
+        assert!(done.is_err(), "{refused:?}");
+    }
+    assert!(matches!(write(b"", short).0, Err(Fault::Patience(_))));
+    assert!(matches!(write(b"+++$OK", short).0, Err(Fault::Patience(_))));
+    assert!(matches!(write(&[b'+'; 2 * ANSWER_BYTES_MAX], short).0, Err(Fault::TooLong(_))));
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    drop(theirs);
+    let mut gdb = Gdb { socket: ours, patience: PATIENCE };
+    assert!(matches!(gdb.write(0, &[0]), Err(Fault::Closed)));
+}
+
+#[test]
+fn a_debugger_of_somebody_elses_is_left_alone() {
+    let (mut qmp, peer) = qemu(|command, _| match command {
+        "query-chardev" => {
+            Ok(json!([{ "label": "gdb", "filename": "disconnected:tcp:0.0.0.0:1234,server=on" }]))
+        }
+        _ => Err("what?"),
+    });
+    let error = Gdb::with(&mut qmp, |_, _| Ok(())).unwrap_err();
+    assert!(error.is_an_answer() && error.to_string().contains("gdbserver none"), "{error}");
+    drop(qmp);
+    assert_eq!(peer.join().unwrap().last().unwrap(), "query-chardev");
+}
+
+#[test]
+fn a_server_that_was_left_is_ended_first_and_one_that_does_not_answer_afterwards() {
+    let (send, heard) = std::sync::mpsc::channel();
+    let (mut qmp, peer) = qemu(move |command, arguments| match command {
+        "query-chardev" => Ok(json!([{ "label": NAME, "filename": "unix:" }])),
+        "human-monitor-command" => {
+            let line = arguments["command-line"].as_str().unwrap().to_owned();
+            send.send(line).unwrap();
+            Ok(json!("gdbstub: current accelerator doesn't support guest debugging"))
+        }
+        _ => Ok(json!({})),
+    });
+    // It has no end of the socket pair, and says nothing.
+    qmp.set_patience(Duration::from_millis(500));
+    let error = Gdb::with(&mut qmp, |_, _| Ok(())).unwrap_err();
+    assert!(error.to_string().contains("doesn't support guest debugging"), "{error}");
+    drop(qmp);
+    let asked = peer.join().unwrap();
+    assert_eq!(asked.iter().filter(|name| *name == "chardev-remove").count(), 2);
+    let lines: Vec<String> = heard.iter().collect();
+    assert_eq!(lines, ["gdbserver none", "gdbserver chardev:godwit-gdb", "gdbserver none"]);
+}

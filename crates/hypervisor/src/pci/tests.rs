@@ -1,0 +1,217 @@
+use super::plan::{CONFIG_BYTES, MsixTable, Plan, Step, capabilities, plan, table};
+use super::{PciState, Vector, row};
+
+/// Godwit's NVMe device under Linux, as QEMU 11.1.3 gives it.
+fn running() -> [u8; CONFIG_BYTES] {
+    let mut config = powered_on();
+    for (offset, value) in [
+        (0x04, 0x0010_0506u32),
+        (0x10, 0xfe20_0004),
+        (0x14, 0x0000_0001),
+        (0x20, 0xfe20_4004),
+        (0x3c, 0x0000_010b),
+        (0x50, 0x8080_6011),
+        (0x68, 0x0000_2817),
+    ] {
+        set(&mut config, offset, value);
+    }
+    config
+}
+
+/// The same before a guest has touched it.
+fn powered_on() -> [u8; CONFIG_BYTES] {
+    let mut config = [0; CONFIG_BYTES];
+    for (offset, value) in [
+        (0x00, 0x6477_676fu32),
+        (0x04, 0x0010_0000),
+        (0x08, 0x0108_0201),
+        (0x10, 0x0000_0004),
+        (0x20, 0x0000_0004),
+        (0x2c, 0x0001_676f),
+        (0x34, 0x0000_0040),
+        (0x3c, 0x0000_0100),
+        (0x40, 0x0003_5001),
+        (0x44, 0x0000_0008),
+        (0x50, 0x0080_6011),
+        (0x54, 0x0000_0004),
+        (0x58, 0x0000_1004),
+        (0x60, 0x0002_0010),
+        (0x64, 0x1000_8002),
+        (0x68, 0x0000_2810),
+        (0x6c, 0x0000_0044),
+    ] {
+        set(&mut config, offset, value);
+    }
+    config
+}
+
+fn set(config: &mut [u8; CONFIG_BYTES], offset: usize, value: u32) {
+    config[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
+}
+
+fn state(config: [u8; CONFIG_BYTES]) -> PciState {
+    let rows = table(&config).ok().flatten().map_or(0, |table| table.rows);
+    PciState { config, vectors: vec![Vector { address: 0xfee0_0000, data: 1, masked: false }; rows.into()] }
+}
+
+/// What keeps a state that is not quite right from being restored.
+fn refusal(change: impl FnOnce(&mut PciState)) -> String {
+    let mut state = state(running());
+    change(&mut state);
+    plan(&powered_on(), &state).expect_err("it is restored")
+}
+
+#[test]
+fn a_running_devices_registers_are_written_in_the_order_that_maps_it_first() {
+    let step = |offset, width, value| Step { offset, width, value };
+    let wanted = Plan {
+        first: vec![
+            step(0x10, 4, 0xfe20_0004),
+            step(0x14, 4, 1),
+            step(0x18, 4, 0),
+            step(0x1c, 4, 0),
+            step(0x20, 4, 0xfe20_4004),
+            step(0x24, 4, 0),
+            step(0x30, 4, 0),
+            step(0x0c, 2, 0),
+            step(0x3c, 1, 0x0b),
+            step(0x04, 2, 0x0506),
+        ],
+        mapped: vec![(0, 0x1_fe20_0000), (4, 0xfe20_4000)],
+        table: Some(MsixTable { address: 0xfe20_4000, rows: 129 }),
+        then: vec![
+            step(0x44, 2, 0),
+            step(0x52, 2, 0x8000),
+            step(0x68, 2, 0x2817),
+            step(0x70, 2, 0),
+            step(0x88, 2, 0),
+        ],
+    };
+    assert_eq!(plan(&powered_on(), &state(running())).unwrap(), wanted);
+    // A second time it is the same, though the device is set up already.
+    assert_eq!(plan(&running(), &state(running())).unwrap(), wanted);
+}
+
+#[test]
+fn a_device_that_its_guest_never_touched_has_no_table_and_needs_none() {
+    let plan = plan(&powered_on(), &state(powered_on())).unwrap();
+    assert_eq!((plan.table, plan.mapped.len()), (None, 0));
+}
+
+#[test]
+fn no_write_resets_the_device_or_clears_what_it_says() {
+    let mut there = running();
+    set(&mut there, 0x68, 0xffff_ffff);
+    set(&mut there, 0x44, 0xffff_fffc);
+    set(&mut there, 0x04, 0xffff_ffff);
+    there[0x3d] = 9;
+    let plan = plan(&powered_on(), &state(there)).unwrap();
+    let all: Vec<&Step> = plan.first.iter().chain(&plan.then).collect();
+    let value = |offset| all.iter().find(|step| step.offset == offset).unwrap().value;
+    assert_eq!(value(0x68) & 0x8000, 0, "a function level reset");
+    assert_eq!(value(0x44) & 0x8000, 0, "the status bit of PME");
+    assert_eq!(value(0x04), 0x0547);
+    assert!(all.iter().all(|step| step.offset + step.width <= 0x3d || step.offset > 0x3f), "the pin");
+}
+
+#[test]
+fn the_state_of_another_device_is_refused() {
+    for offset in [0x00, 0x02, 0x08, 0x0b, 0x0e, 0x2c, 0x34, 0x40, 0x41, 0x50, 0x52, 0x54, 0x58, 0x60] {
+        let said = refusal(|state| state.config[offset] ^= 4);
+        assert!(said.contains("not the one that the guest had"), "{offset:#x}: {said}");
+    }
+    let said = refusal(|state| state.config[0x10] ^= 4);
+    assert!(said.contains("not the one that the guest had"), "a base address of another kind: {said}");
+    let mut bridge = powered_on();
+    bridge[0x0e] = 1;
+    assert!(plan(&bridge, &state(running())).unwrap_err().contains("no PCI endpoint"));
+}
+
+#[test]
+fn a_table_of_another_length_is_refused() {
+    let said = refusal(|state| state.vectors.truncate(128));
+    assert!(said.contains("128 interrupt vectors came, and 129 are needed"), "{said}");
+    assert!(refusal(|state| state.vectors.clear()).contains("0 interrupt vectors"));
+    assert!(refusal(|state| state.vectors.resize(4096, state.vectors[0])).contains("4096 interrupt vectors"));
+}
+
+#[test]
+fn a_table_that_cannot_be_reached_is_refused_if_it_is_used() {
+    let off = |state: &mut PciState| state.config[0x04] &= !2;
+    let asleep = |state: &mut PciState| state.config[0x44] |= 3;
+    let nowhere = |state: &mut PciState| set(&mut state.config, 0x20, 4);
+    for change in [off, asleep, nowhere] {
+        assert!(refusal(change).contains("out of reach"));
+    }
+    let said = refusal(|state| {
+        set(&mut state.config, 0x20, 0xffff_fff4);
+        set(&mut state.config, 0x24, 0xffff_ffff);
+    });
+    assert!(said.contains("end of all addresses"), "{said}");
+    let mut unused = running();
+    unused[0x53] &= !0x80;
+    unused[0x04] &= !2;
+    assert_eq!(plan(&powered_on(), &state(unused)).unwrap().table, None);
+}
+
+#[test]
+fn msi_is_refused_as_it_is_not_restored() {
+    let (mut here, mut there) = (powered_on(), running());
+    for config in [&mut here, &mut there] {
+        config[0x61] = 0xa0;
+        config[0xa0] = 0x05;
+    }
+    assert!(plan(&here, &state(there)).is_ok());
+    there[0xa2] = 1;
+    assert!(plan(&here, &state(there)).unwrap_err().contains("MSI"));
+}
+
+#[test]
+fn a_list_of_capabilities_that_turns_in_a_circle_or_leaves_the_space_has_an_end() {
+    let mut config = powered_on();
+    config[0x41] = 0x40;
+    assert_eq!(capabilities(&config).len(), 48);
+    config[0x41] = 0xfc;
+    config[0xfc] = 0x11;
+    assert_eq!(capabilities(&config), [(0x01, 0x40)], "there is no room for MSI-X at the end");
+    config[0x34] = 0x3c;
+    assert!(capabilities(&config).is_empty());
+}
+
+#[test]
+fn no_bytes_of_a_state_or_a_device_lead_to_a_write_outside_the_registers() {
+    let mut seed = 0x9e37_79b9_7f4a_7c15u64;
+    let mut random = || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed.to_le_bytes()[3]
+    };
+    let mut restored = 0;
+    for _ in 0..20_000 {
+        let (mut here, mut there) = (powered_on(), running());
+        for _ in 0..random() % 4 {
+            let (at, value) = (usize::from(random()), random());
+            here[at] = value;
+            there[at] = value;
+        }
+        for _ in 0..random() % 6 {
+            there[usize::from(random())] = random();
+        }
+        let Ok(plan) = plan(&here, &state(there)) else { continue };
+        restored += 1;
+        for Step { offset, width, .. } in plan.first.iter().chain(&plan.then) {
+            assert!([1, 2, 4].contains(width) && offset % width == 0 && offset + width <= CONFIG_BYTES);
+            assert!(![0x00, 0x02, 0x06, 0x08, 0x0a, 0x2c, 0x34, 0x3d].contains(offset), "{offset:#x}");
+        }
+    }
+    assert!(restored > 1000, "only {restored} were restored");
+}
+
+#[test]
+fn a_row_of_the_table_is_address_data_and_mask() {
+    let vector = Vector { address: 0x1_fee0_1000, data: 0x26, masked: true };
+    let bytes = row(&vector);
+    let wanted = [0x00, 0x10, 0xe0, 0xfe, 1, 0, 0, 0, 0x26, 0, 0, 0, 1, 0, 0, 0];
+    assert_eq!(bytes, wanted);
+}

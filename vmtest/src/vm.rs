@@ -135,7 +135,8 @@ impl VmBuilder {
         self.arguments(["-S", "-incoming", "defer"]).start(image)
     }
 
-    fn start(self, image: &Image) -> Result<Vm> {
+    /// Starts QEMU, and waits for nothing but its sockets.
+    pub fn start(self, image: &Image) -> Result<Vm> {
         let folder = TempDir::with_prefix("vm-").context("create a folder for the guest")?;
         let agent_socket = listen(&folder.path().join("agent"))?;
         let qmp_socket = listen(&folder.path().join("qmp"))?;

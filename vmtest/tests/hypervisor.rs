@@ -106,6 +106,35 @@ fn a_migration_that_is_given_up_leaves_the_guest_where_it_is() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_guest_that_has_gone_stands_still_and_can_be_taken_back() -> Result<()> {
+    let image = Image::ensure()?;
+    let (here, there) = (Host::start()?, Host::start()?);
+    let mut source = here.guest().boot(&image)?;
+    // Without -S this QEMU would run the guest as soon as it has come.
+    let destination = there.guest().arguments(["-incoming", "defer"]).start(&image)?;
+    let mut migration = Migration::begin(&source, &destination)?;
+    migration.hurry()?;
+    migration.switch_over()?;
+    let Migration { source: mut from, destination: mut to } = migration;
+    ensure!(to.now()? == DestinationNow::Completed, "{:?}", to.now()?);
+    ensure!(from.now()? == SourceNow::Completed, "{:?}", from.now()?);
+    let second = Qmp::connect(&source.mover_socket(), Duration::from_millis(300)).err();
+    let second = second.context("two clients of one socket")?.to_string();
+    ensure!(second.contains("is another client connected"), "{second}");
+
+    to.quit()?;
+    from.run()?;
+    ensure!(from.now()? == SourceNow::Runs, "{:?}", from.now()?);
+    from.check()?;
+    let io = "for d in vda nvme0n1; do dd if=/dev/urandom of=/dev/$d bs=1M count=4 oflag=direct 2>&1 || exit; done";
+    source.run_ok(
+        "modprobe nvme; for i in $(seq 100); do [ -b /dev/nvme0n1 ] && exit; sleep 0.1; done; exit 1",
+    )?;
+    source.run_ok(io)?;
+    Ok(())
+}
+
 /// The NVMe device, as QEMU itself lists it: regions, where they are decoded, and the interrupt line.
 fn listed(qmp: &mut Qmp) -> Result<Value> {
     fn find(devices: &Value) -> Option<&Value> {
@@ -140,7 +169,9 @@ fn move_pci(guest: impl Fn(&Host) -> VmBuilder, config_file: &str) -> Result<(Pc
     let refused = migration.source.pci_state(&device).err().context("a guest that runs")?;
     ensure!(refused.to_string().contains("the guest runs"), "{refused}");
     migration.hurry()?;
+    let begun = Instant::now();
     let state = migration.source.pci_state(&device)?;
+    eprintln!("read in {:?}", begun.elapsed());
     let wanted = listed(migration.source.qmp())?;
     migration.switch_over()?;
 

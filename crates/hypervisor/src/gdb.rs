@@ -49,13 +49,16 @@ impl Gdb {
                 gdb.ask("Qqemu.PhyMemMode:0").map_err(|fault| qmp.error("end the debugger's server", fault));
             worked.and_then(|value| closed.map(|()| value))
         });
-        let ended = Gdb::end(qmp);
+        let ended = match &worked {
+            Ok(_) => qmp.human("gdbserver none").map(drop),
+            Err(_) => Gdb::end(qmp),
+        };
         worked.and_then(|value| ended.map(|()| value))
     }
 
+    /// Ends a server that may not have come to be. The character device goes with it, if the server had taken it.
     fn end(qmp: &mut Qmp) -> Result<(), Error> {
         qmp.human("gdbserver none")?;
-        // It goes with the server, if that had taken it.
         match qmp.execute("chardev-remove", json!({ "id": NAME })) {
             Err(error) if !error.is_an_answer() => Err(error),
             _ => Ok(()),

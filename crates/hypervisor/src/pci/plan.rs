@@ -73,16 +73,22 @@ pub(super) fn plan(here: &[u8; CONFIG_BYTES], state: &PciState) -> Result<Plan, 
         return Err(format!("{} interrupt vectors came, and {rows} are needed", state.vectors.len()));
     }
     let command = word(there, COMMAND) & COMMAND_WRITABLE;
+    // Each write takes a while, and the guest stands still. Of these registers QEMU's own value is read, so what is zero and shall be needs none.
+    let mut base = |offset: usize| {
+        if long(here, offset) != 0 || long(there, offset) != 0 {
+            plan.first.push(Step { offset, width: 4, value: long(there, offset) });
+        }
+    };
+    base(ROM_ADDRESS);
     for bar in base_addresses(here) {
-        let (low, high) = (long(there, bar.offset), bar.wide.then(|| long(there, bar.offset + 4)));
-        plan.first.push(Step { offset: bar.offset, width: 4, value: low });
-        plan.first.extend(high.map(|value| Step { offset: bar.offset + 4, width: 4, value }));
-        let address = bar.address(there);
-        if bar.memory && command & COMMAND_MEMORY != 0 && address != 0 {
-            plan.mapped.push((bar.number, address));
+        base(bar.offset);
+        if bar.wide {
+            base(bar.offset + 4);
         }
     }
-    plan.first.push(Step { offset: ROM_ADDRESS, width: 4, value: long(there, ROM_ADDRESS) });
+    let decoded = base_addresses(here).into_iter().filter(|bar| bar.memory && command & COMMAND_MEMORY != 0);
+    let decoded = decoded.map(|bar| (bar.number, bar.address(there)));
+    plan.mapped.extend(decoded.filter(|(_, address)| *address != 0));
     plan.first.push(Step { offset: CACHE_LINE, width: 2, value: word(there, CACHE_LINE).into() });
     plan.first.push(Step { offset: INTERRUPT_LINE, width: 1, value: there[INTERRUPT_LINE].into() });
     plan.first.push(Step { offset: COMMAND, width: 2, value: command.into() });

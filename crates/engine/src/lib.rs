@@ -28,6 +28,7 @@ mod message;
 mod meter;
 mod migration;
 mod passage;
+mod passenger;
 mod pool;
 mod reactor;
 mod records;
@@ -46,6 +47,11 @@ mod watch;
 mod written;
 
 pub use run::run;
+#[doc(hidden)]
+pub use {
+    passenger::{Passenger, Passengers},
+    run::run_with,
+};
 
 use crate::duty::Duty;
 use crate::message::{Address, Message};

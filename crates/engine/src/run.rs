@@ -11,6 +11,7 @@ use crate::keeper::{Keeper, PowerCycle};
 use crate::meter;
 use crate::migration::Migrations;
 use crate::passage::Absent;
+use crate::passenger::Passengers;
 use crate::pool::{Pools, Purpose};
 use crate::records::Records;
 use crate::serve::{Kept, open_ssd};
@@ -51,6 +52,15 @@ const FENCE_PATIENCE: Duration = Duration::from_secs(120);
 /// # Errors
 /// What the keeper was told, too: the engine cannot serve.
 pub fn run(link: OwnedFd) -> anyhow::Result<()> {
+    run_with(link, |_| ())
+}
+
+/// As [`run`]; `beside` is called once there is something to be served.
+///
+/// # Errors
+/// As [`run`].
+#[doc(hidden)]
+pub fn run_with(link: OwnedFd, beside: impl FnOnce(Passengers) + 'static) -> anyhow::Result<()> {
     blame::abort_on_panic();
     let calibration = Calibration::begin();
     if let Err(error) = memory::heir::appoint() {
@@ -78,7 +88,9 @@ pub fn run(link: OwnedFd) -> anyhow::Result<()> {
         blame::open(SharedRegion::from_fd(page).context("the page of blame")?);
     }
     let told = Told::default();
-    let result = Process { keeper: Arc::clone(&keeper), calibration, welcome, told, house: None }.run();
+    let beside: Box<dyn FnOnce(Passengers)> = Box::new(beside);
+    let (keeper_too, beside) = (Arc::clone(&keeper), Some(beside));
+    let result = Process { keeper: keeper_too, calibration, welcome, told, house: None, beside }.run();
     if let Err(error) = &result {
         keeper.tell(&ToKeeper::Refused(Refused { reason: format!("{error:#}"), ssd: None }));
     }
@@ -113,6 +125,7 @@ struct Process {
     welcome: Welcome,
     told: Told,
     house: Option<Arc<House>>,
+    beside: Option<Box<dyn FnOnce(Passengers)>>,
 }
 
 impl Process {
@@ -219,6 +232,9 @@ impl Process {
         let stats = self.welcome.stats.as_ref().map(PathBuf::from);
         let clock = Clock::calibrate(self.calibration);
         let house = Arc::new(House::start(config, stats, clock, Arc::clone(&self.keeper))?);
+        if let Some(beside) = self.beside.take() {
+            beside(Passengers::of(Arc::clone(&house)));
+        }
         Ok(Arc::clone(self.house.insert(house)))
     }
 

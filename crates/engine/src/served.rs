@@ -1,5 +1,6 @@
 //! An ssd that is served for a keeper, whatever its door.
 
+use crate::passenger::Passenger;
 use crate::slot::{Plan, Plug, Slot};
 use crate::ssd::Ssd;
 use crate::vhost::{Disk, VhostPlan, VhostSlot};
@@ -58,6 +59,14 @@ impl Served {
         match self {
             Self::Nvme(slot) => Box::new(slot.announcement(capacity_bytes)),
             Self::Vhost(slot) => Box::new(slot.announcement(capacity_bytes)),
+        }
+    }
+
+    /// Its device, for whoever moves its guest, if it is a controller.
+    pub(crate) fn passenger(&self) -> Option<Passenger> {
+        match self {
+            Self::Nvme(slot) => Some(slot.passenger()),
+            Self::Vhost(_) => None,
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod logging;
 mod migration;
+mod orders;
 
 use crate::interrupts::{Eventfd, Table, VECTORS_MAX};
 use crate::message::{Address, Answer, Call, Client, Message};
@@ -19,9 +20,10 @@ use state::ssd::SsdV1;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{Receiver, sync_channel};
 
 pub(crate) use migration::Means;
+pub(crate) use orders::{Order, Orders, Report};
 
 /// BAR index of the registers and doorbells.
 const REGISTERS_REGION: u32 = 0;
@@ -40,6 +42,9 @@ pub(crate) struct Wire {
     map: Arc<MemoryMap>,
     table: Table,
     client: Arc<dyn Client>,
+    remote: RemoteMemory,
+    /// What this process itself asks of the device.
+    errands: Option<Receiver<orders::Errand>>,
     /// What a successor of this process must know.
     saved: VfioUserV1,
     /// It is not deposited yet.
@@ -87,7 +92,9 @@ impl Wire {
             means,
             map: Arc::new(MemoryMap::empty()),
             table: Table::default(),
-            client: Arc::new(OverSocket(remote)),
+            client: Arc::new(OverSocket(remote.clone())),
+            remote,
+            errands: None,
             saved: VfioUserV1::default(),
             changed: false,
             still: None,
@@ -321,8 +328,10 @@ impl Device for Wire {
     }
 
     fn region_write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<(), Errno> {
-        if let Some(written) = self.write_still(region, offset, data) {
-            return written;
+        match self.write_still(region, offset, data) {
+            Some(Err(Errno::BUSY)) if self.is_held() => self.wait_to_run()?,
+            Some(written) => return written,
+            None => {}
         }
         let data = data.to_vec();
         let call = match region {
@@ -386,12 +395,17 @@ impl Device for Wire {
     }
 
     fn reset(&mut self) -> Result<(), Errno> {
+        self.wait_to_run()?;
         self.reset_still()?;
         self.call(Call::Reset).map(|_| ())
     }
 
     fn migration(&mut self) -> Option<&mut dyn Migration> {
         Some(self)
+    }
+
+    fn nudged(&mut self) {
+        self.carry_out_errands();
     }
 
     fn last_write_counts(&self, region: u32, offset: u64) -> bool {
@@ -406,7 +420,8 @@ impl Device for Wire {
         });
         self.changed |= self.saved.negotiated != negotiated;
         self.saved.negotiated = negotiated;
-        let migration = self.still.as_ref().map(|still| still.saved());
+        let by_client = self.still.as_ref().filter(|still| !still.is_ordered);
+        let migration = by_client.map(|still| still.saved());
         self.changed |= self.saved.migration != migration;
         self.saved.migration = migration;
         if !std::mem::take(&mut self.changed) {

@@ -13,9 +13,10 @@ use crate::home::HandedOn;
 use crate::interrupts::Table;
 use crate::keeper::{Keeper, PowerCycle};
 use crate::message::{Address, Call, Client, Message, Settlement};
+use crate::passenger::Passenger;
 use crate::records::Records;
 use crate::serve::controller;
-use crate::session::{Means, Wire, call_home, power_off};
+use crate::session::{Means, Orders, Wire, call_home, power_off};
 use crate::ssd::{Power, Ssd};
 use anyhow::Context;
 use frontend::vfio_user::{Connection, Limits, Pause};
@@ -62,10 +63,11 @@ enum Job {
 
 /// What other threads reach of the session there is.
 #[derive(Default)]
-struct Current {
+pub(crate) struct Current {
     stopping: bool,
     channel: Option<Arc<LinkChannel>>,
     pause: Option<Pause>,
+    pub(crate) orders: Option<Orders>,
 }
 
 /// One ssd's thread, as others see it.
@@ -122,6 +124,11 @@ impl Slot {
         result.with_context(|| format!("ssd \"{}\"", self.ssd.name))
     }
 
+    /// The device, for whoever moves its guest.
+    pub(crate) fn passenger(&self) -> Passenger {
+        Passenger::new(Arc::clone(&self.ssd), Arc::clone(&self.home), Arc::clone(&self.current))
+    }
+
     /// Says that the drive has so many bytes now.
     pub(crate) fn announcement(&self, capacity_bytes: u64) -> impl FnOnce() + use<> {
         let (home, ssd) = (Arc::clone(&self.home), Arc::clone(&self.ssd));
@@ -157,6 +164,7 @@ struct Ready {
     session: u64,
     channel: Arc<LinkChannel>,
     connection: Connection,
+    orders: Orders,
     wire: Wire,
 }
 
@@ -174,6 +182,8 @@ impl Keeping {
         line.turn_to(None);
         let (mut keeping, mut session) = match begun {
             Ok((keeping, session, left)) => {
+                // Whoever hears of the ssd may ask for its client at once.
+                session.iter().for_each(|session| keeping.receive(session));
                 let _ = ready.send(Ok(left));
                 (keeping, session)
             }
@@ -287,8 +297,10 @@ impl Keeping {
         let connection = Connection::over(Arc::clone(&channel) as _, Limits::default());
         let (ssd, home) = (Arc::clone(&self.ssd), Arc::clone(&self.home));
         let means = Means { records: self.records.clone(), clock: self.clock };
-        let wire = Wire::new(ssd, &self.power, home, means, connection.remote_memory())?;
-        Ok((Ready { session: plug.session, channel, connection, wire }, restore))
+        let mut wire = Wire::new(ssd, &self.power, home, means, connection.remote_memory())?;
+        let (orders, errands) = Orders::to(&connection);
+        wire.obey(errands);
+        Ok((Ready { session: plug.session, channel, connection, orders, wire }, restore))
     }
 
     fn restore(&self, ready: &mut Ready, restore: &mut Restore) -> anyhow::Result<(Arc<MemoryMap>, Table)> {
@@ -330,16 +342,21 @@ impl Keeping {
         Ok(ready)
     }
 
+    /// Other threads can reach the session from now on.
+    fn receive(&self, ready: &Ready) {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.stopping {
+            ready.channel.stop();
+        }
+        current.channel = Some(Arc::clone(&ready.channel));
+        current.pause = Some(ready.connection.pauser());
+        current.orders = Some(ready.orders.clone());
+    }
+
     /// Serves a client until it leaves, then cycles the power for the next.
     fn serve(&mut self, ready: Ready) -> anyhow::Result<()> {
-        let Ready { session, channel, connection, mut wire } = ready;
-        {
-            let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-            if current.stopping {
-                channel.stop();
-            }
-            (current.channel, current.pause) = (Some(Arc::clone(&channel)), Some(connection.pauser()));
-        }
+        self.receive(&ready);
+        let Ready { session, channel, connection, mut wire, .. } = ready;
         let (negotiated, maps) = wire.state();
         let end = connection.resume(negotiated, maps, &mut wire);
         tracing::debug!(ssd = self.ssd.name, session, reason = %end.reason, "session over");
@@ -348,7 +365,7 @@ impl Keeping {
         }
         {
             let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-            (current.channel, current.pause) = (None, None);
+            (current.channel, current.pause, current.orders) = (None, None, None);
         }
         let left = wire.leave();
         self.record = match &left {

@@ -11,6 +11,7 @@ use crate::keeper::PowerCycle;
 use crate::message::{Address, Call};
 use crate::session::{call_home, mapping_errno};
 use crate::ssd::Ssd;
+use frontend::vfio_user::RemoteMemory;
 use link::control::Role;
 use memory::{Access, Iova, Mapping, MemoryMap, SharedRegion, WriteLog};
 use rustix::io::Errno;
@@ -23,6 +24,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 const COVERED_BYTES: u64 = 1 << 41;
 const LOG_BYTES: u64 = COVERED_BYTES / memory::LOG_PAGE_BYTES / 8;
 const ARMED: u64 = 1;
+/// So many touches are under way at most before the client answers one: what waits for it in the keeper is short, and its own commands come in between.
+const SURE_AFTER: usize = 1024;
 /// How often a home is asked that has no time now.
 const TRIES: u32 = 3000;
 
@@ -112,8 +115,7 @@ impl Written {
     /// The memory as the ssd's home is to use it.
     pub(crate) fn on(&self, map: Arc<MemoryMap>) -> Arc<MemoryMap> {
         let mut state = self.state();
-        let mapped = map.regions().filter(|region| !region.is_remote());
-        state.memory = mapped.map(|region| (region.iova(), region.len())).collect();
+        state.memory = mapped(&map).collect();
         match &state.whose {
             Whose::Engines(armed) if map.log().is_none_or(|log| !Arc::ptr_eq(log, &armed.log)) => {
                 Arc::new(map.with_log(Some(Arc::clone(&armed.log))))
@@ -166,8 +168,6 @@ pub(crate) fn take(ssd: &Ssd, page: &mut impl FnMut(u64)) -> Result<(), Errno> {
         let Whose::Engines(armed) = &state.whose else { return Err(Errno::INVAL) };
         (Arc::clone(&armed.log), state.memory.clone())
     };
-    let is_covered =
-        |(iova, len): &(Iova, u64)| iova.0.checked_add(*len).is_some_and(|end| end <= COVERED_BYTES);
     if !memory.iter().all(is_covered) {
         return Err(Errno::TOOBIG);
     }
@@ -175,6 +175,75 @@ pub(crate) fn take(ssd: &Ssd, page: &mut impl FnMut(u64)) -> Result<(), Errno> {
         log.take(iova, len, &mut |at| page(at.0));
     }
     Ok(())
+}
+
+/// Has the client take each page for written that was written since it was last taken, and forgets it: a store of one byte of it, by the client, of
+/// what is there. Returns how many. Nobody may write into the guest meanwhile.
+///
+/// # Errors
+/// As [`take`], or what the client answers: then some pages may have been told, and are told again.
+pub(crate) fn touch(ssd: &Ssd, memory: &MemoryMap, client: &RemoteMemory) -> Result<u64, Errno> {
+    let log = match &ssd.written.state().whose {
+        Whose::Engines(armed) => Arc::clone(&armed.log),
+        _ => return Err(Errno::INVAL),
+    };
+    let regions: Vec<_> = mapped(memory).collect();
+    if !regions.iter().all(is_covered) {
+        return Err(Errno::TOOBIG);
+    }
+    let mut touches = Touches { memory, client, unsure: Vec::with_capacity(SURE_AFTER), done: 0 };
+    for (iova, len) in regions {
+        let mut result = Ok(());
+        log.take(iova, len, &mut |page| match result {
+            // Regions need not begin with a page.
+            Ok(()) => result = touches.touch(page.max(iova)),
+            Err(_) => touches.unsure.push(page),
+        });
+        if let Err(errno) = result.and_then(|()| touches.make_sure()) {
+            touches.unsure.iter().for_each(|page| log.mark(*page, 1));
+            return Err(errno);
+        }
+    }
+    // What was read of it since are zeros.
+    if memory.is_poisoned() { Err(Errno::IO) } else { Ok(touches.done) }
+}
+
+/// Pages on their way to the client.
+struct Touches<'a> {
+    memory: &'a MemoryMap,
+    client: &'a RemoteMemory,
+    /// The client may not have them yet.
+    unsure: Vec<Iova>,
+    done: u64,
+}
+
+impl Touches<'_> {
+    fn touch(&mut self, at: Iova) -> Result<(), Errno> {
+        self.unsure.push(at);
+        self.client.touch(at.0, self.byte(at)?)?;
+        if self.unsure.len() < SURE_AFTER { Ok(()) } else { self.make_sure() }
+    }
+
+    /// The client answers one store, and has those before it by then.
+    fn make_sure(&mut self) -> Result<(), Errno> {
+        let Some(last) = self.unsure.last() else { return Ok(()) };
+        self.client.write(last.0, &[self.byte(*last)?])?;
+        self.done += self.unsure.len() as u64;
+        self.unsure.clear();
+        Ok(())
+    }
+
+    fn byte(&self, at: Iova) -> Result<u8, Errno> {
+        self.memory.read(at).map_err(|_| Errno::FAULT)
+    }
+}
+
+fn mapped(map: &MemoryMap) -> impl Iterator<Item = (Iova, u64)> {
+    map.regions().filter(|region| !region.is_remote()).map(|region| (region.iova(), region.len()))
+}
+
+fn is_covered((iova, len): &(Iova, u64)) -> bool {
+    iova.0.checked_add(*len).is_some_and(|end| end <= COVERED_BYTES)
 }
 
 /// Ends it.

@@ -38,6 +38,6 @@ pub use listener::Listener;
 pub use migration::{Logging, Migration, State, Transition};
 pub use queue::Message;
 pub use remote::RemoteMemory;
-pub use serve::{Connection, EndReason, Pause, SessionEnd, serve};
+pub use serve::{Connection, EndReason, Nudge, Pause, SessionEnd, serve};
 pub use session::{Limits, Reply, Session};
 pub use shutdown::Shutdown;

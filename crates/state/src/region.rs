@@ -64,8 +64,11 @@ pub struct Header {
     /// The file whose state was loaded into this region last, by its id in the client's session; 0: none. Stored when all of the state is in
     /// its place. In what was padding; a build that does not know it leaves it as it is.
     pub loaded_file: AtomicU32,
+    /// Not 0: whoever moves the guest has loaded a state and not let it run yet, so that a successor leaves the device standing. In what was padding;
+    /// a build that does not know it would let the device run.
+    pub held: AtomicU32,
     /// To the end of the cache line.
-    pub reserved: [AtomicU32; 9],
+    pub reserved: [AtomicU32; 8],
 }
 
 /// Properties that hold state.
@@ -208,6 +211,7 @@ pub const SLOT_POSTING: u64 = 2;
 
 const _: () = assert!(size_of::<Header>() == 64);
 const _: () = assert!(offset_of!(Header, loaded_file) == 24);
+const _: () = assert!(offset_of!(Header, held) == 28);
 const _: () = assert!(size_of::<Slot>() == 128);
 const _: () = assert!(size_of::<SubmissionQueue>() == 64);
 const _: () = assert!(size_of::<CompletionQueue>() == 64);

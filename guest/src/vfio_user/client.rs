@@ -402,7 +402,7 @@ impl Client {
     fn answer(&mut self, request: &Frame) -> Result<()> {
         let reply = dma::answer(request, self.memory.as_deref())?;
         self.dma_served += 1;
-        self.send_bytes(&reply, &[])
+        if request.header.wants_no_reply() { Ok(()) } else { self.send_bytes(&reply, &[]) }
     }
 }
 

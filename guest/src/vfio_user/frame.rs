@@ -94,6 +94,12 @@ impl Header {
         self.flags & 0xF == Self::REPLY
     }
 
+    /// The No_reply flag is set.
+    #[must_use]
+    pub fn wants_no_reply(self) -> bool {
+        self.flags & Self::NO_REPLY != 0
+    }
+
     /// The Error flag is set.
     #[must_use]
     pub fn is_error(self) -> bool {

@@ -10,6 +10,7 @@
 //! What is read or written is a file of its own that the keeper keeps with the session, so that a successor of this process reads on and is
 //! written to where this one was.
 
+use super::orders::ORDERED;
 use super::{Wire, bar, call_home, config_offset};
 use crate::clock::{Clock, ticks};
 use crate::home::HandedOn;
@@ -34,7 +35,7 @@ use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
 /// How long the guest's commands may take to end. A client waits 5 s for an answer.
-const PATIENCE: Duration = Duration::from_secs(3);
+pub(super) const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What a session needs to take an ssd from its home and to give it back.
 pub(crate) struct Means {
@@ -44,9 +45,11 @@ pub(crate) struct Means {
 
 /// An ssd that stands still.
 pub(super) struct Still {
-    controller: Controller,
+    pub(super) controller: Controller,
     state: State,
     data: Option<Data>,
+    /// By an order of this process ([`super::orders`]), of which the client knows nothing.
+    pub(super) is_ordered: bool,
 }
 
 /// A state on its way.
@@ -155,13 +158,18 @@ impl Wire {
 
     /// The device as a predecessor left it: it stood still. `at_home`: it has been settled meanwhile.
     pub(crate) fn restore_still(&mut self, record: &SsdV1, at_home: bool) -> anyhow::Result<()> {
-        let Some(saved) = self.saved.migration else { return Ok(()) };
+        if !self.was_still() {
+            return Ok(());
+        }
         if at_home {
             self.halt()?;
         } else {
-            let controller = controller(&self.ssd, &self.power, record, self.means.clock);
-            self.still = Some(Box::new(Still { controller, state: State::Stop, data: None }));
+            self.stand_still(record, &[]);
         }
+        let Some(saved) = self.saved.migration else {
+            self.note_order();
+            return Ok(());
+        };
         let state = State::of(spec::vfio_user::MigState(saved.state)).unwrap_or(State::Error);
         let fd = self.kept_state.take();
         let data = match (saved.fd, fd) {
@@ -183,15 +191,15 @@ impl Wire {
 
     /// Whether a predecessor left it so.
     pub(crate) fn was_still(&self) -> bool {
-        self.saved.migration.is_some()
+        self.saved.migration.is_some() || saved::is_held(&self.power.region)
     }
 
-    fn now(&self) -> block::Now {
+    pub(super) fn now(&self) -> block::Now {
         self.means.clock.at(ticks())
     }
 
     /// The session takes the ssd from its home.
-    fn halt(&mut self) -> Result<(), Errno> {
+    pub(super) fn halt(&mut self) -> Result<(), Errno> {
         let (reply, answer) = sync_channel(1);
         self.home.send(Message::Call(self.ssd.id, Call::Halt, reply));
         let settlement = match answer.recv_timeout(PATIENCE) {
@@ -220,13 +228,14 @@ impl Wire {
         Ok(())
     }
 
-    fn stand_still(&mut self, record: &SsdV1, errors: &[ErrorV1]) {
+    pub(super) fn stand_still(&mut self, record: &SsdV1, errors: &[ErrorV1]) {
         let controller = controller(&self.ssd, &self.power, record, self.means.clock).with_errors(errors);
-        self.still = Some(Box::new(Still { controller, state: State::Stop, data: None }));
+        let still = Still { controller, state: State::Stop, data: None, is_ordered: false };
+        self.still = Some(Box::new(still));
     }
 
     /// The session gives the ssd back to its home, which goes on with it as with any that another process left.
-    fn run(&mut self) -> Result<(), Errno> {
+    pub(super) fn run(&mut self) -> Result<(), Errno> {
         let Some(still) = self.still.take() else { return Err(Errno::INVAL) };
         still.controller.restart_keep_alive(self.now());
         let settlement = Settlement {
@@ -293,15 +302,28 @@ impl Wire {
 
     /// Loads the state in a file. `here`: the ssd's record as it is.
     fn load(&self, data: &Data, here: &SsdV1) -> Result<(SsdV1, Vec<ErrorV1>), Errno> {
-        let refuse = |error: &dyn std::fmt::Display| {
-            tracing::warn!(ssd = self.ssd.name, %error, "a controller's state is refused");
-            Errno::INVAL
+        let refuse = |error: anyhow::Error| {
+            tracing::warn!(
+                ssd = self.ssd.name,
+                error = format!("{error:#}"),
+                "a controller's state is refused"
+            );
+            error.downcast_ref().map_or(Errno::INVAL, errno)
         };
-        let state = ControllerV1::from_bytes(&data.whole()?).map_err(|error| refuse(&error))?;
+        let state = ControllerV1::from_bytes(&data.whole()?).map_err(|error| refuse(error.into()))?;
         if saved::is_loaded(&self.power.region, data.id) {
             // By a predecessor, which did not live to answer, and may have let the device run.
             return Ok((here.clone(), state.errors));
         }
+        let record = self.load_state(&state, data.id, here).map_err(refuse)?;
+        Ok((record, state.errors))
+    }
+
+    /// The state becomes the device's, which stands still; the record that goes with it. `here`: the one there is.
+    ///
+    /// # Errors
+    /// Why it is refused, or [`std::io::Error`]: the record cannot be kept. Then the device is as it was.
+    pub(super) fn load_state(&self, state: &ControllerV1, file: u32, here: &SsdV1) -> anyhow::Result<SsdV1> {
         let place = Place {
             region: &self.power.region,
             doorbells: &self.power.doorbells,
@@ -310,15 +332,18 @@ impl Wire {
             record: here,
             block_bytes: self.ssd.limits().block_bytes,
         };
-        let checked = saved::check(&state, &place, self.now()).map_err(|error| refuse(&error))?;
+        let checked = saved::check(state, &place, self.now())?;
         let kept = self.means.records.keep_now(&self.ssd, checked.record().clone());
         if let Err(error) = kept {
             // It may have been written all the same.
             self.means.records.note(&self.ssd, here.clone());
-            return Err(errno(&error));
+            return Err(error.into());
         }
-        let record = checked.load(data.id, self.now()).map_err(|error| refuse(&error))?;
-        Ok((record, state.errors))
+        if file == ORDERED {
+            // Before anything of it is there: no successor may let it run.
+            saved::set_held(&self.power.region, true);
+        }
+        Ok(checked.load(file, self.now())?)
     }
 }
 
@@ -331,10 +356,13 @@ pub(super) fn next_made(made: &mut Option<u32>) -> u32 {
 
 impl Migration for Wire {
     fn state(&self) -> State {
-        self.still.as_ref().map_or(State::Running, |still| still.state)
+        self.still.as_ref().filter(|still| !still.is_ordered).map_or(State::Running, |still| still.state)
     }
 
     fn step(&mut self, step: Transition) -> Result<(), Errno> {
+        if self.is_held() {
+            return Err(Errno::BUSY);
+        }
         match step {
             Transition::Stop => self.halt(),
             Transition::Run => self.run(),

@@ -25,8 +25,14 @@ pub(crate) fn be_an_engine() {
     std::fs::write(&temporary, std::process::id().to_string()).unwrap();
     std::fs::rename(&temporary, &path).unwrap();
     let link = std::io::stdin().as_fd().try_clone_to_owned().unwrap();
-    engine::run(link).unwrap();
+    let beside = aside(Path::new(&path));
+    engine::run_with(link, move |passengers| crate::aside::listen(&beside, passengers)).unwrap();
     std::process::exit(0);
+}
+
+/// Where the engine with that file of its process number can be spoken to.
+fn aside(pid_file: &Path) -> PathBuf {
+    pid_file.with_extension("aside")
 }
 
 /// To the standard error output, by the variable GODWIT_LOG.
@@ -182,6 +188,11 @@ impl House {
     /// A drive's file, to be changed under the engine.
     pub(crate) fn drive(&self, name: &str) -> std::fs::File {
         std::fs::File::options().write(true).open(self.directory.path().join(name)).unwrap()
+    }
+
+    /// Speaks to the engine there is, past its keeper, as a migration in it would: see [`crate::aside`].
+    pub(crate) fn tell(&self, what: &str, name: &str, bytes: &[u8]) -> Result<Vec<u8>, String> {
+        crate::aside::tell(&aside(&self.path("pid")), what, name, bytes)
     }
 
     /// The newest engine.

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test that cannot go on fails")]
 
 mod arrival;
+mod aside;
 mod changes;
 mod crossing;
 #[path = "../disk/mod.rs"]
@@ -15,6 +16,7 @@ mod load;
 mod many;
 mod metrics;
 mod passage;
+mod passengers;
 mod reactors;
 mod travel;
 mod written;

@@ -55,6 +55,9 @@ pub trait Device {
     fn migration(&mut self) -> Option<&mut dyn Migration> {
         None
     }
+    /// Somebody in this process wants the session's thread ([`super::Nudge`]); no command of the client is under way. What it changes is deposited with
+    /// the next command's answer.
+    fn nudged(&mut self) {}
     /// After each command: what a successor of this process must know of the session, if that has changed. It takes effect
     /// together with the command's answer.
     fn deposit(&mut self, _negotiated: Option<&Negotiated>) -> Option<Deposit> {

@@ -92,6 +92,8 @@ pub(crate) struct OutgoingHeader {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outgoing {
     Command,
+    /// A command that wants no reply.
+    Notice,
     Reply,
     Error(Errno),
 }
@@ -100,6 +102,7 @@ impl OutgoingHeader {
     pub(crate) fn encode(&self) -> [u8; HEADER_BYTES] {
         let (flags, errno) = match self.kind {
             Outgoing::Command => (HeaderFlags::empty(), 0),
+            Outgoing::Notice => (HeaderFlags::NO_REPLY, 0),
             Outgoing::Reply => (HeaderFlags::REPLY, 0),
             Outgoing::Error(errno) => {
                 (HeaderFlags::REPLY | HeaderFlags::ERROR, errno.raw_os_error().unsigned_abs())

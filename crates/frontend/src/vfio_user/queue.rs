@@ -31,6 +31,15 @@ pub struct Message {
     pub surplus_fds: bool,
 }
 
+/// What the worker does next.
+#[derive(Debug)]
+pub(crate) enum Work {
+    /// A command of the client.
+    Command(Message),
+    /// Somebody in this process wants the worker.
+    Nudge,
+}
+
 /// Commands in their order. A client that sends faster than the device answers is made to wait in its own socket.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
@@ -46,8 +55,10 @@ struct State {
     closed: bool,
     /// Nothing is handed out any more, for good.
     paused: bool,
-    /// The worker is at a command.
+    /// The worker is at a command, or at a nudge.
     at_work: bool,
+    /// Somebody in this process wants the worker.
+    nudged: bool,
 }
 
 impl Queue {
@@ -81,20 +92,31 @@ impl Queue {
         true
     }
 
-    /// Waits for the next command; `None` when the queue is closed and, unless it was cleared, empty.
-    pub(crate) fn pop(&self) -> Option<Message> {
+    /// Waits for the next command, or a nudge; `None` when the queue is closed and, unless it was cleared, empty.
+    pub(crate) fn pop(&self) -> Option<Work> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = state;
         state.at_work = false;
         self.changed.notify_all();
-        let nothing = |state: &mut State| state.paused || state.messages.is_empty() && !state.closed;
+        let nothing =
+            |state: &mut State| state.paused || state.messages.is_empty() && !state.closed && !state.nudged;
         let mut state = self.changed.wait_while(state, nothing).unwrap_or_else(PoisonError::into_inner);
+        if std::mem::take(&mut state.nudged) && !state.closed {
+            state.at_work = true;
+            return Some(Work::Nudge);
+        }
         let message = state.messages.pop_front()?;
         state.at_work = true;
         state.bytes -= message.payload.len();
         state.fds -= message.fds.len();
         self.changed.notify_all();
-        Some(message)
+        Some(Work::Command(message))
+    }
+
+    /// The worker is wanted, before the next command. Several at a time are one.
+    pub(crate) fn nudge(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).nudged = true;
+        self.changed.notify_all();
     }
 
     /// Takes no more; what waits is still handed out.
@@ -103,7 +125,7 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// Hands nothing out any more, and waits at most so long until the command at hand is answered; false: it is not.
+    /// Hands nothing out any more, and waits at most so long until the command or nudge at hand is over; false: it is not.
     pub(crate) fn pause(&self, patience: Duration) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.paused = true;

@@ -45,9 +45,30 @@ struct State {
     layout: Layout,
 }
 
+impl State {
+    fn free_id(&mut self) -> u16 {
+        // Fewer than 2^16 are in use, so this ends.
+        while self.waiting.contains_key(&self.next_id) {
+            self.next_id = self.next_id.wrapping_add(1);
+        }
+        let id = self.next_id;
+        self.next_id = id.wrapping_add(1);
+        id
+    }
+}
+
 struct Answer {
     header: Header,
     payload: Vec<u8>,
+}
+
+/// A command of ours, without its data.
+struct Access {
+    id: u16,
+    kind: Outgoing,
+    command: CommandId,
+    iova: u64,
+    count: u64,
 }
 
 impl std::fmt::Debug for RemoteMemory {
@@ -88,6 +109,32 @@ impl RemoteMemory {
             at = at.wrapping_add(bytes);
         }
         Ok(())
+    }
+
+    /// Stores a byte of client memory as it is, so that the client takes its page for written by the device; no answer is waited for. A client takes
+    /// our commands in their order: whoever wants to know that it was done follows up with [`RemoteMemory::write`].
+    ///
+    /// # Errors
+    /// `ENOTCONN` once the session is over; `EPROTO`: the client has another byte there; else as [`RemoteMemory::read`].
+    pub fn touch(&self, iova: u64, byte: u8) -> Result<(), Errno> {
+        self.begin()?;
+        self.settle_layout(iova, byte)?;
+        let id = {
+            let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.free_id()
+        };
+        let command = CommandId::DmaWrite;
+        self.send(&Access { id, kind: Outgoing::Notice, command, iova, count: 1 }, &[byte])
+    }
+
+    /// Before a byte is written that would be another one in the other layout. A zero is a zero in both.
+    fn settle_layout(&self, iova: u64, byte: u8) -> Result<(), Errno> {
+        if byte == 0 || self.layout() != Layout::Unknown {
+            return Ok(());
+        }
+        let mut there = [0];
+        self.read(iova, &mut there)?;
+        if there == [byte] && self.layout() != Layout::Unknown { Ok(()) } else { Err(Errno::PROTO) }
     }
 
     /// Ends the session from the device's side: the client's memory proved not to be what it was said to be.
@@ -144,9 +191,16 @@ impl RemoteMemory {
         deadline: Instant,
     ) -> Result<Vec<u8>, Errno> {
         let place = self.place(deadline)?;
+        self.send(&Access { id: place.id, kind: Outgoing::Command, command, iova, count }, data)?;
+        let answer = place.wait(deadline)?;
+        check(&answer, command, iova, count)?;
+        Ok(answer.payload)
+    }
+
+    fn send(&self, access: &Access, data: &[u8]) -> Result<(), Errno> {
+        let Access { id, kind, command, iova, count } = *access;
         let payload_bytes = size_of::<DmaAccess>() + data.len();
-        let head = OutgoingHeader { id: place.id, command, payload_bytes, kind: Outgoing::Command };
-        let mut message = head.encode().to_vec();
+        let mut message = OutgoingHeader { id, command, payload_bytes, kind }.encode().to_vec();
         message.extend_from_slice(DmaAccess { address: iova, count }.as_bytes());
         message.extend_from_slice(data);
         if command == CommandId::DmaWrite && self.layout() == Layout::Narrow {
@@ -155,16 +209,12 @@ impl RemoteMemory {
                 tail.rotate_left(4);
             }
         }
-        if let Err(fault) = self.0.channel.request(&message) {
-            // Part of a message may be out: nothing after it could be understood.
-            self.0.unread.store(fault == Fault::Slow, Ordering::Release);
-            self.close();
-            self.0.channel.hang_up();
-            return Err(Errno::NOTCONN);
-        }
-        let answer = place.wait(deadline)?;
-        check(&answer, command, iova, count)?;
-        Ok(answer.payload)
+        let Err(fault) = self.0.channel.request(&message) else { return Ok(()) };
+        // Part of a message may be out: nothing after it could be understood.
+        self.0.unread.store(fault == Fault::Slow, Ordering::Release);
+        self.close();
+        self.0.channel.hang_up();
+        Err(Errno::NOTCONN)
     }
 
     fn layout(&self) -> Layout {
@@ -188,12 +238,7 @@ impl RemoteMemory {
         if state.closed {
             return Err(Errno::NOTCONN);
         }
-        // Fewer than 2^16 are in use, so this ends.
-        while state.waiting.contains_key(&state.next_id) {
-            state.next_id = state.next_id.wrapping_add(1);
-        }
-        let id = state.next_id;
-        state.next_id = id.wrapping_add(1);
+        let id = state.free_id();
         state.waiting.insert(id, None);
         Ok(Place { memory: self, id })
     }

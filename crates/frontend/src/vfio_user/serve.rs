@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use super::channel::{Channel, Fault};
 use super::device::{Device, Negotiated};
 use super::frame::BrokenStream;
-use super::queue::Queue;
+use super::queue::{Queue, Work};
 use super::remote::RemoteMemory;
 use super::session::{Limits, Session};
 use super::shutdown::Shutdown;
@@ -83,6 +83,17 @@ impl Pause {
     }
 }
 
+/// Calls for a session's worker between two commands.
+#[derive(Debug, Clone)]
+pub struct Nudge(Arc<Queue>);
+
+impl Nudge {
+    /// [`Device::nudged`] is called soon, by the worker, once for all nudges until then; not any more once the session is over or paused.
+    pub fn nudge(&self) {
+        self.0.nudge();
+    }
+}
+
 impl Connection {
     /// Takes a connected socket. It is served until the client leaves or `shutdown` is triggered.
     pub fn new(stream: UnixStream, limits: Limits, shutdown: &Shutdown) -> Self {
@@ -99,6 +110,11 @@ impl Connection {
     /// Stops the session's worker, from another thread.
     pub fn pauser(&self) -> Pause {
         Pause(Arc::clone(&self.queue))
+    }
+
+    /// Calls for the session's worker, from another thread.
+    pub fn nudger(&self) -> Nudge {
+        Nudge(Arc::clone(&self.queue))
     }
 
     /// Reaches this client's memory by messages, once it is being served.
@@ -256,7 +272,11 @@ fn work(shared: &Shared, session: &mut Session, device: &mut dyn Device, end: &m
     if let Some(data_bytes_max) = session.dma_data_bytes_max() {
         shared.remote.open(data_bytes_max);
     }
-    while let Some(message) = shared.queue.pop() {
+    while let Some(work) = shared.queue.pop() {
+        let Work::Command(message) = work else {
+            device.nudged();
+            continue;
+        };
         end.commands += 1;
         let header = message.header;
         let outcome = if message.surplus_fds {

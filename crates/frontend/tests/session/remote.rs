@@ -276,3 +276,56 @@ fn zeros_do_not_make_a_client_look_narrow() {
     caller.join().expect("no panic");
     running.leave();
 }
+
+/// In both layouts: of a byte that is not 0 the client is asked first how it lays out its messages.
+#[test]
+fn a_touch_stores_the_byte_that_is_there_and_wants_no_answer() {
+    for narrow in [false, true] {
+        let running = Running::negotiated();
+        let remote = running.remote.clone();
+        let caller = std::thread::spawn(move || {
+            remote.touch(2, 0).expect("a zero is a zero in any layout");
+            remote.touch(7, 0xa5).expect("sent");
+            remote.touch(8, 0x5a).expect("sent");
+            remote.touch(9, 1).expect("sent");
+            remote.write(7, &[0xa5]).expect("answered");
+        });
+        let data_at = if narrow { 12 } else { 16 };
+        let mut messages = Vec::new();
+        while messages.len() < 6 {
+            let command = running.client.receive().expect("a command");
+            let (at, byte) = (command.u64_at(0), command.payload[data_at..].first().copied());
+            messages.push((command.command, at, command.flags, byte.filter(|_| command.command != DMA_READ)));
+            if command.flags == 0 {
+                let mut payload = command.payload[..16].to_vec();
+                if command.command == DMA_READ {
+                    payload.insert(data_at, 0xa5);
+                }
+                running.client.send(&message(command.id, command.command, 1, &payload), &[]);
+            }
+        }
+        let write = |at, flags, byte| (DMA_WRITE, at, flags, Some(byte));
+        let expected = [
+            write(2, 0x10, 0),
+            (DMA_READ, 7, 0, None),
+            write(7, 0x10, 0xa5),
+            write(8, 0x10, 0x5a),
+            write(9, 0x10, 1),
+            write(7, 0, 0xa5),
+        ];
+        assert_eq!(messages, expected, "narrow: {narrow}");
+        caller.join().expect("no panic");
+        running.leave();
+    }
+}
+
+#[test]
+fn a_client_that_has_another_byte_there_is_not_touched() {
+    let running = Running::negotiated();
+    let remote = running.remote.clone();
+    let caller = std::thread::spawn(move || remote.touch(3, 7));
+    let command = running.client.receive().expect("a command");
+    answer(&running.client, &command, &mut [1; 8]);
+    assert_eq!(caller.join().expect("no panic"), Err(Errno::PROTO));
+    running.leave();
+}

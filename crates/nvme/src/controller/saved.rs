@@ -285,6 +285,17 @@ pub fn is_loaded(region: &ControllerRegion, file: u32) -> bool {
     region.header.loaded_file.load(Ordering::Acquire) == file
 }
 
+/// Whether a controller over this region is to stand still until someone lets it run, whatever process has it.
+#[must_use]
+pub fn is_held(region: &ControllerRegion) -> bool {
+    region.header.held.load(Ordering::Acquire) != 0
+}
+
+/// Says it. Of a controller that stands still.
+pub fn set_held(region: &ControllerRegion, held: bool) {
+    publish32(&region.header.held, held.into());
+}
+
 fn same<T: PartialEq>(
     what: &'static str,
     theirs: &T,

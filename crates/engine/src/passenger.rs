@@ -133,10 +133,11 @@ impl Passengers {
         Self(house)
     }
 
-    /// The controller of that name, if it is served.
+    /// The controller of that name, if it is served or waits for its drive.
     #[must_use]
     pub fn named(&self, name: &str) -> Option<Passenger> {
         let slots = self.0.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        slots.open.values().find(|served| served.ssd().name == name)?.passenger()
+        let waiting = slots.absent.values().filter_map(|absent| absent.waiting.as_ref());
+        slots.open.values().chain(waiting).find(|served| served.ssd().name == name)?.passenger()
     }
 }

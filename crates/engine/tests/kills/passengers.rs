@@ -408,3 +408,26 @@ fn an_engine_that_is_killed_while_pages_are_told_costs_none_of_them() {
     drop(driver);
     house.stop();
 }
+
+/// As while the ssd's blocks are on their way: what waits at the gate has not begun.
+#[test]
+fn a_device_whose_commands_wait_for_its_limits_is_stopped_at_once_and_takes_them_along() {
+    let limited = format!("{FILE}\n[ssd.limits]\niops = 20\niops_burst = 24\n");
+    let houses = [House::start(&[("disk", &limited)], 2), House::start(&SSDS, 2)];
+    let mut driver = driver_of(&houses[0]);
+    let buffer = driver.ram().clone().alloc(PAGE as usize).unwrap();
+    let read = Sqe::new(2).nsid(1).prp(buffer.iova(), 0).cdw12(7);
+    let mut out: Vec<u16> = (0..60).map(|_| driver.place(1, read).unwrap()).collect();
+    driver.ring(1).unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    let halting = Instant::now();
+    assert!(travel(&mut driver, &houses[0], &houses[1], None));
+    assert!(halting.elapsed() < Duration::from_secs(3));
+    while !out.is_empty() {
+        let cid = driver.wait_any(1, Duration::from_secs(20)).unwrap().cid;
+        let at = out.iter().position(|other| *other == cid).expect("each once");
+        out.swap_remove(at);
+    }
+    drop(driver);
+    houses.into_iter().for_each(House::stop);
+}

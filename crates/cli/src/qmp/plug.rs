@@ -1,16 +1,17 @@
 //! An ssd put into a running guest and taken out of it.
 
-use super::{Monitor, Release};
+use super::Monitor;
 use crate::hypervisor::Device;
+use ::hypervisor::qmp::{Event, Version};
 use anyhow::{Context, bail};
 use api::config::Door;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
 /// The first with `vfio-user-pci`.
-const VFIO_USER_SINCE: Release = Release { major: 10, minor: 1, micro: 0 };
+const VFIO_USER_SINCE: Version = Version { major: 10, minor: 1, micro: 0 };
 /// The first in which plain shared RAM of QEMU's has a descriptor that other processes can map.
-const SHARED_RAM_SINCE: Release = Release { major: 10, minor: 0, micro: 0 };
+const SHARED_RAM_SINCE: Version = Version { major: 10, minor: 0, micro: 0 };
 /// QEMU's devices that are one PCI Express port, in which one device can be plugged.
 const PORTS: [&str; 3] = ["pcie-root-port", "xio3130-downstream", "ioh3420"];
 const NAMED: &str = "/machine/peripheral";
@@ -91,7 +92,7 @@ pub(crate) fn detach(
 
 /// Every QEMU with `vfio-user-pci` so far (10.1 to 11.1.3 were looked at) aborts when such a device with MSI-X is taken away: it
 /// removes the MSI-X table's memory region after that has ended (`vfio_user_msix_teardown`). No guest is ended by surprise.
-fn refuse_abort(release: Release) -> anyhow::Result<()> {
+fn refuse_abort(release: Version) -> anyhow::Result<()> {
     bail!(
         "this is QEMU {release}: QEMU aborts, and the guest with it, when a vfio-user-pci device is unplugged \
          (known up to 11.1; its own fault, in hw/vfio-user/pci.c). Stop the guest to take an NVMe ssd away, or use virtio-blk \
@@ -101,16 +102,15 @@ fn refuse_abort(release: Release) -> anyhow::Result<()> {
 }
 
 fn wait_unplugged(monitor: &mut Monitor, id: &str, patience: Duration) -> anyhow::Result<()> {
-    let of_this = |event: &Value| event["data"]["device"] == id;
-    let wanted = |event: &Value| {
-        of_this(event)
-            && matches!(event["event"].as_str(), Some("DEVICE_DELETED" | "DEVICE_UNPLUG_GUEST_ERROR"))
+    let of_this = |event: &Event| event.data["device"] == id;
+    let wanted = |event: &Event| {
+        of_this(event) && ["DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR"].contains(&event.name.as_str())
     };
     let event = monitor
         .event(Instant::now() + patience, wanted)
         .with_context(|| format!("while {id} was unplugged"))?;
     match event {
-        Some(event) if event["event"] == "DEVICE_DELETED" => Ok(()),
+        Some(event) if event.name == "DEVICE_DELETED" => Ok(()),
         Some(_) => bail!("the guest does not let {id} go: is it mounted or in use there?"),
         None if driver(monitor, id)?.is_none() => Ok(()),
         None => bail!(

@@ -1,16 +1,19 @@
 //! A QEMU by script, for tests.
 
+use super::{GREETING_PATIENCE, Monitor};
+use ::hypervisor::Qmp;
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 pub(super) const GREETING: &str = "{\"QMP\":{\"version\":{\"qemu\":{\"major\":11,\"minor\":1,\"micro\":3},\"package\":\"\"},\"capabilities\":[]}}\n";
 
-/// The client's end of a monitor at which `script` says what follows each command. An empty answer closes it.
-pub(super) fn qemu(
+/// A monitor at which `script` says what follows each command. An empty answer closes it.
+pub(super) fn monitor(
     greeting: &str,
     mut script: impl FnMut(&str, &Value) -> Vec<Value> + Send + 'static,
-) -> UnixStream {
+) -> Monitor {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let greeting = greeting.to_owned();
     std::thread::spawn(move || {
@@ -23,10 +26,13 @@ pub(super) fn qemu(
             if answers.is_empty() {
                 return;
             }
-            for answer in answers {
+            for mut answer in answers {
+                if answer.get("event").is_none() {
+                    answer["id"] = request["id"].clone();
+                }
                 let _client_gone = out.write_all(format!("{answer}\n").as_bytes());
             }
         }
     });
-    ours
+    Monitor::over(Qmp::over(ours, Path::new("qmp"), GREETING_PATIENCE).unwrap())
 }

@@ -1,6 +1,6 @@
 //! Against a model of QEMU: its devices, ports, memory and character devices, as it answers for them (recorded from 11.1).
 
-use super::super::scripted::{GREETING, qemu};
+use super::super::scripted::{GREETING, monitor};
 use super::*;
 use crate::hypervisor::device;
 use std::collections::BTreeMap;
@@ -113,8 +113,8 @@ fn refused(text: &str) -> Vec<Value> {
 fn at(greeting: &str, model: Model) -> (Monitor, Arc<Mutex<Model>>) {
     let model = Arc::new(Mutex::new(model));
     let inside = Arc::clone(&model);
-    let stream = qemu(greeting, move |command, arguments| inside.lock().unwrap().answer(command, arguments));
-    (Monitor::new(stream).unwrap(), model)
+    let answer = move |command: &str, arguments: &Value| inside.lock().unwrap().answer(command, arguments);
+    (monitor(greeting, answer), model)
 }
 
 fn refusal(result: anyhow::Result<String>) -> String {

@@ -24,8 +24,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 const COVERED_BYTES: u64 = 1 << 41;
 const LOG_BYTES: u64 = COVERED_BYTES / memory::LOG_PAGE_BYTES / 8;
 const ARMED: u64 = 1;
-/// So many touches are under way at most before the client answers one: what waits for it in the keeper is short, and its own commands come in between.
-const SURE_AFTER: usize = 1024;
+/// So many runs of pages are under way at most before the client answers: what waits for it in the keeper is short, and its own commands come in between.
+const SURE_AFTER: usize = 512;
 /// How often a home is asked that has no time now.
 const TRIES: u32 = 3000;
 
@@ -194,13 +194,17 @@ pub(crate) fn touch(ssd: &Ssd, memory: &MemoryMap, client: &RemoteMemory) -> Res
     let mut touches = Touches { memory, client, unsure: Vec::with_capacity(SURE_AFTER), done: 0 };
     for (iova, len) in regions {
         let mut result = Ok(());
-        log.take(iova, len, &mut |page| match result {
+        log.take_runs(iova, len, &mut |first, pages| {
             // Regions need not begin with a page.
-            Ok(()) => result = touches.touch(page.max(iova)),
-            Err(_) => touches.unsure.push(page),
+            let run = Run { at: first.max(iova), first, pages };
+            touches.unsure.push(run);
+            if result.is_ok() {
+                result = touches.touch(run);
+            }
         });
         if let Err(errno) = result.and_then(|()| touches.make_sure()) {
-            touches.unsure.iter().for_each(|page| log.mark(*page, 1));
+            let bytes = |run: &Run| run.pages * memory::LOG_PAGE_BYTES;
+            touches.unsure.iter().for_each(|run| log.mark(run.first, bytes(run)));
             return Err(errno);
         }
     }
@@ -208,33 +212,51 @@ pub(crate) fn touch(ssd: &Ssd, memory: &MemoryMap, client: &RemoteMemory) -> Res
     if memory.is_poisoned() { Err(Errno::IO) } else { Ok(touches.done) }
 }
 
+/// Pages in a row, at most 8, and an address in the first.
+#[derive(Clone, Copy)]
+struct Run {
+    at: Iova,
+    first: Iova,
+    pages: u64,
+}
+
 /// Pages on their way to the client.
 struct Touches<'a> {
     memory: &'a MemoryMap,
     client: &'a RemoteMemory,
     /// The client may not have them yet.
-    unsure: Vec<Iova>,
+    unsure: Vec<Run>,
     done: u64,
 }
 
 impl Touches<'_> {
-    fn touch(&mut self, at: Iova) -> Result<(), Errno> {
-        self.unsure.push(at);
-        self.client.touch(at.0, self.byte(at)?)?;
+    /// Two pages by a message: the last byte of one and the first of the next.
+    fn touch(&mut self, run: Run) -> Result<(), Errno> {
+        for page in (1..run.pages).step_by(2) {
+            let border = run.first.0 + page * memory::LOG_PAGE_BYTES;
+            self.store::<2>(Iova(border - 1))?;
+        }
+        if run.pages % 2 == 1 {
+            let last = run.first.0 + (run.pages - 1) * memory::LOG_PAGE_BYTES;
+            self.store::<1>(run.at.max(Iova(last)))?;
+        }
         if self.unsure.len() < SURE_AFTER { Ok(()) } else { self.make_sure() }
+    }
+
+    fn store<const BYTES: usize>(&self, at: Iova) -> Result<(), Errno> {
+        let bytes: [u8; BYTES] = self.memory.read(at).map_err(|_| Errno::FAULT)?;
+        self.client.touch(at.0, &bytes)
     }
 
     /// The client answers one store, and has those before it by then.
     fn make_sure(&mut self) -> Result<(), Errno> {
-        let Some(last) = self.unsure.last() else { return Ok(()) };
-        self.client.write(last.0, &[self.byte(*last)?])?;
-        self.done += self.unsure.len() as u64;
+        let Some(Run { at, .. }) = self.unsure.last().copied() else { return Ok(()) };
+        let byte: u8 = self.memory.read(at).map_err(|_| Errno::FAULT)?;
+        self.client.touch(at.0, &[byte])?;
+        self.client.write(at.0, &[byte])?;
+        self.done += self.unsure.iter().map(|run| run.pages).sum::<u64>();
         self.unsure.clear();
         Ok(())
-    }
-
-    fn byte(&self, at: Iova) -> Result<u8, Errno> {
-        self.memory.read(at).map_err(|_| Errno::FAULT)
     }
 }
 

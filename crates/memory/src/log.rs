@@ -156,17 +156,27 @@ impl WriteLog {
     /// Clears the marks of these pages and says which there were, by their addresses, ascending within each range. A page is told
     /// *before* its mark is cleared: what `marked` keeps where a successor finds it is not lost with this process. Each page may be read when this has returned.
     pub fn take(&self, iova: Iova, len: u64, marked: &mut impl FnMut(Iova)) {
+        self.take_runs(iova, len, &mut |first, pages| {
+            (0..pages).for_each(|page| marked(Iova(first.0 + (page << PAGE_SHIFT))));
+        });
+    }
+
+    /// As [`WriteLog::take`], by runs of pages in a row: the first page's address, and how many, at most 8. What follows on may be in the next one.
+    pub fn take_runs(&self, iova: Iova, len: u64, marked: &mut impl FnMut(Iova, u64)) {
         self.bytes(iova, len, &mut |byte, bits, first_page| {
             // SAFETY: as in `mark`.
             let set = unsafe { segment::load_u8(byte) } & bits;
-            if set == 0 {
-                return;
+            let mut left = set;
+            while left != 0 {
+                let first = left.trailing_zeros();
+                let pages = (left >> first).trailing_ones();
+                marked(Iova((first_page + u64::from(first)) << PAGE_SHIFT), pages.into());
+                left &= u8::MAX.checked_shl(first + pages).unwrap_or(0);
             }
-            (0..8).filter(|bit| set >> bit & 1 == 1).for_each(|bit| {
-                marked(Iova((first_page + bit) << PAGE_SHIFT));
-            });
-            // SAFETY: as above.
-            unsafe { segment::and_u8(byte, !set) };
+            if set != 0 {
+                // SAFETY: as above.
+                unsafe { segment::and_u8(byte, !set) };
+            }
         });
     }
 

@@ -10,7 +10,7 @@ use guest::Error;
 use guest::nvme::{Driver, Options, Sqe};
 use guest::ram::Ram;
 use guest::vfio_user::{DmaMemory, region, state};
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -237,7 +237,7 @@ fn a_client_that_leaves_a_device_that_is_held_leaves_nothing_that_is_still_carri
 /// A hypervisor's eyes: which pages the device stored to by messages. Refuses if it is told to.
 struct Eyes {
     ram: Arc<Ram>,
-    touched: Mutex<BTreeMap<u64, u64>>,
+    touched: Mutex<BTreeSet<u64>>,
     refuses: AtomicBool,
 }
 
@@ -251,7 +251,8 @@ impl DmaMemory for Eyes {
         if !refuses {
             let mut there = vec![0; source.len()];
             assert!(self.ram.dma_read(iova, &mut there) && there == source, "{iova:#x} is another byte now");
-            *self.touched.lock().unwrap().entry(iova & !(PAGE - 1)).or_default() += 1;
+            let (first, last) = (iova / PAGE, (iova + source.len() as u64 - 1) / PAGE);
+            self.touched.lock().unwrap().extend((first..=last).map(|page| page * PAGE));
         }
         !refuses
     }
@@ -266,7 +267,7 @@ impl Eyes {
     }
 
     fn take(&self) -> Vec<u64> {
-        std::mem::take(&mut *self.touched.lock().unwrap()).into_keys().collect()
+        std::mem::take(&mut *self.touched.lock().unwrap()).into_iter().collect()
     }
 }
 

@@ -111,30 +111,34 @@ impl RemoteMemory {
         Ok(())
     }
 
-    /// Stores a byte of client memory as it is, so that the client takes its page for written by the device; no answer is waited for. A client takes
+    /// Stores bytes of client memory as they are, so that the client takes their pages for written by the device; no answer is waited for. A client takes
     /// our commands in their order: whoever wants to know that it was done follows up with [`RemoteMemory::write`].
     ///
     /// # Errors
-    /// `ENOTCONN` once the session is over; `EPROTO`: the client has another byte there; else as [`RemoteMemory::read`].
-    pub fn touch(&self, iova: u64, byte: u8) -> Result<(), Errno> {
-        self.begin()?;
-        self.settle_layout(iova, byte)?;
+    /// `ENOTCONN` once the session is over; `EINVAL`: more than the client takes at once; `EPROTO`: the client has other bytes there; else as
+    /// [`RemoteMemory::read`].
+    pub fn touch(&self, iova: u64, bytes: &[u8]) -> Result<(), Errno> {
+        let (bytes_max, _) = self.begin()?;
+        if bytes.len() > bytes_max {
+            return Err(Errno::INVAL);
+        }
+        self.settle_layout(iova, bytes)?;
         let id = {
             let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
             state.free_id()
         };
-        let command = CommandId::DmaWrite;
-        self.send(&Access { id, kind: Outgoing::Notice, command, iova, count: 1 }, &[byte])
+        let (command, count) = (CommandId::DmaWrite, bytes.len() as u64);
+        self.send(&Access { id, kind: Outgoing::Notice, command, iova, count }, bytes)
     }
 
-    /// Before a byte is written that would be another one in the other layout. A zero is a zero in both.
-    fn settle_layout(&self, iova: u64, byte: u8) -> Result<(), Errno> {
-        if byte == 0 || self.layout() != Layout::Unknown {
+    /// Before bytes are written that would be others in the other layout. Zeros are zeros in both.
+    fn settle_layout(&self, iova: u64, bytes: &[u8]) -> Result<(), Errno> {
+        if bytes.iter().all(|byte| *byte == 0) || self.layout() != Layout::Unknown {
             return Ok(());
         }
-        let mut there = [0];
+        let mut there = vec![0; bytes.len()];
         self.read(iova, &mut there)?;
-        if there == [byte] && self.layout() != Layout::Unknown { Ok(()) } else { Err(Errno::PROTO) }
+        if there == bytes && self.layout() != Layout::Unknown { Ok(()) } else { Err(Errno::PROTO) }
     }
 
     /// Ends the session from the device's side: the client's memory proved not to be what it was said to be.

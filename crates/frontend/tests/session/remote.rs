@@ -284,10 +284,10 @@ fn a_touch_stores_the_byte_that_is_there_and_wants_no_answer() {
         let running = Running::negotiated();
         let remote = running.remote.clone();
         let caller = std::thread::spawn(move || {
-            remote.touch(2, 0).expect("a zero is a zero in any layout");
-            remote.touch(7, 0xa5).expect("sent");
-            remote.touch(8, 0x5a).expect("sent");
-            remote.touch(9, 1).expect("sent");
+            remote.touch(2, &[0]).expect("a zero is a zero in any layout");
+            remote.touch(7, &[0xa5]).expect("sent");
+            remote.touch(8, &[0x5a]).expect("sent");
+            remote.touch(9, &[1]).expect("sent");
             remote.write(7, &[0xa5]).expect("answered");
         });
         let data_at = if narrow { 12 } else { 16 };
@@ -323,7 +323,7 @@ fn a_touch_stores_the_byte_that_is_there_and_wants_no_answer() {
 fn a_client_that_has_another_byte_there_is_not_touched() {
     let running = Running::negotiated();
     let remote = running.remote.clone();
-    let caller = std::thread::spawn(move || remote.touch(3, 7));
+    let caller = std::thread::spawn(move || remote.touch(3, &[7]));
     let command = running.client.receive().expect("a command");
     answer(&running.client, &command, &mut [1; 8]);
     assert_eq!(caller.join().expect("no panic"), Err(Errno::PROTO));

@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::device::{self, Device};
 use crate::error::{Error, Fault, quote};
 use crate::migration::{self, Status};
-use crate::qmp::Qmp;
+use crate::qmp::{self, Qmp};
 
 /// After a failure QEMU is asked why; it gets this long, whatever patience is left.
 const WHY_PATIENCE: Duration = Duration::from_secs(1);
@@ -111,7 +111,7 @@ impl Destination {
 
     /// The next word; `None` if there is none within `patience` (zero: if none has come). After a failure it may take a second longer, in which QEMU is asked why.
     pub fn next(&mut self, patience: Duration) -> Result<Option<DestinationWord>, Error> {
-        let deadline = Instant::now() + patience;
+        let deadline = qmp::deadline(patience);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let Some(event) = self.qmp.event(left)? else { return Ok(None) };

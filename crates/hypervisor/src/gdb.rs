@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::error::{Error, Fault, quote};
-use crate::qmp::Qmp;
+use crate::qmp::{self, Qmp};
 
 /// The names of the descriptor and of the character device at QEMU.
 const NAME: &str = "godwit-gdb";
@@ -93,7 +93,7 @@ impl Gdb {
 
     /// A command whose answer is OK.
     fn ask(&mut self, command: &str) -> Result<(), Fault> {
-        let deadline = Instant::now() + self.patience;
+        let deadline = qmp::deadline(self.patience);
         let sum = command.bytes().fold(0u8, u8::wrapping_add);
         let packet = format!("${command}#{sum:02x}");
         self.socket.set_write_timeout(Some(self.patience)).map_err(Fault::Io)?;

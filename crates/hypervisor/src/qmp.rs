@@ -25,6 +25,7 @@ pub const LINE_BYTES_MAX: usize = 4 << 20;
 pub const EVENTS_MAX: usize = 4096;
 /// Read from the socket at once.
 const READ_BYTES: usize = 16 << 10;
+const A_YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 /// A listener whose queue is full is asked again after this.
 const CONNECT_AGAIN: Duration = Duration::from_millis(10);
 
@@ -75,7 +76,7 @@ impl Qmp {
     ///
     /// A QMP socket has one client at a time: while another has it, there is no greeting.
     pub fn connect(path: &Path, patience: Duration) -> Result<Qmp, Error> {
-        let deadline = Instant::now() + patience;
+        let deadline = deadline(patience);
         let socket = dial(path, deadline)
             .map_err(|errno| Error::new(path, "connect", Fault::NoConnection(errno.into())))?;
         Qmp::over(socket, path, patience)
@@ -96,7 +97,7 @@ impl Qmp {
         };
         let fail = |fault| Error::new(path, "greeting", fault);
         qmp.socket.set_nonblocking(true).map_err(|error| fail(Fault::Io(error)))?;
-        let greeting = match qmp.message(Instant::now() + patience) {
+        let greeting = match qmp.message(deadline(patience)) {
             Ok(Some(greeting)) => greeting,
             Ok(None) => return Err(fail(Fault::NoGreeting(patience))),
             Err(fault) => return Err(fail(fault)),
@@ -164,7 +165,7 @@ impl Qmp {
 
     /// The next event, in QEMU's order; `None` if there is none within `patience`. Zero looks at what has come.
     pub fn event(&mut self, patience: Duration) -> Result<Option<Event>, Error> {
-        self.next_event(Instant::now() + patience).map_err(|fault| self.error("wait for an event", fault))
+        self.next_event(deadline(patience)).map_err(|fault| self.error("wait for an event", fault))
     }
 
     pub(crate) fn error(&self, asked: impl Into<String>, fault: Fault) -> Error {
@@ -175,7 +176,7 @@ impl Qmp {
         if self.broken {
             return Err(Fault::Broken);
         }
-        let deadline = Instant::now() + self.patience;
+        let deadline = deadline(self.patience);
         self.next_id += 1;
         let id = self.next_id;
         let mut line = json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
@@ -299,6 +300,12 @@ impl Qmp {
         }
         Ok(())
     }
+}
+
+/// The end of a patience, which may be as good as endless.
+pub(crate) fn deadline(patience: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(patience).unwrap_or(now + A_YEAR)
 }
 
 fn dial(path: &Path, deadline: Instant) -> Result<UnixStream, Errno> {

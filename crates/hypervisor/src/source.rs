@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::device::{self, Device};
 use crate::error::{Error, Fault, quote};
 use crate::migration::{self, Status};
-use crate::qmp::Qmp;
+use crate::qmp::{self, Qmp};
 
 /// After a failure QEMU is asked why; it gets this long, whatever patience is left.
 const WHY_PATIENCE: Duration = Duration::from_secs(1);
@@ -114,7 +114,8 @@ impl Source {
         &mut self.qmp
     }
 
-    /// Whether this guest can be migrated now. If not, the error says why and what to do.
+    /// Whether QEMU can migrate this guest now. If not, the error says why and what to do. QEMU itself has nothing against a vfio-user device, and leaves it behind: who migrates a guest has
+    /// to know each that [`Source::devices`] tells of.
     pub fn check(&mut self) -> Result<(), Error> {
         migration::check_version(&self.qmp)?;
         let told = self.qmp.execute("query-migrate", json!({}))?;
@@ -166,7 +167,7 @@ impl Source {
     ///
     /// Words from before this connection are not heard: [`Source::now`] tells where the source stands.
     pub fn next(&mut self, patience: Duration) -> Result<Option<SourceWord>, Error> {
-        let deadline = Instant::now() + patience;
+        let deadline = qmp::deadline(patience);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let Some(event) = self.qmp.event(left)? else { return Ok(None) };

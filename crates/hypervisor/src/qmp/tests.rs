@@ -123,6 +123,18 @@ fn a_silent_peer_is_given_up_in_time() {
 }
 
 #[test]
+fn a_patience_without_end_is_one() {
+    let (mut qmp, peer) = greeted(|mut peer| {
+        peer.accept();
+        peer.say(&event("STOP"));
+    });
+    qmp.set_patience(Duration::MAX);
+    qmp.execute("query-status", json!({})).unwrap();
+    assert_eq!(qmp.event(Duration::MAX).unwrap().unwrap().name, "STOP");
+    peer.join().unwrap();
+}
+
+#[test]
 fn a_peer_that_reads_nothing_is_given_up_in_time() {
     let (mut qmp, peer) = greeted(|peer| peer);
     let _peer = peer.join().unwrap();

@@ -92,6 +92,8 @@ pub struct Steward<M> {
     medium: M,
     /// Of volumes that are served, or were.
     gates: BTreeMap<VolumeId, Weak<Gate>>,
+    /// Those of them that are only written down: nobody waits there for space.
+    landing: BTreeSet<VolumeId>,
     /// Extents that doors wait for.
     wanted: BTreeSet<(VolumeId, u32)>,
     /// The wanted were asked for with this much free, and there was none.
@@ -120,6 +122,7 @@ impl<M: Medium> Steward<M> {
             pool,
             medium,
             gates: BTreeMap::new(),
+            landing: BTreeSet::new(),
             wanted: BTreeSet::new(),
             hungry: false,
             told: false,
@@ -172,10 +175,12 @@ impl<M: Medium> Steward<M> {
     /// As [`Pool::may_serve`] and [`Pool::map`].
     pub fn serve(&mut self, id: VolumeId) -> Result<Arc<Gate>, PoolError> {
         self.pool.may_serve(id)?;
+        self.landing.remove(&id);
         self.open(id)
     }
 
-    /// The gate of a volume that comes from another host, for who writes it down here and for nobody else.
+    /// The gate of a volume that comes from another host, for who writes it down here and for nobody else. What it has no space for fails: it can come
+    /// another time, and the source is not to wait.
     ///
     /// # Errors
     /// As [`Pool::may_land`] and [`Pool::map`], it is served, or there is no space for it.
@@ -185,6 +190,7 @@ impl<M: Medium> Steward<M> {
             return Err(PoolError::Open(id));
         }
         self.pool.refill(id)?;
+        self.landing.insert(id);
         self.open(id)
     }
 
@@ -403,8 +409,16 @@ impl<M: Medium> Steward<M> {
 
     fn fed(&mut self, batch: &[(VolumeId, u32)], answers: &[Allocation]) {
         let (mut copies, mut changed, mut starved) = (Vec::new(), BTreeSet::new(), 0_usize);
+        // What is being wiped will be free.
+        let may_come = self.pool.info().wiping > 0;
         for (wish, answer) in batch.iter().zip(answers) {
             match answer {
+                Allocation::NoSpace if self.landing.contains(&wish.0) && !may_come => {
+                    self.wanted.remove(wish);
+                    if let Some(gate) = self.gate(wish.0) {
+                        gate.refuse_parked();
+                    }
+                }
                 Allocation::NoSpace => starved += usize::from(self.wanted.contains(wish)),
                 Allocation::Mapped { .. } => {
                     self.wanted.remove(wish);

@@ -71,7 +71,7 @@ impl House {
         records.as_ref().map(|(records, _)| records.clone())
     }
 
-    /// Serves an ssd no more: its owner is elsewhere. Its client loses it; what it still asks for fails, and nothing of that reaches the drive.
+    /// Serves an ssd no more: its owner is elsewhere. Its client loses it; what it still asks for is not answered any more, and nothing of that reaches the drive.
     pub(super) fn depart(&self, number: usize) {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let name = slots.open.get(&number).map(|served| served.ssd().name.clone());
@@ -87,8 +87,9 @@ impl House {
         slots.absent.insert(number, absent);
         drop(slots);
         let ssd = Arc::clone(served.ssd());
-        served.stop();
+        // Before its session ends: that is to answer nothing.
         ssd.terms.set_hold(Hold::Closed);
+        served.stop();
         ssd.watch.close();
         let (heard, _) = channel::<Infallible>();
         self.duty.crew().tell_all(|| crate::message::Message::Watch(ssd.id, heard.clone()));

@@ -12,7 +12,7 @@ use crate::pool::Pools;
 use crate::serve::{Kept, backend_config};
 use crate::session::{map_errno, mapping_errno};
 use crate::ssd::Ssd;
-use crate::terms::Terms;
+use crate::terms::{Hold, Terms};
 use crate::watch::Watch;
 use anyhow::{Context, ensure};
 use api::config;
@@ -221,8 +221,10 @@ impl Disk {
 
     /// The client is gone: nothing of it is touched when this returns, and the disk is as before it came.
     pub(crate) fn leave(&mut self) {
+        // Owned elsewhere: what waits here can only fail, and a guest that is hung up on is not to be told of an error before.
+        let is_closed = self.ssd.terms.hold() == Hold::Closed;
         for (queue, running) in std::mem::take(&mut self.running) {
-            if let Some(place) = running.place {
+            if let Some(place) = running.place.filter(|_| !is_closed) {
                 let _ = self.ask(place, |reply| Order::Stop(queue, reply));
             }
         }

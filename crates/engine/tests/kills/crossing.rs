@@ -289,6 +289,37 @@ fn an_engine_that_is_killed_during_a_migration_from_pool_to_pool_leaves_one_owne
     (0..6).for_each(|seed| killed_on_the_way(if seed % 3 == 0 { FULL } else { THIN }, 2 * seed + seed % 2));
 }
 
+/// A pool that has no space for what comes: the copy fails there instead of waiting for space, and the ssd stays where it is.
+#[test]
+fn an_ssd_that_finds_a_full_pool_stays_where_it_is_and_goes_when_there_is_space() {
+    let hosts = Hosts::new();
+    let there = THIN.replace('}', "}\nincoming = true");
+    let a = House::start_with(&[("vm", FILE)], 2, &hosts.sections[0]);
+    let b = House::start_with(&[("vm", &there)], 2, &hosts.sections[1]);
+    let mut load = Load::new(a.connect("vm"), 2, 16, 5);
+    // All of its 16 MiB, and room for less.
+    load.run_for(Duration::from_millis(1500));
+    let Response::Pool(pools) = b.ask(&Request::Pool(PoolRequest::List)) else { panic!("no list") };
+    let mib = (pools[0].free - 4) * (pools[0].extent_bytes >> 20);
+    let filled = b.config(&[("vm", &there), ("filler", FULL)], mib) + &hosts.sections[1];
+    b.apply_text(filled.replacen(&format!("size = \"{mib}MiB\""), "size = \"64MiB\"", 1)).unwrap();
+    migrate_soon(&a, &hosts.addresses[1], terms());
+    let ended = until_over(&a, || load.run_for(Duration::from_millis(10)));
+    assert_eq!(ended.state, "cancelled", "{ended:?}");
+    assert!(ended.reason.as_ref().is_some_and(|why| why.contains("gives up (Drive)")), "{ended:?}");
+    until_it_is(&b, "dropped");
+    b.apply_text(b.config(&[("vm", &there)], 64) + &hosts.sections[1]).unwrap();
+    let (pool, volume) = ("p".to_owned(), "filler".to_owned());
+    let deleted = b.ask(&Request::Pool(PoolRequest::Delete { pool, volume }));
+    assert!(matches!(deleted, Response::Done(_)), "{deleted:?}");
+    migrate_soon(&a, &hosts.addresses[1], terms());
+    let moved = until_over(&a, || load.run_for(Duration::from_millis(10)));
+    assert_eq!(moved.state, "moved", "{moved:?}");
+    load.leave().go_on(b.connect("vm")).finish();
+    a.stop();
+    b.stop();
+}
+
 fn steer(house: &House, steer: Steer) {
     house.ask(&Request::Engine(EngineRequest::Steer { ssd: "vm".to_owned(), steer }));
 }
@@ -344,14 +375,22 @@ fn a_disk_with_requests_that_wait_for_its_limits_goes_all_the_same() {
     let mut driver = guest::vhost_user::Driver::connect(a.socket("vm"), Default::default()).unwrap();
     (0..64).for_each(|at| disk::write(&mut driver, at * 64, at as u8 + 1));
     migrate_soon(&a, &hosts.addresses[1], terms());
+    let mut placed = Vec::new();
     // More than the burst: the last ones wait.
     for at in 0..20 {
-        disk::place(&mut driver, guest::vhost_user::request::IN, at * 64, vec![0; 4096], true);
+        let (buffer, _) =
+            disk::place(&mut driver, guest::vhost_user::request::IN, at * 64, vec![0; 4096], true);
+        placed.push(buffer);
         driver.queues[0].publish().unwrap();
     }
     let moved = until_over(&a, || {});
     assert_eq!(moved.state, "moved", "{moved:?}");
     until_it_is(&a, "gone");
+    // What waited is not answered any more: its guest is not told of an error.
+    for buffer in &placed {
+        let status = buffer.bytes(4096 + 64, 1)[0];
+        assert!([guest::vhost_user::request::OK, guest::vhost_user::request::UNANSWERED].contains(&status));
+    }
     drop(driver);
     until_it_is(&b, "serving");
     let mut driver = guest::vhost_user::Driver::connect(b.socket("vm"), Default::default()).unwrap();

@@ -1,7 +1,7 @@
 //! What may be done with a volume by the journal of its migrations, and what a drive may say of it.
 
 use state::pool::{ChangeV1, RECORD_MAGIC, RecordV1, VolumeV1};
-use volume::steward::Steward;
+use volume::steward::{News, Steward};
 use volume::{Pool, PoolError, Provisioning, VolumeId, check};
 
 use crate::checks::{JOURNAL_0, forge_as, header_at, texts, volume};
@@ -133,6 +133,29 @@ fn what_went_to_another_host_gives_its_space_back_and_stays_not_served() {
         let has = if provisioning == Provisioning::Full { 4 } else { 0 };
         assert_eq!(steward.pool().volume(id).expect("there").mapped_extents, has);
         assert!(matches!(steward.vacate(id), Err(PoolError::Open(_))), "blocks are coming");
+        drop(gate);
+    }
+}
+
+#[test]
+fn what_lands_in_a_full_pool_fails_and_what_is_served_there_waits() {
+    for is_landing in [true, false] {
+        let disk = formatted(24);
+        let mut pool = open_as(&disk, 1).expect("sound");
+        let id = pool.create(&spec("a", 8, Provisioning::Thin)).expect("space is there");
+        pool.create(&spec("b", pool.info().free, Provisioning::Full)).expect("space is there");
+        if is_landing {
+            pool.set_passage(id, &bytes(INCOMING, 0)).expect("its first");
+        }
+        let mut steward = Steward::new(pool, Nothing);
+        let gate = if is_landing { steward.land(id) } else { steward.serve(id) }.expect("it may");
+        steward.own(id, 3);
+        for _ in 0..20 {
+            steward.turn();
+        }
+        assert_eq!(steward.waiting(), usize::from(!is_landing));
+        let is_told = steward.take_news().iter().any(|news| matches!(news, News::Fault(_)));
+        assert_eq!(is_told, !is_landing, "an operator is told of who waits");
         drop(gate);
     }
 }

@@ -8,6 +8,7 @@
 //! - [`vhost_user::Driver`] is a vhost-user front-end with a polled virtio-blk driver.
 //! - [`ram::Ram`] is the guest's memory: a memfd, an IOVA base, and an allocator of pages.
 //! - [`load`] is the load generator behind the `bench` binary.
+//! - [`relay::Relay`] is a network between two hosts that can be cut, stalled, slowed down and made long.
 //! - [`verify`] is the verifying load behind the `soak` binary.
 //!
 //! What it does *not* do: it trusts the test that uses it (an offset out of range panics), it is no model of a real driver's
@@ -19,6 +20,7 @@ pub mod manager;
 pub mod mapping;
 pub mod nvme;
 pub mod ram;
+pub mod relay;
 pub mod verify;
 pub mod vfio_user;
 pub mod vhost_user;

@@ -68,7 +68,8 @@ impl Manager {
         Ok(Self { path, desk, reader })
     }
 
-    /// Starts a daemon with what is kept as descriptors 3 and on. A shell puts them there.
+    /// Starts a daemon with what is kept as descriptors 3 and on. A shell puts them there. A file that may not grow further (RLIMIT_FSIZE) is an error
+    /// for it, and not its end.
     ///
     /// # Errors
     /// It cannot be started.
@@ -85,7 +86,9 @@ impl Manager {
             (3..).zip(&high).map(|(to, fd)| format!(" {to}<&{0} {0}<&-", fd.as_raw_fd())).collect();
         let names: Vec<&str> = shelf.fds.iter().map(|(name, _)| name.as_str()).collect();
         let mut command = Command::new("bash");
-        command.args(["-c", &format!("export LISTEN_PID=$$; exec \"$@\" {moves}"), "bash"]).arg(program);
+        command
+            .args(["-c", &format!("trap '' XFSZ; export LISTEN_PID=$$; exec \"$@\" {moves}"), "bash"])
+            .arg(program);
         command.env("NOTIFY_SOCKET", &self.path).env("FDSTORE", ROOM.to_string());
         command.env("LISTEN_FDS", high.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
         prepare(&mut command);
@@ -94,6 +97,12 @@ impl Manager {
         let child = command.spawn();
         inherit(FdFlags::CLOEXEC)?;
         child
+    }
+
+    /// Forgets what it keeps, as when the host goes off.
+    pub fn forget(&self) {
+        self.desk.drain();
+        self.desk.lock().fds.clear();
     }
 
     /// What the kept descriptors are called, in order.

@@ -56,10 +56,10 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Kill, upgrade or re-execute the daemon under a load that verifies; every argument goes to the soak itself
+    /// Kill, upgrade or re-execute the daemon, or move ssds between two, under a load that verifies; every argument goes to the soak itself
     #[command(disable_help_flag = true)]
     Soak {
-        /// `calm`, `kills`, `upgrades` or `keeper`, then such as `--count N`, `--json FILE`, `--seed N`
+        /// `calm`, `kills`, `upgrades`, `keeper` or `migrations`, then such as `--count N`, `--json FILE`, `--seed N`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },

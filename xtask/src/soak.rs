@@ -10,5 +10,10 @@ use crate::run::{build, run, top};
 pub(crate) fn command(arguments: &[String]) -> Result<()> {
     let godwitd = build("godwitd", "godwitd", true)?;
     let soak = build("guest", "soak", true)?;
-    run(Command::new(soak).args(arguments).env("GODWITD", godwitd).current_dir(top()))
+    let mut command = Command::new(soak);
+    if arguments.iter().any(|argument| argument == "migrations") {
+        // For the hosts' certificates.
+        command.env("GODWIT", build("cli", "godwit", true)?);
+    }
+    run(command.args(arguments).env("GODWITD", godwitd).current_dir(top()))
 }

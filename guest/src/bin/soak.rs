@@ -1,13 +1,14 @@
 //! `soak`: a verifying load on `godwitd`, over both frontends, while its processes die and are replaced. See `guest::verify`.
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use guest::verify::events::Kind;
+use guest::verify::migrations;
 use guest::verify::soak::{Settings, run};
 
 /// Runs a load that checks every byte and every completion while things happen to godwitd.
@@ -40,6 +41,18 @@ struct Arguments {
     /// Reactors of the daemon.
     #[arg(long, default_value_t = 1)]
     reactors: usize,
+    /// With migrations: in most of them something goes wrong at a random time.
+    #[arg(long)]
+    faults: bool,
+    /// With --faults: only this one, such as `engine`, `keeper`, `host`, `cut`; an ssd that cannot have it moves without.
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
+    /// With migrations: how large each ssd is.
+    #[arg(long, default_value_t = 64)]
+    mebibytes: u64,
+    /// With migrations: how many milliseconds an ssd may stand still; one that is copied slower than it is written never moves.
+    #[arg(long, default_value_t = 100)]
+    max_stun: u64,
     /// Put all ssds in one pool (whatever their names say), half of them thin.
     #[arg(long)]
     pool: bool,
@@ -68,11 +81,14 @@ enum What {
     Restarts,
     /// All of these, with engines that die in the middle of it.
     Mixed,
+    /// Ssds are moved between two hosts.
+    Migrations,
 }
 
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     let kind = match arguments.what {
+        What::Migrations => return move_ssds(arguments),
         What::Calm => Kind::Calm,
         What::Kills => Kind::Kills,
         What::Upgrades => Kind::Upgrades,
@@ -107,15 +123,54 @@ fn main() -> Result<ExitCode> {
     if let Some(folder) = &found.folder {
         println!("the run's files: {}", folder.display());
     }
-    if let Some(path) = arguments.json {
-        let file = std::fs::File::options().create(true).append(true).open(&path);
-        writeln!(file.with_context(|| path.display().to_string())?, "{}", found.row.json())?;
-    }
+    note(arguments.json.as_deref(), &found.row.json())?;
     if found.row.tally.is_clean() && found.row.events == count {
         return Ok(ExitCode::SUCCESS);
     }
     println!("{}", found.log);
     Ok(ExitCode::FAILURE)
+}
+
+fn move_ssds(arguments: Arguments) -> Result<ExitCode> {
+    let count = arguments.count.unwrap_or(500);
+    let settings = migrations::Settings {
+        count,
+        with_faults: arguments.faults || arguments.only.is_some(),
+        only: arguments.only,
+        seed: arguments.seed.unwrap_or_else(any_seed),
+        godwitd: program("GODWITD", "godwitd")?,
+        godwit: program("GODWIT", "godwit")?,
+        directory: arguments.directory,
+        patience: Duration::from_secs(arguments.patience),
+        stun_max: Duration::from_millis(arguments.max_stun),
+        lanes: arguments.lanes.clamp(1, 60),
+        depth: arguments.depth.clamp(1, 1000),
+        reactors: arguments.reactors,
+        mebibytes: arguments.mebibytes.max(8),
+        sabotage: arguments.sabotage,
+        keep: arguments.keep,
+    };
+    let found = migrations::run(&settings)?;
+    println!("{}", found.row.line());
+    found.faults.iter().for_each(|fault| println!("  {fault}"));
+    if let Some(folder) = &found.folder {
+        println!("the run's files: {}\n{}", folder.display(), found.log);
+    }
+    note(arguments.json.as_deref(), &found.row.json())?;
+    if found.row.is_clean() && found.row.events == count {
+        return Ok(ExitCode::SUCCESS);
+    }
+    if found.folder.is_none() {
+        println!("{}", found.log);
+    }
+    Ok(ExitCode::FAILURE)
+}
+
+/// A line more in a file.
+fn note(path: Option<&Path>, row: &serde_json::Value) -> Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let file = std::fs::File::options().create(true).append(true).open(path);
+    Ok(writeln!(file.with_context(|| path.display().to_string())?, "{row}")?)
 }
 
 /// Small enough to be read in JSON by anything.

@@ -55,6 +55,7 @@ pub struct Auditor {
     pub model: Model,
     outstanding: HashMap<(usize, Tag), Outstanding>,
     tally: Tally,
+    abandoned: u64,
     faults: Vec<String>,
 }
 
@@ -87,7 +88,7 @@ impl Auditor {
     #[must_use]
     pub fn new(name: &str, model: Model) -> Self {
         let (outstanding, faults) = (HashMap::new(), Vec::new());
-        Auditor { name: name.to_owned(), model, outstanding, tally: Tally::default(), faults }
+        Auditor { name: name.to_owned(), model, outstanding, tally: Tally::default(), abandoned: 0, faults }
     }
 
     /// An operation went out.
@@ -148,10 +149,29 @@ impl Auditor {
         }
     }
 
+    /// The device is gone, and nothing that is outstanding will be answered.
+    pub fn abandon(&mut self) {
+        let claims: Vec<Claim> = self.outstanding.drain().map(|(_, out)| out.claim).collect();
+        self.model.abandon(&claims);
+        self.abandoned += claims.len() as u64;
+    }
+
+    /// How many operations were.
+    #[must_use]
+    pub fn abandoned(&self) -> u64 {
+        self.abandoned
+    }
+
     /// Operations not answered yet.
     #[must_use]
     pub fn outstanding(&self) -> usize {
         self.outstanding.len()
+    }
+
+    /// Those of them that need the drive: a flush may be answered without it.
+    #[must_use]
+    pub fn outstanding_data(&self) -> usize {
+        self.outstanding.values().filter(|out| out.claim.op.kind != Kind::Flush).count()
     }
 
     /// What was counted so far.

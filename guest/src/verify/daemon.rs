@@ -102,6 +102,32 @@ impl Process {
         *child = start(manager, &self.binary, &self.config, &self.log)?;
         Ok(())
     }
+
+    /// The host goes off: SIGKILL to the keeper and its engine, and nobody keeps their descriptors. [`Process::start_again`] ends that.
+    ///
+    /// # Errors
+    /// There is no such process.
+    pub fn go_off(&self) -> Result<()> {
+        let mut child = self.child();
+        let engines = engines_of(child.id());
+        child.kill()?;
+        child.wait()?;
+        engines.into_iter().for_each(|engine| _ = signal(engine, Signal::KILL));
+        if let Some(manager) = &self.manager {
+            manager.forget();
+        }
+        Ok(())
+    }
+
+    /// The host is back.
+    ///
+    /// # Errors
+    /// There is no service manager; nothing can be started.
+    pub fn start_again(&self) -> Result<()> {
+        let manager = self.manager.as_ref().context("no service manager")?;
+        *self.child() = start(manager, &self.binary, &self.config, &self.log)?;
+        Ok(())
+    }
 }
 
 fn start(manager: &Manager, binary: &Path, config: &Path, log: &File) -> Result<Child> {
@@ -130,9 +156,25 @@ impl Daemon {
         control: &Path,
         managed: bool,
     ) -> Result<Self> {
+        let text = format!("control = {control:?}\n") + &configuration(folder, ssds, reactors);
+        let sockets: Vec<PathBuf> =
+            ssds.iter().map(|ssd| folder.join(format!("{}.sock", ssd.name))).collect();
+        Self::start_with(binary, folder, &text, &sockets, managed)
+    }
+
+    /// Starts `binary` in `folder` with a configuration and waits for sockets.
+    ///
+    /// # Errors
+    /// As [`Daemon::start`].
+    pub fn start_with(
+        binary: &Path,
+        folder: &Path,
+        text: &str,
+        sockets: &[PathBuf],
+        managed: bool,
+    ) -> Result<Self> {
         let config = folder.join("godwit.toml");
-        let control = format!("control = {control:?}\n");
-        fs::write(&config, control + &configuration(folder, ssds, reactors))?;
+        fs::write(&config, text)?;
         let log = File::create(folder.join("log"))?;
         let manager = managed.then(|| Manager::new(folder)).transpose()?;
         let child = match &manager {
@@ -147,7 +189,7 @@ impl Daemon {
         let process = Arc::new(Process { child, binary: binary.to_owned(), config, log, manager });
         let daemon = Daemon { process, folder: folder.to_owned(), binary: binary.to_owned() };
         let deadline = Instant::now() + PATIENCE;
-        while !ssds.iter().all(|ssd| daemon.socket(&ssd.name).exists()) {
+        while !sockets.iter().all(|socket| socket.exists()) {
             if let Some(status) = daemon.process.child().try_wait()? {
                 bail!("{} ended at once: {status}\n{}", binary.display(), daemon.log_tail());
             }
@@ -185,6 +227,12 @@ impl Daemon {
     #[must_use]
     pub fn process(&self) -> Arc<Process> {
         Arc::clone(&self.process)
+    }
+
+    /// As [`Daemon::process`].
+    #[must_use]
+    pub fn process_ref(&self) -> &Process {
+        &self.process
     }
 
     /// The engine processes: children of the keeper whose first argument is `engine`.

@@ -14,6 +14,12 @@ impl Gaps {
         Gaps { last_ns: now_ns, longest_ns: 0 }
     }
 
+    /// When something was completed last, or nobody waited.
+    #[must_use]
+    pub fn last_ns(&self) -> u64 {
+        self.last_ns
+    }
+
     /// Something was completed.
     pub fn completion(&mut self, now_ns: u64) {
         self.longest_ns = self.longest_ns.max(now_ns.saturating_sub(self.last_ns));

@@ -93,6 +93,32 @@ impl Load {
         Ok(answers)
     }
 
+    /// Takes what was answered and sends nothing; says how many answers came.
+    ///
+    /// # Errors
+    /// The device is gone.
+    pub fn listen(&mut self, now: &dyn Fn() -> u64) -> Result<usize> {
+        (0..self.lanes.len()).map(|lane| self.take(lane, now)).sum()
+    }
+
+    /// Goes on by another door to the same device, elsewhere. What was out will not be answered: it has happened, or it never does.
+    ///
+    /// # Errors
+    /// It is another device.
+    pub fn move_to(&mut self, door: Box<dyn Door>) -> Result<()> {
+        if door.shape() != self.shape {
+            let what = format!("{:?} there, {:?} here", door.shape(), self.shape);
+            return Err(crate::Error::Protocol(what));
+        }
+        self.auditor.abandon();
+        self.door = door;
+        self.lanes.iter_mut().for_each(|lane| lane.outstanding = 0);
+        if let Phase::Sweep(_) = self.phase {
+            self.phase = Phase::Sweep(0);
+        }
+        Ok(())
+    }
+
     /// Sends nothing more.
     pub fn drain(&mut self) {
         self.phase = Phase::Draining;

@@ -11,6 +11,7 @@
 //!   features, configuration, rings that stop and go on, connections anew.
 //! - [`plug`] connects to an ssd by its frontend.
 //! - [`daemon::Daemon`] is what it all runs against, [`events`] what happens to it, [`soak`] puts them together.
+//! - [`migrations`] are two such daemons, and ssds that move between them.
 //!
 //! What it does *not* do: power failures (what a kill of the host loses; the simulator does that), guests with kernels (see
 //! vmtest), and time from the seed: the same seed gives the same operations, not the same interleaving.
@@ -22,6 +23,7 @@ pub mod door;
 pub mod events;
 pub mod gaps;
 pub mod load;
+pub mod migrations;
 pub mod model;
 pub mod nvme;
 pub mod pattern;

@@ -138,6 +138,38 @@ impl Model {
         }
     }
 
+    /// None of these will be answered, since their device is gone, and none happens later: what was changed holds what it held or any of
+    /// what was on its way, and stays so.
+    pub fn abandon(&mut self, claims: &[Claim]) {
+        self.tick += 1;
+        let tick = self.tick;
+        for claim in claims {
+            self.reads.remove(&claim.tick);
+            for block in claim.op.range() {
+                if self.is_contested(block) {
+                    continue;
+                }
+                let at = index(block);
+                if !claim.op.changes() {
+                    self.holders[at] -= 1;
+                    continue;
+                }
+                self.holders[at] = 0;
+                let written = Written { version: claim.version, submitted: claim.tick, answered: u64::MAX };
+                self.history(block).push(written);
+            }
+        }
+        for claim in claims.iter().filter(|claim| claim.op.changes()) {
+            for block in claim.op.range() {
+                let possible = self.allowed(block, tick);
+                let history = self.history(block);
+                history.retain(|written| possible.contains(&written.version));
+                // All at one time: none of them replaces another, and the next read may tell which it is.
+                history.iter_mut().for_each(|written| written.answered = tick);
+            }
+        }
+    }
+
     /// What is wrong with the data of a read that was answered. Call it before [`Model::finish`].
     #[must_use]
     pub fn check(&mut self, claim: &Claim, data: &[u8]) -> Vec<Wrong> {
@@ -324,6 +356,31 @@ mod tests {
         let read = model.claim(op(Kind::Read, 5, 1)).unwrap();
         assert!(may(&mut model, &read, old) && may(&mut model, &read, failed.version));
         assert!(!may(&mut model, &read, Version::NEVER));
+    }
+
+    #[test]
+    fn of_writes_that_were_abandoned_any_may_be_there_and_stays_once_it_was_seen() {
+        for start in [5, 40] {
+            let mut model = model();
+            let replaced = done(&mut model, WRITE, start);
+            let old = done(&mut model, WRITE, start);
+            let lost = model.claim(op(WRITE, start, 1)).unwrap();
+            let read = model.claim(op(Kind::Read, 20, 1)).unwrap();
+            let version = lost.version;
+            model.abandon(&[lost, read]);
+            let read = model.claim(op(Kind::Read, start, 1)).unwrap();
+            assert!(may(&mut model, &read, old) && !may(&mut model, &read, replaced), "block {start}");
+            model.finish(&read, true);
+            let read = model.claim(op(Kind::Read, start, 1)).unwrap();
+            assert!(!may(&mut model, &read, version), "it was seen to be the old one");
+            model.finish(&read, true);
+            // Whoever reads or writes there now is not held up by what is gone.
+            let write = model.claim(op(WRITE, 20, 1)).unwrap();
+            model.finish(&write, true);
+            let next = done(&mut model, WRITE, start);
+            let read = model.claim(op(Kind::Read, start, 1)).unwrap();
+            assert!(may(&mut model, &read, next) && !may(&mut model, &read, old), "block {start}");
+        }
     }
 
     #[test]

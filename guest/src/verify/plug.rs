@@ -14,7 +14,7 @@ use crate::load::workload::Random;
 use crate::vhost_user::VhostDoor;
 use crate::{nvme, vhost_user};
 
-const RAM_BYTES: usize = 96 << 20;
+pub(super) const RAM_BYTES: usize = 96 << 20;
 
 /// How a guest drives an ssd.
 #[derive(Clone, Copy, Debug)]
@@ -69,7 +69,7 @@ fn disk(daemon: &Daemon, ssd: &Ssd, plan: &Plan, packed: bool) -> Result<Plugged
 }
 
 /// What a disk's client asks for: the seed says it. Requests in flight always have a region, the client's or else the device's.
-fn client(packed: bool, plan: &Plan) -> vhost_user::Options {
+pub(super) fn client(packed: bool, plan: &Plan) -> vhost_user::Options {
     let mut random = Random::new(plan.seed ^ 0xD15C);
     let mut coin = || random.below(2) == 0;
     vhost_user::Options {

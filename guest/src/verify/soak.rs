@@ -354,7 +354,7 @@ impl Run {
 }
 
 /// Changes one byte of the file's middle.
-fn flip_a_byte(file: &std::path::Path) -> std::io::Result<()> {
+pub(super) fn flip_a_byte(file: &std::path::Path) -> std::io::Result<()> {
     use std::os::unix::fs::FileExt;
     let file = std::fs::File::options().read(true).write(true).open(file)?;
     let (mut byte, at) = ([0], file.metadata()?.len() / 2 + 100);

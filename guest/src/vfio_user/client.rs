@@ -52,12 +52,20 @@ impl Client {
     /// No server, or one that refuses.
     pub fn connect(path: impl AsRef<Path>) -> Result<Self> {
         let mut client = Self::connect_raw(path)?;
+        client.greet()?;
+        Ok(client)
+    }
+
+    /// Negotiates version 0.1 with the capabilities QEMU 11 sends.
+    ///
+    /// # Errors
+    /// As [`Client::negotiate`].
+    pub fn greet(&mut self) -> Result<()> {
         let capabilities = json!({"capabilities": {
             "pgsizes": 4096, "max_msg_fds": 16, "max_dma_maps": 65535, "max_data_xfer_size": 1_048_576,
             "migration": {"max_bitmap_size": 268_435_456, "pgsize": 4096}, "write_multiple": true,
         }});
-        client.negotiate(0, 1, Some(&capabilities))?;
-        Ok(client)
+        self.negotiate(0, 1, Some(&capabilities)).map(drop)
     }
 
     /// Connects and says nothing.
@@ -379,6 +387,12 @@ impl Client {
             served += 1;
         }
         Ok(served)
+    }
+
+    /// Whether the server has closed the connection, as far as can be seen without reading.
+    #[must_use]
+    pub fn is_hung_up(&self) -> bool {
+        socket::hung_up(&self.stream)
     }
 
     /// True when the server has closed the connection within `timeout`; its requests are answered meanwhile.

@@ -12,3 +12,4 @@ pub use dma::DmaMemory;
 pub use frame::{Frame, HEADER_BYTES, Header, command};
 pub use info::{DeviceInfo, IrqInfo, RegionInfo, SparseArea, Version, irq, region, set_irqs};
 pub use migration::state;
+pub(crate) use socket::hung_up;

@@ -99,3 +99,9 @@ pub(super) fn readable(fd: impl AsFd, timeout: Duration) -> Result<bool> {
         }
     }
 }
+
+/// Whether the other end has closed a socket.
+pub(crate) fn hung_up(stream: &UnixStream) -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut [PollFd::new(stream, PollFlags::RDHUP)], Some(&now)).is_ok_and(|ready| ready > 0)
+}

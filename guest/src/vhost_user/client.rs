@@ -89,6 +89,12 @@ impl Client {
         let _closed_already = self.stream.shutdown(std::net::Shutdown::Both);
     }
 
+    /// Whether the back-end has closed the connection.
+    #[must_use]
+    pub fn is_hung_up(&self) -> bool {
+        crate::vfio_user::hung_up(&self.stream)
+    }
+
     /// From now on every message asks for an acknowledgement.
     pub fn use_acknowledgements(&mut self) {
         self.acknowledged = true;

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
+use super::client::Client;
 use super::driver::{Config, Driver, Options, Queue};
 use super::request::{self, SECTOR_BYTES};
 use super::ring::{Piece, Used};
@@ -71,8 +72,16 @@ impl VhostDoor {
         path: impl AsRef<std::path::Path>,
         lanes: u16,
         depth: usize,
-        mut options: Options,
+        options: Options,
     ) -> Result<Self> {
+        Self::start(Client::connect(path)?, lanes, depth, options)
+    }
+
+    /// The same over a connection that is there.
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn start(client: Client, lanes: u16, depth: usize, mut options: Options) -> Result<Self> {
         let depth_entries = u16::try_from(depth).expect("a small depth") * PIECES_MAX;
         options.queues = options.queues.max(lanes);
         // A packed ring need not be a power of two: an odd size wraps at odd places.
@@ -80,7 +89,7 @@ impl VhostDoor {
             if options.packed { depth_entries + 1 } else { depth_entries.next_power_of_two() };
         let slot_bytes = TRANSFER_BYTES_MAX + 4 * PAGE_BYTES;
         options.ram_bytes = (usize::from(lanes) * depth * slot_bytes + (4 << 20)).max(options.ram_bytes);
-        Self::new(Driver::connect(path, options)?, lanes, depth)
+        Self::new(Driver::start(client, options)?, lanes, depth)
     }
 
     /// Takes the first `lanes` rings of a driver, which are empty.

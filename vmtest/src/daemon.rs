@@ -15,6 +15,8 @@ const STOP_PATIENCE: Duration = Duration::from_secs(20);
 const LOG_TAIL_LINES: usize = 40;
 /// The control socket in the daemon's folder.
 const CONTROL: &str = "control.sock";
+/// What else its configuration says, if that is there: `[migration]`, for instance.
+pub const MORE: &str = "more.toml";
 /// The file of its pool there.
 pub const POOL: &str = "pool.img";
 
@@ -50,6 +52,10 @@ pub struct Ssd {
     pub whole: bool,
     /// I/Os a second that it is held to.
     pub iops: Option<u32>,
+    /// It comes from another host.
+    pub incoming: bool,
+    /// The QMP socket of the QEMU that its guest comes to, in the daemon's folder.
+    pub hypervisor: Option<String>,
 }
 
 impl Ssd {
@@ -63,6 +69,8 @@ impl Ssd {
             disk: false,
             whole: false,
             iops: None,
+            incoming: false,
+            hypervisor: None,
         }
     }
 
@@ -77,6 +85,20 @@ impl Ssd {
     #[must_use]
     pub fn as_disk(mut self) -> Ssd {
         self.disk = true;
+        self
+    }
+
+    /// The same, which may move with its guest, whose QEMU here has this QMP socket in the daemon's folder.
+    #[must_use]
+    pub fn with_guest_at(mut self, socket: &str) -> Ssd {
+        self.hypervisor = Some(socket.to_owned());
+        self
+    }
+
+    /// The same, which is another host's yet.
+    #[must_use]
+    pub fn incoming(mut self) -> Ssd {
+        self.incoming = true;
         self
     }
 
@@ -122,7 +144,17 @@ impl Ssd {
             format!("socket = \"{folder}/{name}.sock\"\nstate = \"{folder}/{name}.state\"")
         };
         let size = if self.whole { String::new() } else { format!("size = \"{size_mib}MiB\"\n") };
-        format!("[[ssd]]\nname = \"{name}\"\n{size}{door}\nbackend = {backend}\n{limits}\n")
+        let mut moves = String::new();
+        if let Some(hypervisor) = &self.hypervisor {
+            moves = format!("hypervisor = \"{folder}/{hypervisor}\"\n");
+            if self.disk && matches!(self.backend, Backend::Uring) {
+                moves += &format!("journal = \"{folder}/{name}.migration\"\n");
+            }
+        }
+        if self.incoming {
+            moves += "incoming = true\n";
+        }
+        format!("[[ssd]]\nname = \"{name}\"\n{size}{door}\nbackend = {backend}\n{moves}{limits}\n")
     }
 }
 
@@ -330,6 +362,7 @@ fn configure(folder: &Path, ssds: &[Ssd]) -> Result<()> {
         text.push_str(&format!("[[pool]]\nname = \"p\"\npath = \"{pool}\"\nsize = \"256MiB\"\n\n"));
     }
     text.extend(ssds.iter().map(|ssd| ssd.to_toml(folder)));
+    text += &fs::read_to_string(folder.join(MORE)).unwrap_or_default();
     fs::write(folder.join("godwit.toml"), text).context("write the daemon's configuration")
 }
 

@@ -75,6 +75,19 @@ pub enum EngineRequest {
         #[serde(default)]
         dry_run: bool,
     },
+    /// Moves a guest to another host, with all the ssds that it has from here.
+    MigrateGuest {
+        /// The QMP socket of its QEMU.
+        qmp: PathBuf,
+        /// The other host and its port, as its certificate has the name.
+        to: String,
+        /// How it is moved.
+        #[serde(default)]
+        terms: MigrationTerms,
+        /// Ask the other host whether it could be, and do nothing.
+        #[serde(default)]
+        dry_run: bool,
+    },
     /// All migrations that this host takes part in, and those that ended last: [`Response::Migrations`].
     Migrations,
     /// Steers a migration.
@@ -130,6 +143,8 @@ pub struct MigrationStatus {
     pub ssd: String,
     /// The other host.
     pub peer: String,
+    /// The QMP socket of the QEMU whose guest goes with it, at the source.
+    pub guest: Option<PathBuf>,
     /// It comes here; else it goes.
     pub incoming: bool,
     /// What is done now, or how it ended, in a word.
@@ -142,6 +157,8 @@ pub struct MigrationStatus {
     pub size_bytes: u64,
     /// Bytes on the wire until now.
     pub sent_bytes: u64,
+    /// Bytes of its guest's memory on the wire until now.
+    pub memory_bytes: u64,
     /// Bytes that this pass has still to send.
     pub left_bytes: u64,
     /// Passes that are done.

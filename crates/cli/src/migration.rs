@@ -1,12 +1,13 @@
 //! Moving ssds between hosts: begun, watched and steered.
 
 use crate::daemon;
-use anyhow::bail;
+use anyhow::{Context, bail};
 use api::config::Config;
 use api::control::{EngineRequest, MigrationStatus, MigrationTerms, Request, Response, Steer};
 use api::size::Size;
 use std::fmt::Write as _;
 use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How often a migration is looked at that somebody waits for.
@@ -15,7 +16,12 @@ const LOOK: Duration = Duration::from_millis(200);
 #[derive(clap::Args)]
 pub(crate) struct Migrate {
     /// The ssd. The other host has it in its configuration, with `incoming = true`.
-    ssd: String,
+    #[arg(required_unless_present = "vm", conflicts_with = "vm")]
+    ssd: Option<String>,
+    /// A guest, by the QMP socket of its QEMU, with all of its ssds. At the other host a QEMU waits for it (`-S -incoming defer`), whose QMP socket is the
+    /// `hypervisor` of each of the ssds in the configuration there.
+    #[arg(long, value_name = "QMP-SOCKET")]
+    vm: Option<PathBuf>,
     /// The other host and the port that its `[migration]` listens at; HOST is a name in its certificate.
     #[arg(long, value_name = "HOST:PORT")]
     to: String,
@@ -99,20 +105,29 @@ fn micros(text: &str) -> Result<u64, String> {
 }
 
 pub(crate) fn migrate(config: &Config, migrate: &Migrate) -> anyhow::Result<String> {
-    let Migrate { ssd, to, dry_run, bandwidth, max_stun, streams, keep_source, no_wait } = migrate;
+    let Migrate { ssd, vm, to, dry_run, bandwidth, max_stun, streams, keep_source, no_wait } = migrate;
     let terms = MigrationTerms {
         bandwidth: bandwidth.map_or(0, |size| size.bytes),
         max_stun_us: *max_stun,
         streams: *streams,
         keep_source: *keep_source,
     };
-    let request = EngineRequest::Migrate { ssd: ssd.clone(), to: to.clone(), terms, dry_run: *dry_run };
+    let (to, dry_run) = (to.clone(), *dry_run);
+    let vm = vm.as_ref().map(std::path::absolute).transpose().context("the QMP socket")?;
+    let request = match (ssd, &vm) {
+        (_, Some(qmp)) => EngineRequest::MigrateGuest { qmp: qmp.clone(), to, terms, dry_run },
+        (Some(ssd), None) => EngineRequest::Migrate { ssd: ssd.clone(), to, terms, dry_run },
+        (None, None) => bail!("name an ssd, or a guest by --vm"),
+    };
     let begun = daemon::ask(config, &Request::Engine(request))? + "\n";
-    if *dry_run || *no_wait {
+    if dry_run || *no_wait {
         return Ok(begun);
     }
     eprint!("{begun}");
-    watch(config, ssd)
+    match (ssd, vm) {
+        (_, Some(qmp)) => watch_guest(config, &qmp),
+        (ssd, None) => watch(config, ssd.as_deref().unwrap_or_default()),
+    }
 }
 
 pub(crate) fn run(config: &Config, command: &MigrationCommand) -> anyhow::Result<String> {
@@ -138,6 +153,13 @@ pub(crate) fn run(config: &Config, command: &MigrationCommand) -> anyhow::Result
     };
     let request = EngineRequest::Steer { ssd: ssd.clone(), steer };
     Ok(daemon::ask(config, &Request::Engine(request))? + "\n")
+}
+
+/// All of a guest's ssds, one after the other: they end together.
+fn watch_guest(config: &Config, qmp: &Path) -> anyhow::Result<String> {
+    let begun = list(config)?;
+    let ssds = begun.iter().filter(|migration| migration.guest.as_deref() == Some(qmp));
+    Ok(ssds.map(|ssd| watch(config, &ssd.ssd)).collect::<anyhow::Result<Vec<_>>>()?.concat())
 }
 
 fn list(config: &Config) -> anyhow::Result<Vec<MigrationStatus>> {

@@ -52,6 +52,11 @@ impl Passenger {
         self.order(Order::Halt).map(drop)
     }
 
+    /// Whether it stands still by an order: it was halted, or loaded and not let run.
+    pub(crate) fn stands_still(&self) -> bool {
+        self.save().is_ok()
+    }
+
     /// The state of the device, which stands still (`docs/formats/controller-state.md`).
     ///
     /// # Errors

@@ -36,6 +36,6 @@ pub use destination::{Destination, DestinationNow, DestinationWord};
 pub use device::{Device, Interface, PciAddress};
 pub use error::{Error, Fault};
 pub use migration::Status;
-pub use pci::{PciState, Vector};
+pub use pci::{CONFIG_BYTES, PciState, Vector};
 pub use qmp::Qmp;
 pub use source::{Progress, Source, SourceNow, SourceWord, Terms};

@@ -2,8 +2,9 @@
 //!
 //! By rustls with AWS-LC. A session is never resumed: what is resumed is not verified again, so a certificate that has run out would go on for ever.
 
-use std::io::{self, Read};
-use std::net::TcpStream;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::ops::DerefMut;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,7 +14,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{
-    ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned, version,
+    ClientConfig, ClientConnection, ConnectionCommon, RootCertStore, ServerConfig, ServerConnection,
+    SideData, StreamOwned, version,
 };
 
 /// Largest file of certificates or a key.
@@ -26,15 +28,18 @@ pub enum Protocol {
     Pages,
     /// What the two hosts say about the migration.
     Control,
+    /// A guest's memory, as its hypervisors say it to each other.
+    Memory,
 }
 
 impl Protocol {
-    const ALL: [Self; 2] = [Self::Pages, Self::Control];
+    const ALL: [Self; 3] = [Self::Pages, Self::Control, Self::Memory];
 
     fn name(self) -> &'static [u8] {
         match self {
             Self::Pages => b"godwit-migration/1",
             Self::Control => b"godwit-migration-control/1",
+            Self::Memory => b"godwit-migration-memory/1",
         }
     }
 }
@@ -87,12 +92,40 @@ pub type Outgoing = StreamOwned<ClientConnection, TcpStream>;
 /// A connection of the side that receives them.
 pub type Incoming = StreamOwned<ServerConnection, TcpStream>;
 
+/// A connection, whoever began it.
+pub trait Stream: Read + Write + Send + 'static {
+    /// What is under it.
+    fn socket(&self) -> &TcpStream;
+
+    /// Says that nothing more will be said here, which the other side can tell from a connection that broke.
+    ///
+    /// # Errors
+    /// The connection's.
+    fn end(&mut self) -> io::Result<()>;
+}
+
+impl<C, S> Stream for StreamOwned<C, TcpStream>
+where
+    C: DerefMut<Target = ConnectionCommon<S>> + Send + 'static,
+    S: SideData + 'static,
+{
+    fn socket(&self) -> &TcpStream {
+        &self.sock
+    }
+
+    fn end(&mut self) -> io::Result<()> {
+        self.conn.send_close_notify();
+        self.flush()?;
+        self.sock.shutdown(Shutdown::Write)
+    }
+}
+
 /// How a host takes part: both ways, since each can send and receive. Read once.
 #[derive(Clone, Debug)]
 pub struct Identity {
     server: Arc<ServerConfig>,
     /// In the order of [`Protocol::ALL`].
-    clients: [Arc<ClientConfig>; 2],
+    clients: [Arc<ClientConfig>; 3],
 }
 
 impl Identity {
@@ -150,10 +183,11 @@ impl Identity {
     pub fn connect(&self, host: &str, protocol: Protocol, socket: TcpStream) -> io::Result<Outgoing> {
         let name = ServerName::try_from(host.to_owned())
             .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, Error::Name(host.to_owned())))?;
-        let [pages, control] = &self.clients;
+        let [pages, control, memory] = &self.clients;
         let config = match protocol {
             Protocol::Pages => pages,
             Protocol::Control => control,
+            Protocol::Memory => memory,
         };
         let connection = ClientConnection::new(Arc::clone(config), name).map_err(io::Error::other)?;
         let mut stream = StreamOwned::new(connection, socket);

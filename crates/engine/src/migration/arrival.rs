@@ -2,6 +2,7 @@
 
 use super::blocks::{Landing, pages_of};
 use super::case::Case;
+use super::guest::{Coming, run_what_came};
 use super::journal::Journal;
 use super::word::{FromDestination, SourceWord, to_destination};
 use crate::passage::Store;
@@ -12,6 +13,7 @@ use crate::ssd::Ssd;
 use anyhow::{Context, bail, ensure};
 use api::config;
 use api::control::Steer;
+use state::controller::ControllerV1;
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -41,6 +43,8 @@ pub(super) struct Arrival {
     migration: u128,
     number: usize,
     config: config::Ssd,
+    /// Who comes with it.
+    guest: Option<Arc<Coming>>,
     inner: Mutex<Inner>,
 }
 
@@ -88,11 +92,13 @@ pub(super) struct Expected {
     /// The highest epoch of the ssd that is known here, and the journal that says so.
     pub(super) seen: Option<u64>,
     pub(super) former: Option<Vec<u8>>,
+    /// Its guest, if that comes with it.
+    pub(super) guest: Option<Arc<Coming>>,
 }
 
 impl Arrival {
     pub(super) fn new(house: &Arc<House>, expected: Expected) -> Arc<Self> {
-        let Expected { migration, number, config, store, parties, record, seen, former } = expected;
+        let Expected { migration, number, config, store, parties, record, seen, former, guest } = expected;
         Arc::new_cyclic(|this: &std::sync::Weak<Self>| {
             let this = this.clone();
             // On a thread of its own: it may write, and wait for streams to end.
@@ -123,13 +129,27 @@ impl Arrival {
             effects.retain(|effect| {
                 !matches!(effect, DestinationEffect::Send(_) | DestinationEffect::Serve { .. })
             });
-            let this =
-                Self { house: Arc::clone(house), case, migration, number, config, inner: Mutex::new(inner) };
+            let this = Self {
+                house: Arc::clone(house),
+                case,
+                migration,
+                number,
+                config,
+                guest,
+                inner: Mutex::new(inner),
+            };
             let mut inner = this.lock();
             if let Err(error) = this.carry_out(&mut inner, effects) {
                 this.case.remark(format!("{error:#}"));
             }
             drop(inner);
+            let is_owned = record.is_some_and(|record| record.step == DestinationStep::Owned);
+            if is_owned
+                && !is_closed
+                && let Err(error) = this.let_guest_run()
+            {
+                this.case.remark(format!("{error:#}"));
+            }
             this
         })
     }
@@ -170,6 +190,14 @@ impl Arrival {
             return dropped;
         }
         self.check(inner)?;
+        if let (Some(guest), ToDestination::Grant { .. }) = (&self.guest, message.word)
+            && matches!(inner.journal.last(), Some(Record::Destination(record)) if record.step == DestinationStep::Ready)
+            && let Err(error) = guest.check_whole()
+        {
+            // Its memory is still whole at the source, which gets it back.
+            self.case.remark(format!("{error:#}"));
+            return self.tell(inner, DestinationEvent::Cancel);
+        }
         match (&inner.machine, message.word) {
             (Some(_), _) => self.tell(inner, DestinationEvent::Message(message)),
             (None, ToDestination::Open { round }) => self.begin(inner, message.pledge, round),
@@ -296,8 +324,12 @@ impl Arrival {
                     let turn = self.house.turn_of(self.number);
                     let _mine = turn.lock().unwrap_or_else(PoisonError::into_inner);
                     inner.end_landing();
-                    if let Err(error) = self.house.arrive(self.number) {
-                        self.case.remark(format!("it is owned here, and cannot be served: {error:#}"));
+                    let served = self.house.arrive(self.number);
+                    let served = served.context("it is owned here, and cannot be served");
+                    if let Err(error) = served.and_then(|()| self.let_guest_run()) {
+                        let why = format!("{error:#}");
+                        self.case.remark(why.clone());
+                        self.house.keeper.fault(Some(self.number), why);
                     }
                 }
                 DestinationEffect::Stop => self.house.depart(self.number),
@@ -322,6 +354,16 @@ impl Arrival {
         }
         inner.note_closed()?;
         Ok(answer)
+    }
+
+    /// The ssd is served here: so may its guest be, if this was what it waited for.
+    fn let_guest_run(&self) -> anyhow::Result<()> {
+        match (&self.guest, &self.config.hypervisor) {
+            (Some(guest), _) => guest.owned(&self.house, &self.config.name),
+            // Its memory may have come while an engine before this one was here.
+            (None, Some(path)) => run_what_came(&self.house, path),
+            (None, None) => Ok(()),
+        }
     }
 
     /// Where blocks land, for a machine that takes them and has no place since its engine began.
@@ -356,6 +398,14 @@ impl Arrival {
             .recv_timeout(PATIENCE)
             .context("not all of it has come, though the source says so")?;
         ensure!(missing.count() == 0, "the source keeps back pages: this build fetches none later");
+        let state = match (&self.guest, self.house.passenger(self.number)) {
+            (Some(_), Some(passenger)) => {
+                let controller = ControllerV1::from_bytes(&state).context("the state of its controller")?;
+                passenger.load(&state).context("its controller cannot take the state that came")?;
+                controller.record.to_bytes()?
+            }
+            _ => state,
+        };
         match (&self.config.state, state.is_empty()) {
             (Some(path), false) => {
                 let record = fit_record(&landed.ssd, &state)?;

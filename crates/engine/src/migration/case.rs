@@ -1,6 +1,8 @@
 //! One migration, as it is shown and steered from outside while its thread drives it.
 
 use api::control::{MigrationStatus, Steer};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use transfer::control::{Control, UNLIMITED};
@@ -9,9 +11,13 @@ use transfer::control::{Control, UNLIMITED};
 pub(super) struct Case {
     pub(super) ssd: String,
     pub(super) peer: String,
+    /// Its guest's hypervisor here, if that goes with it.
+    pub(super) guest: Option<PathBuf>,
     pub(super) incoming: bool,
     pub(super) size_bytes: u64,
     pub(super) control: Control,
+    /// Bytes of its guest's memory that have gone.
+    pub(super) memory_bytes: AtomicU64,
     /// Steers that are the machine's.
     steers: Box<dyn Fn(Steer) + Send + Sync>,
     shown: Mutex<Shown>,
@@ -36,7 +42,17 @@ impl Case {
         let shown =
             Shown { began: Instant::now(), ended: None, state: "beginning", reason: None, stun: None };
         let (ssd, peer, control) = (ssd.to_owned(), peer.to_owned(), Control::default());
-        Self { ssd, peer, incoming, size_bytes, control, steers, shown: Mutex::new(shown) }
+        Self {
+            ssd,
+            peer,
+            guest: None,
+            incoming,
+            size_bytes,
+            control,
+            memory_bytes: AtomicU64::new(0),
+            steers,
+            shown: Mutex::new(shown),
+        }
     }
 
     fn shown(&self) -> MutexGuard<'_, Shown> {
@@ -94,12 +110,14 @@ impl Case {
         MigrationStatus {
             ssd: self.ssd.clone(),
             peer: self.peer.clone(),
+            guest: self.guest.clone(),
             incoming: self.incoming,
             state: if is_paused { "paused" } else { shown.state }.to_owned(),
             reason: shown.reason.clone(),
             over: shown.ended.is_some(),
             size_bytes: self.size_bytes,
             sent_bytes: progress.bytes_sent,
+            memory_bytes: self.memory_bytes.load(Ordering::Relaxed),
             left_bytes: progress.bytes_left,
             pass: progress.pass,
             rate: progress.rate,

@@ -6,14 +6,16 @@ use super::means::Means;
 use super::sending::Event;
 use crate::clock::{Clock, ticks};
 use crate::crew::Crew;
+use crate::passenger::Passenger;
 use crate::records::Records;
 use crate::ssd::Ssd;
 use crate::terms;
 use anyhow::{Context, bail, ensure};
 use api::control::MigrationTerms;
 use dirty::Map;
+use state::controller::{ControllerV1, VectorV1};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 use transfer::control::{System, UNLIMITED};
 use transfer::copy::{Error, Options, Precopy, Verdict};
@@ -22,6 +24,8 @@ use transfer::tls::{Outgoing, Protocol};
 
 /// From a network that is gone to the next look at it.
 const NETWORK: Duration = Duration::from_secs(2);
+/// Between passes while its guest's memory is copied.
+const PAUSE: Duration = Duration::from_millis(100);
 /// A guest that is written faster than it moves is slowed to no less than this.
 const SLOWEST: u64 = 1 << 20;
 
@@ -36,8 +40,10 @@ pub(super) struct Copy {
     pub(super) migration: [u8; 16],
     pub(super) terms: MigrationTerms,
     pub(super) events: Sender<Event>,
-    /// First: freeze, and send the rest. Closed: the end, whatever came of it.
-    pub(super) go: Receiver<()>,
+    /// Its controller, which goes with its guest.
+    pub(super) passenger: Option<Passenger>,
+    /// First: freeze, and send the rest, with this MSI-X table. Closed: the end, whatever came of it.
+    pub(super) go: Receiver<Vec<VectorV1>>,
 }
 
 impl Copy {
@@ -72,15 +78,20 @@ impl Copy {
         let mut precopy = Precopy::new(plan, &blocks, &connect, &clock, &self.case.control, options)?;
         self.pre_copy(&mut precopy)?;
         let _ = self.events.send(Event::Close);
-        if self.go.recv().is_err() {
-            return Ok(());
-        }
+        // What is written until then is copied now and then, so that little is left when the moment comes.
+        let vectors = loop {
+            match self.go.recv_timeout(PAUSE) {
+                Ok(vectors) => break vectors,
+                Err(RecvTimeoutError::Timeout) => self.pre_copy(&mut precopy)?,
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+        };
         blocks.freeze()?;
         ensure!(
             pages_of(&self.ssd) == Some(pages),
             "it has grown since its copy began: migrate it again, and give it the new size at the destination"
         );
-        precopy.last(&Map::new(pages)?, &self.state()?)?;
+        precopy.last(&Map::new(pages)?, &self.state(vectors)?)?;
         let _ = self.events.send(Event::Rested);
         // What was frozen stays so, and what is noted is noted, until it is known who has the ssd.
         while self.go.recv().is_ok() {}
@@ -123,8 +134,14 @@ impl Copy {
         terms::slow_writes(&self.ssd, bytes_per_s, self.clock.at(ticks()), &self.crew);
     }
 
-    /// What the ssd is beside its blocks: its record, as its controller would find it after a power failure.
-    fn state(&self) -> anyhow::Result<Vec<u8>> {
+    /// What the ssd is beside its blocks: its controller as it stands, if its guest goes with it; else its record, as its controller would find it
+    /// after a power failure.
+    fn state(&self, vectors: Vec<VectorV1>) -> anyhow::Result<Vec<u8>> {
+        if let Some(passenger) = &self.passenger {
+            let mut controller = ControllerV1::from_bytes(&passenger.save()?)?;
+            controller.vectors = vectors;
+            return Ok(controller.to_bytes()?);
+        }
         let Some(path) = self.ssd.record_path() else { return Ok(Vec::new()) };
         // What was asked for before is in it.
         self.records.as_ref().map(Records::settle);

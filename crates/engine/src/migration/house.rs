@@ -3,6 +3,7 @@
 use super::Migrations;
 use super::blocks::{Landing, pages_of};
 use crate::passage::{Absent, Passage, Standing, Store};
+use crate::passenger::Passenger;
 use crate::pool::Purpose;
 use crate::records::Records;
 use crate::run::{House, is_busy};
@@ -63,6 +64,13 @@ impl House {
     pub(super) fn ssd(&self, number: usize) -> Option<Arc<Ssd>> {
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         slots.open.get(&number).map(|served| Arc::clone(served.ssd()))
+    }
+
+    /// The controller of an ssd that is served, or waits for its drive.
+    pub(super) fn passenger(&self, number: usize) -> Option<Passenger> {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting = slots.absent.get(&number).and_then(|absent| absent.waiting.as_ref());
+        slots.open.get(&number).or(waiting)?.passenger()
     }
 
     /// `None`: this engine is about to end.
@@ -188,6 +196,12 @@ impl House {
         match request {
             EngineRequest::Migrate { ssd, to, terms, dry_run } => {
                 match migrations.begin(self, &ssd, &to, terms, dry_run) {
+                    Ok(text) => Response::Done(text),
+                    Err(error) => Response::Error(format!("{error:#}")),
+                }
+            }
+            EngineRequest::MigrateGuest { qmp, to, terms, dry_run } => {
+                match migrations.begin_guest(self, &qmp, &to, terms, dry_run) {
                     Ok(text) => Response::Done(text),
                     Err(error) => Response::Error(format!("{error:#}")),
                 }

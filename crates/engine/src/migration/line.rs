@@ -44,7 +44,7 @@ impl Line {
     pub(super) fn offer(&mut self) -> io::Result<Result<(), String>> {
         self.open = None;
         let mut stream = self.means.connect(&self.to, Protocol::Control)?;
-        send(&mut stream, &FromSource::Offer(self.offer.clone()))?;
+        send(&mut stream, &FromSource::Offer(Box::new(self.offer.clone())))?;
         match receive(&mut stream)? {
             FromDestination::Welcome => {
                 self.open = Some(stream);

@@ -2,6 +2,7 @@
 
 use super::Migrations;
 use super::arrival::Arrival;
+use super::guest;
 use super::means::{Means, prepare};
 use super::word::{FromDestination, FromSource, receive, send};
 use crate::run::House;
@@ -117,6 +118,7 @@ fn serve(
     let Some(migrations) = house.migrations() else { return Ok(()) };
     match protocol {
         Protocol::Control => converse(house, migrations, stream),
+        Protocol::Memory => guest::arrive(migrations, stream),
         Protocol::Pages => {
             let stream = Greeted::new(stream).map_err(io::Error::other)?;
             let migration = u128::from_be_bytes(stream.migration());

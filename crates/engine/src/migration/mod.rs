@@ -11,6 +11,7 @@ mod arrival;
 mod blocks;
 mod case;
 mod copy;
+mod guest;
 pub(crate) mod house;
 mod journal;
 mod line;
@@ -21,7 +22,7 @@ mod sending;
 mod word;
 
 use crate::identities::identity_of;
-use crate::passage::{Passage, Standing};
+use crate::passage::{Passage, Standing, Store};
 use crate::pool;
 use crate::run::House;
 use anyhow::{Context, anyhow, bail, ensure};
@@ -29,20 +30,22 @@ use api::config::{self, Backend, Door};
 use api::control::{MigrationStatus, MigrationTerms, Response, Steer};
 use arrival::{Arrival, Expected};
 use case::Case;
+use guest::{Coming, Leaving, Part};
 use journal::Journal;
 use line::Line;
 use means::{Means, host_of};
-use sending::Sending;
+use sending::{Event, Sending};
 use state::migration::MigrationV1;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
-use std::sync::mpsc::channel;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use transfer::commit::{
     Destination, DestinationEvent, DestinationRecord, DestinationStep, Former, Message, Parties, Record,
     Source, SourceEffect, SourceStep, ToDestination,
 };
-use word::{Device, Offer, VERSION};
+use word::{Device, Guest, Offer, VERSION};
 
 /// Streams of one migration at most.
 const STREAMS_MAX: u16 = 64;
@@ -64,6 +67,19 @@ struct State {
     cases: BTreeMap<String, Arc<Case>>,
     /// What is expected of each ssd that comes, by name: one migration at a time.
     arrivals: BTreeMap<String, Arc<Arrival>>,
+    /// Guests that come, by their hypervisors' sockets: one at a time to each.
+    guests: BTreeMap<PathBuf, Arc<Coming>>,
+}
+
+impl State {
+    /// The guest of an ssd that is offered: the same for all of its ssds.
+    fn coming(&mut self, guest: &Guest, config: &config::Ssd) -> Arc<Coming> {
+        let path = config.hypervisor.clone().unwrap_or_default();
+        let there = self.guests.get(&path).filter(|coming| coming.id() == guest.id);
+        let coming = there.map_or_else(|| Arc::new(Coming::new(guest.clone(), &path)), Arc::clone);
+        self.guests.insert(path, Arc::clone(&coming));
+        coming
+    }
 }
 
 /// No other migration of the ssd begins while this is there.
@@ -152,15 +168,17 @@ impl Migrations {
                 let migration = record.pledge.migration;
                 let offer = offer(config, migration, size_of(house, config)?)?;
                 let journal = Journal::new(store, parties, migration, Some(Record::Source(record)));
-                let departure = Departure { number, journal, offer, terms: MigrationTerms::default() };
+                let (terms, guest) = (MigrationTerms::default(), None);
+                let departure = Departure { number, journal, offer, terms, inbox: channel(), guest };
                 let (source, effects) = Source::recover(record);
-                self.send(house, departure, source, effects, Some(record.step))
+                self.send(house, departure, source, effects, Some(record.step)).map(drop)
             }
             Record::Destination(record) => {
                 let migration = u128::from_be_bytes(record.pledge.migration);
                 let (config, record) = (config.clone(), Some(record));
-                let (seen, former) = (None, None);
-                let expected = Expected { migration, number, config, store, parties, record, seen, former };
+                let (seen, former, guest) = (None, None, None);
+                let expected =
+                    Expected { migration, number, config, store, parties, record, seen, former, guest };
                 let arrival = Arrival::new(house, expected);
                 self.keep(&mut self.state(), &arrival);
                 Ok(())
@@ -202,6 +220,69 @@ impl Migrations {
         terms: MigrationTerms,
         dry_run: bool,
     ) -> anyhow::Result<String> {
+        let prepared = self.prepare(house, ssd, to, terms, None)?;
+        if dry_run {
+            return prepared.plan(house, to);
+        }
+        self.launch(house, prepared, to, terms, channel(), None)?;
+        Ok(format!("ssd \"{ssd}\" is on its way to {to}: see `godwit migration list`"))
+    }
+
+    /// Begins to move a guest to another host with all the ssds that it has from here, by its QEMU's QMP socket.
+    ///
+    /// # Errors
+    /// Why it cannot be moved, and what to do.
+    pub(crate) fn begin_guest(
+        &self,
+        house: &Arc<House>,
+        qmp: &Path,
+        to: &str,
+        terms: MigrationTerms,
+        dry_run: bool,
+    ) -> anyhow::Result<String> {
+        let (qemu, devices) = guest::ssds_of(house, qmp)?;
+        let (ssds, devices): (Vec<_>, Vec<_>) = devices.into_iter().unzip();
+        let guest = Guest { id: u128::from_be_bytes(pool::random()?), ssds };
+        let prepared = guest.ssds.iter().map(|ssd| self.prepare(house, ssd, to, terms, Some(&guest)));
+        let prepared = prepared.collect::<anyhow::Result<Vec<_>>>()?;
+        if dry_run {
+            let plans = prepared.into_iter().map(|prepared| prepared.plan(house, to));
+            return Ok(plans.collect::<anyhow::Result<Vec<_>>>()?.join("\n"));
+        }
+        let names = guest.ssds.join("\", \"");
+        let (say, words) = channel();
+        let mut parts = Vec::new();
+        for ((part, prepared), device) in prepared.into_iter().enumerate().zip(devices) {
+            let number = prepared.number;
+            let line = guest::Line { path: qmp.to_owned(), part, words: say.clone(), moved: false };
+            let (events, inbox) = channel();
+            let case = self.launch(house, prepared, to, terms, (events.clone(), inbox), Some(line));
+            match case {
+                Ok(case) => parts.push(Part { case, events, device, number }),
+                Err(error) => {
+                    parts.iter().for_each(|part| part.case.steer(Steer::Cancel));
+                    return Err(error);
+                }
+            }
+        }
+        drop(say);
+        let means = Arc::clone(self.means()?);
+        let (house, to) = (Arc::clone(house), to.to_owned());
+        let told = format!("a guest with ssd \"{names}\" is on its way to {to}: see `godwit migration list`");
+        let leaving = Leaving { house, means, to, guest, qemu, terms, parts, words };
+        std::thread::Builder::new().name("guest".to_owned()).spawn(move || leaving.run())?;
+        Ok(told)
+    }
+
+    /// Checks all that can be wrong with a migration before anything of it is on record, on both hosts.
+    fn prepare(
+        &self,
+        house: &Arc<House>,
+        ssd: &str,
+        to: &str,
+        terms: MigrationTerms,
+        guest: Option<&Guest>,
+    ) -> anyhow::Result<Prepared<'_>> {
         let means = self.means()?;
         host_of(to)?;
         ensure!((1..=STREAMS_MAX).contains(&terms.streams), "streams must be 1 to {STREAMS_MAX}");
@@ -210,7 +291,7 @@ impl Migrations {
         let number = house.number(ssd).context("it has no number")?;
         ensure!(house.ssd(number).is_some(), "ssd \"{ssd}\" is not served here: see `godwit status`");
         check_movable(&config)?;
-        let _alone = self.begin_alone(ssd)?;
+        let alone = self.begin_alone(ssd)?;
         if config.door == Door::VfioUser && config.state.is_none() {
             bail!("ssd \"{ssd}\" has its state in memory only: give it a `state` in the configuration");
         }
@@ -223,31 +304,36 @@ impl Migrations {
             Standing::Here(former) => former,
             Standing::Away(away) => bail!("ssd \"{ssd}\" is {}: {}", away.word, away.why),
         };
-        let size_bytes = size_of(house, &config)?;
-        let migration = pool::random()?;
-        let mut offer = offer(&config, migration, size_bytes)?;
-        offer.dry_run = true;
+        let mut offer = offer(&config, pool::random()?, size_of(house, &config)?)?;
+        (offer.dry_run, offer.guest) = (true, guest.cloned());
         // Before anything is on record: most that can be wrong is found here.
         let mut line = Line::new(Arc::clone(means), to, offer.clone());
         line.offer()
             .with_context(|| format!("cannot speak to {to}"))?
             .map_err(|why| anyhow!("{to} refuses it: {why}"))?;
-        if dry_run {
-            let allocated = allocated(house, number)?;
-            return Ok(format!(
-                "ssd \"{ssd}\" can be moved to {to}: {} MiB of {} MiB are in use and would be copied. Nothing was done",
-                allocated >> 20,
-                size_bytes >> 20
-            ));
-        }
         offer.dry_run = false;
+        Ok(Prepared { alone, number, config, store, former, offer })
+    }
+
+    /// Begins what was prepared.
+    fn launch(
+        &self,
+        house: &Arc<House>,
+        prepared: Prepared<'_>,
+        to: &str,
+        terms: MigrationTerms,
+        inbox: (Sender<Event>, Receiver<Event>),
+        guest: Option<guest::Line>,
+    ) -> anyhow::Result<Arc<Case>> {
+        let Prepared { alone: _alone, number, config, store, former, offer } = prepared;
+        let migration = offer.migration.to_be_bytes();
         let (source, effects) = first_step(former, migration)?;
         let uuid = identity_of(&config)?.namespace_ids(0).uuid;
         let (peer, keep) = (to.to_owned(), terms.keep_source);
         let parties = Parties { ssd: uuid, peer, keep, closed: false, wiped: false };
         let journal = Journal::new(store, parties, migration, None);
-        self.send(house, Departure { number, journal, offer, terms }, source, effects, None)?;
-        Ok(format!("ssd \"{ssd}\" is on its way to {to}: see `godwit migration list`"))
+        let departure = Departure { number, journal, offer, terms, inbox, guest };
+        self.send(house, departure, source, effects, None)
     }
 
     fn send(
@@ -257,21 +343,26 @@ impl Migrations {
         source: Source,
         effects: Vec<SourceEffect>,
         step: Option<SourceStep>,
-    ) -> anyhow::Result<()> {
-        let Departure { number, journal, offer, terms } = departure;
+    ) -> anyhow::Result<Arc<Case>> {
+        let Departure { number, journal, offer, terms, inbox: (events, inbox), guest } = departure;
         let means = Arc::clone(self.means()?);
         let (orders, steers) = channel();
         let steer = Box::new(move |steer| _ = orders.send(steer));
         let peer = journal.parties().peer.clone();
-        let case = Arc::new(Case::new(&offer.name, &peer, false, offer.device.size_bytes, steer));
+        let mut case = Case::new(&offer.name, &peer, false, offer.device.size_bytes, steer);
+        case.guest = guest.as_ref().map(|guest| guest.path.clone());
+        let case = Arc::new(case);
         self.state().cases.insert(offer.name.clone(), Arc::clone(&case));
         let line = Line::new(Arc::clone(&means), &peer, offer);
-        let ended = Arc::clone(&case);
-        let sending = Sending { house: Arc::clone(house), means, case, number, journal, line, terms, steers };
+        let begun = Arc::clone(&case);
+        let house = Arc::clone(house);
+        let sending =
+            Sending { house, means, case, number, journal, line, terms, steers, guest, events, inbox };
         let spawned = std::thread::Builder::new()
             .name("migration".to_owned())
             .spawn(move || sending.run(source, effects, step));
-        spawned.map(drop).inspect_err(|_| ended.end("failed")).context("no thread is left")
+        spawned.inspect_err(|_| begun.end("failed")).context("no thread is left")?;
+        Ok(begun)
     }
 
     /// Whether what another host offers is expected here, and by whom it is heard. `None`: it only asked.
@@ -296,6 +387,12 @@ impl Migrations {
         if let Some(difference) = device.differs(&offer.device) {
             bail!("ssd \"{name}\": {difference}");
         }
+        if offer.guest.is_some() {
+            let path = config.hypervisor.as_deref().with_context(|| format!(
+                "the guest of ssd \"{name}\" cannot come with it: its configuration here has no `hypervisor`, the QMP socket of the QEMU that waits for it"
+            ))?;
+            Coming::check(path).context("its guest cannot come with it")?;
+        }
         ensure!(
             house.ssd(number).is_none(),
             "ssd \"{name}\" is served here: it can only come where it is not"
@@ -318,10 +415,16 @@ impl Migrations {
         let peer = offer.from.clone();
         let parties = Parties { ssd: uuid, peer, keep: false, closed: false, wiped: false };
         let (migration, record) = (offer.migration, None);
-        let expected = Expected { migration, number, config, store, parties, record, seen, former };
+        let guest = offer.guest.as_ref().map(|guest| state.coming(guest, &config));
+        let expected = Expected { migration, number, config, store, parties, record, seen, former, guest };
         let arrival = Arrival::new(house, expected);
         self.keep(&mut state, &arrival);
         Ok(Some(arrival))
+    }
+
+    /// A guest whose memory is to come.
+    fn coming(&self, id: u128) -> Option<Arc<Coming>> {
+        self.state().guests.values().find(|guest| guest.id() == id).cloned()
     }
 
     /// All there are.
@@ -343,12 +446,36 @@ impl Migrations {
     }
 }
 
+/// A migration from here that nothing stands in the way of.
+struct Prepared<'a> {
+    alone: Beginning<'a>,
+    number: usize,
+    config: config::Ssd,
+    store: Arc<dyn Store>,
+    former: Option<MigrationV1>,
+    offer: Offer,
+}
+
+impl Prepared<'_> {
+    /// What would be done.
+    fn plan(self, house: &House, to: &str) -> anyhow::Result<String> {
+        Ok(format!(
+            "ssd \"{}\" can be moved to {to}: {} MiB of {} MiB are in use and would be copied. Nothing was done",
+            self.config.name,
+            allocated(house, self.number)? >> 20,
+            self.offer.device.size_bytes >> 20
+        ))
+    }
+}
+
 /// What a migration from here begins with.
 struct Departure {
     number: usize,
     journal: Journal,
     offer: Offer,
     terms: MigrationTerms,
+    inbox: (Sender<Event>, Receiver<Event>),
+    guest: Option<guest::Line>,
 }
 
 /// What is gone with the engine that opened it cannot arrive, and nothing of it is anywhere to leave.
@@ -448,6 +575,7 @@ fn offer(config: &config::Ssd, migration: [u8; 16], size_bytes: u64) -> anyhow::
         version: VERSION,
         migration: u128::from_be_bytes(migration),
         dry_run: false,
+        guest: None,
         name: config.name.clone(),
         from: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         device: device(config, size_bytes)?,

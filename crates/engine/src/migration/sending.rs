@@ -9,11 +9,14 @@
 use super::blocks::thaw;
 use super::case::Case;
 use super::copy::Copy;
+use super::guest::{Line as GuestLine, PartWord};
 use super::journal::Journal;
 use super::line::{Heard, Line};
 use super::means::{Means, SILENCE};
+use crate::passenger::Passenger;
 use crate::run::House;
 use api::control::{MigrationTerms, Steer};
+use state::controller::VectorV1;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
@@ -39,30 +42,43 @@ pub(super) struct Sending {
     pub(super) line: Line,
     pub(super) terms: MigrationTerms,
     pub(super) steers: Receiver<Steer>,
+    /// Of its guest's, if that moves with it.
+    pub(super) guest: Option<GuestLine>,
+    /// For its copy.
+    pub(super) events: Sender<Event>,
+    /// What its copy says, and its guest.
+    pub(super) inbox: Receiver<Event>,
 }
 
-/// What the copy says.
+/// What the copy says, and the guest that moves with the ssd.
 pub(super) enum Event {
     /// Little is left.
     Close,
     /// The rest is over there, durably.
     Rested,
-    /// There will be no copy.
+    /// There will be no copy, or no guest.
     Failed(String),
+    /// The guest stands still. What its hypervisor knows of the ssd's controller that the controller does not: its MSI-X table.
+    Held(Vec<VectorV1>),
+    /// Its hypervisor's word after it was let go on.
+    Vm(VmWord),
 }
 
 /// The copy's thread, and how it is told to go on.
 struct Copying {
-    go: Sender<()>,
+    go: Sender<Vec<VectorV1>>,
     thread: JoinHandle<()>,
 }
 
 /// How far it is, beside what the machine knows.
 struct Course {
-    events: Sender<Event>,
     copying: Option<Copying>,
     /// Since when the guest stands still for it.
     frozen: Option<Instant>,
+    /// See [`Event::Held`].
+    vectors: Vec<VectorV1>,
+    /// The round that the guest was let go on in.
+    round: u32,
     /// As the journal has it.
     step: Option<SourceStep>,
     /// The other side knows how it ended.
@@ -100,10 +116,17 @@ impl Course {
 impl Sending {
     /// Drives it to its end.
     pub(super) fn run(mut self, mut source: Source, effects: Vec<SourceEffect>, step: Option<SourceStep>) {
-        let (events, inbox) = channel();
         let asked = Instant::now();
-        let mut course =
-            Course { events, copying: None, frozen: None, step, closed: false, told: false, asked };
+        let mut course = Course {
+            copying: None,
+            frozen: None,
+            vectors: Vec::new(),
+            round: 0,
+            step,
+            closed: false,
+            told: false,
+            asked,
+        };
         let mut todo = VecDeque::from(effects);
         loop {
             while let Some(effect) = todo.pop_front() {
@@ -122,7 +145,7 @@ impl Sending {
             if course.is_over() {
                 return self.finish(&mut course);
             }
-            let event = self.next(&inbox, &mut course);
+            let event = self.next(&mut course);
             todo.extend(event.into_iter().flat_map(|event| source.handle(event)));
         }
     }
@@ -152,14 +175,25 @@ impl Sending {
     }
 
     /// What the machine hears next.
-    fn next(&mut self, inbox: &Receiver<Event>, course: &mut Course) -> Option<SourceEvent> {
+    fn next(&mut self, course: &mut Course) -> Option<SourceEvent> {
         match self.steers.try_recv() {
             Ok(Steer::Cancel) => return Some(SourceEvent::Cancel),
             Ok(Steer::Force) => return Some(SourceEvent::Force),
             _ => {}
         }
-        match inbox.recv_timeout(LOOK) {
-            Ok(Event::Close) => Some(SourceEvent::SwitchOver),
+        match self.inbox.recv_timeout(LOOK) {
+            Ok(Event::Close) => match &self.guest {
+                None => Some(SourceEvent::SwitchOver),
+                Some(guest) => {
+                    guest.say(PartWord::Near);
+                    None
+                }
+            },
+            Ok(Event::Held(vectors)) => {
+                course.vectors = vectors;
+                Some(SourceEvent::SwitchOver)
+            }
+            Ok(Event::Vm(word)) => Some(SourceEvent::Vm { round: course.round, word }),
             Ok(Event::Rested) => Some(SourceEvent::Frozen),
             Ok(Event::Failed(why)) => {
                 self.case.remark(why);
@@ -228,12 +262,23 @@ impl Sending {
                 if let Some(copying) = &course.copying {
                     self.case.show("switching over");
                     course.frozen = Some(Instant::now());
-                    let _ = copying.go.send(());
+                    if let Some(Err(error)) = self.passenger().map(|passenger| passenger.halt()) {
+                        self.case.remark(format!("its controller does not stop for its guest: {error:#}"));
+                        return Ok(Some(SourceEvent::Cancel));
+                    }
+                    let _ = copying.go.send(std::mem::take(&mut course.vectors));
                 }
                 None
             }
-            // No hypervisor moves its guest: whoever uses it here is hung up on.
-            SourceEffect::ContinueVm { round } => Some(SourceEvent::Vm { round, word: VmWord::Completed }),
+            SourceEffect::ContinueVm { round } => match &self.guest {
+                // No hypervisor moves its guest: whoever uses it here is hung up on.
+                None => Some(SourceEvent::Vm { round, word: VmWord::Completed }),
+                Some(guest) => {
+                    course.round = round;
+                    guest.say(PartWord::Ready);
+                    None
+                }
+            },
             SourceEffect::Thaw { .. } => {
                 self.thaw(course);
                 None
@@ -284,11 +329,19 @@ impl Sending {
     fn thaw(&self, course: &mut Course) {
         course.frozen = None;
         if let Some(ssd) = self.house.ssd(self.number) {
+            if let Some(Err(error)) = self.passenger().map(|passenger| passenger.run()) {
+                self.case.remark(format!("its controller does not go on: {error:#}"));
+            }
             thaw(&ssd, self.house.duty.crew());
             course.end_copy(&self.case);
         } else if let Err(error) = self.house.arrive(self.number) {
             self.case.remark(format!("{error:#}"));
         }
+    }
+
+    /// Its controller, if that goes with its guest.
+    fn passenger(&self) -> Option<Passenger> {
+        self.guest.as_ref().and_then(|_| self.house.passenger(self.number))
     }
 
     fn start_copy(&self, course: &mut Course, round: u32) -> Option<SourceEvent> {
@@ -308,12 +361,13 @@ impl Sending {
             case: Arc::clone(&self.case),
             migration: self.line.migration(),
             terms: self.terms,
-            events: course.events.clone(),
+            passenger: self.passenger(),
+            events: self.events.clone(),
             go: gone,
         };
         match std::thread::Builder::new().name("copy".to_owned()).spawn(move || copy.run()) {
             Ok(thread) => course.copying = Some(Copying { go, thread }),
-            Err(error) => _ = course.events.send(Event::Failed(format!("no thread for its copy: {error}"))),
+            Err(error) => _ = self.events.send(Event::Failed(format!("no thread for its copy: {error}"))),
         }
         None
     }
@@ -345,6 +399,9 @@ impl Sending {
             && let Err(error) = self.journal.note(|parties| parties.closed = true)
         {
             tracing::warn!(ssd = self.case.ssd, error = format!("{error:#}"), "its journal");
+        }
+        if let Some(guest) = &mut self.guest {
+            guest.moved = course.step == Some(SourceStep::Gone);
         }
         // It may come back, with its guest.
         self.house.await_guest(self.number);

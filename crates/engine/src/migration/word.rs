@@ -34,6 +34,28 @@ pub(super) struct Offer {
     pub(super) from: String,
     /// What must be the same on both hosts.
     pub(super) device: Device,
+    /// The guest that goes with it.
+    #[serde(default)]
+    pub(super) guest: Option<Guest>,
+}
+
+/// A virtual machine that moves with its ssds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Guest {
+    /// Of its move.
+    pub(super) id: u128,
+    /// Names of all the ssds that it has, this one too.
+    pub(super) ssds: Vec<String>,
+}
+
+/// The first word of a connection for a guest's memory, said by the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Memory {
+    /// The [`Guest::id`].
+    pub(super) guest: u128,
+    /// `false`: it carries what is said to the destination, comes first, and is answered [`FromDestination::Noted`]. `true`: it carries what is said to the
+    /// source, and is answered [`FromDestination::Welcome`] when the guest is expected.
+    pub(super) back: bool,
 }
 
 /// What a guest knows its ssd by.
@@ -78,7 +100,7 @@ impl Device {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum FromSource {
-    Offer(Offer),
+    Offer(Box<Offer>),
     Step {
         epoch: u64,
         word: SourceWord,

@@ -32,12 +32,17 @@ impl House {
         slots.absent.get(&number).is_some_and(|absent| absent.waiting.is_some())
     }
 
-    /// Whether the device that waits is all that is to be served but for its drive. A controller is not that by itself: its record comes with the
-    /// ssd, so it waits as it is only if its guest's comes, too.
+    /// Whether the device that waits is all that is to be served but for its drive. A controller is that when its state has come with its guest;
+    /// else the record that came is not its.
     pub(super) fn waits_for_drive(&self, number: usize) -> bool {
-        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let waiting = slots.absent.get(&number).and_then(|absent| absent.waiting.as_ref());
-        waiting.is_some_and(|waiting| matches!(waiting, Served::Vhost(_)))
+        let passenger = {
+            let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            match slots.absent.get(&number).and_then(|absent| absent.waiting.as_ref()) {
+                Some(waiting) => waiting.passenger(),
+                None => return false,
+            }
+        };
+        passenger.is_none_or(|passenger| passenger.stands_still())
     }
 
     pub(super) fn end_wait_of(&self, number: usize) {

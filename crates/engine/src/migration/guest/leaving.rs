@@ -1,0 +1,286 @@
+//! The source of a guest: has its QEMU copy its memory when little is left of its ssds' blocks, and holds it where they pass.
+
+use super::memory::Tunnel;
+use super::vectors_of;
+use crate::migration::case::Case;
+use crate::migration::means::Means;
+use crate::migration::sending::Event;
+use crate::migration::word::Guest;
+use crate::passenger::Passenger;
+use crate::run::House;
+use anyhow::{Context, bail};
+use api::control::MigrationTerms;
+use hypervisor::{Device, Source, SourceNow, SourceWord, Terms};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+use std::time::{Duration, Instant};
+use transfer::commit::VmWord;
+
+/// How often the hypervisor is listened to, and the ssds' migrations.
+const LOOK: Duration = Duration::from_millis(20);
+/// While the guest stands still.
+const LOOK_CLOSELY: Duration = Duration::from_micros(500);
+/// How long the guest may stand still for its ssds.
+const STUN_MAX: Duration = Duration::from_secs(6);
+/// For a migration that was given up to end.
+const CANCEL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How an ssd's migration speaks with its guest's.
+pub(in crate::migration) struct Line {
+    /// The hypervisor's socket.
+    pub(in crate::migration) path: PathBuf,
+    pub(in crate::migration) part: usize,
+    pub(in crate::migration) words: Sender<(usize, PartWord)>,
+    /// The ssd is the other host's; said when this is dropped.
+    pub(in crate::migration) moved: bool,
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        self.say(PartWord::Over { moved: self.moved });
+    }
+}
+
+impl Line {
+    pub(in crate::migration) fn say(&self, word: PartWord) {
+        // A guest's thread that has ended has told all its parts.
+        let _ = self.words.send((self.part, word));
+    }
+}
+
+/// What an ssd's migration says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::migration) enum PartWord {
+    /// Little is left to copy.
+    Near,
+    /// The destination has all of it, durably.
+    Ready,
+    /// It is over.
+    Over { moved: bool },
+}
+
+/// An ssd of the guest's.
+pub(in crate::migration) struct Part {
+    pub(in crate::migration) case: Arc<Case>,
+    pub(in crate::migration) events: Sender<Event>,
+    /// As its hypervisor has it.
+    pub(in crate::migration) device: Device,
+    pub(in crate::migration) number: usize,
+}
+
+/// See the module.
+pub(in crate::migration) struct Leaving {
+    pub(in crate::migration) house: Arc<House>,
+    pub(in crate::migration) means: Arc<Means>,
+    pub(in crate::migration) to: String,
+    pub(in crate::migration) guest: Guest,
+    pub(in crate::migration) qemu: Source,
+    pub(in crate::migration) terms: MigrationTerms,
+    pub(in crate::migration) parts: Vec<Part>,
+    pub(in crate::migration) words: Receiver<(usize, PartWord)>,
+}
+
+/// How far its ssds are.
+struct Course {
+    near: Vec<bool>,
+    ready: Vec<bool>,
+    over: Vec<Option<bool>>,
+}
+
+impl Course {
+    fn hear(&mut self, (part, word): (usize, PartWord)) {
+        match word {
+            PartWord::Near => self.near[part] = true,
+            PartWord::Ready => self.ready[part] = true,
+            PartWord::Over { moved } => self.over[part] = Some(moved),
+        }
+    }
+
+    fn is_any_over(&self) -> bool {
+        self.over.iter().any(Option::is_some)
+    }
+}
+
+fn all(of: &[bool]) -> bool {
+    of.iter().all(|one| *one)
+}
+
+impl Leaving {
+    /// Drives it to its end.
+    pub(in crate::migration) fn run(mut self) {
+        let parts = self.parts.len();
+        let mut course =
+            Course { near: vec![false; parts], ready: vec![false; parts], over: vec![None; parts] };
+        if let Err(error) = self.leave(&mut course) {
+            let why = format!("{error:#}");
+            tracing::warn!(ssds = ?self.guest.ssds, why, "a guest does not move");
+            self.tell(|| Event::Failed(why.clone()));
+        }
+        while course.over.iter().any(Option::is_none) {
+            let Ok(word) = self.words.recv() else { return };
+            course.hear(word);
+        }
+        let moved = course.over.iter().filter(|over| **over == Some(true)).count();
+        if let Err(error) = self.end(moved) {
+            let text = format!("its hypervisor here: {error:#}");
+            self.parts.iter().for_each(|part| _ = part.case.remark(text.clone()));
+        }
+    }
+
+    fn tell(&self, event: impl Fn() -> Event) {
+        // One that has ended has said so.
+        self.parts.iter().for_each(|part| _ = part.events.send(event()));
+    }
+
+    fn show(&self, state: &'static str) {
+        self.parts.iter().for_each(|part| part.case.show(state));
+    }
+
+    fn leave(&mut self, course: &mut Course) -> anyhow::Result<()> {
+        while !all(&course.near) {
+            self.listen(course, LOOK)?;
+        }
+        let (tunnel, theirs) = Tunnel::open(&self.means, &self.to, &self.guest)?;
+        let terms = Terms {
+            bandwidth_bytes_s: self.terms.bandwidth,
+            downtime_limit_ms: (self.terms.max_stun_us / 1000).max(1),
+        };
+        for passenger in self.passengers() {
+            // One that a killed engine left armed has no end that is known.
+            let _ = passenger.end_log();
+            passenger.log_written().context("what its controller writes cannot be logged")?;
+        }
+        self.qemu.begin(theirs, &terms)?;
+        self.show("copying memory");
+        self.wait_for_qemu(course, &tunnel, &SourceWord::PreSwitchover, None)?;
+        // The guest stands still: what is said now is waited for in its time.
+        let deadline = Instant::now() + STUN_MAX;
+        self.hold()?;
+        while !all(&course.ready) {
+            self.listen(course, LOOK_CLOSELY)?;
+            if Instant::now() > deadline {
+                bail!("its ssds were not ready while it stood still: it goes on here");
+            }
+        }
+        // All of its devices stand still: what they wrote is the hypervisor's to copy now.
+        for passenger in self.passengers() {
+            let pages =
+                passenger.touch_written().context("its hypervisor is not told what its controller wrote")?;
+            tracing::info!(pages, "written by a controller since its guest's memory was copied");
+        }
+        self.qemu.go_on()?;
+        self.wait_for_qemu(course, &tunnel, &SourceWord::Completed, Some(deadline))?;
+        drop(tunnel);
+        self.tell(|| Event::Vm(VmWord::Completed));
+        Ok(())
+    }
+
+    /// Its controllers, of which the hypervisor carries nothing. Not kept: one that has moved closes its drive.
+    fn passengers(&self) -> Vec<Passenger> {
+        self.parts.iter().filter_map(|part| self.house.passenger(part.number)).collect()
+    }
+
+    /// The guest stands still: so may its ssds.
+    fn hold(&mut self) -> anyhow::Result<()> {
+        for part in &self.parts {
+            let mut vectors = Vec::new();
+            if self.house.passenger(part.number).is_some() {
+                let pci = self.qemu.pci_state(&part.device)?;
+                vectors = vectors_of(&pci);
+            }
+            let _ = part.events.send(Event::Held(vectors));
+        }
+        Ok(())
+    }
+
+    /// Takes what its ssds' migrations say.
+    fn listen(&mut self, course: &mut Course, patience: Duration) -> anyhow::Result<()> {
+        match self.words.recv_timeout(patience) {
+            Ok(word) => course.hear(word),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => bail!("its ssds' migrations have ended"),
+        }
+        if course.is_any_over() {
+            bail!("one of its ssds does not move");
+        }
+        Ok(())
+    }
+
+    /// Until QEMU says this word.
+    fn wait_for_qemu(
+        &mut self,
+        course: &mut Course,
+        tunnel: &Tunnel,
+        wanted: &SourceWord,
+        deadline: Option<Instant>,
+    ) -> anyhow::Result<()> {
+        let patience = if deadline.is_some() { LOOK_CLOSELY } else { LOOK };
+        loop {
+            for part in &self.parts {
+                part.case.memory_bytes.store(tunnel.carried.load(Relaxed), Relaxed);
+            }
+            match self.qemu.next(patience)? {
+                Some(word) if word == *wanted => return Ok(()),
+                Some(SourceWord::Failed { why }) => bail!("its hypervisor's migration failed: {why}"),
+                Some(SourceWord::Cancelled) => bail!("its hypervisor's migration was cancelled"),
+                Some(SourceWord::Ended) => bail!("the guest has ended"),
+                Some(SourceWord::Completed) => bail!("its hypervisor did not wait for its ssds"),
+                Some(_) | None => {}
+            }
+            loop {
+                match self.words.try_recv() {
+                    Ok(word) => course.hear(word),
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => bail!("its ssds' migrations have ended"),
+                }
+            }
+            if course.is_any_over() {
+                bail!("one of its ssds does not move");
+            }
+            if deadline.is_some_and(|deadline| Instant::now() > deadline) {
+                bail!("its hypervisor takes too long while the guest stands still");
+            }
+        }
+    }
+
+    /// All of its ssds are here or there, for good. Where they are the guest runs.
+    fn end(&mut self, moved: usize) -> anyhow::Result<()> {
+        if moved == self.parts.len() {
+            // It runs at the destination; here it could only be run by mistake.
+            return Ok(self.qemu.quit()?);
+        }
+        if moved > 0 {
+            bail!(
+                "some of its ssds have moved, and others have not: it runs nowhere until they are together; see `godwit migration list` on both hosts"
+            );
+        }
+        for passenger in self.passengers() {
+            // A byte that the hypervisor stores late is an old one.
+            if let Err(error) = passenger.barrier() {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "a hypervisor may not have stored all that it was told"
+                );
+            }
+            let _ = passenger.end_log();
+        }
+        let deadline = Instant::now() + CANCEL_PATIENCE;
+        loop {
+            match self.qemu.now()? {
+                SourceNow::Runs => return Ok(()),
+                SourceNow::Completed => return self.qemu.run().context("it must be let run here, by `cont`"),
+                SourceNow::Copying | SourceNow::PreSwitchover => self.qemu.cancel()?,
+                SourceNow::SwitchingOver | SourceNow::GivingUp => {}
+                SourceNow::Stopped(word) | SourceNow::Unknown(word) => {
+                    bail!("it does not run: QEMU says \"{word}\"")
+                }
+            }
+            if Instant::now() > deadline {
+                bail!("it does not end its migration");
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! A guest that moves with its ssds: its memory and processors by its hypervisor's own migration (QEMU's), which both hosts' engines drive by QMP
+//! (`docs/decisions/0037-guests.md`).
+//!
+//! ```text
+//!  leaving (source, a thread a guest)                         coming (destination)
+//!    QMP: migrate fd: --- socket --> memory ==== TLS ====> memory --- socket --> QMP: migrate-incoming fd:
+//!    words with its ssds' migrations: near, held, ready, completed, over        asked before each grant, and to run the guest when all are owned
+//! ```
+//! Nothing of it is on record: what a killed engine must know is said by the ssds' journals and by QEMU itself.
+
+mod coming;
+mod leaving;
+mod memory;
+
+pub(super) use coming::{Coming, run_what_came};
+pub(super) use leaving::{Leaving, Line, Part, PartWord};
+pub(super) use memory::arrive;
+
+use crate::run::House;
+use anyhow::{Context, bail, ensure};
+use api::config::{self, Door};
+use hypervisor::{CONFIG_BYTES, Destination, Device, PciState, Source, Vector};
+use nvme::pci::MSIX_CAP;
+use state::controller::{ControllerV1, VectorV1};
+use std::path::Path;
+use std::time::Duration;
+
+/// For QEMU's answer to one question. It answers nothing while it stops a guest's devices, for instance.
+const QMP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The QEMU at a QMP socket, and those of its devices that are ssds served here, by their names.
+///
+/// # Errors
+/// Its guest cannot be moved, and why.
+pub(super) fn ssds_of(house: &House, qmp: &Path) -> anyhow::Result<(Source, Vec<(String, Device)>)> {
+    let mut qemu = Source::connect(qmp, QMP_PATIENCE)?;
+    qemu.check()?;
+    let mut ssds = Vec::new();
+    for device in qemu.devices()? {
+        let is_its = |config: &&config::Ssd| is_same(&config.socket, &device.socket);
+        let Some(config) = house.configs().iter().find(is_its).cloned() else {
+            bail!(
+                "its device at {} is not served by this godwitd: only a guest all of whose disks come along can be moved",
+                device.socket.display()
+            );
+        };
+        // What a hypervisor leaves behind of a controller is carried here.
+        if let Some(problem) = device.problem.as_ref().filter(|_| config.door == Door::VhostUser) {
+            bail!("ssd \"{}\": {problem}", config.name);
+        }
+        ssds.push((config.name, device));
+    }
+    ensure!(!ssds.is_empty(), "it has no ssd of this godwitd's: QEMU alone can move it");
+    Ok((qemu, ssds))
+}
+
+fn is_same(one: &Path, other: &Path) -> bool {
+    let whole = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    whole(one) == whole(other)
+}
+
+/// Those that are other than after a reset.
+fn vectors_of(pci: &PciState) -> Vec<VectorV1> {
+    let rows = (0_u16..).zip(&pci.vectors);
+    let set = rows.filter(|(_, row)| row.address != 0 || row.data != 0 || !row.masked);
+    set.map(|(vector, row)| VectorV1 { vector, address: row.address, data: row.data, masked: row.masked })
+        .collect()
+}
+
+/// What a hypervisor is to know of a controller, as the controller's state has it.
+fn pci_of(controller: &ControllerV1) -> PciState {
+    let mut config = [0; CONFIG_BYTES];
+    for word in &controller.config {
+        if let Some(there) =
+            config.get_mut(usize::from(word.offset)..).and_then(|rest| rest.first_chunk_mut())
+        {
+            *there = word.value.to_le_bytes();
+        }
+    }
+    // Message control, in the word of the capability's head.
+    let table_z = u16::from_le_bytes([config[MSIX_CAP + 2], config[MSIX_CAP + 3]]) & 0x7ff;
+    let mut vectors = vec![Vector { address: 0, data: 0, masked: true }; usize::from(table_z) + 1];
+    for row in &controller.vectors {
+        if let Some(there) = vectors.get_mut(usize::from(row.vector)) {
+            *there = Vector { address: row.address, data: row.data, masked: row.masked };
+        }
+    }
+    PciState { config, vectors }
+}
+
+/// Lets a guest run that has come: first its controllers, set up in its hypervisor as they were, then itself.
+fn let_run(house: &House, qemu: &mut Destination) -> anyhow::Result<()> {
+    for device in qemu.devices()? {
+        let config = house.configs().into_iter().find(|config| is_same(&config.socket, &device.socket));
+        let number = config.and_then(|config| house.number(&config.name));
+        let Some(passenger) = number.and_then(|number| house.passenger(number)) else { continue };
+        // One that does not stand still was let go on already.
+        if let Ok(state) = passenger.save() {
+            qemu.restore_pci(&device, &pci_of(&ControllerV1::from_bytes(&state)?))
+                .context("its controller cannot be set up in its hypervisor")?;
+            passenger.run()?;
+        }
+    }
+    Ok(qemu.run()?)
+}

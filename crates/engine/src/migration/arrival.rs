@@ -15,9 +15,10 @@ use api::config;
 use api::control::Steer;
 use state::controller::ControllerV1;
 use std::collections::VecDeque;
+use std::net::{Shutdown, TcpStream};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use transfer::commit::{
@@ -33,8 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Requests to the drive at once.
 const PORTS: usize = 4;
 
-/// A connection that brings pages.
-pub(super) type Stream = Greeted<Incoming>;
+/// A connection that brings pages, and its socket once more, for whoever ends it from outside.
+pub(super) type Stream = (Greeted<Incoming>, Arc<TcpStream>);
 
 /// See the module.
 pub(super) struct Arrival {
@@ -66,15 +67,27 @@ struct Inner {
 struct Landed {
     ssd: Arc<Ssd>,
     streams: Sender<Stream>,
+    /// Of those that are served.
+    sockets: Vec<Weak<TcpStream>>,
     arrived: Receiver<Arrived>,
     thread: JoinHandle<()>,
 }
 
 impl Landed {
+    fn take(&mut self, stream: Stream) -> bool {
+        self.sockets.retain(|socket| socket.strong_count() > 0);
+        self.sockets.push(Arc::downgrade(&stream.1));
+        self.streams.send(stream).is_ok()
+    }
+
     /// Takes no more blocks; the drive is closed when this returns.
     fn end(self) {
-        let Self { ssd, streams, thread, .. } = self;
+        let Self { ssd, streams, sockets, thread, .. } = self;
         drop(streams);
+        // A source that has nothing more to say on a new connection keeps silent on it, and its guest would stand still as long as that may last.
+        for socket in sockets.iter().filter_map(Weak::upgrade) {
+            let _gone_already = socket.shutdown(Shutdown::Both);
+        }
         let _ = thread.join();
         drop(ssd);
     }
@@ -99,7 +112,7 @@ pub(super) struct Expected {
 impl Arrival {
     pub(super) fn new(house: &Arc<House>, expected: Expected) -> Arc<Self> {
         let Expected { migration, number, config, store, parties, record, seen, former, guest } = expected;
-        Arc::new_cyclic(|this: &std::sync::Weak<Self>| {
+        Arc::new_cyclic(|this: &Weak<Self>| {
             let this = this.clone();
             // On a thread of its own: it may write, and wait for streams to end.
             let steer = move |steer| {
@@ -239,8 +252,8 @@ impl Arrival {
 
     /// A connection that brings blocks. `false`: none are taken now.
     pub(super) fn take(&self, stream: Stream) -> bool {
-        let inner = self.lock();
-        inner.landing.as_ref().is_some_and(|landed| landed.streams.send(stream).is_ok())
+        let mut inner = self.lock();
+        inner.landing.as_mut().is_some_and(|landed| landed.take(stream))
     }
 
     fn steer(&self, steer: Steer) {
@@ -384,7 +397,7 @@ impl Arrival {
         let migration = self.migration.to_be_bytes();
         let receive = move || receive(migration, &landing, pages, &coming, &done);
         let thread = std::thread::Builder::new().name("landing".to_owned()).spawn(receive)?;
-        Ok(Landed { ssd, streams, arrived, thread })
+        Ok(Landed { ssd, streams, sockets: Vec::new(), arrived, thread })
     }
 
     /// All that came is durable, its record too, and can be served here.
@@ -503,9 +516,11 @@ fn receive(
     };
     let pages = Pages::new(migration, Limits::default(), landing, &accept);
     std::thread::scope(|scope| {
-        for stream in streams {
+        for (stream, socket) in streams {
             let (pages, done) = (&pages, done.clone());
             scope.spawn(move || {
+                // Closed when it is served, and not before.
+                let _socket = socket;
                 if let Err(fault) = pages.serve(stream) {
                     tracing::info!(%fault, "a stream of a migration has ended");
                 }

@@ -120,11 +120,12 @@ fn serve(
         Protocol::Control => converse(house, migrations, stream),
         Protocol::Memory => guest::arrive(migrations, stream),
         Protocol::Pages => {
+            let socket = Arc::new(stream.sock.try_clone()?);
             let stream = Greeted::new(stream).map_err(io::Error::other)?;
             let migration = u128::from_be_bytes(stream.migration());
             let arrival = migrations.arrival(migration);
             // The landing's thread has it from here on.
-            if arrival.is_some_and(|arrival| arrival.take(stream)) {
+            if arrival.is_some_and(|arrival| arrival.take((stream, socket))) {
                 Ok(())
             } else {
                 Err(io::Error::other("pages of a migration that is not expected"))

@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -40,7 +40,8 @@ struct Wire {
     /// 0: as fast as it goes.
     bytes_per_s: AtomicU64,
     delay_ns: AtomicU64,
-    sockets: Mutex<Vec<TcpStream>>,
+    /// Those that are open, each with both ends.
+    sockets: Mutex<Vec<Weak<Ends>>>,
     /// When the wire is free again, by direction.
     free: [Mutex<Option<Instant>>; 2],
     /// What has gone there, and back.
@@ -123,18 +124,19 @@ impl Drop for Relay {
     }
 }
 
+/// Of one connection: who came, and where it goes on.
+type Ends = [TcpStream; 2];
+
 /// A piece on its way, and when it is there.
 type Piece = (Instant, Vec<u8>);
 
 impl Wire {
-    fn sockets(&self) -> MutexGuard<'_, Vec<TcpStream>> {
+    fn sockets(&self) -> MutexGuard<'_, Vec<Weak<Ends>>> {
         self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn hang_up(&self) {
-        for socket in self.sockets().drain(..) {
-            let _gone_already = socket.shutdown(Shutdown::Both);
-        }
+        self.sockets().drain(..).filter_map(|ends| ends.upgrade()).for_each(|ends| hang_up(&ends));
     }
 
     fn is_over(&self) -> bool {
@@ -162,18 +164,22 @@ impl Wire {
     fn join(self: &Arc<Self>, near: TcpStream, far: TcpStream) -> io::Result<()> {
         near.set_nodelay(true)?;
         far.set_nodelay(true)?;
-        let ends = [(near.try_clone()?, far.try_clone()?), (far.try_clone()?, near.try_clone()?)];
-        self.sockets().extend([near, far]);
-        for (direction, (from, to)) in ends.into_iter().enumerate() {
+        let ends = Arc::new([near, far]);
+        {
+            let mut sockets = self.sockets();
+            sockets.retain(|ends| ends.strong_count() > 0);
+            sockets.push(Arc::downgrade(&ends));
+        }
+        for (direction, (from, to)) in [(&ends[0], &ends[1]), (&ends[1], &ends[0])].into_iter().enumerate() {
+            let (from, to) = (from.try_clone()?, to.try_clone()?);
             let (pieces, coming) = sync_channel(CHUNKS_MAX);
             let (reads, writes) = (Arc::clone(self), Arc::clone(self));
-            let ends = [from.try_clone()?, to.try_clone()?];
-            let also = [from.try_clone()?, to.try_clone()?];
+            let (reader, writer) = (Arc::clone(&ends), Arc::clone(&ends));
             let spawn = |work: Box<dyn FnOnce() + Send>| {
                 std::thread::Builder::new().name("relay".to_owned()).spawn(work).map(drop)
             };
-            spawn(Box::new(move || reads.take(direction, from, &ends, &pieces)))?;
-            spawn(Box::new(move || writes.give(direction, to, &also, &coming)))?;
+            spawn(Box::new(move || reads.take(direction, from, &reader, &pieces)))?;
+            spawn(Box::new(move || writes.give(direction, to, &writer, &coming)))?;
         }
         // It may have been cut meanwhile.
         if self.is_cut.load(Ordering::Acquire) || self.is_over() {
@@ -182,7 +188,7 @@ impl Wire {
         Ok(())
     }
 
-    fn take(&self, direction: usize, mut from: TcpStream, ends: &[TcpStream; 2], pieces: &SyncSender<Piece>) {
+    fn take(&self, direction: usize, mut from: TcpStream, ends: &Ends, pieces: &SyncSender<Piece>) {
         let mut chunk = vec![0; CHUNK_BYTES];
         loop {
             match from.read(&mut chunk) {
@@ -217,7 +223,7 @@ impl Wire {
         std::thread::sleep(until.saturating_duration_since(Instant::now()));
     }
 
-    fn give(&self, direction: usize, mut to: TcpStream, ends: &[TcpStream; 2], coming: &Receiver<Piece>) {
+    fn give(&self, direction: usize, mut to: TcpStream, ends: &Ends, coming: &Receiver<Piece>) {
         for (due, piece) in coming {
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
             while self.is_stalled.load(Ordering::Acquire) && !self.is_over() {
@@ -233,7 +239,7 @@ impl Wire {
 }
 
 /// A connection that is broken on one side is on the other.
-fn hang_up(ends: &[TcpStream; 2]) {
+fn hang_up(ends: &Ends) {
     ends.iter().for_each(|end| _ = end.shutdown(Shutdown::Both));
 }
 

@@ -9,5 +9,8 @@ use crate::run::{build, run, top};
 pub(crate) fn command(arguments: &[String]) -> Result<()> {
     let godwitd = build("godwitd", "godwitd", true)?;
     let bench = build("guest", "bench", true)?;
-    run(Command::new(bench).args(arguments).env("GODWITD", godwitd).current_dir(top()))
+    // For the certificates of hosts between which ssds move.
+    let godwit = build("cli", "godwit", true)?;
+    let mut command = Command::new(bench);
+    run(command.args(arguments).env("GODWITD", godwitd).env("GODWIT", godwit).current_dir(top()))
 }

@@ -111,7 +111,8 @@ pub fn run(settings: &Settings, report: &mut Report) -> Result<()> {
     idle::measure(settings, report).context("idle")?;
     super::many::measure(settings, report).context("many")?;
     super::pools::measure(settings, report).context("pool")?;
-    super::isolation::measure(settings, report).context("isolation")
+    super::isolation::measure(settings, report).context("isolation")?;
+    super::moves::measure(settings, report).context("migration")
 }
 
 fn null(settings: &Settings, report: &mut Report) -> Result<()> {

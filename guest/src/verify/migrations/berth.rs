@@ -20,8 +20,8 @@ const TRY: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_millis(2);
 
 /// A device that is driven, and the connection to it.
-pub(super) struct Berth {
-    pub(super) door: Box<dyn Door + Send>,
+pub(crate) struct Berth {
+    pub(crate) door: Box<dyn Door + Send>,
     line: Line,
 }
 
@@ -32,7 +32,7 @@ enum Line {
 
 impl Berth {
     /// Connects by a socket that is given, with so much time for each answer.
-    pub(super) fn over(stream: UnixStream, ssd: &Ssd, plan: &Plan, patience: Duration) -> Result<Self> {
+    pub(crate) fn over(stream: UnixStream, ssd: &Ssd, plan: &Plan, patience: Duration) -> Result<Self> {
         let no_driver = || Error::Protocol("a door that has just been made has its driver".into());
         match ssd.frontend {
             Frontend::Nvme { .. } => {
@@ -60,22 +60,22 @@ impl Berth {
     }
 
     /// Connects to a host, if it serves the ssd by then.
-    pub(super) fn connect(socket: &Path, ssd: &Ssd, plan: &Plan, patience: Duration) -> Result<Self> {
+    pub(crate) fn connect(socket: &Path, ssd: &Ssd, plan: &Plan, patience: Duration) -> Result<Self> {
         Self::over(UnixStream::connect(socket)?, ssd, plan, patience)
     }
 
     /// Its door, and what must be kept as long as that.
-    pub(super) fn split(self) -> (Box<dyn Door>, Connection) {
+    pub(crate) fn split(self) -> (Box<dyn Door>, Connection) {
         (self.door, Connection(self.line))
     }
 }
 
 /// Of a berth.
-pub(super) struct Connection(Line);
+pub(crate) struct Connection(Line);
 
 impl Connection {
     /// The device is not here any more.
-    pub(super) fn is_hung_up(&mut self) -> bool {
+    pub(crate) fn is_hung_up(&mut self) -> bool {
         match &mut self.0 {
             Line::Nvme(driver) => driver.client().is_hung_up(),
             Line::Disk(driver) => driver.client().is_hung_up(),
@@ -84,7 +84,7 @@ impl Connection {
 }
 
 /// Somebody who waits at hosts for an ssd.
-pub(super) struct Follower {
+pub(crate) struct Follower {
     seat: Arc<Seat>,
 }
 
@@ -98,27 +98,27 @@ struct Seat {
 }
 
 /// Where one follower found the ssd.
-pub(super) struct Found {
-    pub(super) guest: usize,
-    pub(super) number: u64,
-    pub(super) host: usize,
-    pub(super) berth: Berth,
+pub(crate) struct Found {
+    pub(crate) guest: usize,
+    pub(crate) number: u64,
+    pub(crate) host: usize,
+    pub(crate) berth: Berth,
 }
 
 /// What a follower is sent out with.
-pub(super) struct Errand {
-    pub(super) guest: usize,
-    pub(super) number: u64,
-    pub(super) ssd: Ssd,
-    pub(super) plan: Plan,
+pub(crate) struct Errand {
+    pub(crate) guest: usize,
+    pub(crate) number: u64,
+    pub(crate) ssd: Ssd,
+    pub(crate) plan: Plan,
     /// Hosts and their sockets, in the order in which they are asked.
-    pub(super) hosts: [(usize, PathBuf); 2],
-    pub(super) asks_both: bool,
+    pub(crate) hosts: [(usize, PathBuf); 2],
+    pub(crate) asks_both: bool,
 }
 
 impl Follower {
     /// Sends one out; what it finds comes to `found`, once.
-    pub(super) fn start(errand: Errand, found: Sender<Found>) -> std::io::Result<Self> {
+    pub(crate) fn start(errand: Errand, found: Sender<Found>) -> std::io::Result<Self> {
         let seat = Arc::new(Seat { asks_both: AtomicBool::new(errand.asks_both), ..Seat::default() });
         let theirs = Arc::clone(&seat);
         let run = move || {
@@ -132,7 +132,7 @@ impl Follower {
     }
 
     /// Has it ask both hosts from now on.
-    pub(super) fn ask_both(&self) {
+    pub(crate) fn ask_both(&self) {
         self.seat.asks_both.store(true, Ordering::Release);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -35,22 +35,22 @@ pub struct Mover {
 
 /// What a host is made of.
 #[derive(Clone)]
-pub(super) struct Plan {
-    pub(super) number: usize,
-    pub(super) folder: PathBuf,
-    pub(super) godwitd: PathBuf,
-    pub(super) keys: PathBuf,
-    pub(super) movers: Vec<Mover>,
-    pub(super) reactors: usize,
+pub(crate) struct Plan {
+    pub(crate) number: usize,
+    pub(crate) folder: PathBuf,
+    pub(crate) godwitd: PathBuf,
+    pub(crate) keys: PathBuf,
+    pub(crate) movers: Vec<Mover>,
+    pub(crate) reactors: usize,
 }
 
 /// See the module.
-pub(super) struct Host {
+pub(crate) struct Host {
     /// For people.
-    pub(super) name: &'static str,
+    pub(crate) name: &'static str,
     daemon: Daemon,
     /// The way from the other host to here.
-    pub(super) way: Relay,
+    pub(crate) way: Relay,
     listen: SocketAddr,
     plan: Plan,
     words: Mutex<Words>,
@@ -64,12 +64,23 @@ struct Words {
     filler_mib: Option<u64>,
 }
 
-/// Makes an authority and a certificate for this machine's own address, as an operator does.
+/// What every host is called, beside other names.
+const FIRST_NAME: &str = "127.0.0.1";
+
+/// An address that nobody listens at. It is given up before a daemon takes it: nobody else is given one that was just free.
+///
+/// # Errors
+/// The machine has no such address.
+pub(crate) fn free_address(address: IpAddr) -> std::io::Result<SocketAddr> {
+    TcpListener::bind((address, 0))?.local_addr()
+}
+
+/// Makes an authority and a certificate for this machine's own address and other names, as an operator does.
 ///
 /// # Errors
 /// `godwit tls` has them.
-pub(super) fn make_keys(godwit: &Path, folder: &Path) -> Result<()> {
-    for words in [vec!["tls", "init"], vec!["tls", "host", "127.0.0.1"]] {
+pub(crate) fn make_keys(godwit: &Path, folder: &Path, names: &[&str]) -> Result<()> {
+    for words in [vec!["tls", "init"], [&["tls", "host", FIRST_NAME][..], names].concat()] {
         let output = Command::new(godwit).args(&words).arg("--folder").arg(folder).output();
         let output = output.with_context(|| format!("cannot start {}", godwit.display()))?;
         let why = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -79,11 +90,10 @@ pub(super) fn make_keys(godwit: &Path, folder: &Path) -> Result<()> {
 }
 
 impl Host {
-    pub(super) fn start(plan: Plan) -> Result<Self> {
+    /// Starts its daemon, which listens at an address; `way` goes there.
+    pub(crate) fn start(plan: Plan, listen: SocketAddr, way: Relay) -> Result<Self> {
         std::fs::create_dir(&plan.folder)?;
-        // Given up before the daemon takes it: nobody else is given one that was just free.
-        let listen = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
-        let (name, way, mut words) = (["a", "b"][plan.number], Relay::new(listen)?, Words::default());
+        let (name, mut words) = (["a", "b"][plan.number], Words::default());
         if plan.number == 1 {
             words.incoming = plan.movers.iter().map(|mover| mover.ssd.name.clone()).collect();
         }
@@ -93,34 +103,39 @@ impl Host {
         Ok(Host { name, daemon, way, listen, plan, words: Mutex::new(words) })
     }
 
-    pub(super) fn socket(&self, ssd: &str) -> PathBuf {
+    /// Where its daemon takes ssds of other hosts.
+    pub(crate) fn listen(&self) -> SocketAddr {
+        self.listen
+    }
+
+    pub(crate) fn socket(&self, ssd: &str) -> PathBuf {
         self.plan.socket(ssd)
     }
 
     /// The file of an ssd that has one of its own here.
-    pub(super) fn file(&self, mover: &Mover) -> Option<PathBuf> {
+    pub(crate) fn file(&self, mover: &Mover) -> Option<PathBuf> {
         self.plan.file(mover)
     }
 
-    pub(super) fn process(&self) -> &Process {
+    pub(crate) fn process(&self) -> &Process {
         self.daemon.process_ref()
     }
 
-    pub(super) fn log_tail(&self) -> String {
+    pub(crate) fn log_tail(&self) -> String {
         format!("host {}: {}", self.name, self.daemon.log_tail())
     }
 
-    pub(super) fn stop(&mut self) -> bool {
+    pub(crate) fn stop(&mut self) -> bool {
         self.daemon.is_alive() && self.daemon.stop()
     }
 
     /// SIGKILL to its engine, if it has one at this moment.
-    pub(super) fn kill_engine(&self) {
+    pub(crate) fn kill_engine(&self) {
         engines_of(self.daemon.pid()).into_iter().for_each(|engine| _ = signal(engine, Signal::KILL));
     }
 
     /// From now on every write of its engine behind `bytes` of a file fails; `None`: none does.
-    pub(super) fn fail_writes_behind(&self, bytes: Option<u64>) {
+    pub(crate) fn fail_writes_behind(&self, bytes: Option<u64>) {
         for process in engines_of(self.daemon.pid()) {
             let pid = i32::try_from(process).ok().and_then(Pid::from_raw);
             let _gone_already = prlimit(pid, Resource::Fsize, Rlimit { current: bytes, maximum: None });
@@ -131,7 +146,7 @@ impl Host {
     ///
     /// # Errors
     /// The connection's. A refusal is an answer: `{"error": ...}`.
-    pub(super) fn ask(&self, request: &Value) -> Result<Value> {
+    pub(crate) fn ask(&self, request: &Value) -> Result<Value> {
         let path = self.plan.control();
         let mut socket = UnixStream::connect(&path).with_context(|| path.display().to_string())?;
         socket.set_read_timeout(Some(ANSWER_BY))?;
@@ -146,14 +161,14 @@ impl Host {
     }
 
     /// As [`Host::ask`], for what must be done.
-    pub(super) fn insist(&self, request: &Value) -> Result<()> {
+    pub(crate) fn insist(&self, request: &Value) -> Result<()> {
         let answer = self.ask(request)?;
         ensure!(answer.get("error").is_none(), "host {}: {request}: {}", self.name, answer["error"]);
         Ok(())
     }
 
     /// How an ssd stands here, in the product's word. `None`: nobody can be asked.
-    pub(super) fn standing(&self, ssd: &str) -> Option<String> {
+    pub(crate) fn standing(&self, ssd: &str) -> Option<String> {
         let answer = self.ask(&json!({"command": "status"})).ok()?;
         let ssds = answer["status"]["ssds"].as_array()?;
         let found = ssds.iter().find(|found| found["name"] == ssd)?;
@@ -161,18 +176,18 @@ impl Host {
     }
 
     /// The last migration of an ssd, as this host sees it. `None`: it knows of none. `Err`: nobody can be asked.
-    pub(super) fn migration(&self, ssd: &str) -> Result<Option<Value>> {
+    pub(crate) fn migration(&self, ssd: &str) -> Result<Option<Value>> {
         let answer = self.ask(&json!({"command": "engine", "question": "migrations"}))?;
         let list = answer["migrations"].as_array().with_context(|| answer.to_string())?;
         Ok(list.iter().find(|found| found["ssd"] == ssd).cloned())
     }
 
-    pub(super) fn steer(&self, ssd: &str, steer: &str) -> Result<Value> {
+    pub(crate) fn steer(&self, ssd: &str, steer: &str) -> Result<Value> {
         self.ask(&json!({"command": "engine", "question": "steer", "ssd": ssd, "steer": steer}))
     }
 
     /// Writes `incoming` for an ssd that has left, as an operator does who expects it again.
-    pub(super) fn expect(&self, ssd: &str) -> Result<()> {
+    pub(crate) fn expect(&self, ssd: &str) -> Result<()> {
         let mut words = self.words();
         if words.incoming.iter().any(|name| name == ssd) {
             return Ok(());
@@ -185,7 +200,7 @@ impl Host {
     }
 
     /// Takes nearly all that is left of the pool.
-    pub(super) fn fill(&self) -> Result<()> {
+    pub(crate) fn fill(&self) -> Result<()> {
         let answer = self.ask(&json!({"command": "pool", "operation": "list"}))?;
         let pool = &answer["pool"][0];
         let number = |key: &str| pool[key].as_u64().with_context(|| answer.to_string());
@@ -199,7 +214,7 @@ impl Host {
     }
 
     /// Gives it back.
-    pub(super) fn empty(&self) -> Result<()> {
+    pub(crate) fn empty(&self) -> Result<()> {
         let mut words = self.words();
         if words.filler_mib.is_none() {
             return Ok(());
@@ -243,8 +258,8 @@ impl Plan {
             "control = {control:?}\n[engine]\nreactors = {}\n\n[migration]\nlisten = \"{listen}\"\ncertificate = {:?}\nkey = {:?}\n\
              authority = {:?}\n\n[[pool]]\nname = \"p\"\npath = {pool:?}\nsize = \"{POOL_MIB}MiB\"\n",
             self.reactors,
-            key("127.0.0.1.pem"),
-            key("127.0.0.1.key"),
+            key(&format!("{FIRST_NAME}.pem")),
+            key(&format!("{FIRST_NAME}.key")),
             key("ca.pem"),
         );
         for mover in &self.movers {

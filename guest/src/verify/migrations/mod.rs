@@ -12,12 +12,13 @@
 //! What it does *not* do: a host that loses what it had not yet made durable, guests with kernels, force at the destination (which loses, as the
 //! documents say, what the source wrote after the freeze).
 
-mod berth;
+pub(crate) mod berth;
 mod conductor;
 mod fault;
-mod host;
+pub(crate) mod host;
 mod row;
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -28,13 +29,14 @@ use anyhow::{Context, Result};
 use self::berth::{Berth, Connection, Errand, Follower, Found as Berthed};
 use self::conductor::{Conductor, Order, Stun, Told};
 pub use self::host::Mover;
-use self::host::{Host, Plan as HostPlan, make_keys};
+use self::host::{Host, Plan as HostPlan, free_address, make_keys};
 pub use self::row::Row;
 use super::daemon::{Backing, Frontend, Ssd};
 use super::load::Load;
 use super::plug::Plan;
 use super::soak::{flip_a_byte, of_ssd};
 use crate::load::workload::Random;
+use crate::relay::Relay;
 
 /// How a run goes.
 #[derive(Clone, Debug)]
@@ -114,16 +116,18 @@ pub fn run(settings: &Settings) -> Result<Found> {
     let folder = tempfile::Builder::new().prefix("godwit-moves").tempdir_in(&settings.directory)?;
     let movers = movers(settings.mebibytes);
     let keys = folder.path().join("keys");
-    make_keys(&settings.godwit, &keys)?;
+    make_keys(&settings.godwit, &keys, &[])?;
     let start = |number: usize| {
-        Host::start(HostPlan {
+        let plan = HostPlan {
             number,
             folder: folder.path().join(["a", "b"][number]),
             godwitd: settings.godwitd.clone(),
             keys: keys.clone(),
             movers: movers.clone(),
             reactors: settings.reactors,
-        })
+        };
+        let listen = free_address(Ipv4Addr::LOCALHOST.into())?;
+        Host::start(plan, listen, Relay::new(listen)?)
     };
     let mut hosts = [start(0)?, start(1)?];
     let epoch = Instant::now();

@@ -1,0 +1,517 @@
+//! Migrations: how long one takes against what its bytes take alone, how long its ssd stands still, and what its guest feels meanwhile.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde_json::{Value, json};
+
+use super::fio;
+use super::histogram::Histogram;
+use super::report::Report;
+use super::space::{ADDRESSES, Spaces};
+use super::suite::Settings;
+use super::workload::{Direction, Random, Workload};
+use crate::relay::Relay;
+use crate::verify::daemon::{Backing, Frontend, Ssd};
+use crate::verify::door::{Door, Kind, Op};
+use crate::verify::migrations::Mover;
+use crate::verify::migrations::berth::{Berth, Connection, Errand, Follower, Found};
+use crate::verify::migrations::host::{Host, Plan as HostPlan, free_address, make_keys};
+use crate::verify::plug::Plan;
+
+/// The ssd: small enough for many migrations, large enough for a first pass that is seen.
+const MEBIBYTES: u64 = 256;
+const BLOCK_BYTES: u64 = 4096;
+const DEPTH: usize = 32;
+const NAME: &str = "mover";
+/// What `--max-stun` is.
+const STUN_MAX: Duration = Duration::from_millis(50);
+const PATIENCE: Duration = Duration::from_secs(120);
+const CONNECT: Duration = Duration::from_secs(20);
+/// The load before a migration, and between two.
+const BEFORE: Duration = Duration::from_secs(1);
+/// An idle guest looks in so often.
+const IDLE_PER_S: f64 = 1000.0;
+/// Of a link, by the load that is not idle.
+const SHARE: f64 = 0.5;
+/// Measured over the raw link.
+const LINK_BYTES: usize = 96 << 20;
+
+/// A way between two hosts.
+struct Link {
+    name: &'static str,
+    bits_per_s: u64,
+    delay: Duration,
+}
+
+const LINKS: [Link; 4] = [
+    Link { name: "10gbit", bits_per_s: 10_000_000_000, delay: Duration::ZERO },
+    Link { name: "1gbit", bits_per_s: 1_000_000_000, delay: Duration::ZERO },
+    Link { name: "1gbit-1ms", bits_per_s: 1_000_000_000, delay: Duration::from_millis(1) },
+    Link { name: "1gbit-20ms", bits_per_s: 1_000_000_000, delay: Duration::from_millis(20) },
+];
+
+/// Runs all that is wanted.
+///
+/// # Errors
+/// The first bench that cannot be run.
+pub fn measure(settings: &Settings, report: &mut Report) -> Result<()> {
+    let loads = ["idle", "mixed"];
+    let wanted: Vec<_> = LINKS
+        .iter()
+        .flat_map(|link| loads.map(|load| (format!("migration/{load}/{}", link.name), link, load == "idle")))
+        .filter(|(name, ..)| settings.wants(name))
+        .collect();
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let spaces = Spaces::new();
+    match &spaces {
+        Some(_) => eprintln!("migration: between two network namespaces, the link shaped by tbf"),
+        None => eprintln!(
+            "migration: over 127.0.0.1 (no namespaces without root and ip), the link paced by a relay"
+        ),
+    }
+    for (name, link, is_idle) in wanted {
+        let case = Case { settings, spaces: spaces.as_ref(), link, is_idle };
+        case.measure(report, &name).with_context(|| name.clone())?;
+    }
+    Ok(())
+}
+
+/// One load over one link.
+struct Case<'a> {
+    settings: &'a Settings,
+    spaces: Option<&'a Spaces>,
+    link: &'a Link,
+    is_idle: bool,
+}
+
+/// What each migration showed.
+#[derive(Default)]
+struct Figures {
+    to_floor: Vec<f64>,
+    p99_ratio: Vec<f64>,
+    iops_ratio: Vec<f64>,
+    stuns: Histogram,
+    engine_stuns: Histogram,
+}
+
+impl Case<'_> {
+    fn measure(&self, report: &mut Report, name: &str) -> Result<()> {
+        let folder = tempfile::Builder::new().prefix("godwit-bench").tempdir_in(&self.settings.directory)?;
+        if let Some(spaces) = self.spaces {
+            spaces.shape(self.link.bits_per_s)?;
+        }
+        let slowest = self.slowest(folder.path())?;
+        let hosts = self.hosts(folder.path())?;
+        let mut client = Client::new(&hosts, slowest, self.is_idle)?;
+        client.fill()?;
+        let floor = Duration::from_secs_f64((MEBIBYTES << 20) as f64 / slowest);
+        let mut figures = Figures::default();
+        for _ in 0..self.settings.runs.max(4) {
+            client.run_until(Instant::now() + BEFORE, || false)?;
+            let before = client.take();
+            let moved = self.migrate(&hosts, &mut client)?;
+            figures.to_floor.push(moved.total.as_secs_f64() / floor.as_secs_f64());
+            figures
+                .p99_ratio
+                .push(ratio(moved.during.latency.quantile(990) as f64, before.latency.quantile(990) as f64));
+            figures.iops_ratio.push(ratio(moved.during.per_s(), before.per_s()));
+            figures.stuns.record(moved.stun_ns);
+            figures.engine_stuns.record(moved.engine_stun_ns);
+        }
+        report.add(name, "total_to_floor", "ratio", &figures.to_floor);
+        let mut add = |metric, histogram: &Histogram, per_mille| {
+            let value = histogram.quantile(per_mille) as f64;
+            report.add(name, metric, "ns", &vec![value; figures.to_floor.len()]);
+        };
+        add("stun_p50_ns", &figures.stuns, 500);
+        add("stun_p99_ns", &figures.stuns, 990);
+        add("engine_stun_p50_ns", &figures.engine_stuns, 500);
+        add("engine_stun_p99_ns", &figures.engine_stuns, 990);
+        report.add(name, "guest_p99_ratio", "ratio", &figures.p99_ratio);
+        report.add(name, "iops_ratio", "ratio", &figures.iops_ratio);
+        report.add(name, "floor_bytes_per_s", "1/s", &[slowest]);
+        let from = report.records.len().saturating_sub(8);
+        eprint!("{}", Report { records: report.records[from..].to_vec() }.table());
+        Ok(())
+    }
+
+    fn within<T: Send>(&self, host: usize, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        match self.spaces {
+            Some(spaces) => spaces.within(host, work)?,
+            None => work(),
+        }
+    }
+
+    fn address(&self, host: usize) -> IpAddr {
+        if self.spaces.is_some() { ADDRESSES[host] } else { Ipv4Addr::LOCALHOST.into() }
+    }
+
+    /// From the other host to an address of this one. Where the kernel shapes the link it only delays.
+    fn way(&self, to: usize, target: SocketAddr) -> Result<Relay> {
+        let way = self.within(1 - to, || Ok(Relay::new(target)?))?;
+        way.delay(self.link.delay);
+        if self.spaces.is_none() {
+            way.slow_down(self.link.bits_per_s / 8);
+        }
+        Ok(way)
+    }
+
+    /// Where the other host finds this one.
+    fn door(&self, host: &Host) -> SocketAddr {
+        let is_direct = self.spaces.is_some() && self.link.delay.is_zero();
+        if is_direct { host.listen() } else { host.way.address() }
+    }
+
+    fn hosts(&self, folder: &Path) -> Result<[Host; 2]> {
+        let keys = folder.join("keys");
+        let names = ADDRESSES.map(|address| address.to_string());
+        make_keys(&godwit()?, &keys, &names.each_ref().map(String::as_str))?;
+        let ssd = Ssd {
+            name: NAME.to_owned(),
+            mebibytes: MEBIBYTES,
+            backing: Backing::Uring,
+            frontend: Frontend::Nvme { lba: 4096 },
+        };
+        let movers = vec![Mover { ssd, backings: [Backing::Uring; 2] }];
+        let start = |number: usize| {
+            let plan = HostPlan {
+                number,
+                folder: folder.join(["a", "b"][number]),
+                godwitd: self.settings.godwitd.clone(),
+                keys: keys.clone(),
+                movers: movers.clone(),
+                reactors: 1,
+            };
+            let address = self.address(number);
+            let listen = self.within(number, || Ok(free_address(address)?))?;
+            let way = self.way(number, listen)?;
+            self.within(number, || Host::start(plan, listen, way))
+        };
+        Ok([start(0)?, start(1)?])
+    }
+
+    /// Bytes a second of the slowest of the link and the drive, each alone.
+    fn slowest(&self, folder: &Path) -> Result<f64> {
+        let link = self.raw_link()?;
+        fio::ensure_installed()?;
+        let file = folder.join("raw.img");
+        super::suite::write_file(&file, MEBIBYTES)?;
+        let mut rates = vec![link];
+        for direction in [Direction::Read, Direction::Write] {
+            let load = Workload::sequential(direction, 8);
+            let (time, warm_up) = (Duration::from_secs(1), Duration::from_millis(200));
+            let cpu = self.settings.engine_cpu;
+            let raw = fio::run(&file, MEBIBYTES << 20, &load, cpu, warm_up, time)?;
+            rates.push(raw.iops * load.block_bytes as f64);
+        }
+        std::fs::remove_file(file)?;
+        Ok(rates.into_iter().fold(f64::INFINITY, f64::min))
+    }
+
+    fn raw_link(&self) -> Result<f64> {
+        let address = self.address(1);
+        let listener = self.within(1, || Ok(TcpListener::bind((address, 0))?))?;
+        let target = listener.local_addr()?;
+        let way = self.way(1, target)?;
+        let is_direct = self.spaces.is_some() && self.link.delay.is_zero();
+        let to = if is_direct { target } else { way.address() };
+        let sink = std::thread::spawn(move || -> std::io::Result<()> {
+            let (mut socket, _) = listener.accept()?;
+            let mut room = vec![0; 1 << 20];
+            let mut left = LINK_BYTES;
+            while left > 0 {
+                left -= socket.read(&mut room)?.min(left);
+            }
+            socket.write_all(&[1])
+        });
+        let mut socket = self.within(0, || Ok(TcpStream::connect(to)?))?;
+        let (bytes, start) = (vec![0x5A; 1 << 20], Instant::now());
+        for _ in 0..LINK_BYTES >> 20 {
+            socket.write_all(&bytes)?;
+        }
+        socket.read_exact(&mut [0])?;
+        let rate = LINK_BYTES as f64 / start.elapsed().as_secs_f64();
+        sink.join().map_err(|_| anyhow!("the raw link's end panicked"))??;
+        Ok(rate)
+    }
+
+    fn migrate(&self, hosts: &[Host; 2], client: &mut Client) -> Result<Moved> {
+        let (from, to) = (client.at, 1 - client.at);
+        let peer = self.door(&hosts[to]).to_string();
+        client.wait_at(to)?;
+        std::thread::scope(|scope| {
+            let start = Instant::now();
+            // What is short beside the way alone is never reached.
+            let stun_max = STUN_MAX + self.link.delay * 8;
+            let watch = scope.spawn(move || watch(&hosts[from], &peer, stun_max, start));
+            let deadline = start + PATIENCE;
+            // It has moved when it is answered there.
+            client.run_until(deadline, || watch.is_finished())?;
+            let (total, status) = watch.join().map_err(|_| anyhow!("the watch panicked"))??;
+            let during = client.during.take().context("its client did not move")?;
+            let stun_ns = client.stun_ns.take().context("its client was not answered there")?;
+            let engine_stun_ns = status["stun_ns"].as_u64().unwrap_or_default();
+            client.take();
+            Ok(Moved { total, stun_ns, engine_stun_ns, during })
+        })
+    }
+}
+
+/// A migration.
+struct Moved {
+    total: Duration,
+    stun_ns: u64,
+    engine_stun_ns: u64,
+    during: Window,
+}
+
+/// Has it begin and end; how long that took, and how the source saw it.
+fn watch(host: &Host, peer: &str, stun_max: Duration, start: Instant) -> Result<(Duration, Value)> {
+    let terms = json!({"max_stun_us": stun_max.as_micros()});
+    let request =
+        json!({"command": "engine", "question": "migrate", "ssd": NAME, "to": peer, "terms": terms});
+    loop {
+        let answer = host.ask(&request)?;
+        if answer.get("done").is_some() {
+            break;
+        }
+        ensure!(start.elapsed() < CONNECT, "it cannot be moved: {answer}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let mut total = None;
+    loop {
+        let status = host.migration(NAME)?.unwrap_or_default();
+        let state = status["state"].as_str().unwrap_or_default();
+        if state == "moved" {
+            total.get_or_insert(start.elapsed());
+        }
+        if let Some(total) = total.filter(|_| status["over"] == true) {
+            return Ok((total, status));
+        }
+        if status["over"] == true || start.elapsed() > PATIENCE {
+            bail!("it did not move: {status}");
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// What the client saw in a while.
+struct Window {
+    latency: Histogram,
+    since: Instant,
+    time: Duration,
+}
+
+impl Window {
+    fn new() -> Self {
+        Window { latency: Histogram::default(), since: Instant::now(), time: Duration::ZERO }
+    }
+
+    fn per_s(&self) -> f64 {
+        self.latency.count() as f64 / self.time.as_secs_f64().max(1e-9)
+    }
+}
+
+/// One queue's worth of reads and writes, at a rate, which follows its ssd.
+struct Client {
+    sockets: [PathBuf; 2],
+    ssd: Ssd,
+    at: usize,
+    door: Box<dyn Door>,
+    _line: Connection,
+    /// By tag: when it was sent.
+    out: std::collections::HashMap<u32, Instant>,
+    random: Random,
+    per_s: f64,
+    writes_percent: u64,
+    due: f64,
+    clock: Instant,
+    window: Window,
+    last: Instant,
+    found: (Sender<Found>, Receiver<Found>),
+    follower: Option<Follower>,
+    /// What was seen at the source, from the beginning of a migration to its end.
+    during: Option<Window>,
+    stun_ns: Option<u64>,
+    left_at: Option<Instant>,
+    data: Vec<u8>,
+}
+
+fn plan() -> Plan {
+    Plan { lanes: 1, depth: DEPTH, seed: 7, patience: PATIENCE }
+}
+
+impl Client {
+    fn new(hosts: &[Host; 2], slowest: f64, is_idle: bool) -> Result<Self> {
+        let ssd = Ssd {
+            name: NAME.to_owned(),
+            mebibytes: MEBIBYTES,
+            backing: Backing::Uring,
+            frontend: Frontend::Nvme { lba: 4096 },
+        };
+        let sockets = hosts.each_ref().map(|host| host.socket(NAME));
+        let berth = Berth::connect(&sockets[0], &ssd, &plan(), CONNECT)?;
+        let (door, line) = berth.split();
+        let now = Instant::now();
+        let per_s = if is_idle { IDLE_PER_S } else { slowest * SHARE / BLOCK_BYTES as f64 };
+        let mut random = Random::new(0x5EED);
+        // What cannot be made smaller.
+        let data = (0..256 << 10).map(|_| u8::try_from(random.below(256)).unwrap_or(0)).collect();
+        Ok(Client {
+            sockets,
+            ssd,
+            at: 0,
+            door,
+            _line: line,
+            out: std::collections::HashMap::new(),
+            random,
+            per_s,
+            writes_percent: if is_idle { 0 } else { 30 },
+            due: 0.0,
+            clock: now,
+            window: Window::new(),
+            last: now,
+            found: channel(),
+            follower: None,
+            during: None,
+            stun_ns: None,
+            left_at: None,
+            data,
+        })
+    }
+
+    /// Every block is there before anything is measured.
+    fn fill(&mut self) -> Result<()> {
+        let blocks = u32::try_from(self.data.len() as u64 / BLOCK_BYTES)?;
+        for start in (0..(MEBIBYTES << 20) / BLOCK_BYTES).step_by(blocks as usize) {
+            self.door.submit(0, &Op { kind: Kind::Write { fua: false }, start, blocks }, &self.data)?;
+            self.door.ring(0)?;
+            let sent = Instant::now();
+            while self.door.poll(0)?.is_none() {
+                ensure!(sent.elapsed() < PATIENCE, "no answer while it is filled");
+                std::thread::yield_now();
+            }
+            self.door.ring(0)?;
+        }
+        Ok(())
+    }
+
+    /// What was seen since the last call.
+    fn take(&mut self) -> Window {
+        let mut window = std::mem::replace(&mut self.window, Window::new());
+        window.time = window.since.elapsed();
+        (self.clock, self.due) = (Instant::now(), 0.0);
+        window
+    }
+
+    /// Somebody connects there already.
+    fn wait_at(&mut self, to: usize) -> Result<()> {
+        let host = |host: usize| (host, self.sockets[host].clone());
+        let errand = Errand {
+            guest: 0,
+            number: 0,
+            ssd: self.ssd.clone(),
+            plan: plan(),
+            hosts: [host(to), host(1 - to)],
+            asks_both: false,
+        };
+        self.follower = Some(Follower::start(errand, self.found.0.clone())?);
+        Ok(())
+    }
+
+    fn run_until(&mut self, deadline: Instant, mut end: impl FnMut() -> bool) -> Result<()> {
+        let (follows, mut ended) = (self.follower.is_some(), None);
+        loop {
+            let is_there = !follows || (self.follower.is_none() && self.left_at.is_none());
+            if end() {
+                // What did not move is not waited for.
+                let since = ended.get_or_insert_with(Instant::now);
+                if is_there || since.elapsed() > CONNECT {
+                    return Ok(());
+                }
+            }
+            if Instant::now() > deadline {
+                return Ok(());
+            }
+            self.turn()?;
+            if let Ok(found) = self.found.1.try_recv() {
+                self.go_over(found)?;
+            }
+        }
+    }
+
+    fn turn(&mut self) -> Result<()> {
+        let due = (self.clock.elapsed().as_secs_f64() * self.per_s).min(self.due + DEPTH as f64);
+        let mut worked = false;
+        while self.due < due && self.out.len() < DEPTH - 1 {
+            let is_write = self.random.below(100) < self.writes_percent;
+            let kind = if is_write { Kind::Write { fua: false } } else { Kind::Read };
+            let start = self.random.below((MEBIBYTES << 20) / BLOCK_BYTES);
+            let at = usize::try_from(self.random.below(32)).unwrap_or(0) * 4096;
+            let data = if is_write { &self.data[at..at + 4096] } else { &[] };
+            let tag = self.door.submit(0, &Op { kind, start, blocks: 1 }, data)?;
+            self.out.insert(tag, Instant::now());
+            self.due += 1.0;
+            worked = true;
+        }
+        // What the drive did not keep up with is not asked for later.
+        self.due = self.due.max(self.clock.elapsed().as_secs_f64() * self.per_s - DEPTH as f64);
+        if worked {
+            self.door.ring(0)?;
+        }
+        while let Some(answer) = self.door.poll(0)? {
+            ensure!(answer.failure.is_none(), "a command failed: {answer:?}");
+            let now = Instant::now();
+            if let Some(sent) = self.out.remove(&answer.tag) {
+                let ns = u64::try_from((now - sent).as_nanos()).unwrap_or(u64::MAX);
+                self.window.latency.record(ns);
+            }
+            if let Some(left) = self.left_at.take() {
+                self.stun_ns = Some(u64::try_from((now - left).as_nanos()).unwrap_or(u64::MAX));
+            }
+            self.last = now;
+            worked = true;
+        }
+        if worked {
+            self.door.ring(0)?;
+        } else {
+            std::thread::sleep(Duration::from_micros(20));
+        }
+        Ok(())
+    }
+
+    /// The ssd is there now.
+    fn go_over(&mut self, found: Found) -> Result<()> {
+        self.follower = None;
+        let last = self.last;
+        let mut during = self.take();
+        during.time = last.saturating_duration_since(during.since);
+        (self.during, self.left_at) = (Some(during), Some(last));
+        self.out.clear();
+        self.at = found.host;
+        let (door, line) = found.berth.split();
+        (self.door, self._line) = (door, line);
+        Ok(())
+    }
+}
+
+fn ratio(now: f64, before: f64) -> f64 {
+    if before > 0.0 { now / before } else { f64::NAN }
+}
+
+/// `GODWIT`, or the command line built beside this program.
+fn godwit() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("GODWIT") {
+        return Ok(path.into());
+    }
+    let path = std::env::current_exe()?.with_file_name("godwit");
+    ensure!(path.exists(), "{} is missing: cargo build --release -p cli", path.display());
+    Ok(path)
+}

@@ -23,3 +23,15 @@ pub(crate) fn in_order() {
     #[cfg(loom)]
     fence(Ordering::SeqCst);
 }
+
+/// Changes a word that nobody else has: no lock, no order.
+#[cfg(not(loom))]
+#[inline]
+pub(crate) fn own<R>(word: &mut AtomicU64, change: impl FnOnce(&mut u64) -> R) -> R {
+    change(word.get_mut())
+}
+
+#[cfg(loom)]
+pub(crate) fn own<R>(word: &mut AtomicU64, change: impl FnOnce(&mut u64) -> R) -> R {
+    word.with_mut(change)
+}

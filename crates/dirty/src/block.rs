@@ -10,6 +10,8 @@
 //! +-------+-----------------------------------------------------+
 //! ```
 
+use crate::map::ones;
+
 /// Pages in a block.
 pub const BLOCK_PAGES: u64 = 4096;
 /// Words of a block's bits.
@@ -56,6 +58,19 @@ impl Head {
         let differs = (self.0 & NAMES_MASK) ^ (u64::from(page) * ONES);
         let named = (1 << (count * PAGE_BITS)) - 1;
         differs.wrapping_sub(ONES) & !differs & TOPS & named != 0
+    }
+
+    /// Whether no two of its names are the same: each is compared with those one to four places on, all at once.
+    #[inline]
+    pub(crate) fn is_distinct(self) -> bool {
+        let count = self.few().unwrap_or(0);
+        let mut equal = 0;
+        for apart in 1..FEW_MAX {
+            let differs = self.packed() ^ (self.packed() >> (apart * PAGE_BITS));
+            let named = (1 << (count.saturating_sub(apart) * PAGE_BITS)) - 1;
+            equal |= differs.wrapping_sub(ONES) & !differs & TOPS & named;
+        }
+        equal == 0
     }
 
     /// With these pages named too; `None`: it has no room for all.
@@ -134,7 +149,12 @@ impl Marks<'_> {
             }
         };
         let mut open: Option<(u32, u32)> = None;
-        for (base, &word) in (0..).step_by(64).zip(words) {
+        // Most words of a block are empty, and which is hard to guess.
+        let marked = (0..64).zip(words).fold(0, |marked, (at, word)| marked | u64::from(*word != 0) << at);
+        for at in ones(marked) {
+            #[expect(clippy::cast_possible_truncation, reason = "a place among 64 words")]
+            let base = at as u32 * 64;
+            let word = words.get(at).copied().unwrap_or(0);
             let mut rest = word;
             while rest != 0 {
                 let start = rest.trailing_zeros();
@@ -177,6 +197,19 @@ mod tests {
             assert_eq!(Head::unpacked(5, head.packed()), head);
         }
         assert!(!Head::MANY.names(0) && Head::MANY_NEW.is_many() && Head::MANY_NEW.with(0, 1).is_none());
+    }
+
+    #[test]
+    fn two_names_that_are_the_same_are_seen_wherever_they_stand() {
+        for count in 0..=FEW_MAX {
+            let names: u64 = (0..count).map(|at| u64::from(at * 800 + 1) << (at * PAGE_BITS)).sum();
+            assert!(Head::unpacked(count, names).is_distinct(), "{count}");
+            for (one, other) in (0..count).flat_map(|one| (0..one).map(move |other| (one, other))) {
+                let name = (names >> (other * PAGE_BITS)) & PAGE_MASK;
+                let same = names & !(PAGE_MASK << (one * PAGE_BITS)) | name << (one * PAGE_BITS);
+                assert!(!Head::unpacked(count, same).is_distinct(), "{one} as {other} of {count}");
+            }
+        }
     }
 
     #[test]

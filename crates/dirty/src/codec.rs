@@ -13,7 +13,7 @@
 //! ```
 
 use crate::block::{BLOCK_PAGES, BLOCK_WORDS, FEW_MAX, Head, Marks, Pages};
-use crate::map::Map;
+use crate::map::{Bits, Map};
 
 const VERSION: u8 = 1;
 const END: u8 = 0xc0;
@@ -59,7 +59,8 @@ pub enum Damage {
 /// Makes the compact form. The map is at rest. At most the map's plain bits and one in a hundred more, and 16 bytes.
 #[must_use]
 pub fn encode(map: &Map) -> Vec<u8> {
-    let mut encoder = Encoder { out: vec![0; 4 * ITEM_MAX], at: 0, next: 0, full: 0, pages: map.pages() };
+    let mut encoder =
+        Encoder { out: vec![0; 4 * ITEM_MAX], at: 0, next: 0, full: 0, pages: map.pages(), runs: Vec::new() };
     encoder.byte(VERSION);
     encoder.varint(map.pages());
     map.look(|block, marks| encoder.block(block, marks));
@@ -88,15 +89,9 @@ pub fn decode(bytes: &[u8], map: &mut Map) -> Result<(), Damage> {
     loop {
         let token = input.byte()?;
         match token {
-            0..FEW => {
-                block += u64::from(token >> 4);
-                let page = u64::from(token & 15) << 8 | u64::from(input.byte()?);
-                map.put(place(block, map)?, few(token, 1, page, left(block, map))?);
-            }
-            FEW..END => {
-                let count = u32::from(token & 7);
-                block += u64::from(token >> 3 & 7);
-                let names = input.names(count)?;
+            0..END => {
+                let (count, gap, names) = input.few(token)?;
+                block += gap;
                 map.put(place(block, map)?, few(token, count, names, left(block, map))?);
             }
             END if input.rest.is_empty() => return Ok(()),
@@ -116,9 +111,9 @@ pub fn decode(bytes: &[u8], map: &mut Map) -> Result<(), Damage> {
                 continue;
             }
             LIST | RUNS | BITS => {
-                let at = place(block, map)?;
-                let bits = input.bits(token, left(block, map))?;
-                map.put(at, Marks::Many(&bits));
+                let (at, end) = (place(block, map)?, left(block, map));
+                let bits = map.open(at).ok_or(Damage::Beyond(block))?;
+                input.many(token, end, bits)?;
             }
             _ => return Err(Damage::Item(token)),
         }
@@ -143,13 +138,11 @@ fn left(block: u64, map: &Map) -> u32 {
 
 /// One to five names below `end`, no two the same.
 #[inline]
-fn few<'a>(token: u8, count: u32, names: u64, end: u32) -> Result<Marks<'a>, Damage> {
+fn few(token: u8, count: u32, names: u64, end: u32) -> Result<Head, Damage> {
     let head = Head::unpacked(count.min(FEW_MAX), names);
-    let is_known = |at: u32| Head::unpacked(at, names).names(head.page(at));
-    let sound = (1..=FEW_MAX).contains(&count)
-        && (0..count).all(|at| head.page(at) < end)
-        && !(1..count).any(is_known);
-    if sound { Ok(Marks::Few(Pages(head))) } else { Err(Damage::Item(token)) }
+    let is_below = u64::from(end) == BLOCK_PAGES || (0..count.min(FEW_MAX)).all(|at| head.page(at) < end);
+    let sound = (1..=FEW_MAX).contains(&count) && is_below && head.is_distinct();
+    if sound { Ok(head) } else { Err(Damage::Item(token)) }
 }
 
 struct Encoder {
@@ -161,6 +154,8 @@ struct Encoder {
     /// Blocks before that which are full and not written yet.
     full: u64,
     pages: u64,
+    /// The runs of a block of many pages; kept for its memory.
+    runs: Vec<u32>,
 }
 
 impl Encoder {
@@ -190,13 +185,15 @@ impl Encoder {
             }
         };
         let (gap, names) = (gap as u64, head.packed());
-        if count == 1 {
-            self.put(gap << 4 | names >> 8 | (names & 0xff) << 8, 2);
-        } else {
-            // Byte by byte the lowest first, so the token stands before the names.
-            self.put(u64::from(FEW) | gap << 3 | u64::from(count), 1);
-            self.put(names, names_bytes(count));
-        }
+        // Byte by byte the lowest first, so the token stands before the names. No branch: the count cannot be guessed.
+        let one = gap << 4 | names >> 8 | (names & 0xff) << 8;
+        let token = u64::from(FEW) | gap << 3 | u64::from(count);
+        let is_one = count == 1;
+        self.put(if is_one { one } else { token | names << 8 }, 8);
+        // The last four bits of five names; what comes next overwrites the rest.
+        self.put(names >> 56, 1);
+        self.at -= 9;
+        self.at += 1 + names_bytes(count) - usize::from(is_one);
     }
 
     fn many(&mut self, block: usize, bits: &[u64; BLOCK_WORDS]) {
@@ -209,8 +206,20 @@ impl Encoder {
             return;
         }
         self.end_full();
-        let (mut pages, mut runs) = (0, 0);
-        Marks::Many(bits).runs(|_, len| (pages, runs) = (pages + len, runs + 1));
+        let mut found = std::mem::take(&mut self.runs);
+        found.clear();
+        let mut pages = 0;
+        Marks::Many(bits).runs(|first, len| {
+            pages += len;
+            found.push(first | (first + len - 1) << 12);
+        });
+        self.many_of(block, bits, pages, &found);
+        self.runs = found;
+    }
+
+    /// A block of so many pages in so many runs, each packed as it is written.
+    fn many_of(&mut self, block: usize, bits: &[u64; BLOCK_WORDS], pages: u32, found: &[u32]) {
+        let runs = u32::try_from(found.len()).unwrap_or(u32::MAX);
         if pages <= FEW_MAX {
             let head = pages_of(bits).fold(Head::NONE, |head, page| head.with(page, 1).unwrap_or(head));
             return self.few(block, head);
@@ -225,7 +234,7 @@ impl Encoder {
         } else if runs * 2 < pages {
             self.byte(RUNS);
             self.varint(runs.into());
-            Marks::Many(bits).runs(|first, len| self.put(u64::from(first | (first + len - 1) << 12), 3));
+            found.iter().for_each(|run| self.put((*run).into(), 3));
         } else {
             self.byte(LIST);
             self.varint(pages.into());
@@ -326,53 +335,72 @@ impl<'a> Input<'a> {
         Err(Damage::Beyond(u64::MAX))
     }
 
-    /// So many names of a head, or more bits than that.
+    /// What follows the token of an item of a few names: how many, blocks to skip, and the names, or more bits than that. Both kinds are worked
+    /// out and one is chosen: which kind comes next cannot be guessed, and a branch would be.
     #[inline]
-    fn names(&mut self, count: u32) -> Result<u64, Damage> {
-        let bytes = names_bytes(count.min(FEW_MAX));
-        let names = match self.rest.first_chunk() {
+    fn few(&mut self, token: u8) -> Result<(u32, u64, u64), Damage> {
+        let word = match self.rest.first_chunk() {
             Some(chunk) => u64::from_le_bytes(*chunk),
             None => self.rest.iter().rev().fold(0, |names, byte| names << 8 | u64::from(*byte)),
         };
-        self.take(bytes)?;
-        Ok(names)
+        let is_one = token < FEW;
+        let one = u64::from(token & 15) << 8 | word & 0xff;
+        let count = if is_one { 1 } else { u32::from(token & 7) };
+        let gap = if is_one { token >> 4 } else { token >> 3 & 7 };
+        let bytes = names_bytes(count.min(FEW_MAX)) - usize::from(is_one);
+        self.rest = self.rest.get(bytes..).ok_or(Damage::Truncated)?;
+        Ok((count, gap.into(), if is_one { one } else { word }))
     }
 
-    /// The item of a block that has `end` pages, as bits.
-    fn bits(&mut self, token: u8, end: u32) -> Result<[u64; BLOCK_WORDS], Damage> {
-        let mut bits = [0; BLOCK_WORDS];
+    /// The item of a block that has `end` pages, into its bits.
+    fn many(&mut self, token: u8, end: u32, mut bits: Bits<'_>) -> Result<(), Damage> {
+        let damage = Damage::Item(token);
+        let mut from = 0;
         match token {
             BITS => {
                 let plain = self.take(end.div_ceil(8) as usize)?;
-                for (word, bytes) in bits.iter_mut().zip(plain.chunks(8)) {
-                    *word = bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+                // Only a block's last byte has bits to spare.
+                if !end.is_multiple_of(8) && plain.last().is_some_and(|last| last >> (end % 8) != 0) {
+                    return Err(damage);
                 }
-                if pages_of(&bits).last().is_some_and(|last| last >= end) {
-                    return Err(Damage::Item(token));
+                for (at, bytes) in plain.chunks(8).enumerate() {
+                    bits.or(at, bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)));
                 }
             }
             LIST => {
                 let count = self.count(token)?;
+                let mut add = |page: u32| {
+                    let is_sound = page >= from && page < end;
+                    if is_sound {
+                        bits.or((page / 64) as usize, 1 << (page % 64));
+                        from = page + 1;
+                    }
+                    is_sound.then_some(()).ok_or(damage)
+                };
                 let names = self.take(names_bytes(count))?;
-                let mut from = 0;
-                for at in 0..count {
-                    let page = name(names, at);
-                    set(&mut bits, (page, page), (from, end)).ok_or(Damage::Item(token))?;
-                    from = page + 1;
+                let (pairs, odd) = names.as_chunks::<3>();
+                for pair in pairs {
+                    let (first, second) = two(*pair);
+                    add(first)?;
+                    add(second)?;
+                }
+                if let [low, high] = odd {
+                    add(two([*low, *high, 0]).0)?;
                 }
             }
             _ => {
                 let count = self.count(token)?;
-                let names = self.take(names_bytes(2 * count))?;
-                let mut from = 0;
-                for at in 0..count {
-                    let (first, last) = (name(names, 2 * at), name(names, 2 * at + 1));
-                    set(&mut bits, (first, last), (from, end)).ok_or(Damage::Item(token))?;
+                for run in self.take(names_bytes(2 * count))?.as_chunks::<3>().0 {
+                    let (first, last) = two(*run);
+                    if first < from || last < first || last >= end {
+                        return Err(damage);
+                    }
+                    bits.set(first, last);
                     from = last + 1;
                 }
             }
         }
-        Ok(bits)
+        Ok(())
     }
 
     /// Names or runs of one block.
@@ -382,21 +410,9 @@ impl<'a> Input<'a> {
     }
 }
 
-/// The name with this place in a packed list.
-fn name(names: &[u8], at: u32) -> u32 {
-    let bit = at as usize * 12;
-    let byte = |at: usize| names.get(at).map_or(0, |byte| u32::from(*byte));
-    let both = byte(bit / 8) | byte(bit / 8 + 1) << 8;
-    (both >> (bit % 8)) & 0xfff
-}
-
-/// Sets the bits of a run that lies within a range.
-fn set(bits: &mut [u64; BLOCK_WORDS], (first, last): (u32, u32), (from, end): (u32, u32)) -> Option<()> {
-    if first < from || last < first || last >= end {
-        return None;
-    }
-    for page in first..=last {
-        *bits.get_mut((page / 64) as usize)? |= 1 << (page % 64);
-    }
-    Some(())
+/// Two packed names.
+#[inline]
+fn two([low, middle, high]: [u8; 3]) -> (u32, u32) {
+    let both = u32::from_le_bytes([low, middle, high, 0]);
+    (both & 0xfff, both >> 12)
 }

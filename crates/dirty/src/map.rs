@@ -12,12 +12,14 @@ use crate::PAGES_MAX;
 use crate::atomic::{
     AtomicU64,
     Ordering::{Relaxed, SeqCst},
-    fence, in_order, zeros,
+    fence, in_order, own, zeros,
 };
 use crate::block::{BLOCK_PAGES, BLOCK_WORDS, FEW_MAX, Head, Marks, Pages};
 
 /// Blocks of a region.
 const REGION_BLOCKS: usize = 64;
+/// Words of a cache line.
+const LINE_WORDS: usize = 8;
 
 /// There is no memory, or no address space, for a map of that size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -214,17 +216,39 @@ impl Map {
     pub fn look(&self, mut each: impl FnMut(usize, Marks<'_>)) {
         for (at, word) in self.regions.iter().enumerate() {
             for region in ones(word.load(SeqCst)) {
-                self.blocks_of(at * 64 + region).for_each(|block| self.look_at(block, &mut each));
+                self.look_in(at * 64 + region, &mut each);
             }
         }
     }
 
-    #[inline]
-    fn look_at(&self, block: usize, each: &mut impl FnMut(usize, Marks<'_>)) {
-        let Some(head) = self.heads.get(block).map(|word| Head(word.load(SeqCst))) else { return };
-        if head == Head::NONE {
-            return;
+    /// First which blocks have marks, as bits, so that no branch is to be guessed for each; then those.
+    fn look_in(&self, region: usize, each: &mut impl FnMut(usize, Marks<'_>)) {
+        let blocks = self.blocks_of(region);
+        let Some(heads) = self.heads.get(blocks.clone()) else { return };
+        let (mut marked, mut many) = (0, 0);
+        for (at, head) in heads.iter().map(|word| Head(word.load(SeqCst))).enumerate() {
+            marked |= u64::from(head != Head::NONE) << at;
+            many |= u64::from(head.is_many()) << at;
         }
+        self.fetch(blocks.start, many);
+        for (at, word) in ones(marked).filter_map(|at| heads.get(at).map(|word| (at, word))) {
+            self.look_at(blocks.start + at, Head(word.load(SeqCst)), each);
+        }
+    }
+
+    /// Reads a word of each cache line of these blocks of a region, all at once: one by one each would be waited for.
+    fn fetch(&self, start: usize, many: u64) {
+        let mut all = 0;
+        for at in ones(many) {
+            for line in self.words_of(start + at).step_by(LINE_WORDS) {
+                all |= line.load(Relaxed);
+            }
+        }
+        std::hint::black_box(all);
+    }
+
+    #[inline]
+    fn look_at(&self, block: usize, head: Head, each: &mut impl FnMut(usize, Marks<'_>)) {
         if !head.is_many() {
             return each(block, Marks::Few(Pages(head)));
         }
@@ -243,22 +267,72 @@ impl Map {
         count
     }
 
-    /// Adds the marks of a block whose pages are all in the map. Nobody else has the map, so plain stores do.
+    /// Adds a few pages of a block, all of which are in the map. Nobody else has the map, so plain stores do.
     #[inline]
-    pub(crate) fn put(&mut self, block: usize, marks: Marks<'_>) {
-        if let (Marks::Few(Pages(few)), Some(word)) = (marks, self.heads.get(block))
-            && word.load(SeqCst) == 0
-        {
-            word.store(few.0, Relaxed);
-            return self.announce(block);
+    pub(crate) fn put(&mut self, block: usize, few: Head) {
+        let Some(word) = self.heads.get_mut(block) else { return };
+        let is_first = own(word, |word| {
+            let is_first = *word == 0;
+            if is_first {
+                *word = few.0;
+            }
+            is_first
+        });
+        if is_first {
+            return self.put_region(block);
         }
         let base = block as u64 * BLOCK_PAGES;
-        marks.runs(|first, pages| self.mark(base + u64::from(first), pages.into()));
+        Pages(few).iter().for_each(|page| self.mark(base + u64::from(page), 1));
+    }
+
+    /// A block that is to have many pages, for its bits to be set. As above.
+    pub(crate) fn open(&mut self, block: usize) -> Option<Bits<'_>> {
+        self.put_region(block);
+        let head = own(self.heads.get_mut(block)?, |word| Head(std::mem::replace(word, Head::MANY_NEW.0)));
+        let words = self.words.get_mut(block * BLOCK_WORDS..)?.first_chunk_mut()?;
+        let mut bits = Bits { words };
+        Pages(head).iter().for_each(|page| bits.set(page, page));
+        Some(bits)
+    }
+
+    #[inline]
+    fn put_region(&mut self, block: usize) {
+        let bit = 1 << (block / REGION_BLOCKS % 64);
+        if let Some(word) = self.regions.get_mut(block / REGION_BLOCKS / 64) {
+            own(word, |word| *word |= bit);
+        }
+    }
+}
+
+/// The bits of a block of a map that nobody else has.
+pub(crate) struct Bits<'a> {
+    words: &'a mut [AtomicU64; BLOCK_WORDS],
+}
+
+impl Bits<'_> {
+    /// Adds a run of pages, which lies in the block.
+    #[inline]
+    pub(crate) fn set(&mut self, first: u32, last: u32) {
+        let (mut at, end) = (first, last + 1);
+        while at < end {
+            let count = (64 - at % 64).min(end - at);
+            self.or((at / 64) as usize, (u64::MAX >> (64 - count)) << (at % 64));
+            at += count;
+        }
+    }
+
+    /// Adds pages of one word.
+    #[inline]
+    pub(crate) fn or(&mut self, at: usize, bits: u64) {
+        if let Some(word) = self.words.get_mut(at) {
+            own(word, |word| *word |= bits);
+        }
     }
 }
 
 /// The places of the bits that are set, lowest first.
-fn ones(mut word: u64) -> impl Iterator<Item = usize> {
+#[inline]
+pub(crate) fn ones(mut word: u64) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
         let at = (word != 0).then(|| word.trailing_zeros() as usize)?;
         word &= word - 1;

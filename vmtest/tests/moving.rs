@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
@@ -17,7 +17,7 @@ use vmtest::vm::{Vm, VmBuilder};
 const PATIENCE: Duration = Duration::from_secs(300);
 /// A busy machine, where a guest has no help of the hardware.
 const MAX_STUN: &str = "2s";
-const KNOWN_MIB: u32 = 16;
+const KNOWN_MIB: u32 = 8;
 /// The link to a QEMU's QMP socket.
 const QEMU: &str = "qemu.qmp";
 
@@ -34,7 +34,7 @@ touch /run/reader.done
 /// Writes and verifies, past the page cache.
 const WRITER: &str = "
 until [ -e /run/stop ]; do
-    fio --name=verify --filename=$disk --offset=48m --size=16m --rw=randrw --bs=4k --iodepth=16 --ioengine=io_uring \
+    fio --name=verify --filename=$disk --offset=48m --size=6m --rw=randrw --bs=4k --iodepth=16 --ioengine=io_uring \
         --direct=1 --verify=crc32c --verify_fatal=1 --randrepeat=0 > /run/fio.out 2>&1 || cat /run/fio.out >> /run/bad
     echo >> /run/writer.rounds
 done
@@ -43,7 +43,7 @@ touch /run/writer.done
 /// Memory that the guest's own processors write, and that must be as they wrote it.
 const CHECKER: &str = r"
 until [ -e /run/stop ]; do
-    head -c 8m /dev/urandom > /run/memory
+    head -c 4m /dev/urandom > /run/memory
     sum=$(md5sum < /run/memory)
     for i in 1 2 3 4 5; do [ $(md5sum < /run/memory | cut -c1-32) = ${sum%% *} ] || echo 'memory' >> /run/bad; done
 done
@@ -182,6 +182,40 @@ fn moves(ssd: &Ssd, disk: &str, times: usize, device: impl Fn(VmBuilder, &Path) 
     Ok(())
 }
 
+/// Begins to move a guest so slowly that its memory does not arrive, and returns while it is on its way.
+fn begin_to_move(from: &Host, to: &Host) -> Result<()> {
+    let qmp = from.folder.path().join(QEMU);
+    let qmp = qmp.to_str().context("a path")?;
+    let words = [
+        "migrate",
+        "--vm",
+        qmp,
+        "--to",
+        &to.address,
+        "--bandwidth",
+        "4MiB",
+        "--max-stun",
+        MAX_STUN,
+        "--no-wait",
+    ];
+    from.daemon.tool(&words)?;
+    until(from, |list| list.contains("copying memory"))
+}
+
+/// Until the host's list of migrations is so.
+fn until(host: &Host, is: impl Fn(&str) -> bool) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        // An engine that has just begun asks to be asked again.
+        let list = host.daemon.tool(&["migration", "list"]).unwrap_or_default();
+        if is(&list) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{list}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
 #[test]
 fn a_guest_with_a_virtio_blk_disk_under_io_goes_to_another_host_and_comes_back() -> Result<()> {
     moves(&Ssd::new("a", 96).as_disk(), "/dev/vda", 2, |vm, socket| vm.vhost_user("a", socket))
@@ -190,4 +224,40 @@ fn a_guest_with_a_virtio_blk_disk_under_io_goes_to_another_host_and_comes_back()
 #[test]
 fn a_guest_with_an_nvme_disk_under_io_goes_to_another_host_and_comes_back() -> Result<()> {
     moves(&Ssd::new("a", 96), "/dev/nvme0n1", 2, |vm, socket| vm.vfio_user("a", socket))
+}
+
+/// What ends a move before the guest is gone leaves it where it is, and the next one goes.
+#[test]
+fn a_guest_whose_move_comes_to_nothing_goes_on_where_it_is() -> Result<()> {
+    let image = Image::ensure()?;
+    let [mut a, mut b] = two_hosts(&Ssd::new("a", 96))?;
+    let device = |vm: VmBuilder, socket: &Path| vm.vfio_user("a", socket);
+    let mut vm = guest(&a, device).boot(&image)?;
+    a.has(&vm)?;
+    begin_io(&mut vm, "/dev/nvme0n1")?;
+    for ends in ["source engine killed", "destination engine killed", "cancelled"] {
+        let waiting = guest(&b, device).await_migration(&image)?;
+        b.has(&waiting)?;
+        begin_to_move(&a, &b).context(ends)?;
+        match ends {
+            "source engine killed" => a.daemon.kill_engine()?,
+            "destination engine killed" => b.daemon.kill_engine()?,
+            _ => _ = a.daemon.tool(&["migration", "cancel", "a"])?,
+        }
+        until(&a, |list| !list.contains("copying") && !list.contains("cancelling")).context(ends)?;
+        let before = rounds(&mut vm).context(ends)?;
+        wait_rounds(&mut vm, before + 1).context(ends)?;
+        until(&b, |list| !list.contains("incoming")).context(ends)?;
+        waiting.kill();
+    }
+    let mut destination = guest(&b, device).await_migration(&image)?;
+    b.has(&destination)?;
+    a.migrate(&b)?;
+    let before = rounds(&mut destination)?;
+    wait_rounds(&mut destination, before + 1)?;
+    let bad = destination.run_ok("cat /run/bad")?;
+    ensure!(bad.is_empty(), "the guest read what it should not: {bad}");
+    destination.shutdown()?;
+    a.daemon.stop()?;
+    b.daemon.stop()
 }

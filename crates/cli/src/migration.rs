@@ -158,8 +158,11 @@ pub(crate) fn run(config: &Config, command: &MigrationCommand) -> anyhow::Result
 /// All of a guest's ssds, one after the other: they end together.
 fn watch_guest(config: &Config, qmp: &Path) -> anyhow::Result<String> {
     let begun = list(config)?;
-    let ssds = begun.iter().filter(|migration| migration.guest.as_deref() == Some(qmp));
-    Ok(ssds.map(|ssd| watch(config, &ssd.ssd)).collect::<anyhow::Result<Vec<_>>>()?.concat())
+    let ssds: Vec<_> = begun.iter().filter(|migration| migration.guest.as_deref() == Some(qmp)).collect();
+    if ssds.is_empty() {
+        bail!("nothing is known of it any more: the engine was restarted; see `godwit status`");
+    }
+    Ok(ssds.into_iter().map(|ssd| watch(config, &ssd.ssd)).collect::<anyhow::Result<Vec<_>>>()?.concat())
 }
 
 fn list(config: &Config) -> anyhow::Result<Vec<MigrationStatus>> {

@@ -252,6 +252,8 @@ impl House {
                 for (number, (absent, away)) in absent {
                     self.stay_away(number, absent, &away);
                 }
+                // One that was there may say by now that its guest comes with it.
+                self.await_guests();
                 self.take_up(added);
             }
             None => {
@@ -312,10 +314,6 @@ impl House {
                 absent.config = config.clone();
             }
         }
-        let absent: Vec<usize> = slots.absent.keys().copied().collect();
-        drop(slots);
-        // One may say by now that its guest comes with it.
-        absent.into_iter().for_each(|number| self.await_guest(number));
     }
 
     fn take_up(&self, added: BTreeMap<usize, (Planned, Made)>) {

@@ -59,9 +59,7 @@ impl Drive {
         purpose: Purpose,
         pools: &Pools,
     ) -> anyhow::Result<Self> {
-        if purpose == Purpose::Await {
-            // Closed again: until it has come it is the migration's.
-            let limits = Self::open(ssd, kept, Purpose::Land, pools)?.limits();
+        if let Purpose::Await(limits) = purpose {
             return Ok(Self::Awaited(Awaited { limits, there: OnceLock::new() }));
         }
         Ok(match &ssd.backend {

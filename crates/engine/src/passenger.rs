@@ -52,6 +52,12 @@ impl Passenger {
         self.order(Order::Halt).map(drop)
     }
 
+    /// # Errors
+    /// There is no client: nothing can be said of the device.
+    pub(crate) fn check_client(&self) -> anyhow::Result<()> {
+        self.orders().map(drop)
+    }
+
     /// Whether it stands still by an order: it was halted, or loaded and not let run.
     pub(crate) fn stands_still(&self) -> bool {
         self.save().is_ok()

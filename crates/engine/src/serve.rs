@@ -78,7 +78,7 @@ pub(crate) fn open_ssd(
     let profile =
         Profile::by_name(&config.profile).with_context(|| format!("no profile \"{}\"", config.profile))?;
     // What lies there of one that has not come is of another time.
-    let state = config.state.as_deref().filter(|_| kept.purpose != Purpose::Await);
+    let state = config.state.as_deref().filter(|_| !matches!(kept.purpose, Purpose::Await(_)));
     let mut record = read_record(state, kept.record, &profile, limits.capacity_bytes)?;
     check_key(data_key.as_ref(), &mut record)?;
     let identity = identity_of(config)?;

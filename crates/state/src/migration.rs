@@ -55,6 +55,9 @@ pub struct MigrationV1 {
     /// At the source: what was left there is wiped.
     #[n(9)]
     pub wiped: Option<bool>,
+    /// The QMP socket here of the hypervisor whose guest moves with the ssd. `None`: it moves without one.
+    #[n(10)]
+    pub hypervisor: Option<String>,
 }
 
 /// How far the source is.

@@ -17,6 +17,7 @@ fn source() -> MigrationV1 {
         keep: None,
         closed: None,
         wiped: None,
+        hypervisor: None,
     }
 }
 

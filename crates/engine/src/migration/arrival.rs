@@ -2,7 +2,7 @@
 
 use super::blocks::{Landing, pages_of};
 use super::case::Case;
-use super::guest::{Coming, run_what_came};
+use super::guest::{Coming, check_came, run_what_came};
 use super::journal::Journal;
 use super::word::{FromDestination, SourceWord, to_destination};
 use crate::passage::Store;
@@ -112,7 +112,9 @@ pub(super) struct Expected {
 impl Arrival {
     pub(super) fn new(house: &Arc<House>, expected: Expected) -> Arc<Self> {
         let Expected { migration, number, config, store, parties, record, seen, former, guest } = expected;
-        Arc::new_cyclic(|this: &Weak<Self>| {
+        // An engine before this one may not have lived to let its guest run.
+        let is_owned = record.is_some_and(|record| record.step == DestinationStep::Owned) && !parties.closed;
+        let this = Arc::new_cyclic(|this: &Weak<Self>| {
             let this = this.clone();
             // On a thread of its own: it may write, and wait for streams to end.
             let steer = move |steer| {
@@ -156,15 +158,19 @@ impl Arrival {
                 this.case.remark(format!("{error:#}"));
             }
             drop(inner);
-            let is_owned = record.is_some_and(|record| record.step == DestinationStep::Owned);
-            if is_owned
-                && !is_closed
-                && let Err(error) = this.let_guest_run()
-            {
-                this.case.remark(format!("{error:#}"));
-            }
             this
-        })
+        });
+        if is_owned {
+            // On a thread of its own: nobody waits here for a hypervisor.
+            let late = Arc::clone(&this);
+            let run = move || {
+                if let Err(error) = late.let_guest_run() {
+                    late.case.remark(format!("{error:#}"));
+                }
+            };
+            let _ = std::thread::Builder::new().name("guest".to_owned()).spawn(run);
+        }
+        this
     }
 
     pub(super) fn migration(&self) -> u128 {
@@ -203,9 +209,9 @@ impl Arrival {
             return dropped;
         }
         self.check(inner)?;
-        if let (Some(guest), ToDestination::Grant { .. }) = (&self.guest, message.word)
+        if let ToDestination::Grant { .. } = message.word
             && matches!(inner.journal.last(), Some(Record::Destination(record)) if record.step == DestinationStep::Ready)
-            && let Err(error) = guest.check_whole()
+            && let Err(error) = self.check_guest(inner)
         {
             // Its memory is still whole at the source, which gets it back.
             self.case.remark(format!("{error:#}"));
@@ -347,7 +353,14 @@ impl Arrival {
                 }
                 DestinationEffect::Stop => self.house.depart(self.number),
                 DestinationEffect::Wipe => {
+                    if let Some(guest) = &self.guest {
+                        guest.give_up();
+                    }
                     inner.end_landing();
+                    // A controller that was loaded is nobody's.
+                    if self.house.passenger(self.number).is_some_and(|it| it.stands_still()) {
+                        self.house.end_wait_of(self.number);
+                    }
                     let wiped =
                         self.house.wipe(self.number, inner.journal.store(), self.migration.to_be_bytes());
                     if let Err(error) = wiped {
@@ -367,6 +380,15 @@ impl Arrival {
         }
         inner.note_closed()?;
         Ok(answer)
+    }
+
+    /// Whether the guest that goes with the ssd is here.
+    fn check_guest(&self, inner: &Inner) -> anyhow::Result<()> {
+        match (&self.guest, &inner.journal.parties().hypervisor) {
+            (Some(guest), _) => guest.check_whole(),
+            (None, Some(path)) => check_came(Path::new(path)),
+            (None, None) => Ok(()),
+        }
     }
 
     /// The ssd is served here: so may its guest be, if this was what it waited for.

@@ -24,6 +24,8 @@ use transfer::tls::{Outgoing, Protocol};
 
 /// From a network that is gone to the next look at it.
 const NETWORK: Duration = Duration::from_secs(2);
+/// For the hypervisor to read a table of its own.
+const TABLE: Duration = Duration::from_secs(4);
 /// Between passes while its guest's memory is copied.
 const PAUSE: Duration = Duration::from_millis(100);
 /// A guest that is written faster than it moves is slowed to no less than this.
@@ -40,10 +42,10 @@ pub(super) struct Copy {
     pub(super) migration: [u8; 16],
     pub(super) terms: MigrationTerms,
     pub(super) events: Sender<Event>,
-    /// Its controller, which goes with its guest.
-    pub(super) passenger: Option<Passenger>,
-    /// First: freeze, and send the rest, with this MSI-X table. Closed: the end, whatever came of it.
-    pub(super) go: Receiver<Vec<VectorV1>>,
+    /// Its controller, which goes with its guest, and who says what its MSI-X table is: its hypervisor, while it stands still.
+    pub(super) controller: Option<(Passenger, Receiver<Vec<VectorV1>>)>,
+    /// First: freeze, and send the rest. Closed: the end, whatever came of it.
+    pub(super) go: Receiver<()>,
 }
 
 impl Copy {
@@ -79,19 +81,19 @@ impl Copy {
         self.pre_copy(&mut precopy)?;
         let _ = self.events.send(Event::Close);
         // What is written until then is copied now and then, so that little is left when the moment comes.
-        let vectors = loop {
+        loop {
             match self.go.recv_timeout(PAUSE) {
-                Ok(vectors) => break vectors,
+                Ok(()) => break,
                 Err(RecvTimeoutError::Timeout) => self.pre_copy(&mut precopy)?,
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
-        };
+        }
         blocks.freeze()?;
         ensure!(
             pages_of(&self.ssd) == Some(pages),
             "it has grown since its copy began: migrate it again, and give it the new size at the destination"
         );
-        precopy.last(&Map::new(pages)?, &self.state(vectors)?)?;
+        precopy.last(&Map::new(pages)?, &self.state()?)?;
         let _ = self.events.send(Event::Rested);
         // What was frozen stays so, and what is noted is noted, until it is known who has the ssd.
         while self.go.recv().is_ok() {}
@@ -136,10 +138,11 @@ impl Copy {
 
     /// What the ssd is beside its blocks: its controller as it stands, if its guest goes with it; else its record, as its controller would find it
     /// after a power failure.
-    fn state(&self, vectors: Vec<VectorV1>) -> anyhow::Result<Vec<u8>> {
-        if let Some(passenger) = &self.passenger {
+    fn state(&self) -> anyhow::Result<Vec<u8>> {
+        if let Some((passenger, table)) = &self.controller {
             let mut controller = ControllerV1::from_bytes(&passenger.save()?)?;
-            controller.vectors = vectors;
+            controller.vectors =
+                table.recv_timeout(TABLE).context("its hypervisor does not tell its MSI-X table")?;
             return Ok(controller.to_bytes()?);
         }
         let Some(path) = self.ssd.record_path() else { return Ok(Vec::new()) };

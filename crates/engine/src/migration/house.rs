@@ -178,6 +178,8 @@ impl House {
         let (house, config) = (Arc::clone(self), config.migration.clone());
         // It may wait for drives and for other hosts; the ssds that are served do not.
         let open = move || {
+            // Before their drives are a migration's, and after what a dead engine had of them was let go.
+            house.await_guests();
             let migrations = house.migrations.get_or_init(|| Migrations::new(config.as_ref()));
             if let Err(error) = migrations.open(&house, config.as_ref()) {
                 house.keeper.fault(None, format!("no ssd can be moved: {error:#}"));

@@ -125,8 +125,14 @@ mod tests {
     }
 
     fn journal(paper: &Arc<Paper>, migration: u8) -> Journal {
-        let parties =
-            Parties { ssd: [1; 16], peer: "b".to_owned(), keep: false, closed: false, wiped: false };
+        let parties = Parties {
+            ssd: [1; 16],
+            peer: "b".to_owned(),
+            keep: false,
+            closed: false,
+            wiped: false,
+            hypervisor: None,
+        };
         Journal::new(Arc::clone(paper) as Arc<dyn Store>, parties, [migration; 16], None)
     }
 

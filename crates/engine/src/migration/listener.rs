@@ -118,7 +118,7 @@ fn serve(
     let Some(migrations) = house.migrations() else { return Ok(()) };
     match protocol {
         Protocol::Control => converse(house, migrations, stream),
-        Protocol::Memory => guest::arrive(migrations, stream),
+        Protocol::Memory => guest::arrive(house, migrations, stream),
         Protocol::Pages => {
             let socket = Arc::new(stream.sock.try_clone()?);
             let stream = Greeted::new(stream).map_err(io::Error::other)?;

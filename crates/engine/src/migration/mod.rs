@@ -31,6 +31,7 @@ use api::control::{MigrationStatus, MigrationTerms, Response, Steer};
 use arrival::{Arrival, Expected};
 use case::Case;
 use guest::{Coming, Leaving, Part};
+use hypervisor::Device;
 use journal::Journal;
 use line::Line;
 use means::{Means, host_of};
@@ -45,7 +46,7 @@ use transfer::commit::{
     Destination, DestinationEvent, DestinationRecord, DestinationStep, Former, Message, Parties, Record,
     Source, SourceEffect, SourceStep, ToDestination,
 };
-use word::{Device, Guest, Offer, VERSION};
+use word::{Guest, Offer, VERSION};
 
 /// Streams of one migration at most.
 const STREAMS_MAX: u16 = 64;
@@ -240,9 +241,15 @@ impl Migrations {
         terms: MigrationTerms,
         dry_run: bool,
     ) -> anyhow::Result<String> {
+        let is_of_it = |case: &Arc<Case>| case.guest.as_deref() == Some(qmp) && !case.is_over();
+        ensure!(
+            !self.state().cases.values().any(is_of_it),
+            "this guest is being moved already: see `godwit migration list`"
+        );
         let (qemu, devices) = guest::ssds_of(house, qmp)?;
         let (ssds, devices): (Vec<_>, Vec<_>) = devices.into_iter().unzip();
-        let guest = Guest { id: u128::from_be_bytes(pool::random()?), ssds };
+        let names = devices.iter().map(|device: &Device| device.id.clone()).collect();
+        let guest = Guest { id: u128::from_be_bytes(pool::random()?), ssds, devices: names };
         let prepared = guest.ssds.iter().map(|ssd| self.prepare(house, ssd, to, terms, Some(&guest)));
         let prepared = prepared.collect::<anyhow::Result<Vec<_>>>()?;
         if dry_run {
@@ -253,12 +260,18 @@ impl Migrations {
         let (say, words) = channel();
         let mut parts = Vec::new();
         for ((part, prepared), device) in prepared.into_iter().enumerate().zip(devices) {
-            let number = prepared.number;
-            let line = guest::Line { path: qmp.to_owned(), part, words: say.clone(), moved: false };
+            let (number, (table, read)) = (prepared.number, channel());
+            let line = guest::Line {
+                path: qmp.to_owned(),
+                part,
+                words: say.clone(),
+                table: Some(read),
+                moved: false,
+            };
             let (events, inbox) = channel();
             let case = self.launch(house, prepared, to, terms, (events.clone(), inbox), Some(line));
             match case {
-                Ok(case) => parts.push(Part { case, events, device, number }),
+                Ok(case) => parts.push(Part { case, events, device, number, table }),
                 Err(error) => {
                     parts.iter().for_each(|part| part.case.steer(Steer::Cancel));
                     return Err(error);
@@ -269,8 +282,13 @@ impl Migrations {
         let means = Arc::clone(self.means()?);
         let (house, to) = (Arc::clone(house), to.to_owned());
         let told = format!("a guest with ssd \"{names}\" is on its way to {to}: see `godwit migration list`");
-        let leaving = Leaving { house, means, to, guest, qemu, terms, parts, words };
-        std::thread::Builder::new().name("guest".to_owned()).spawn(move || leaving.run())?;
+        let leaving = Leaving { house, means, to, guest, qemu, path: qmp.to_owned(), terms, parts, words };
+        let cases: Vec<_> = leaving.parts.iter().map(|part| Arc::clone(&part.case)).collect();
+        if let Err(error) = std::thread::Builder::new().name("guest".to_owned()).spawn(move || leaving.run())
+        {
+            cases.iter().for_each(|case| case.steer(Steer::Cancel));
+            return Err(error).context("no thread is left");
+        }
         Ok(told)
     }
 
@@ -330,7 +348,8 @@ impl Migrations {
         let (source, effects) = first_step(former, migration)?;
         let uuid = identity_of(&config)?.namespace_ids(0).uuid;
         let (peer, keep) = (to.to_owned(), terms.keep_source);
-        let parties = Parties { ssd: uuid, peer, keep, closed: false, wiped: false };
+        let hypervisor = guest.as_ref().map(|guest| guest.path.display().to_string());
+        let parties = Parties { ssd: uuid, peer, keep, closed: false, wiped: false, hypervisor };
         let journal = Journal::new(store, parties, migration, None);
         let departure = Departure { number, journal, offer, terms, inbox, guest };
         self.send(house, departure, source, effects, None)
@@ -387,11 +406,8 @@ impl Migrations {
         if let Some(difference) = device.differs(&offer.device) {
             bail!("ssd \"{name}\": {difference}");
         }
-        if offer.guest.is_some() {
-            let path = config.hypervisor.as_deref().with_context(|| format!(
-                "the guest of ssd \"{name}\" cannot come with it: its configuration here has no `hypervisor`, the QMP socket of the QEMU that waits for it"
-            ))?;
-            Coming::check(path).context("its guest cannot come with it")?;
+        if let Some(guest) = &offer.guest {
+            Coming::check(house, guest, name).context("its guest cannot come with it")?;
         }
         ensure!(
             house.ssd(number).is_none(),
@@ -401,21 +417,28 @@ impl Migrations {
             .store()
             .map(Arc::clone)
             .context("it has no place for a journal here")?;
-        // One migration to here at a time: the one before gives way, or this one is refused.
-        let mut state = self.state();
-        if let Some(arrival) = state.arrivals.get(name).filter(|_| !offer.dry_run) {
+        // One migration to here at a time: the one before gives way, or this one is refused. It may be at work: others do not wait for it.
+        let before = self.state().arrivals.get(name).filter(|_| !offer.dry_run).cloned();
+        if let Some(arrival) = &before {
             arrival.give_way()?;
         }
+        let mut state = self.state();
+        let now = state.arrivals.get(name);
+        ensure!(
+            offer.dry_run || now.map(|it| it.migration()) == before.map(|it| it.migration()),
+            "another migration of ssd \"{name}\" has just begun: ask again"
+        );
         let former = store.read()?;
         let seen = seen(&config, former.as_deref(), offer)?;
         if offer.dry_run {
             return Ok(None);
         }
+        let guest = offer.guest.as_ref().map(|guest| state.coming(guest, &config));
         let uuid = identity_of(&config)?.namespace_ids(0).uuid;
         let peer = offer.from.clone();
-        let parties = Parties { ssd: uuid, peer, keep: false, closed: false, wiped: false };
+        let hypervisor = guest.as_ref().map(|guest| guest.path().display().to_string());
+        let parties = Parties { ssd: uuid, peer, keep: false, closed: false, wiped: false, hypervisor };
         let (migration, record) = (offer.migration, None);
-        let guest = offer.guest.as_ref().map(|guest| state.coming(guest, &config));
         let expected = Expected { migration, number, config, store, parties, record, seen, former, guest };
         let arrival = Arrival::new(house, expected);
         self.keep(&mut state, &arrival);
@@ -582,7 +605,7 @@ fn offer(config: &config::Ssd, migration: [u8; 16], size_bytes: u64) -> anyhow::
     })
 }
 
-fn device(config: &config::Ssd, size_bytes: u64) -> anyhow::Result<Device> {
+fn device(config: &config::Ssd, size_bytes: u64) -> anyhow::Result<word::Device> {
     let identity = identity_of(config)?;
     // A disk shows its serial number, and nothing else.
     let (door, nqn, uuid) = match config.door {
@@ -590,7 +613,15 @@ fn device(config: &config::Ssd, size_bytes: u64) -> anyhow::Result<Device> {
         Door::VhostUser => ("vhost-user", String::new(), String::new()),
     };
     let (profile, serial) = (config.profile.clone(), config.identity.serial.clone());
-    Ok(Device { size_bytes, door: door.to_owned(), profile, serial, nqn, uuid, lba_bytes: config.lba_bytes })
+    Ok(word::Device {
+        size_bytes,
+        door: door.to_owned(),
+        profile,
+        serial,
+        nqn,
+        uuid,
+        lba_bytes: config.lba_bytes,
+    })
 }
 
 fn size_of(house: &House, config: &config::Ssd) -> anyhow::Result<u64> {

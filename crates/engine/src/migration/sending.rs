@@ -9,16 +9,16 @@
 use super::blocks::thaw;
 use super::case::Case;
 use super::copy::Copy;
-use super::guest::{Line as GuestLine, PartWord};
+use super::guest::{self, Line as GuestLine, PartWord};
 use super::journal::Journal;
 use super::line::{Heard, Line};
 use super::means::{Means, SILENCE};
 use crate::passenger::Passenger;
 use crate::run::House;
 use api::control::{MigrationTerms, Steer};
-use state::controller::VectorV1;
 use std::collections::VecDeque;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
@@ -58,15 +58,15 @@ pub(super) enum Event {
     Rested,
     /// There will be no copy, or no guest.
     Failed(String),
-    /// The guest stands still. What its hypervisor knows of the ssd's controller that the controller does not: its MSI-X table.
-    Held(Vec<VectorV1>),
+    /// The guest stands still.
+    Held,
     /// Its hypervisor's word after it was let go on.
     Vm(VmWord),
 }
 
 /// The copy's thread, and how it is told to go on.
 struct Copying {
-    go: Sender<Vec<VectorV1>>,
+    go: Sender<()>,
     thread: JoinHandle<()>,
 }
 
@@ -75,8 +75,6 @@ struct Course {
     copying: Option<Copying>,
     /// Since when the guest stands still for it.
     frozen: Option<Instant>,
-    /// See [`Event::Held`].
-    vectors: Vec<VectorV1>,
     /// The round that the guest was let go on in.
     round: u32,
     /// As the journal has it.
@@ -117,16 +115,8 @@ impl Sending {
     /// Drives it to its end.
     pub(super) fn run(mut self, mut source: Source, effects: Vec<SourceEffect>, step: Option<SourceStep>) {
         let asked = Instant::now();
-        let mut course = Course {
-            copying: None,
-            frozen: None,
-            vectors: Vec::new(),
-            round: 0,
-            step,
-            closed: false,
-            told: false,
-            asked,
-        };
+        let mut course =
+            Course { copying: None, frozen: None, round: 0, step, closed: false, told: false, asked };
         let mut todo = VecDeque::from(effects);
         loop {
             while let Some(effect) = todo.pop_front() {
@@ -177,7 +167,14 @@ impl Sending {
     /// What the machine hears next.
     fn next(&mut self, course: &mut Course) -> Option<SourceEvent> {
         match self.steers.try_recv() {
-            Ok(Steer::Cancel) => return Some(SourceEvent::Cancel),
+            // With a guest all of its ssds are, and its hypervisor's migration.
+            Ok(Steer::Cancel) => match &self.guest {
+                Some(guest) if course.step == Some(SourceStep::Offered) => {
+                    guest.say(PartWord::Cancel);
+                    return None;
+                }
+                _ => return Some(SourceEvent::Cancel),
+            },
             Ok(Steer::Force) => return Some(SourceEvent::Force),
             _ => {}
         }
@@ -189,10 +186,7 @@ impl Sending {
                     None
                 }
             },
-            Ok(Event::Held(vectors)) => {
-                course.vectors = vectors;
-                Some(SourceEvent::SwitchOver)
-            }
+            Ok(Event::Held) => Some(SourceEvent::SwitchOver),
             Ok(Event::Vm(word)) => Some(SourceEvent::Vm { round: course.round, word }),
             Ok(Event::Rested) => Some(SourceEvent::Frozen),
             Ok(Event::Failed(why)) => {
@@ -200,7 +194,8 @@ impl Sending {
                 Some(SourceEvent::Cancel)
             }
             Err(_)
-                if course.frozen.is_some_and(|since| since.elapsed() > STUN_MAX)
+                if self.guest.is_none()
+                    && course.frozen.is_some_and(|since| since.elapsed() > STUN_MAX)
                     && course.step == Some(SourceStep::Offered) =>
             {
                 self.case.remark("the destination did not take the rest while the guest stood still: the guest goes on here");
@@ -266,7 +261,7 @@ impl Sending {
                         self.case.remark(format!("its controller does not stop for its guest: {error:#}"));
                         return Ok(Some(SourceEvent::Cancel));
                     }
-                    let _ = copying.go.send(std::mem::take(&mut course.vectors));
+                    let _ = copying.go.send(());
                 }
                 None
             }
@@ -328,9 +323,18 @@ impl Sending {
     /// The guest goes on here; what was copied for it is worth nothing.
     fn thaw(&self, course: &mut Course) {
         course.frozen = None;
+        self.call_back();
         if let Some(ssd) = self.house.ssd(self.number) {
-            if let Some(Err(error)) = self.passenger().map(|passenger| passenger.run()) {
-                self.case.remark(format!("its controller does not go on: {error:#}"));
+            if let Some(passenger) = self.passenger() {
+                // A byte that its hypervisor stores late, of pages it was told of, is an old one.
+                if let Err(error) = passenger.barrier() {
+                    self.case.remark(format!(
+                        "its hypervisor may not have stored all that it was told: {error:#}"
+                    ));
+                }
+                if let Err(error) = passenger.run() {
+                    self.case.remark(format!("its controller does not go on: {error:#}"));
+                }
             }
             thaw(&ssd, self.house.duty.crew());
             course.end_copy(&self.case);
@@ -339,12 +343,30 @@ impl Sending {
         }
     }
 
+    /// A guest whose move an engine before this one began may stand still in its hypervisor.
+    fn call_back(&self) {
+        let Some(path) = self.journal.parties().hypervisor.clone().filter(|_| self.guest.is_none()) else {
+            return;
+        };
+        let (house, number, case) = (Arc::clone(&self.house), self.number, Arc::clone(&self.case));
+        let call = move || {
+            if let Err(error) = guest::call_back(&house, Path::new(&path)) {
+                let why = format!("{error:#}");
+                case.remark(why.clone());
+                house.keeper.fault(Some(number), why);
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("guest".to_owned()).spawn(call) {
+            self.case.remark(format!("its guest may stand still: no thread is left: {error}"));
+        }
+    }
+
     /// Its controller, if that goes with its guest.
     fn passenger(&self) -> Option<Passenger> {
         self.guest.as_ref().and_then(|_| self.house.passenger(self.number))
     }
 
-    fn start_copy(&self, course: &mut Course, round: u32) -> Option<SourceEvent> {
+    fn start_copy(&mut self, course: &mut Course, round: u32) -> Option<SourceEvent> {
         let ssd = self.house.ssd(self.number).filter(|_| round == 1 && course.copying.is_none());
         // A copy whose last pass has begun cannot be opened again (0032), nor one whose engine was killed: start another migration.
         let Some(ssd) = ssd else {
@@ -352,6 +374,8 @@ impl Sending {
             return Some(SourceEvent::Cancel);
         };
         let (go, gone) = channel();
+        let table = self.guest.as_mut().and_then(|guest| guest.table.take());
+        let controller = self.passenger().zip(table);
         let copy = Copy {
             ssd,
             crew: Arc::clone(self.house.duty.crew()),
@@ -361,7 +385,7 @@ impl Sending {
             case: Arc::clone(&self.case),
             migration: self.line.migration(),
             terms: self.terms,
-            passenger: self.passenger(),
+            controller,
             events: self.events.clone(),
             go: gone,
         };

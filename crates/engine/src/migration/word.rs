@@ -46,6 +46,8 @@ pub(super) struct Guest {
     pub(super) id: u128,
     /// Names of all the ssds that it has, this one too.
     pub(super) ssds: Vec<String>,
+    /// Of each, the `id` of its device in the hypervisor.
+    pub(super) devices: Vec<Option<String>>,
 }
 
 /// The first word of a connection for a guest's memory, said by the source.

@@ -59,8 +59,6 @@ impl House {
         self.say_away(number, &absent.config, away);
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         slots.absent.insert(number, absent);
-        drop(slots);
-        self.await_guest(number);
     }
 
     /// Serves an ssd that stood away, if its journal says by now that its owner is here; else says anew how it stands.

@@ -25,6 +25,7 @@ fn record(source: Option<SourceStepV1>, destination: Option<DestinationStepV1>) 
         keep: None,
         closed: None,
         wiped: None,
+        hypervisor: None,
     }
 }
 

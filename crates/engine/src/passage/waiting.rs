@@ -45,7 +45,7 @@ impl House {
         passenger.is_none_or(|passenger| passenger.stands_still())
     }
 
-    pub(super) fn end_wait_of(&self, number: usize) {
+    pub(crate) fn end_wait_of(&self, number: usize) {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let waiting = slots.absent.get_mut(&number).and_then(|absent| absent.waiting.take());
         drop(slots);
@@ -56,6 +56,14 @@ impl House {
     pub(crate) fn awaited(&self, number: usize) -> Option<Arc<Ssd>> {
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         Some(Arc::clone(slots.absent.get(&number)?.waiting.as_ref()?.ssd()))
+    }
+
+    /// The same for all that are not here.
+    pub(crate) fn await_guests(&self) {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let absent: Vec<usize> = slots.absent.keys().copied().collect();
+        drop(slots);
+        absent.into_iter().for_each(|number| self.await_guest(number));
     }
 
     /// Answers the clients of an ssd that is not here from now on, if its guest may come with it.
@@ -72,6 +80,9 @@ impl House {
     }
 
     fn begin_to_wait(&self, number: usize, config: &config::Ssd, away: &Away) -> anyhow::Result<()> {
+        // Closed again: until it has come it is the migration's. Whoever emptied it, or an engine that is gone, may not have let go of it yet.
+        let limits = when_free(|| Ok(Drive::open(config, None, Purpose::Land, self.pools()?)?.limits()))?;
+        let purpose = Purpose::Await(limits);
         let (found, client) = {
             let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
             let absent = slots.absent.get_mut(&number).context("it has come")?;
@@ -81,11 +92,7 @@ impl House {
         let standing = link::control::Standing { holds: true, ..away.standing() };
         self.keeper.stands(number, Some(standing));
         let (of_found, client) = if found.is_some() { (client, None) } else { (None, client) };
-        let planned = match found {
-            Some(found) => self.plan(number, config, Some(found), of_found, Purpose::Await)?,
-            // Whoever emptied it may not have let go of it yet.
-            None => when_free(|| self.plan(number, config, None, None, Purpose::Await))?,
-        };
+        let planned = self.plan(number, config, found, of_found, purpose)?;
         planned.ssd().terms.set_hold(Hold::Frozen);
         let (ready, readies) = channel();
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);

@@ -91,15 +91,15 @@ pub(crate) struct Wish {
 }
 
 /// What a volume is opened for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) enum Purpose {
     /// To be served: its owner is here.
     #[default]
     Serve,
     /// For blocks that come from another host, by whoever writes them down, and for nobody else.
     Land,
-    /// To answer its guest's hypervisor before it is there; its drive comes later.
-    Await,
+    /// To answer its guest's hypervisor before it is there: its drive comes later, and will be so.
+    Await(Limits),
 }
 
 impl Pools {

@@ -154,7 +154,7 @@ impl Worker {
         // Before anything of it changes.
         match wish.purpose {
             Purpose::Serve => self.steward.pool().may_serve(id)?,
-            Purpose::Land | Purpose::Await => self.steward.pool().may_land(id)?,
+            Purpose::Land | Purpose::Await(_) => self.steward.pool().may_land(id)?,
         }
         let info = self.steward.pool().volume(id).context("a volume that is not there")?;
         ensure!(!info.read_only, "\"{}\" is a snapshot; clone it, and serve the clone", wish.name);
@@ -176,7 +176,7 @@ impl Worker {
         }
         let gate = match wish.purpose {
             Purpose::Serve => self.steward.serve(id)?,
-            Purpose::Land | Purpose::Await => self.steward.land(id)?,
+            Purpose::Land | Purpose::Await(_) => self.steward.land(id)?,
         };
         Ok((gate, info.provisioning == Provisioning::Thin))
     }

@@ -22,6 +22,7 @@ fn at_source(step: SourceStepV1) -> MigrationV1 {
         keep: None,
         closed: None,
         wiped: None,
+        hypervisor: None,
     }
 }
 

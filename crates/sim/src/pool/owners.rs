@@ -129,6 +129,7 @@ impl Standing {
             keep,
             closed,
             wiped,
+            hypervisor: None,
         };
         Self { passage: record.to_bytes().ok(), at, epoch }
     }

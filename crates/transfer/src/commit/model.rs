@@ -655,7 +655,14 @@ fn crashes(writing: bool) -> impl Iterator<Item = (bool, bool)> {
 
 /// Through the bytes of the journal.
 fn read_back(record: Record) -> Record {
-    let parties = Parties { ssd: [9; 16], peer: "other".to_owned(), keep: true, closed: true, wiped: true };
+    let parties = Parties {
+        ssd: [9; 16],
+        peer: "other".to_owned(),
+        keep: true,
+        closed: true,
+        wiped: true,
+        hypervisor: Some("/run/q".to_owned()),
+    };
     let bytes = record.to_bytes(&parties).expect("every record that is reached can be saved");
     let (read, record) = Record::from_bytes(&bytes).expect("and read");
     assert_eq!(read, parties);

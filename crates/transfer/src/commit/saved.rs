@@ -19,6 +19,8 @@ pub struct Parties {
     pub closed: bool,
     /// At the source: what was left there is wiped.
     pub wiped: bool,
+    /// The QMP socket here of the hypervisor whose guest moves with the ssd.
+    pub hypervisor: Option<String>,
 }
 
 /// What a journal says: which side it is of, and how far that is.
@@ -45,10 +47,22 @@ impl Record {
             }
         };
         let Pledge { migration, epoch } = pledge;
-        let Parties { ssd, peer, keep, closed, wiped } = parties.clone();
+        let Parties { ssd, peer, keep, closed, wiped, hypervisor } = parties.clone();
         let [keep, closed, wiped] = [keep, closed, wiped].map(|it| it.then_some(true));
-        MigrationV1 { ssd, peer, migration, epoch, round, source, destination, keep, closed, wiped }
-            .to_bytes()
+        MigrationV1 {
+            ssd,
+            peer,
+            migration,
+            epoch,
+            round,
+            source,
+            destination,
+            keep,
+            closed,
+            wiped,
+            hypervisor,
+        }
+        .to_bytes()
     }
 
     /// What the bytes say.
@@ -64,8 +78,19 @@ impl Record {
     /// # Errors
     /// [`MigrationError::Contradiction`].
     pub fn of(saved: MigrationV1) -> Result<(Parties, Self), MigrationError> {
-        let MigrationV1 { ssd, peer, migration, epoch, round, source, destination, keep, closed, wiped } =
-            saved;
+        let MigrationV1 {
+            ssd,
+            peer,
+            migration,
+            epoch,
+            round,
+            source,
+            destination,
+            keep,
+            closed,
+            wiped,
+            hypervisor,
+        } = saved;
         let pledge = Pledge { migration, epoch };
         let record = match (source, destination) {
             (Some(SourceV1 { held, step }), None) => {
@@ -79,7 +104,7 @@ impl Record {
             _ => return Err(MigrationError::Contradiction("it is not of exactly one side")),
         };
         let [keep, closed, wiped] = [keep, closed, wiped].map(Option::unwrap_or_default);
-        Ok((Parties { ssd, peer, keep, closed, wiped }, record))
+        Ok((Parties { ssd, peer, keep, closed, wiped, hypervisor }, record))
     }
 }
 

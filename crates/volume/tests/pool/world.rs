@@ -528,7 +528,22 @@ pub(crate) fn record(step: u32, now: u64, ahead: u64) -> (MigrationV1, Option<u6
     };
     let (ssd, migration, peer, epoch, round) = ([3; 16], [4; 16], "host-b".to_owned(), pledged + 1, 1);
     let (keep, closed, wiped) = (None, None, None);
-    (MigrationV1 { ssd, peer, migration, epoch, round, source, destination, keep, closed, wiped }, by)
+    (
+        MigrationV1 {
+            ssd,
+            peer,
+            migration,
+            epoch,
+            round,
+            source,
+            destination,
+            keep,
+            closed,
+            wiped,
+            hypervisor: None,
+        },
+        by,
+    )
 }
 
 /// What a build that knows version 1 alone makes of the headers: `header::newest` as it was then.

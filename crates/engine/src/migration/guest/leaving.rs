@@ -2,15 +2,17 @@
 
 use super::memory::Tunnel;
 use super::vectors_of;
+use super::{QMP_PATIENCE, call_back};
 use crate::migration::case::Case;
 use crate::migration::means::Means;
 use crate::migration::sending::Event;
 use crate::migration::word::Guest;
 use crate::passenger::Passenger;
 use crate::run::House;
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail, ensure};
 use api::control::MigrationTerms;
-use hypervisor::{Device, Source, SourceNow, SourceWord, Terms};
+use hypervisor::{Device, Source, SourceWord, Terms};
+use state::controller::VectorV1;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -24,8 +26,6 @@ const LOOK: Duration = Duration::from_millis(20);
 const LOOK_CLOSELY: Duration = Duration::from_micros(500);
 /// How long the guest may stand still for its ssds.
 const STUN_MAX: Duration = Duration::from_secs(6);
-/// For a migration that was given up to end.
-const CANCEL_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How an ssd's migration speaks with its guest's.
 pub(in crate::migration) struct Line {
@@ -33,6 +33,8 @@ pub(in crate::migration) struct Line {
     pub(in crate::migration) path: PathBuf,
     pub(in crate::migration) part: usize,
     pub(in crate::migration) words: Sender<(usize, PartWord)>,
+    /// Its MSI-X table, said once while the guest stands still. `None`: it was taken.
+    pub(in crate::migration) table: Option<Receiver<Vec<VectorV1>>>,
     /// The ssd is the other host's; said when this is dropped.
     pub(in crate::migration) moved: bool,
 }
@@ -57,6 +59,8 @@ pub(in crate::migration) enum PartWord {
     Near,
     /// The destination has all of it, durably.
     Ready,
+    /// An operator ends it.
+    Cancel,
     /// It is over.
     Over { moved: bool },
 }
@@ -68,6 +72,7 @@ pub(in crate::migration) struct Part {
     /// As its hypervisor has it.
     pub(in crate::migration) device: Device,
     pub(in crate::migration) number: usize,
+    pub(in crate::migration) table: Sender<Vec<VectorV1>>,
 }
 
 /// See the module.
@@ -77,6 +82,8 @@ pub(in crate::migration) struct Leaving {
     pub(in crate::migration) to: String,
     pub(in crate::migration) guest: Guest,
     pub(in crate::migration) qemu: Source,
+    /// Its socket.
+    pub(in crate::migration) path: PathBuf,
     pub(in crate::migration) terms: MigrationTerms,
     pub(in crate::migration) parts: Vec<Part>,
     pub(in crate::migration) words: Receiver<(usize, PartWord)>,
@@ -87,6 +94,8 @@ struct Course {
     near: Vec<bool>,
     ready: Vec<bool>,
     over: Vec<Option<bool>>,
+    /// An operator has ended it.
+    cancelled: bool,
 }
 
 impl Course {
@@ -94,12 +103,17 @@ impl Course {
         match word {
             PartWord::Near => self.near[part] = true,
             PartWord::Ready => self.ready[part] = true,
+            PartWord::Cancel => self.cancelled = true,
             PartWord::Over { moved } => self.over[part] = Some(moved),
         }
     }
 
-    fn is_any_over(&self) -> bool {
-        self.over.iter().any(Option::is_some)
+    /// # Errors
+    /// It will not come to its end.
+    fn check(&self) -> anyhow::Result<()> {
+        ensure!(!self.cancelled, "it was cancelled");
+        ensure!(self.over.iter().all(Option::is_none), "one of its ssds does not move");
+        Ok(())
     }
 }
 
@@ -111,21 +125,55 @@ impl Leaving {
     /// Drives it to its end.
     pub(in crate::migration) fn run(mut self) {
         let parts = self.parts.len();
-        let mut course =
-            Course { near: vec![false; parts], ready: vec![false; parts], over: vec![None; parts] };
-        if let Err(error) = self.leave(&mut course) {
+        let (near, ready, over) = (vec![false; parts], vec![false; parts], vec![None; parts]);
+        let mut course = Course { near, ready, over, cancelled: false };
+        let left = self.leave(&mut course);
+        let Self { house, qemu, path, parts, words, guest, .. } = self;
+        // Nothing is granted yet: where the guest goes on does not depend on what the other host says to that.
+        let mut back = None;
+        if let Err(error) = &left {
             let why = format!("{error:#}");
-            tracing::warn!(ssds = ?self.guest.ssds, why, "a guest does not move");
-            self.tell(|| Event::Failed(why.clone()));
+            tracing::warn!(ssds = ?guest.ssds, why, "a guest does not move");
+            for part in &parts {
+                part.case.control.resume();
+                let _ = part.events.send(Event::Failed(why.clone()));
+                if let Some(passenger) = house.passenger(part.number) {
+                    // A byte that the hypervisor stores late, of pages it was told of, is an old one.
+                    let _ = passenger.barrier();
+                }
+            }
+            drop(qemu);
+            back = Some(call_back(&house, &path));
+        } else {
+            drop(qemu);
         }
         while course.over.iter().any(Option::is_none) {
-            let Ok(word) = self.words.recv() else { return };
+            let Ok(word) = words.recv() else { break };
             course.hear(word);
         }
+        for passenger in parts.iter().filter_map(|part| house.passenger(part.number)) {
+            let _ = passenger.end_log();
+        }
         let moved = course.over.iter().filter(|over| **over == Some(true)).count();
-        if let Err(error) = self.end(moved) {
-            let text = format!("its hypervisor here: {error:#}");
-            self.parts.iter().for_each(|part| _ = part.case.remark(text.clone()));
+        let ended = match back {
+            Some(back) => back,
+            // It runs at the destination; here it could only be run by mistake.
+            None if moved == parts.len() => {
+                Source::connect(&path, QMP_PATIENCE).and_then(|mut qemu| qemu.quit()).map_err(Into::into)
+            }
+            None if moved == 0 => call_back(&house, &path),
+            None => Err(anyhow!(
+                "some of its guest's ssds have moved, and others have not: the guest runs nowhere. See `godwit migration list` on both hosts; where they are \"ready\", `godwit migration force` takes them"
+            )),
+        };
+        if let Err(error) = ended {
+            let text = format!("{error:#}");
+            for part in &parts {
+                part.case.remark(text.clone());
+                if moved < parts.len() {
+                    house.keeper.fault(Some(part.number), text.clone());
+                }
+            }
         }
     }
 
@@ -182,15 +230,17 @@ impl Leaving {
         self.parts.iter().filter_map(|part| self.house.passenger(part.number)).collect()
     }
 
-    /// The guest stands still: so may its ssds.
+    /// The guest stands still: so may its ssds. Their last blocks go while their hypervisor is asked.
     fn hold(&mut self) -> anyhow::Result<()> {
         for part in &self.parts {
-            let mut vectors = Vec::new();
+            // A copy that an operator paused would not end.
+            part.case.control.resume();
+            let _ = part.events.send(Event::Held);
+        }
+        for part in &self.parts {
             if self.house.passenger(part.number).is_some() {
-                let pci = self.qemu.pci_state(&part.device)?;
-                vectors = vectors_of(&pci);
+                let _ = part.table.send(vectors_of(&self.qemu.pci_state(&part.device)?));
             }
-            let _ = part.events.send(Event::Held(vectors));
         }
         Ok(())
     }
@@ -202,10 +252,7 @@ impl Leaving {
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => bail!("its ssds' migrations have ended"),
         }
-        if course.is_any_over() {
-            bail!("one of its ssds does not move");
-        }
-        Ok(())
+        course.check()
     }
 
     /// Until QEMU says this word.
@@ -236,51 +283,10 @@ impl Leaving {
                     Err(TryRecvError::Disconnected) => bail!("its ssds' migrations have ended"),
                 }
             }
-            if course.is_any_over() {
-                bail!("one of its ssds does not move");
-            }
+            course.check()?;
             if deadline.is_some_and(|deadline| Instant::now() > deadline) {
                 bail!("its hypervisor takes too long while the guest stands still");
             }
-        }
-    }
-
-    /// All of its ssds are here or there, for good. Where they are the guest runs.
-    fn end(&mut self, moved: usize) -> anyhow::Result<()> {
-        if moved == self.parts.len() {
-            // It runs at the destination; here it could only be run by mistake.
-            return Ok(self.qemu.quit()?);
-        }
-        if moved > 0 {
-            bail!(
-                "some of its ssds have moved, and others have not: it runs nowhere until they are together; see `godwit migration list` on both hosts"
-            );
-        }
-        for passenger in self.passengers() {
-            // A byte that the hypervisor stores late is an old one.
-            if let Err(error) = passenger.barrier() {
-                tracing::warn!(
-                    error = format!("{error:#}"),
-                    "a hypervisor may not have stored all that it was told"
-                );
-            }
-            let _ = passenger.end_log();
-        }
-        let deadline = Instant::now() + CANCEL_PATIENCE;
-        loop {
-            match self.qemu.now()? {
-                SourceNow::Runs => return Ok(()),
-                SourceNow::Completed => return self.qemu.run().context("it must be let run here, by `cont`"),
-                SourceNow::Copying | SourceNow::PreSwitchover => self.qemu.cancel()?,
-                SourceNow::SwitchingOver | SourceNow::GivingUp => {}
-                SourceNow::Stopped(word) | SourceNow::Unknown(word) => {
-                    bail!("it does not run: QEMU says \"{word}\"")
-                }
-            }
-            if Instant::now() > deadline {
-                bail!("it does not end its migration");
-            }
-            std::thread::sleep(LOOK);
         }
     }
 }

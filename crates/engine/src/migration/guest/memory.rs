@@ -4,6 +4,7 @@
 use super::super::means::Means;
 use super::super::word::{FromDestination, Guest, Memory, receive, send};
 use crate::migration::Migrations;
+use crate::run::House;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::OwnedFd;
@@ -122,11 +123,15 @@ fn give(mut from: impl Stream, mut to: UnixStream, is_over: &AtomicBool, carried
 ///
 /// # Errors
 /// The connection's, or no such guest comes here.
-pub(in crate::migration) fn arrive(migrations: &Migrations, mut stream: Incoming) -> io::Result<()> {
+pub(in crate::migration) fn arrive(
+    house: &Arc<House>,
+    migrations: &Migrations,
+    mut stream: Incoming,
+) -> io::Result<()> {
     let Memory { guest, back } = receive(&mut stream)?;
     match migrations.coming(guest) {
         Some(coming) => {
-            coming.connected(stream, back);
+            coming.connected(house, stream, back);
             Ok(())
         }
         None => {

@@ -12,21 +12,25 @@ mod coming;
 mod leaving;
 mod memory;
 
-pub(super) use coming::{Coming, run_what_came};
+pub(super) use coming::{Coming, check_came, run_what_came};
 pub(super) use leaving::{Leaving, Line, Part, PartWord};
 pub(super) use memory::arrive;
 
+use crate::passenger::Passenger;
 use crate::run::House;
 use anyhow::{Context, bail, ensure};
 use api::config::{self, Door};
-use hypervisor::{CONFIG_BYTES, Destination, Device, PciState, Source, Vector};
+use hypervisor::{CONFIG_BYTES, Destination, Device, Interface, PciState, Source, SourceNow, Vector};
 use nvme::pci::MSIX_CAP;
 use state::controller::{ControllerV1, VectorV1};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// For QEMU's answer to one question. It answers nothing while it stops a guest's devices, for instance.
 const QMP_PATIENCE: Duration = Duration::from_secs(10);
+/// For a guest that is called back to run.
+const CALL_BACK: Duration = Duration::from_secs(20);
+const LOOK: Duration = Duration::from_millis(10);
 
 /// The QEMU at a QMP socket, and those of its devices that are ssds served here, by their names.
 ///
@@ -88,18 +92,91 @@ fn pci_of(controller: &ControllerV1) -> PciState {
     PciState { config, vectors }
 }
 
-/// Lets a guest run that has come: first its controllers, set up in its hypervisor as they were, then itself.
-fn let_run(house: &House, qemu: &mut Destination) -> anyhow::Result<()> {
-    for device in qemu.devices()? {
+/// The controllers of a guest, each with its device in its hypervisor. `is_its`: by the names of the guest's ssds, whatever the hypervisor says.
+fn controllers(
+    house: &House,
+    qemu: &mut Destination,
+    is_its: &dyn Fn(&str) -> bool,
+) -> anyhow::Result<Vec<(Device, Passenger)>> {
+    let mut found = Vec::new();
+    for device in qemu.devices()?.into_iter().filter(|device| device.interface == Interface::VfioUser) {
         let config = house.configs().into_iter().find(|config| is_same(&config.socket, &device.socket));
-        let number = config.and_then(|config| house.number(&config.name));
-        let Some(passenger) = number.and_then(|number| house.passenger(number)) else { continue };
+        let number =
+            config.filter(|config| is_its(&config.name)).and_then(|config| house.number(&config.name));
+        let passenger = number.and_then(|number| house.passenger(number)).with_context(|| {
+            format!("its device at {} is no ssd of this guest's", device.socket.display())
+        })?;
+        found.push((device, passenger));
+    }
+    Ok(found)
+}
+
+/// Sets the controllers of a guest that has come up in its hypervisor as they were.
+fn restore(house: &House, qemu: &mut Destination, is_its: &dyn Fn(&str) -> bool) -> anyhow::Result<()> {
+    for (device, passenger) in controllers(house, qemu, is_its)? {
+        passenger.check_client()?;
         // One that does not stand still was let go on already.
         if let Ok(state) = passenger.save() {
             qemu.restore_pci(&device, &pci_of(&ControllerV1::from_bytes(&state)?))
                 .context("its controller cannot be set up in its hypervisor")?;
-            passenger.run()?;
         }
     }
+    Ok(())
+}
+
+/// Lets a guest run that has come and whose controllers are set up: they go on first.
+fn let_run(house: &House, qemu: &mut Destination, is_its: &dyn Fn(&str) -> bool) -> anyhow::Result<()> {
+    for (_, passenger) in controllers(house, qemu, is_its)? {
+        passenger.run()?;
+    }
     Ok(qemu.run()?)
+}
+
+/// Ends what the hypervisor at `path` may have begun, so that its guest runs here, where all of its ssds are. For a migration that came to nothing, whoever
+/// began it.
+///
+/// # Errors
+/// It does not run, and what to do.
+pub(super) fn call_back(house: &House, path: &Path) -> anyhow::Result<()> {
+    let deadline = Instant::now() + CALL_BACK;
+    loop {
+        let done = once_back(house, path);
+        match done {
+            Ok(true) => return Ok(()),
+            Err(error) if Instant::now() > deadline => {
+                return Err(
+                    error.context(format!("its guest may stand still: look at QEMU ({})", path.display()))
+                );
+            }
+            Ok(false) if Instant::now() > deadline => {
+                bail!("its guest may stand still: QEMU ({}) does not end its migration", path.display())
+            }
+            _ => std::thread::sleep(LOOK),
+        }
+    }
+}
+
+/// Whether the guest runs by now.
+fn once_back(house: &House, path: &Path) -> anyhow::Result<bool> {
+    let mut qemu = Source::connect(path, QMP_PATIENCE)?;
+    match qemu.now()? {
+        SourceNow::Runs => return Ok(true),
+        SourceNow::Copying | SourceNow::PreSwitchover => qemu.cancel()?,
+        SourceNow::SwitchingOver | SourceNow::GivingUp => {}
+        SourceNow::Completed => {
+            for device in qemu.devices()? {
+                let config =
+                    house.configs().into_iter().find(|config| is_same(&config.socket, &device.socket));
+                let number = config.and_then(|config| house.number(&config.name));
+                ensure!(
+                    number.is_some_and(|number| house.ssd(number).is_some()),
+                    "its device at {} is not served here any more",
+                    device.socket.display()
+                );
+            }
+            qemu.run()?;
+        }
+        SourceNow::Stopped(word) | SourceNow::Unknown(word) => bail!("it does not run: QEMU says \"{word}\""),
+    }
+    Ok(false)
 }

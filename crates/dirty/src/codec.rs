@@ -13,7 +13,7 @@
 //! ```
 
 use crate::block::{BLOCK_PAGES, BLOCK_WORDS, FEW_MAX, Head, Marks, Pages};
-use crate::map::{Bits, Map};
+use crate::map::{Bits, Map, ones};
 
 const VERSION: u8 = 1;
 const END: u8 = 0xc0;
@@ -25,6 +25,11 @@ const BITS: u8 = 0xc5;
 const FEW: u8 = 0x80;
 /// Blocks skipped by an item of names at most.
 const GAP_MAX: usize = 7;
+/// Bits of a name.
+const NAME_BITS: u32 = 12;
+const NAME_MASK: u32 = (1 << NAME_BITS) - 1;
+/// Runs of a block at most: every second page.
+const RUNS_MAX: usize = BLOCK_WORDS * 32;
 /// Bytes of the longest item: a token and a block's bits.
 const ITEM_MAX: usize = 1 + 10 + BLOCK_WORDS * 8 + 8;
 
@@ -59,8 +64,14 @@ pub enum Damage {
 /// Makes the compact form. The map is at rest. At most the map's plain bits and one in a hundred more, and 16 bytes.
 #[must_use]
 pub fn encode(map: &Map) -> Vec<u8> {
-    let mut encoder =
-        Encoder { out: vec![0; 4 * ITEM_MAX], at: 0, next: 0, full: 0, pages: map.pages(), runs: Vec::new() };
+    let mut encoder = Encoder {
+        out: vec![0; 4 * ITEM_MAX],
+        at: 0,
+        next: 0,
+        full: 0,
+        pages: map.pages(),
+        runs: Some(Box::new([0; RUNS_MAX])),
+    };
     encoder.byte(VERSION);
     encoder.varint(map.pages());
     map.look(|block, marks| encoder.block(block, marks));
@@ -155,7 +166,7 @@ struct Encoder {
     full: u64,
     pages: u64,
     /// The runs of a block of many pages; kept for its memory.
-    runs: Vec<u32>,
+    runs: Option<Box<[u32; RUNS_MAX]>>,
 }
 
 impl Encoder {
@@ -206,15 +217,10 @@ impl Encoder {
             return;
         }
         self.end_full();
-        let mut found = std::mem::take(&mut self.runs);
-        found.clear();
-        let mut pages = 0;
-        Marks::Many(bits).runs(|first, len| {
-            pages += len;
-            found.push(first | (first + len - 1) << 12);
-        });
-        self.many_of(block, bits, pages, &found);
-        self.runs = found;
+        let Some(mut found) = self.runs.take() else { return };
+        let (pages, runs) = runs_of(bits, &mut found);
+        self.many_of(block, bits, pages, found.get(..runs).unwrap_or(&[]));
+        self.runs = Some(found);
     }
 
     /// A block of so many pages in so many runs, each packed as it is written.
@@ -238,12 +244,20 @@ impl Encoder {
         } else {
             self.byte(LIST);
             self.varint(pages.into());
-            let mut names = pages_of(bits);
-            while let Some(first) = names.next() {
-                let second = names.next();
-                let both = u64::from(first | second.unwrap_or(0) << 12);
-                self.put(both, if second.is_some() { 3 } else { 2 });
+            if runs == pages {
+                self.names(found.iter().map(|run| run & NAME_MASK));
+            } else {
+                self.names(found.iter().flat_map(|run| (run & NAME_MASK)..=(run >> NAME_BITS)));
             }
+        }
+    }
+
+    /// Packs names: two in three bytes.
+    #[inline]
+    fn names(&mut self, mut names: impl Iterator<Item = u32>) {
+        while let Some(first) = names.next() {
+            let Some(second) = names.next() else { return self.put(first.into(), 2) };
+            self.put((first | second << NAME_BITS).into(), 3);
         }
     }
 
@@ -290,6 +304,31 @@ impl Encoder {
 #[inline]
 fn names_bytes(count: u32) -> usize {
     (count as usize * 3).div_ceil(2)
+}
+
+/// Finds the runs of a block's bits, each packed as it is written: how many pages, how many runs. Runs that go on in the next word are one.
+fn runs_of(bits: &[u64; BLOCK_WORDS], found: &mut [u32; RUNS_MAX]) -> (u32, usize) {
+    let marked = (0..).zip(bits).fold(0, |marked, (at, word)| marked | u64::from(*word != 0) << at);
+    let (mut pages, mut runs) = (0, 0_usize);
+    // Nothing touches the first run.
+    let (mut first, mut next) = (0, u32::MAX);
+    for (base, word) in ones(marked).filter_map(|at| Some((u32::try_from(at * 64).ok()?, bits.get(at)?))) {
+        let mut rest = *word;
+        while rest != 0 {
+            // Adding its lowest bit carries through the lowest run and leaves those above it.
+            let above = rest & rest.wrapping_add(rest & rest.wrapping_neg());
+            let start = base + rest.trailing_zeros();
+            let end = base + 64 - (rest ^ above).leading_zeros();
+            let goes_on = start == next;
+            first = if goes_on { first } else { start };
+            runs += usize::from(!goes_on);
+            if let Some(place) = found.get_mut(runs.wrapping_sub(1)) {
+                *place = first | (end - 1) << NAME_BITS;
+            }
+            (pages, next, rest) = (pages + end - start, end, above);
+        }
+    }
+    (pages, runs)
 }
 
 /// The pages of a block's bits, rising.

@@ -185,12 +185,45 @@ fn what_is_not_a_map_of_this_size_is_refused_with_the_reason() {
         (start(&[0xc4, 1, 7, 0x60, 0, 0xc0]), Damage::Item(0xc4)),
         (start(&[0xc3, 0x81, 0x20]), Damage::Item(0xc3)),
         (start(&[0xc5, 1]), Damage::Truncated),
+        // The last block has 904 pages: page 904 alone, with one before it, at a run's end, as a bit.
+        (start(&[0xc1, 1, 0xc3, 1, 0x88, 3, 0xc0]), Damage::Item(0xc3)),
+        (start(&[0xc1, 1, 0xc3, 2, 0x87, 0x83, 0x38, 0xc0]), Damage::Item(0xc3)),
+        (start(&[0xc1, 1, 0xc4, 1, 0x87, 0x83, 0x38, 0xc0]), Damage::Item(0xc4)),
     ] {
         let found = decode(&bytes, &mut map);
         assert_eq!(found, Err(damage), "{bytes:x?}");
         assert!(!damage.to_string().is_empty());
     }
     assert!(Map::new(PAGES_MAX + 1).unwrap_err().to_string().contains("at most"));
+}
+
+#[test]
+fn a_bit_behind_the_last_page_is_refused_and_the_last_is_not() {
+    // One block, the last byte of its bits has three.
+    for (last, sound) in [(0b100, true), (0b1000, false), (0x80, false)] {
+        let mut map = Map::new(11).unwrap();
+        let found = decode(&[1, 11, 0xc5, 0, last, 0xc0], &mut map);
+        assert_eq!(found, if sound { Ok(()) } else { Err(Damage::Item(0xc5)) }, "{last:#x}");
+        assert_eq!(seen(&map), if sound { vec![(10, 1)] } else { vec![] });
+    }
+}
+
+#[test]
+fn what_is_decoded_is_added_to_what_a_map_has() {
+    let few = |map: &Map| [3, 70, 4095].iter().for_each(|page| map.mark(*page, 1));
+    let many = |map: &Map| (0..4000).step_by(9).for_each(|page| map.mark(page, 2));
+    let runs = |map: &Map| map.mark(100, 1000);
+    let marks: [&dyn Fn(&Map); 3] = [&few, &many, &runs];
+    for (first, second) in marks.iter().flat_map(|first| marks.map(|second| (first, second))) {
+        let (mut map, both, other) =
+            (Map::new(9000).unwrap(), Map::new(9000).unwrap(), Map::new(9000).unwrap());
+        first(&map);
+        first(&both);
+        second(&both);
+        second(&other);
+        decode(&encode(&other), &mut map).unwrap();
+        assert_eq!(taken(&map), taken(&both));
+    }
 }
 
 #[test]

@@ -149,13 +149,28 @@ impl Keeper {
             Some(Standing { word, why, .. }) => tracing::warn!(ssd = ssd.name, word, why, "not served here"),
             None => tracing::info!(ssd = ssd.name, "its owner is here"),
         }
-        if standing.as_ref().is_some_and(|standing| !standing.holds) {
+        let is_over = standing.as_ref().is_some_and(|standing| !standing.holds);
+        if is_over {
             // The life it had here is over; its drive is whoever's comes next.
             ssd.memory.clear();
             ssd.record = None;
         }
         ssd.standing = standing;
+        if is_over {
+            // With what its client left undone, which the next life's engine would do otherwise.
+            self.explained(number);
+            self.end_session(number);
+        }
         self.sync(number);
+    }
+
+    /// Why an engine closed a client's link is known.
+    fn explained(&mut self, number: u32) {
+        if let Some(engine) = self.active_mut()
+            && engine.lost_session.is_some_and(|(lost, _)| lost == number)
+        {
+            engine.lost_session = None;
+        }
     }
 
     /// The one atomic step of a power cycle.
@@ -181,11 +196,7 @@ impl Keeper {
             ssd.record = record;
         }
         let over = ended.is_some() && ssd.session.as_ref().map(|session| session.id) == ended;
-        if let Some(engine) = self.active_mut()
-            && engine.lost_session.is_some_and(|(lost, _)| lost == number)
-        {
-            engine.lost_session = None;
-        }
+        self.explained(number);
         if over {
             self.end_session(number);
         }

@@ -89,7 +89,12 @@ impl House {
             drop(slots);
             // An engine before this one served it; this one never did.
             self.forget_former(number);
-            return self.say_standing(number);
+            self.say_standing(number);
+            // Its client's session ends with that.
+            let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            let client = slots.absent.get_mut(&number).and_then(|absent| absent.client.take());
+            drop(slots);
+            return drop(client);
         };
         // A client that comes meanwhile finds it so.
         slots.absent.insert(number, absent);

@@ -309,9 +309,13 @@ fn an_ssd_that_finds_a_full_pool_stays_where_it_is_and_goes_when_there_is_space(
     assert!(ended.reason.as_ref().is_some_and(|why| why.contains("gives up (Drive)")), "{ended:?}");
     until_it_is(&b, "dropped");
     b.apply_text(b.config(&[("vm", &there)], 64) + &hosts.sections[1]).unwrap();
-    let (pool, volume) = ("p".to_owned(), "filler".to_owned());
-    let deleted = b.ask(&Request::Pool(PoolRequest::Delete { pool, volume }));
-    assert!(matches!(deleted, Response::Done(_)), "{deleted:?}");
+    let delete = PoolRequest::Delete { pool: "p".to_owned(), volume: "filler".to_owned() };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    // Its doors close a moment after the change.
+    while let Response::Error(why) = b.ask(&Request::Pool(delete.clone())) {
+        assert!(why.contains("is served") && Instant::now() < deadline, "{why}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
     migrate_soon(&a, &hosts.addresses[1], terms());
     let moved = until_over(&a, || load.run_for(Duration::from_millis(10)));
     assert_eq!(moved.state, "moved", "{moved:?}");

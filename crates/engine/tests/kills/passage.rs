@@ -1,5 +1,6 @@
 //! Ssds whose owner is on another host: whatever engine starts, it opens none of them, and serves the others.
 
+use super::disk;
 use super::house::House;
 use super::load::Load;
 use super::{FILE, RAM};
@@ -186,4 +187,37 @@ fn what_was_gone_and_is_in_a_changed_configuration_again_is_not_served_and_the_r
     await_state(&house, "moved", "serving");
     house.connect("moved").identify(0, 1).unwrap();
     house.stop();
+}
+
+/// A client that left while its disk stood away has left something undone: that is not done to the disk that comes here later.
+#[test]
+fn what_a_former_life_left_undone_is_not_done_in_the_next() {
+    let backend = format!("virtio-blk on {FILE}\njournal = \"DIR/moved.state.migration\"\n");
+    for packed in [false, true] {
+        let house = House::start(&[("victim", RAM), ("moved", &backend)], 1);
+        let options = guest::vhost_user::Options { packed, ..Default::default() };
+        let connect = || guest::vhost_user::Driver::connect(house.socket("moved"), options).unwrap();
+        let mut driver = connect();
+        disk::write(&mut driver, 0, 1);
+        journal(&house, "moved", &at_source(SourceStepV1::Granted));
+        next_engine(&house);
+        await_state(&house, "moved", "granted");
+        disk::place(&mut driver, guest::vhost_user::request::OUT, 0, vec![2; 4096], false);
+        driver.queues[0].publish().unwrap();
+        driver.client().hang_up();
+        // It is gone, whether the client left before an engine knew of it or after.
+        std::thread::sleep(Duration::from_millis(50));
+        journal(&house, "moved", &at_source(SourceStepV1::Gone));
+        next_engine(&house);
+        await_state(&house, "moved", "gone");
+        journal(&house, "moved", &at_destination(DestinationStepV1::Owned));
+        next_engine(&house);
+        await_state(&house, "moved", "serving");
+        assert!(
+            disk::read(&mut connect(), 0) == [1; 4096],
+            "packed {packed}: it was written after it had come"
+        );
+        drop(driver);
+        house.stop();
+    }
 }

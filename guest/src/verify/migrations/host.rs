@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
@@ -222,7 +222,14 @@ impl Host {
         let next = Words { filler_mib: None, ..words.clone() };
         self.apply(&next)?;
         *words = next;
-        self.insist(&json!({"command": "pool", "operation": "delete", "pool": "p", "volume": FILLER}))
+        let delete = json!({"command": "pool", "operation": "delete", "pool": "p", "volume": FILLER});
+        let deadline = Instant::now() + ANSWER_BY;
+        // Its doors close a moment after the change.
+        while let Err(error) = self.insist(&delete) {
+            ensure!(Instant::now() < deadline, "{error:#}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
     }
 
     fn words(&self) -> MutexGuard<'_, Words> {

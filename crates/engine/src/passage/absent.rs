@@ -106,11 +106,13 @@ impl House {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let absent = slots.absent.get_mut(&number).context("it is served already")?;
         let (config, found) = (absent.config.clone(), absent.found.take());
+        // The client of what is found comes with it: its commands go on, and need its memory. Of no other it is known whose life it is of.
+        let client = found.as_ref().and_then(|_| absent.client.take());
         drop(slots);
         self.keeper.stands(number, None);
         // What is found comes with its drive; what is not may be free in a moment.
         let planned = match found {
-            Some(found) => self.plan(number, &config, Some(found), None, Purpose::Serve)?,
+            Some(found) => self.plan(number, &config, Some(found), client, Purpose::Serve)?,
             None => when_free(|| self.plan(number, &config, None, None, Purpose::Serve))?,
         };
         self.take_up_one(number, planned)?;

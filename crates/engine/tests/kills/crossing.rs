@@ -369,6 +369,51 @@ fn an_encrypted_ssd_goes_to_a_host_with_a_key_of_its_own() {
     b.stop();
 }
 
+/// Of an ssd that was granted and is taken back in the same engine: what its guest asked for before goes on, and is not failed for want of its memory.
+#[test]
+fn an_ssd_that_is_taken_back_goes_on_with_its_guests_commands() {
+    use state::migration::{MigrationV1, SourceStepV1, SourceV1};
+    let hosts = Hosts::new();
+    let limits = "\n[ssd.limits]\niops = 20\niops_burst = 20\n";
+    let a = House::start_with(&[("vm", &format!("{FILE}{limits}"))], 2, &hosts.sections[0]);
+    let mut driver = a.connect("vm");
+    driver.set_timeout(Duration::from_secs(20));
+    driver.create_queue_pair(1, 64).unwrap();
+    let buffer = driver.ram().clone().alloc_with(&[0x5a; 512]).unwrap();
+    // More than the burst: the last ones are taken, and wait.
+    for block in 0..50 {
+        let write = guest::nvme::Sqe::new(1).nsid(1).prp(buffer.iova(), 0).qword(10, block).cdw12(0);
+        driver.submit(1, write).unwrap();
+    }
+    let record = MigrationV1 {
+        ssd: [7; 16],
+        peer: "127.0.0.1:1".to_owned(),
+        migration: [8; 16],
+        epoch: 5,
+        round: 1,
+        source: Some(SourceV1 { held: 4, step: SourceStepV1::Granted }),
+        destination: None,
+        keep: None,
+        closed: None,
+        wiped: None,
+        hypervisor: None,
+    };
+    std::fs::write(a.path("vm.state.migration"), record.to_bytes().unwrap()).unwrap();
+    a.kill();
+    until_it_is(&a, "granted");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while a.status().ssds[0].state != "serving" {
+        assert!(Instant::now() < deadline);
+        steer(&a, Steer::Force);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    for _ in 0..50 {
+        driver.wait_any(1, Duration::from_secs(20)).unwrap().ok().unwrap();
+    }
+    drop(driver);
+    a.stop();
+}
+
 /// A virtio-blk disk of which some requests wait for their limits when it goes.
 #[test]
 fn a_disk_with_requests_that_wait_for_its_limits_goes_all_the_same() {

@@ -368,6 +368,8 @@ impl Arrival {
                             "what came of it is not wiped: {error:#}; restart the engine to try again"
                         ));
                     }
+                    // For the next try, by a hypervisor that was started anew.
+                    self.house.await_guest(self.number);
                 }
                 DestinationEffect::Refuse(refusal) => _ = self.case.remark(refusal.to_string()),
                 DestinationEffect::Raise(alarm) => {

@@ -97,8 +97,9 @@ impl SeatDoor {
 
     /// To the drive of an ssd, on this thread.
     pub(crate) fn of(ssd: &Ssd, rings: &Rings, memory: &Arc<MemoryMap>) -> Self {
-        let mut door = Self::new(open_door(ssd, rings), &ssd.watch);
-        door.awaits_drive = !ssd.drive.is_there();
+        // Looked at first: a drive that comes in between is at worst opened twice, and never missed.
+        let awaits_drive = !ssd.drive.is_there();
+        let mut door = Self { awaits_drive, ..Self::new(open_door(ssd, rings), &ssd.watch) };
         door.memory_changed(memory);
         door
     }

@@ -62,7 +62,12 @@ impl Drop for Blocks {
 
 /// The guest goes on.
 pub(crate) fn thaw(ssd: &Ssd, crew: &Crew) {
-    ssd.terms.set_hold(Hold::Open);
+    hold(ssd, Hold::Open, crew);
+}
+
+/// Tells all seats what is so from now on, of their watch too, and waits for none.
+pub(crate) fn hold(ssd: &Ssd, hold: Hold, crew: &Crew) {
+    ssd.terms.set_hold(hold);
     let (heard, _) = channel();
     crew.tell_all(|| Message::Watch(ssd.id, heard.clone()));
 }

@@ -1,7 +1,7 @@
 //! What a migration asks of the house: to serve an ssd no more, to open one beside its guests, to wipe what is left of one.
 
 use super::Migrations;
-use super::blocks::{Landing, pages_of};
+use super::blocks::{Landing, hold, pages_of};
 use crate::passage::{Absent, Passage, Standing, Store};
 use crate::passenger::Passenger;
 use crate::pool::Purpose;
@@ -15,8 +15,6 @@ use anyhow::{Context, bail, ensure};
 use api::config::{self, Backend, Door};
 use api::control::{EngineRequest, Response};
 use state::migration::MigrationV1;
-use std::convert::Infallible;
-use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -104,8 +102,7 @@ impl House {
         ssd.terms.set_hold(Hold::Closed);
         served.stop();
         ssd.watch.close();
-        let (heard, _) = channel::<Infallible>();
-        self.duty.crew().tell_all(|| crate::message::Message::Watch(ssd.id, heard.clone()));
+        hold(&ssd, Hold::Closed, self.duty.crew());
         if let Err(error) = served.join() {
             tracing::info!(ssd = ssd.name, error = format!("{error:#}"), "it has moved");
         }
@@ -163,11 +160,7 @@ impl House {
             record.as_ref().is_some_and(is_mine),
             "its journal is of another time by now: nothing was touched"
         );
-        let config = {
-            let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-            slots.absent.get(&number).map(|absent| absent.config.clone())
-        };
-        let config = config.context("it is served here, or not of this host")?;
+        let config = self.absent_config(number).context("it is served here, or not of this host")?;
         if let Backend::Pool { pool, .. } = &config.backend {
             // By the pool's own steps: recorded, verified, resumed. The volume stays, with its journal.
             return when_free(|| self.pools()?.vacate(&config, pool));

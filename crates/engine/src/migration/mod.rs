@@ -8,7 +8,7 @@
 //! them. Nothing of it runs on a reactor.
 
 mod arrival;
-mod blocks;
+pub(crate) mod blocks;
 mod case;
 mod copy;
 mod guest;

@@ -66,11 +66,7 @@ impl House {
     /// # Errors
     /// It cannot be served, though it is owned here. The next engine tries again.
     pub(crate) fn arrive(&self, number: usize) -> anyhow::Result<()> {
-        let config = {
-            let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-            slots.absent.get(&number).map(|absent| absent.config.clone())
-        };
-        let config = config.context("it is served already, or not of this host")?;
+        let config = self.absent_config(number).context("it is served already, or not of this host")?;
         if let Some(away) = self.away(&config)? {
             self.say_away(number, &config, &away);
             return Ok(());

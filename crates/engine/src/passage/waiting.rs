@@ -6,7 +6,7 @@
 
 use super::{Away, Passage, Standing};
 use crate::drive::Drive;
-use crate::message::Message;
+use crate::migration::blocks::{hold, thaw};
 use crate::migration::house::when_free;
 use crate::pool::Purpose;
 use crate::run::House;
@@ -15,7 +15,6 @@ use crate::ssd::Ssd;
 use crate::terms::Hold;
 use anyhow::Context;
 use api::config;
-use std::convert::Infallible;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, PoisonError};
 
@@ -122,8 +121,7 @@ impl House {
         slots.open.insert(number, waiting.context("its device does not wait any more")?);
         drop(slots);
         self.keeper.stands(number, None);
-        ssd.terms.set_hold(Hold::Open);
-        self.tell_hold(&ssd);
+        thaw(&ssd, self.duty.crew());
         tracing::info!(ssd = ssd.name, "it has come: served from now on");
         Ok(())
     }
@@ -139,9 +137,8 @@ impl House {
     pub(crate) fn end_wait(&self, waiting: Vec<Served>) {
         for served in &waiting {
             let ssd = served.ssd();
-            ssd.terms.set_hold(Hold::Closed);
             ssd.watch.close();
-            self.tell_hold(ssd);
+            hold(ssd, Hold::Closed, self.duty.crew());
             served.stop();
         }
         for served in waiting {
@@ -149,11 +146,6 @@ impl House {
                 tracing::info!(error = format!("{error:#}"), "a device that waited has ended");
             }
         }
-    }
-
-    fn tell_hold(&self, ssd: &Ssd) {
-        let (heard, _) = channel::<Infallible>();
-        self.duty.crew().tell_all(|| Message::Watch(ssd.id, heard.clone()));
     }
 
     pub(crate) fn absent_config(&self, number: usize) -> Option<config::Ssd> {

@@ -113,6 +113,10 @@ impl Coming {
         self.guest.id
     }
 
+    fn has(&self, ssd: &str) -> bool {
+        self.guest.ssds.iter().any(|one| one == ssd)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -161,8 +165,7 @@ impl Coming {
 
     /// Until the hypervisor has all of the guest; then its devices are set up, while the ssds pass from host to host.
     fn wait(&self, house: &House, mut qemu: Destination) {
-        let came = until_whole(&mut qemu)
-            .and_then(|()| restore(house, &mut qemu, &|name| self.guest.ssds.iter().any(|ssd| ssd == name)));
+        let came = until_whole(&mut qemu).and_then(|()| restore(house, &mut qemu, &|name| self.has(name)));
         let mut state = self.state();
         state.tunnel = None;
         state.whole = match came {
@@ -217,9 +220,7 @@ impl Coming {
             return Ok(());
         }
         let run = match std::mem::take(&mut state.whole) {
-            Whole::Yes(mut qemu) => {
-                let_run(house, &mut qemu, &|name| self.guest.ssds.iter().any(|ssd| ssd == name))
-            }
+            Whole::Yes(mut qemu) => let_run(house, &mut qemu, &|name| self.has(name)),
             Whole::NotYet => Err(anyhow!("nothing is known of its memory")),
             Whole::Never(why) => Err(anyhow!(why)),
         };

@@ -41,8 +41,7 @@ pub(super) fn ssds_of(house: &House, qmp: &Path) -> anyhow::Result<(Source, Vec<
     qemu.check()?;
     let mut ssds = Vec::new();
     for device in qemu.devices()? {
-        let is_its = |config: &&config::Ssd| is_same(&config.socket, &device.socket);
-        let Some(config) = house.configs().iter().find(is_its).cloned() else {
+        let Some(config) = ssd_at(house, &device.socket) else {
             bail!(
                 "its device at {} is not served by this godwitd: only a guest all of whose disks come along can be moved",
                 device.socket.display()
@@ -56,6 +55,11 @@ pub(super) fn ssds_of(house: &House, qmp: &Path) -> anyhow::Result<(Source, Vec<
     }
     ensure!(!ssds.is_empty(), "it has no ssd of this godwitd's: QEMU alone can move it");
     Ok((qemu, ssds))
+}
+
+/// The ssd of the configuration whose clients come by a socket.
+fn ssd_at(house: &House, socket: &Path) -> Option<config::Ssd> {
+    house.configs().into_iter().find(|config| is_same(&config.socket, socket))
 }
 
 fn is_same(one: &Path, other: &Path) -> bool {
@@ -100,7 +104,7 @@ fn controllers(
 ) -> anyhow::Result<Vec<(Device, Passenger)>> {
     let mut found = Vec::new();
     for device in qemu.devices()?.into_iter().filter(|device| device.interface == Interface::VfioUser) {
-        let config = house.configs().into_iter().find(|config| is_same(&config.socket, &device.socket));
+        let config = ssd_at(house, &device.socket);
         let number =
             config.filter(|config| is_its(&config.name)).and_then(|config| house.number(&config.name));
         let passenger = number.and_then(|number| house.passenger(number)).with_context(|| {
@@ -165,9 +169,7 @@ fn once_back(house: &House, path: &Path) -> anyhow::Result<bool> {
         SourceNow::SwitchingOver | SourceNow::GivingUp => {}
         SourceNow::Completed => {
             for device in qemu.devices()? {
-                let config =
-                    house.configs().into_iter().find(|config| is_same(&config.socket, &device.socket));
-                let number = config.and_then(|config| house.number(&config.name));
+                let number = ssd_at(house, &device.socket).and_then(|config| house.number(&config.name));
                 ensure!(
                     number.is_some_and(|number| house.ssd(number).is_some()),
                     "its device at {} is not served here any more",

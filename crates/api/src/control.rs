@@ -88,6 +88,11 @@ pub enum EngineRequest {
         #[serde(default)]
         dry_run: bool,
     },
+    /// The time line of an ssd's last migration: [`Response::Timeline`].
+    Timeline {
+        /// The ssd's name here.
+        ssd: String,
+    },
     /// All migrations that this host takes part in, and those that ended last: [`Response::Migrations`].
     Migrations,
     /// Steers a migration.
@@ -111,11 +116,14 @@ pub struct MigrationTerms {
     pub streams: u16,
     /// What is left here is kept, and not wiped.
     pub keep_source: bool,
+    /// How long one in a hundred of the guest's I/Os may take meanwhile, in thousandths of what it took before: the copy is slowed until it holds. 0: as
+    /// long as it may.
+    pub latency_budget_permille: u32,
 }
 
 impl Default for MigrationTerms {
     fn default() -> Self {
-        Self { bandwidth: 0, max_stun_us: 10_000, streams: 2, keep_source: false }
+        Self { bandwidth: 0, max_stun_us: 10_000, streams: 2, keep_source: false, latency_budget_permille: 0 }
     }
 }
 
@@ -171,8 +179,46 @@ pub struct MigrationStatus {
     pub predicted_stun_ns: Option<u64>,
     /// How long it did: from the last command here to the word that it is served there, ns.
     pub stun_ns: Option<u64>,
+    /// What one in a hundred of the guest's reads and writes took at least before the copy, and takes now, in queues here and at the drive, ns.
+    pub p99_before_ns: Option<u64>,
+    /// See `p99_before_ns`.
+    pub p99_ns: Option<u64>,
     /// Since it began, ms.
     pub elapsed_ms: u64,
+}
+
+/// How a guest's I/O went while its ssd moved, as one of the two hosts counted it: the last two minutes of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Timeline {
+    /// The ssd.
+    pub ssd: String,
+    /// When the migration began here, by this host's clock, ms since 1970.
+    pub began_unix_ms: u64,
+    /// One about each 10 ms, in order.
+    pub points: Vec<TimelinePoint>,
+    /// What was done from when on, in order.
+    pub marks: Vec<TimelineMark>,
+}
+
+/// What was counted at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimelinePoint {
+    /// Since the migration began here, µs.
+    #[serde(rename = "t")]
+    pub at_us: u64,
+    /// I/Os that have ended since some moment before.
+    #[serde(rename = "n")]
+    pub ios: u64,
+}
+
+/// A change of what is done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimelineMark {
+    /// Since the migration began here, µs.
+    pub at_us: u64,
+    /// What is done, as in [`MigrationStatus::state`].
+    pub state: String,
 }
 
 /// A reactor.
@@ -205,6 +251,8 @@ pub enum Response {
     Pool(Vec<PoolStatus>),
     /// The answer to [`EngineRequest::Reactors`].
     Reactors(Vec<ReactorStatus>),
+    /// The answer to [`EngineRequest::Timeline`].
+    Timeline(Timeline),
     /// The answer to [`EngineRequest::Migrations`].
     Migrations(Vec<MigrationStatus>),
     /// It is done.

@@ -1,5 +1,7 @@
 //! Moving ssds between hosts: begun, watched and steered.
 
+mod timeline;
+
 use crate::daemon;
 use anyhow::{Context, bail};
 use api::config::Config;
@@ -34,6 +36,9 @@ pub(crate) struct Migrate {
     /// How long its guest's I/O may stand still, such as 10ms.
     #[arg(long, value_name = "TIME", default_value = "10ms", value_parser = micros)]
     max_stun: u64,
+    /// How long the guest's reads and writes may take meanwhile, beside what they took before: such as 1.5x. The copy is slowed until 99 of 100 keep to it.
+    #[arg(long, value_name = "FACTOR", value_parser = permille)]
+    guest_latency_budget: Option<u32>,
     /// Connections side by side.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
     streams: u16,
@@ -57,6 +62,17 @@ pub(crate) enum MigrationCommand {
     Watch {
         /// The ssd.
         ssd: String,
+    },
+    /// Show how a guest's I/O went during the last migration: I/Os a second, about each 10 ms, for the last two minutes of it.
+    Timeline {
+        /// The ssd.
+        ssd: String,
+        /// Draw it into a file.
+        #[arg(long, value_name = "FILE")]
+        svg: Option<PathBuf>,
+        /// Draw it together with what the other host printed with this command. The two hosts' clocks must agree.
+        #[arg(long, value_name = "FILE", requires = "svg")]
+        with: Option<PathBuf>,
     },
     /// Copy nothing for now; the guest goes on.
     Pause {
@@ -104,13 +120,27 @@ fn micros(text: &str) -> Result<u64, String> {
     number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor)).ok_or_else(wrong)
 }
 
+/// `1.5x`, in thousandths: three decimals at most.
+fn permille(text: &str) -> Result<u32, String> {
+    let wrong = || format!("\"{text}\" is no budget; write a factor from 1 to 1000, such as 1.5x");
+    let factor = text.strip_suffix('x').ok_or_else(wrong)?;
+    let (whole, part) = factor.split_once('.').unwrap_or((factor, ""));
+    let is_number = |digits: &str| digits.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_number(whole) || !is_number(part) || part.len() > 3 {
+        return Err(wrong());
+    }
+    let permille = format!("{whole}{part:0<3}").parse().map_err(|_| wrong())?;
+    if (1_000..=1_000_000).contains(&permille) { Ok(permille) } else { Err(wrong()) }
+}
+
 pub(crate) fn migrate(config: &Config, migrate: &Migrate) -> anyhow::Result<String> {
-    let Migrate { ssd, vm, to, dry_run, bandwidth, max_stun, streams, keep_source, no_wait } = migrate;
+    let Migrate { ssd, vm, to, dry_run, bandwidth, max_stun, streams, keep_source, no_wait, .. } = migrate;
     let terms = MigrationTerms {
         bandwidth: bandwidth.map_or(0, |size| size.bytes),
         max_stun_us: *max_stun,
         streams: *streams,
         keep_source: *keep_source,
+        latency_budget_permille: migrate.guest_latency_budget.unwrap_or(0),
     };
     let (to, dry_run) = (to.clone(), *dry_run);
     let vm = vm.as_ref().map(std::path::absolute).transpose().context("the QMP socket")?;
@@ -137,6 +167,9 @@ pub(crate) fn run(config: &Config, command: &MigrationCommand) -> anyhow::Result
             return if *json { Ok(serde_json::to_string_pretty(&list)? + "\n") } else { Ok(in_words(&list)) };
         }
         MigrationCommand::Watch { ssd } => return watch(config, ssd),
+        MigrationCommand::Timeline { ssd, svg, with } => {
+            return timeline::run(config, ssd, svg.as_deref(), with.as_deref());
+        }
         MigrationCommand::Pause { ssd } => (ssd, Steer::Pause),
         MigrationCommand::Resume { ssd } => (ssd, Steer::Resume),
         MigrationCommand::Bandwidth { ssd, size } => (ssd, Steer::Bandwidth(size.bytes)),
@@ -246,12 +279,13 @@ fn line(migration: &MigrationStatus) -> String {
         };
         write!(
             text,
-            ", pass {}, {} MiB sent at {} MiB/s, {} MiB left{left}, written anew at {} MiB/s{stun}",
+            ", pass {}, {} MiB sent at {} MiB/s, {} MiB left{left}, written anew at {} MiB/s{stun}{}",
             migration.pass + 1,
             mib(migration.sent_bytes),
             mib(rate),
             mib(migration.left_bytes),
-            mib(migration.dirty_rate)
+            mib(migration.dirty_rate),
+            latency(migration)
         )
     };
     if let Some(reason) = reason {
@@ -259,6 +293,15 @@ fn line(migration: &MigrationStatus) -> String {
         text.push_str(reason);
     }
     text
+}
+
+/// How slow the guest's I/O is.
+fn latency(migration: &MigrationStatus) -> String {
+    let millis = |nanos: u64| format!("{:.2} ms", nanos as f64 / 1e6);
+    match (migration.p99_ns, migration.p99_before_ns) {
+        (Some(now), Some(before)) => format!(", p99 {} ({} before)", millis(now), millis(before)),
+        _ => String::new(),
+    }
 }
 
 #[cfg(test)]
@@ -274,6 +317,17 @@ mod tests {
     }
 
     #[test]
+    fn a_budget_is_a_factor() {
+        assert_eq!(
+            ["1.5x", "1x", "1000x", "1.125x"].map(permille),
+            [Ok(1500), Ok(1000), Ok(1_000_000), Ok(1125)]
+        );
+        for wrong in ["", "x", "1.5", "0.9x", "1001x", "1.2345x", "+1x", "infx", "-2x", "99999999999x"] {
+            assert!(permille(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn a_migration_is_told_by_what_an_operator_asks() {
         let going = MigrationStatus {
             ssd: "db".to_owned(),
@@ -283,13 +337,15 @@ mod tests {
             left_bytes: 1000 << 20,
             sent_bytes: 5 << 20,
             predicted_stun_ns: Some(4_200_000),
+            p99_ns: Some(450_000),
+            p99_before_ns: Some(300_000),
             ..MigrationStatus::default()
         };
         let text = line(&going);
         assert_eq!(
             text,
             "ssd \"db\" to b:8010: copying, pass 1, 5 MiB sent at 100 MiB/s, 1000 MiB left (about 10 s), written anew at 0 MiB/s, it would \
-             stand still for 4.2 ms"
+             stand still for 4.2 ms, p99 0.45 ms (0.30 ms before)"
         );
         let moved = MigrationStatus {
             state: "moved".to_owned(),

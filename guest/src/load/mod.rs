@@ -11,6 +11,7 @@ pub mod copy;
 pub mod disks;
 pub mod engine;
 pub mod fio;
+pub mod floor;
 pub mod footprint;
 pub mod histogram;
 pub mod idle;

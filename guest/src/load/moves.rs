@@ -1,6 +1,5 @@
 //! Migrations: how long one takes against what its bytes take alone, how long its ssd stands still, and what its guest feels meanwhile.
 
-use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -9,12 +8,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::{Value, json};
 
-use super::fio;
+use super::floor;
 use super::histogram::Histogram;
 use super::report::Report;
 use super::space::{ADDRESSES, Spaces};
 use super::suite::Settings;
-use super::workload::{Direction, Random, Workload};
+use super::workload::Random;
 use crate::relay::Relay;
 use crate::verify::daemon::{Backing, Frontend, Ssd};
 use crate::verify::door::{Door, Kind, Op};
@@ -38,8 +37,6 @@ const BEFORE: Duration = Duration::from_secs(1);
 const IDLE_PER_S: f64 = 1000.0;
 /// Of a link, by the load that is not idle.
 const SHARE: f64 = 0.5;
-/// Measured over the raw link.
-const LINK_BYTES: usize = 96 << 20;
 
 /// A way between two hosts.
 struct Link {
@@ -199,47 +196,14 @@ impl Case<'_> {
 
     /// Bytes a second of the slowest of the link and the drive, each alone.
     fn slowest(&self, folder: &Path) -> Result<f64> {
-        let link = self.raw_link()?;
-        fio::ensure_installed()?;
-        let file = folder.join("raw.img");
-        super::suite::write_file(&file, MEBIBYTES)?;
-        let mut rates = vec![link];
-        for direction in [Direction::Read, Direction::Write] {
-            let load = Workload::sequential(direction, 8);
-            let (time, warm_up) = (Duration::from_secs(1), Duration::from_millis(200));
-            let cpu = self.settings.engine_cpu;
-            let raw = fio::run(&file, MEBIBYTES << 20, &load, cpu, warm_up, time)?;
-            rates.push(raw.iops * load.block_bytes as f64);
-        }
-        std::fs::remove_file(file)?;
-        Ok(rates.into_iter().fold(f64::INFINITY, f64::min))
-    }
-
-    fn raw_link(&self) -> Result<f64> {
         let address = self.address(1);
         let listener = self.within(1, || Ok(TcpListener::bind((address, 0))?))?;
         let target = listener.local_addr()?;
         let way = self.way(1, target)?;
         let is_direct = self.spaces.is_some() && self.link.delay.is_zero();
         let to = if is_direct { target } else { way.address() };
-        let sink = std::thread::spawn(move || -> std::io::Result<()> {
-            let (mut socket, _) = listener.accept()?;
-            let mut room = vec![0; 1 << 20];
-            let mut left = LINK_BYTES;
-            while left > 0 {
-                left -= socket.read(&mut room)?.min(left);
-            }
-            socket.write_all(&[1])
-        });
-        let mut socket = self.within(0, || Ok(TcpStream::connect(to)?))?;
-        let (bytes, start) = (vec![0x5A; 1 << 20], Instant::now());
-        for _ in 0..LINK_BYTES >> 20 {
-            socket.write_all(&bytes)?;
-        }
-        socket.read_exact(&mut [0])?;
-        let rate = LINK_BYTES as f64 / start.elapsed().as_secs_f64();
-        sink.join().map_err(|_| anyhow!("the raw link's end panicked"))??;
-        Ok(rate)
+        let link = floor::link(listener, || self.within(0, || Ok(TcpStream::connect(to)?)))?;
+        Ok(link.min(floor::file(folder, MEBIBYTES, self.settings.engine_cpu)?))
     }
 
     fn migrate(&self, hosts: &[Host; 2], client: &mut Client) -> Result<Moved> {

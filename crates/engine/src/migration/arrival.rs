@@ -2,6 +2,7 @@
 
 use super::blocks::{Landing, pages_of};
 use super::case::Case;
+use super::gauge;
 use super::guest::{Coming, check_came, run_what_came};
 use super::journal::Journal;
 use super::word::{FromDestination, SourceWord, to_destination};
@@ -349,6 +350,8 @@ impl Arrival {
                         let why = format!("{error:#}");
                         self.case.remark(why.clone());
                         self.house.keeper.fault(Some(self.number), why);
+                    } else if let Some(ssd) = self.house.ssd(self.number) {
+                        gauge::watch(&self.case, &ssd, 0);
                     }
                 }
                 DestinationEffect::Stop => self.house.depart(self.number),

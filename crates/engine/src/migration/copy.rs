@@ -17,7 +17,7 @@ use state::controller::{ControllerV1, VectorV1};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
-use transfer::control::{System, UNLIMITED};
+use transfer::control::System;
 use transfer::copy::{Error, Options, Precopy, Verdict};
 use transfer::frame::{Plan, STATE_BYTES_MAX};
 use transfer::tls::{Outgoing, Protocol};
@@ -61,6 +61,7 @@ impl Copy {
     }
 
     fn copy(&self) -> anyhow::Result<()> {
+        self.case.gauge.copy_begins(self.terms.latency_budget_permille != 0);
         let pages = pages_of(&self.ssd).context("its size is no multiple of 4 KiB: it cannot be moved")?;
         let streams = self.terms.streams;
         let blocks = Blocks::new(&self.ssd, &self.crew, pages, usize::from(streams))?;
@@ -70,8 +71,7 @@ impl Copy {
             profile: self.ssd.profile.name.to_owned(),
             settings: Vec::new(),
         };
-        let pace = if self.terms.bandwidth == 0 { UNLIMITED } else { self.terms.bandwidth };
-        self.case.control.set_pace(pace);
+        self.case.set_bandwidth(self.terms.bandwidth);
         let stun_max = Duration::from_micros(self.terms.max_stun_us);
         let options = Options { migration: self.migration, streams, stun_max, ..Options::default() };
         let (means, peer) = (&self.means, &self.case.peer);

@@ -11,6 +11,7 @@ mod arrival;
 pub(crate) mod blocks;
 mod case;
 mod copy;
+mod gauge;
 mod guest;
 pub(crate) mod house;
 mod journal;
@@ -373,6 +374,9 @@ impl Migrations {
         let case = Arc::new(case);
         self.state().cases.insert(offer.name.clone(), Arc::clone(&case));
         let line = Line::new(Arc::clone(&means), &peer, offer);
+        if let Some(ssd) = house.ssd(number) {
+            gauge::watch(&case, &ssd, terms.latency_budget_permille);
+        }
         let begun = Arc::clone(&case);
         let house = Arc::clone(house);
         let sending =
@@ -453,6 +457,17 @@ impl Migrations {
     /// All there are.
     pub(crate) fn list(&self) -> Vec<MigrationStatus> {
         self.state().cases.values().map(|case| case.status()).collect()
+    }
+
+    /// The time line of an ssd's last migration.
+    pub(crate) fn timeline(&self, ssd: &str) -> Response {
+        let case = self.state().cases.get(ssd).cloned();
+        match case {
+            Some(case) => Response::Timeline(case.gauge.timeline(ssd)),
+            None => Response::Error(format!(
+                "nothing is known of a migration of ssd \"{ssd}\": an engine that was restarted forgets those that are over"
+            )),
+        }
     }
 
     /// Steers the migration of an ssd.

@@ -3,7 +3,9 @@
 use crate::disk;
 use crate::house::House;
 use crate::load::Load;
-use api::control::{EngineRequest, MigrationStatus, MigrationTerms, PoolRequest, Request, Response, Steer};
+use api::control::{
+    EngineRequest, MigrationStatus, MigrationTerms, PoolRequest, Request, Response, Steer, Timeline,
+};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -320,6 +322,46 @@ fn an_ssd_that_finds_a_full_pool_stays_where_it_is_and_goes_when_there_is_space(
     let moved = until_over(&a, || load.run_for(Duration::from_millis(10)));
     assert_eq!(moved.state, "moved", "{moved:?}");
     load.leave().go_on(b.connect("vm")).finish();
+    a.stop();
+    b.stop();
+}
+
+fn timeline(house: &House) -> Timeline {
+    match house.ask(&Request::Engine(EngineRequest::Timeline { ssd: "vm".to_owned() })) {
+        Response::Timeline(line) => line,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A guest with a budget is looked at before its copy begins; both hosts tell how its I/O went.
+#[test]
+fn a_guests_io_is_looked_at_before_during_and_after_it_moves() {
+    let hosts = Hosts::new();
+    let [a, b] = two_houses(&hosts, FILE, FILE);
+    until_it_is(&b, "incoming");
+    let mut load = Load::new(a.connect("vm"), 2, 16, 7);
+    load.run_for(Duration::from_millis(300));
+    migrate_soon(&a, &hosts.addresses[1], MigrationTerms { latency_budget_permille: 100_000, ..terms() });
+    let moved = until_over(&a, || load.run_for(Duration::from_millis(20)));
+    assert_eq!(moved.state, "moved", "{moved:?}");
+    assert!(moved.elapsed_ms >= 1000, "{moved:?}");
+    assert!(moved.p99_before_ns.is_some() && moved.p99_ns.is_some(), "{moved:?}");
+    let here = timeline(&a);
+    let is_in_order = |line: &Timeline| line.points.windows(2).all(|two| two[0].at_us < two[1].at_us);
+    assert!(is_in_order(&here) && here.points.len() > 20, "{here:?}");
+    let ends = here.points.first().zip(here.points.last());
+    assert!(ends.is_some_and(|(first, last)| first.ios < last.ios), "{here:?}");
+    let states: Vec<_> = here.marks.iter().map(|mark| mark.state.as_str()).collect();
+    assert_eq!(states, ["copying", "switching over", "granted", "moved"]);
+    let mut load = load.leave().go_on(b.connect("vm"));
+    load.run_for(Duration::from_millis(300));
+    load.finish();
+    let there = timeline(&b);
+    assert!(
+        is_in_order(&there) && there.marks.last().is_some_and(|mark| mark.state == "arrived"),
+        "{there:?}"
+    );
+    assert!(there.points.last().is_some_and(|last| last.ios > 0), "{there:?}");
     a.stop();
     b.stop();
 }

@@ -10,6 +10,7 @@ use memory::{DoorbellPage, MemoryMap, Segment, SharedRegion};
 use nvme::controller::{Bar, Controller, ControllerConfig, Host};
 use nvme::group::{GroupConfig, QueueGroup};
 use nvme::namespace::{Gate, NamespaceTable, SubsystemGate};
+use nvme::management::Order;
 use nvme::profile::{GODWIT_1, Identity, IdentityConfig};
 use nvme::queue::conclude;
 use nvme::sink::{GroupCommand, GroupEvent, Sink};
@@ -150,6 +151,10 @@ impl Host for Engine {
         assert_eq!(SsdV1::from_bytes(&bytes).expect("our own"), record);
         self.note(bytes.len() as u64);
         self.writing = Some(record);
+    }
+
+    fn manage(&mut self, _ticket: u32, _cntlid: u16, _order: Order) {
+        unreachable!("an I/O controller manages nobody");
     }
 
     fn namespaces(&mut self, table: &Arc<NamespaceTable>) {

@@ -133,7 +133,7 @@ impl Plan {
             new;
         // By the engine's `isolation`. That it comes from another host, and with whom, is looked at when it is opened, and means nothing once
         // it has come.
-        let Ssd { limits, journal, isolated: _, incoming: _, hypervisor: _, .. } = new;
+        let Ssd { limits, journal, controller_id, isolated: _, incoming: _, hypervisor: _, .. } = new;
         if *limits != old.limits {
             self.limited.push(name.clone());
         }
@@ -145,6 +145,7 @@ impl Plan {
             ("key", *key == old.key),
             ("lba", *lba_bytes == old.lba_bytes),
             ("profile", *profile == old.profile),
+            ("controller_id", *controller_id == old.controller_id),
             ("serial, nqn or uuid", *identity == old.identity),
         ];
         for (field, _) in fixed.iter().filter(|(_, same)| !same) {

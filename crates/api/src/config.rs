@@ -1,9 +1,11 @@
 //! `godwit.toml`: what `godwitd` serves. See `docs/guide/configuration.md`.
 
 mod limits;
+mod management;
 mod migration;
 
 pub use limits::{Limits, Rate, WEIGHT_DEFAULT};
+pub use management::MANAGEMENT_PROFILE;
 pub use migration::Migration;
 
 use crate::identity::{Identity, serial_of_name, uuid_of_text};
@@ -29,7 +31,7 @@ const VOLUME_BYTES_MAX: usize = 128;
 pub struct Config {
     /// How the engine runs.
     pub engine: Engine,
-    /// What it serves; names, sockets and state files are distinct.
+    /// What it serves; names, sockets and state files are distinct. A management controller comes last, with a profile of its own.
     pub ssds: Vec<Ssd>,
     /// Drives that carry a pool each; names and paths are distinct.
     pub pools: Vec<Pool>,
@@ -81,6 +83,8 @@ pub struct Ssd {
     pub lba_bytes: u32,
     /// The device model's profile.
     pub profile: String,
+    /// What it is called by a management controller, which manages it then.
+    pub controller_id: Option<u16>,
     /// What names it to the guest.
     pub identity: Identity,
     /// How much it may do.
@@ -262,6 +266,7 @@ struct RawConfig {
     pool: Vec<RawPool>,
     control: Option<Spanned<PathBuf>>,
     migration: Option<migration::RawMigration>,
+    management: Option<Spanned<management::RawManagement>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -297,6 +302,7 @@ struct RawSsd {
     backend: Spanned<RawBackend>,
     lba: Option<Spanned<u32>>,
     profile: Option<Spanned<String>>,
+    controller_id: Option<Spanned<u16>>,
     serial: Option<Spanned<String>>,
     nqn: Option<Spanned<String>>,
     uuid: Option<Spanned<String>>,
@@ -343,9 +349,14 @@ fn check(raw: RawConfig) -> Result<Config, Wrong> {
         ));
     }
     let ssd = |ssd: &Spanned<RawSsd>| check_ssd(ssd.get_ref(), engine.isolation);
-    let ssds = raw.ssd.iter().map(ssd).collect::<Result<Vec<_>, _>>()?;
+    let mut ssds = raw.ssd.iter().map(ssd).collect::<Result<Vec<_>, _>>()?;
     check_distinct(&raw.ssd, &ssds)?;
+    let ids: Vec<_> = raw.ssd.iter().map(|ssd| ssd.get_ref().controller_id.as_ref()).collect();
+    management::check_controller_ids(&ids, &ssds)?;
     let pools = check_pools(&raw, &ssds)?;
+    if let Some(management) = &raw.management {
+        ssds.push(management::check(management, &ssds)?);
+    }
     let control = raw.control.as_ref().map(|path| check_control(path, &ssds)).transpose()?;
     let migration = raw.migration.map(migration::check).transpose()?;
     Ok(Config { engine, ssds, pools, control, migration })
@@ -474,6 +485,7 @@ fn check_ssd(raw: &RawSsd, isolated: bool) -> Result<Ssd, Wrong> {
         backend,
         lba_bytes,
         profile: "godwit-1".to_owned(),
+        controller_id: raw.controller_id.as_ref().map(|id| *id.get_ref()),
         limits: limits::check(raw.limits.as_ref())?,
         isolated,
     })

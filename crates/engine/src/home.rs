@@ -12,6 +12,7 @@ mod waiting;
 
 use crate::crew::Crew;
 use crate::interrupts::Table;
+use crate::management::{self, Ask};
 use crate::message::{Answer, Call, Client, News, Settlement};
 use crate::records::Records;
 use crate::seat::{Seat, Stand, Turn};
@@ -24,6 +25,7 @@ pub(crate) use links::{Goal, HandedOn};
 use memory::MemoryMap;
 use nvme::controller::Controller;
 use nvme::host::Host;
+use nvme::management::{Order, Report};
 use nvme::namespace::NamespaceTable;
 use nvme::sink::{GroupCommand, GroupEvent, Sink};
 use rustix::io::Errno;
@@ -77,6 +79,11 @@ impl Host for Errand<'_> {
 
     fn persist(&mut self, record: SsdV1) {
         self.links.records.keep(&self.seat.ssd, self.seat.life(), record, &self.links.this);
+    }
+
+    fn manage(&mut self, ticket: u32, cntlid: u16, order: Order) {
+        let (life, home) = (self.seat.life(), Arc::clone(&self.links.this));
+        management::ask(self.seat.ssd.management.get(), Ask { ticket, cntlid, order, life, home });
     }
 
     fn namespaces(&mut self, table: &Arc<NamespaceTable>) {
@@ -229,6 +236,16 @@ impl Home {
         self.settle(now);
     }
 
+    /// What became of an order of a management controller's.
+    pub(crate) fn managed(&mut self, ticket: u32, report: Report, now: Now) {
+        if self.freezing.is_wanted() {
+            return;
+        }
+        let Self { seat, controller, links, .. } = self;
+        controller.managed(ticket, report, now, &mut Errand { seat, links });
+        self.settle(now);
+    }
+
     /// Does what the session asks. One call at a time: a session waits for its answer.
     pub(crate) fn call(&mut self, call: Call, reply: SyncSender<Answer>, now: Now) -> Next {
         if self.freezing.is_wanted() {
@@ -257,6 +274,7 @@ impl Home {
                 controller.bar_write(bar, offset, &data, now, &mut errand);
                 Answer::Done
             }
+            Call::Save => Answer::State(Box::new(controller.save(now))),
             Call::Grow(capacity_bytes) => {
                 controller.grow(capacity_bytes, now, &mut errand);
                 Answer::Done

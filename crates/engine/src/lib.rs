@@ -24,6 +24,7 @@ mod identities;
 mod interrupts;
 mod keeper;
 mod mailbox;
+mod management;
 mod message;
 mod meter;
 mod migration;
@@ -218,6 +219,10 @@ fn open(at: usize, config: &api::config::Ssd, pools: &Pools) -> anyhow::Result<O
     if let passage::Standing::Away(away) = passage::Passage::of(config, pools).standing() {
         anyhow::bail!("it is {}: {}", away.word, away.why);
     }
+    anyhow::ensure!(
+        config.profile != api::config::MANAGEMENT_PROFILE,
+        "a management controller is served by godwitd, and not in a program of one's own"
+    );
     Ok(match config.door {
         Door::VfioUser => Opened::Nvme(Box::new(serve::open(at, config, pools)?)),
         Door::VhostUser => Opened::Vhost(vhost::open(at, config, pools)?),

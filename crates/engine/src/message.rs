@@ -10,9 +10,11 @@ use crate::watch::Heard;
 use memory::{MemoryMap, Remote};
 use nvme::controller::Controller;
 use nvme::host::Bar;
+use nvme::management::Report;
 use nvme::namespace::NamespaceTable;
 use nvme::sink::{GroupCommand, GroupEvent};
 use rustix::io::Errno;
+use state::controller::ControllerV1;
 use state::ssd::SsdV1;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, SyncSender};
@@ -49,6 +51,8 @@ pub(crate) enum Message {
     News(Life, News),
     /// From the record keeper to home.
     Persisted(Life, bool),
+    /// To the home of a management controller: what became of an order, by its ticket.
+    Managed(Life, u32, Box<Report>),
     /// The ssd's limits were changed.
     Limits(SsdId),
     /// Its writes are noted from now on, or not any more; it is frozen, or thawed. Heard when what was at the drive has ended.
@@ -83,7 +87,7 @@ impl Message {
             | Self::Group(id, _)
             | Self::Interrupts(id, _) => Some(*id),
             Self::Vhost(id, _) => Some(*id),
-            Self::News(life, _) | Self::Persisted(life, _) => Some(life.ssd),
+            Self::News(life, _) | Self::Persisted(life, _) | Self::Managed(life, ..) => Some(life.ssd),
             Self::Look | Self::Stop | Self::Muster | Self::Survey(_) | Self::Options(_) => None,
         }
     }
@@ -136,6 +140,8 @@ pub(crate) enum Call {
     Reset,
     /// The drive has so many bytes now.
     Grow(u64),
+    /// Say the controller's state, though it may change at once.
+    Save,
     /// Make all that was written durable.
     Flush,
     /// Begin nothing more and keep everything in the region, for another process; answered when nothing is at the drive.
@@ -162,6 +168,8 @@ pub(crate) enum Answer {
     Bytes(Vec<u8>),
     /// The ssd, which stands still.
     Settlement(Box<Settlement>),
+    /// The controller's state.
+    State(Box<ControllerV1>),
     /// The ssd's record at power off.
     Record(Box<SsdV1>),
     /// Refused.

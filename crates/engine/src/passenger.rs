@@ -18,6 +18,7 @@ use crate::slot::Current;
 use crate::ssd::Ssd;
 use crate::written;
 use anyhow::{Context, bail};
+use nvme::management;
 use rustix::io::Errno;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -89,6 +90,17 @@ impl Passenger {
     /// Its client has stopped it; there is no client.
     pub fn run(&self) -> anyhow::Result<()> {
         self.order(Order::Run).map(drop)
+    }
+
+    /// What a migration management controller wants done.
+    pub(crate) fn manage(&self, order: management::Order) -> management::Report {
+        use management::{Report as Managed, Trouble};
+        match self.orders().map(|orders| orders.give(Order::Manage(order))) {
+            // Without a client there is no device that could be suspended.
+            Err(_) => Managed::Failed(Trouble::NoController),
+            Ok(Ok(Report::Managed(report))) => report,
+            Ok(_) => Managed::Failed(Trouble::Busy),
+        }
     }
 
     /// Every write of the device into its guest that is answered after this returned is logged.

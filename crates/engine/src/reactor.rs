@@ -402,6 +402,11 @@ impl Reactor {
                 Some(Place::Home(_)) => {}
                 _ => self.forward(life.ssd, Message::Persisted(life, ok)),
             },
+            Message::Managed(life, ticket, report) => match self.find(life.ssd) {
+                Some(Place::Home(home)) if home.seat.life() == life => home.managed(ticket, *report, now),
+                Some(Place::Home(_)) => {}
+                _ => self.forward(life.ssd, Message::Managed(life, ticket, report)),
+            },
             Message::Limits(id) => self.limits_changed(id),
             Message::Watch(id, heard) => self.heed(id, heard),
             Message::Vhost(id, order) => self.order(id, order, now),

@@ -8,6 +8,7 @@ use crate::change::Readied;
 use crate::clock::{Calibration, Clock};
 use crate::duty::Duty;
 use crate::keeper::{Keeper, PowerCycle};
+use crate::management::{self, Ask, Desk};
 use crate::meter;
 use crate::migration::Migrations;
 use crate::passage::Absent;
@@ -30,6 +31,7 @@ use link::control::{
 };
 use link::frame::Wait;
 use memory::SharedRegion;
+use nvme::profile::Role as Kind;
 use nvme::queue::{self, Left};
 use state::region::ControllerRegion;
 use state::session::VfioUserV1;
@@ -38,7 +40,7 @@ use state::vhost_session::VhostUserV1;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -232,6 +234,12 @@ impl Process {
         let stats = self.welcome.stats.as_ref().map(PathBuf::from);
         let clock = Clock::calibrate(self.calibration);
         let house = Arc::new(House::start(config, stats, clock, Arc::clone(&self.keeper))?);
+        let orders = house.management.1.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(orders) = orders {
+            let house = Arc::clone(&house);
+            let serve = move || management::serve(&house, &orders);
+            std::thread::Builder::new().name("management".to_owned()).spawn(serve)?;
+        }
         if let Some(beside) = self.beside.take() {
             beside(Passengers::of(Arc::clone(&house)));
         }
@@ -349,6 +357,8 @@ pub(crate) struct House {
     pub(crate) migrations: OnceLock<Migrations>,
     /// See [`House::turn_of`].
     pub(crate) turns: Mutex<BTreeMap<usize, Arc<Mutex<()>>>>,
+    /// Where management controllers have their orders done; who does them, until it has begun.
+    management: (Desk, Mutex<Option<Receiver<Ask>>>),
     stats_path: Option<PathBuf>,
 }
 
@@ -374,6 +384,7 @@ impl House {
         let (records, record_thread) = Records::start()?;
         let duty = Duty::new(stats, records.clone(), Some(Arc::clone(&keeper)), clock)?;
         duty.call_up(&config.engine)?;
+        let (desk, orders) = channel();
         Ok(Self {
             keeper,
             clock,
@@ -385,6 +396,7 @@ impl House {
             configs: Mutex::new(config.ssds.clone()),
             migrations: OnceLock::new(),
             turns: Mutex::default(),
+            management: (desk, Mutex::new(Some(orders))),
             stats_path,
         })
     }
@@ -399,6 +411,11 @@ impl House {
         let house = Self::start(config, None, clock, keeper).expect("a house");
         house.pools.get_or_init(|| Arc::new(pools));
         house
+    }
+
+    /// All that is served at the start is there.
+    pub(crate) fn has_started(&self) -> bool {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).started
     }
 
     /// Waits for what a dead engine had at the drives, then takes over or powers on every ssd.
@@ -563,6 +580,9 @@ impl House {
         })?;
         if let Some(log) = log {
             ssd.written.restore(log);
+        }
+        if ssd.profile.role == Kind::Management {
+            ssd.management.get_or_init(|| self.management.0.clone());
         }
         self.give(at, &ssd, lost, is_new)?;
         let home = self.duty.home_of(at);

@@ -370,6 +370,7 @@ pub(crate) mod tests {
             keeper: None,
             terms: crate::terms::Terms::unlimited(),
             watch: crate::watch::Watch::default(),
+            management: std::sync::OnceLock::new(),
             written: crate::written::Written::default(),
         })
     }

@@ -25,7 +25,7 @@ use nvme::profile::Profile;
 use state::ssd::SsdV1;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 /// An ssd whose drive and record were found good.
@@ -95,6 +95,7 @@ pub(crate) fn open_ssd(
         keeper,
         terms: Terms::new(config),
         watch: Watch::default(),
+        management: OnceLock::new(),
         written: crate::written::Written::default(),
     };
     Ok((Arc::new(ssd), record))

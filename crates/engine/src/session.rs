@@ -1,6 +1,7 @@
 //! A vfio-user session's view of an ssd: messages become calls to the ssd's home, the answers become replies.
 
 mod logging;
+mod managed;
 mod migration;
 mod orders;
 
@@ -329,7 +330,12 @@ impl Device for Wire {
 
     fn region_write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<(), Errno> {
         match self.write_still(region, offset, data) {
-            Some(Err(Errno::BUSY)) if self.is_held() => self.wait_to_run()?,
+            Some(Err(Errno::BUSY)) if self.is_held() => {
+                match Self::resets(region, offset, data).filter(|_| self.is_suspended()) {
+                    Some(whole) => self.reset_suspended(whole)?,
+                    None => self.wait_to_run()?,
+                }
+            }
             Some(written) => return written,
             None => {}
         }
@@ -395,6 +401,9 @@ impl Device for Wire {
     }
 
     fn reset(&mut self) -> Result<(), Errno> {
+        if self.is_suspended() {
+            self.reset_suspended(true)?;
+        }
         self.wait_to_run()?;
         self.reset_still()?;
         self.call(Call::Reset).map(|_| ())

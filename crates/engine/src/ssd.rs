@@ -3,6 +3,7 @@
 use crate::data_key::DataKey;
 use crate::drive::Drive;
 use crate::keeper::Keeper;
+use crate::management::Desk;
 use crate::message::SsdId;
 use crate::terms::Terms;
 use crate::watch::Watch;
@@ -14,8 +15,8 @@ use nvme::profile::{Identity, Profile};
 use state::region::ControllerRegion;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// An ssd: constant facts, but for its terms and the size of its drive.
 pub(crate) struct Ssd {
@@ -36,6 +37,8 @@ pub(crate) struct Ssd {
     pub(crate) terms: Arc<Terms>,
     /// Where its writes are noted, while it is copied.
     pub(crate) watch: Watch,
+    /// Of a management controller: where its orders go.
+    pub(crate) management: OnceLock<Desk>,
     /// What is written into its guest's memory, if anyone here wants to know.
     pub(crate) written: Written,
 }

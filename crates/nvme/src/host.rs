@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::management::Order;
 use crate::namespace::NamespaceTable;
 use crate::sink::GroupCommand;
 
@@ -29,6 +30,10 @@ pub trait Host {
     /// Writes the record to stable storage, asynchronously; answered by
     /// [`Controller::persisted`](crate::controller::Controller::persisted). At most one is outstanding.
     fn persist(&mut self, record: state::SsdV1);
+    /// Has something done to the controller of that identifier. Answered by
+    /// [`Controller::managed`](crate::controller::Controller::managed), once, or never if the process ends. Only a controller of
+    /// [`Role::Management`](crate::profile::Role::Management) asks.
+    fn manage(&mut self, ticket: u32, cntlid: u16, order: Order);
     /// The table that groups made from now on start with.
     fn namespaces(&mut self, table: &Arc<NamespaceTable>);
 }

@@ -18,6 +18,7 @@ pub mod group;
 pub mod host;
 mod io;
 pub mod limits;
+pub mod management;
 pub mod marks;
 pub mod namespace;
 mod order;

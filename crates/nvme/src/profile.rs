@@ -4,7 +4,7 @@
 //! new device model is a new name.
 //!
 //! ## PCI ids
-//! Vendor 676Fh (the letters "go"), device 6477h ("dw"). Guest drivers bind by class code 010802h. The ids are in no entry of
+//! Vendor 676Fh (the letters "go"), device 6477h ("dw"), or 6D67h ("mg") of a migration management controller. Guest drivers bind by class code 010802h. The ids are in no entry of
 //! Linux's NVMe quirk table (drivers/nvme/host/pci.c), so the stock driver applies no quirk; deliberately not 1B36:0010
 //! (QEMU, BOGUS_NID) nor 8086:5845 (its older id, IDENTIFY_CNS, DISABLE_WRITE_ZEROES, BOGUS_NID). PCI-SIG has assigned
 //! 676Fh to nobody we know of; whoever ships Godwit under a vendor id of their own adds a profile.
@@ -17,11 +17,22 @@ use crate::limits;
 /// Organisationally unique identifier for EUI-64 and NGUID, from the locally administered space ("GW").
 pub const OUI: [u8; 3] = [0x06, 0x47, 0x57];
 
+/// What a controller is there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// I/O to its namespaces.
+    Io,
+    /// Moving other controllers ([`crate::management`]): an administrative controller without namespaces or I/O queues.
+    Management,
+}
+
 /// A device model: everything Identify says that is not identity, configuration or state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Profile {
     /// Its name, as stored with the ssd.
     pub name: &'static str,
+    /// What it is there for.
+    pub role: Role,
     /// Model number, up to 40 ASCII characters.
     pub model: &'static str,
     /// Firmware revision, up to 8 ASCII characters.
@@ -51,6 +62,7 @@ pub struct Profile {
 /// Profile "godwit-1".
 pub const GODWIT_1: Profile = Profile {
     name: "godwit-1",
+    role: Role::Io,
     model: "Godwit NVMe SSD",
     firmware: "1.0",
     vendor_id: 0x676f,
@@ -65,9 +77,19 @@ pub const GODWIT_1: Profile = Profile {
     vectors: limits::VECTORS_MAX,
 };
 
+/// Profile "godwit-management-1".
+pub const GODWIT_MANAGEMENT_1: Profile = Profile {
+    name: "godwit-management-1",
+    role: Role::Management,
+    model: "Godwit Migration Management Controller",
+    device_id: 0x6d67,
+    io_queues: 0,
+    ..GODWIT_1
+};
+
 impl Profile {
     /// Every profile this build can show.
-    pub const ALL: [&'static Self; 1] = [&GODWIT_1];
+    pub const ALL: [&'static Self; 2] = [&GODWIT_1, &GODWIT_MANAGEMENT_1];
 
     /// The profile with this name.
     #[must_use]

@@ -13,6 +13,7 @@ use nvme::controller::{Controller, ControllerConfig, Host};
 use nvme::crash;
 use nvme::group::{GroupConfig, QueueGroup};
 use nvme::limits::MDTS_BYTES;
+use nvme::management::Order;
 use nvme::namespace::NamespaceTable;
 use nvme::profile::{GODWIT_1, Identity};
 use nvme::queue::conclude;
@@ -128,6 +129,10 @@ impl Host for Errand<'_> {
         crash::point();
         assert!(self.outside.writing.is_none(), "one record is written at a time");
         self.outside.writing = Some(record);
+    }
+
+    fn manage(&mut self, _ticket: u32, _cntlid: u16, _order: Order) {
+        unreachable!("an I/O controller manages nobody");
     }
 
     fn namespaces(&mut self, table: &Arc<NamespaceTable>) {

@@ -64,7 +64,8 @@ pub struct Header {
     /// The file whose state was loaded into this region last, by its id in the client's session; 0: none. Stored when all of the state is in
     /// its place. In what was padding; a build that does not know it leaves it as it is.
     pub loaded_file: AtomicU32,
-    /// Not 0: whoever moves the guest has loaded a state and not let it run yet, so that a successor leaves the device standing. In what was padding;
+    /// Not 0: a successor leaves the device standing. 1: whoever moves the guest has loaded a state and not let it run yet. 2: a management controller
+    /// has suspended it. In what was padding;
     /// a build that does not know it would let the device run.
     pub held: AtomicU32,
     /// To the end of the cache line.

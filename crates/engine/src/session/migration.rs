@@ -20,7 +20,7 @@ use crate::serve::controller;
 use frontend::vfio_user::{Errno, Logging, MadeFd, Migration, State, Transition, device};
 use link::session::ENGINE_FDS;
 use nvme::controller::Controller;
-use nvme::controller::saved::{self, Place};
+use nvme::controller::saved::{self, Holder, Place};
 use nvme::host::Bar;
 use nvme::pci;
 use rustix::fs::MemfdFlags;
@@ -191,7 +191,7 @@ impl Wire {
 
     /// Whether a predecessor left it so.
     pub(crate) fn was_still(&self) -> bool {
-        self.saved.migration.is_some() || saved::is_held(&self.power.region)
+        self.saved.migration.is_some() || saved::holder(&self.power.region).is_some()
     }
 
     pub(super) fn now(&self) -> block::Now {
@@ -341,7 +341,8 @@ impl Wire {
         }
         if file == ORDERED {
             // Before anything of it is there: no successor may let it run.
-            saved::set_held(&self.power.region, true);
+            let holder = saved::holder(&self.power.region).unwrap_or(Holder::Mover);
+            saved::set_holder(&self.power.region, Some(holder));
         }
         Ok(checked.load(file, self.now())?)
     }

@@ -16,6 +16,7 @@ use anyhow::{Context, anyhow, bail};
 use frontend::vfio_user::{Connection, Errno, Nudge, RemoteMemory};
 use memory::MemoryMap;
 use nvme::controller::saved;
+use nvme::management;
 use state::controller::ControllerV1;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -34,6 +35,8 @@ pub(crate) enum Order {
     Load(Vec<u8>),
     /// Run.
     Run,
+    /// What a management controller wants done: [`Report::Managed`].
+    Manage(management::Order),
     /// Say how the memory of the guest is reached, of a device that stands still: [`Report::Memory`].
     Reach,
 }
@@ -44,6 +47,8 @@ pub(crate) enum Report {
     Done,
     /// The device's state.
     State(Vec<u8>),
+    /// What became of a management controller's order.
+    Managed(management::Report),
     /// The guest's memory, as the client has it mapped, and the client.
     Memory(Arc<MemoryMap>, RemoteMemory),
 }
@@ -131,6 +136,7 @@ impl Wire {
             Order::Save => self.save_held().map(Report::State),
             Order::Load(bytes) => self.load_held(&bytes).map(|()| Report::Done),
             Order::Run => self.let_go().map(|()| Report::Done),
+            Order::Manage(order) => Ok(Report::Managed(self.manage(order))),
             Order::Reach if self.is_held() => Ok(Report::Memory(Arc::clone(&self.map), self.remote.clone())),
             Order::Reach => Err(anyhow!("the device does not stand still")),
         };
@@ -138,7 +144,16 @@ impl Wire {
         let _ = reply.send(report);
     }
 
+    /// For whoever moves the guest.
+    fn check_not_suspended(&self) -> anyhow::Result<()> {
+        if self.is_suspended() {
+            bail!("a migration management controller has suspended the device");
+        }
+        Ok(())
+    }
+
     fn hold(&mut self) -> anyhow::Result<()> {
+        self.check_not_suspended()?;
         if self.is_held() {
             return Ok(());
         }
@@ -151,6 +166,7 @@ impl Wire {
     }
 
     fn save_held(&mut self) -> anyhow::Result<Vec<u8>> {
+        self.check_not_suspended()?;
         let now = self.now();
         let still = self.still.as_ref().filter(|still| still.is_ordered);
         let still = still.context("the device does not stand still")?;
@@ -168,13 +184,14 @@ impl Wire {
     }
 
     fn let_go(&mut self) -> anyhow::Result<()> {
+        self.check_not_suspended()?;
         if !self.is_still() {
             return Ok(());
         }
         if !self.is_held() {
             bail!("its client has stopped the device");
         }
-        saved::set_held(&self.power.region, false);
+        saved::set_holder(&self.power.region, None);
         self.run().context("the device cannot go on")
     }
 }

@@ -26,7 +26,7 @@ use state::vhost_session::VhostUserV1;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use virtio::config::{Capacity, Device};
 use virtio::inflight::{QueueRegion, region_bytes};
@@ -71,6 +71,7 @@ pub(crate) fn open_ssd(
         keeper,
         terms: Terms::new(config),
         watch: Watch::default(),
+        management: OnceLock::new(),
         written: crate::written::Written::default(),
     }))
 }

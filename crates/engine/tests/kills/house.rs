@@ -87,11 +87,12 @@ impl House {
         Self::start_with(ssds, reactors, "")
     }
 
-    /// With more in its configuration.
+    /// With more in its configuration, where `DIR` stands for the directory, too.
     pub(crate) fn start_with(ssds: &[(&str, &str)], reactors: usize, more: &str) -> Self {
         log();
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let text = config_text(directory.path(), ssds, reactors) + more;
+        let more = more.replace("DIR", &directory.path().display().to_string());
+        let text = config_text(directory.path(), ssds, reactors) + &more;
         let (stopped, stop) = rustix::pipe::pipe().unwrap();
         let stats = directory.path().join("stats");
         let pid_file = directory.path().join("pid").display().to_string();

@@ -13,6 +13,7 @@ mod disks;
 mod growth;
 mod house;
 mod load;
+mod management;
 mod many;
 mod metrics;
 mod passage;

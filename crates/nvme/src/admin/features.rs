@@ -14,6 +14,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 use super::{Failure, Outcome, Step, invalid_field, transfer};
 use crate::controller::Controller;
 use crate::limits::{IO_QUEUES_MAX, NAMESPACES_MAX};
+use crate::profile::Role;
 use crate::store::{change64, publish32, publish64};
 
 /// The composite temperature, in kelvins: a virtual drive is always at 30 degrees.
@@ -28,8 +29,8 @@ const ARBITRATION_RESERVED: u32 = 0xf8;
 /// Where the under temperature threshold is kept: a feature identifier of the vendor's, which none can set.
 const UNDER_THRESHOLD: u8 = 0xc0;
 
-/// The features that are implemented: this list is also log page 12h.
-pub(super) const SUPPORTED: [Fid; 15] = [
+/// The features that an I/O controller implements: this list is also log page 12h.
+const SUPPORTED: [Fid; 15] = [
     Fid::Arbitration,
     Fid::PowerManagement,
     Fid::TemperatureThreshold,
@@ -46,6 +47,24 @@ pub(super) const SUPPORTED: [Fid; 15] = [
     Fid::IoCommandSetProfile,
     Fid::HostIdentifier,
 ];
+
+/// As [`SUPPORTED`], of a migration management controller.
+const SUPPORTED_BY_MANAGEMENT: [Fid; 6] = [
+    Fid::PowerManagement,
+    Fid::TemperatureThreshold,
+    Fid::AsyncEventConfiguration,
+    Fid::Timestamp,
+    Fid::KeepAliveTimer,
+    Fid::HostIdentifier,
+];
+
+/// What a controller of this role implements.
+pub(super) fn supported(role: Role) -> &'static [Fid] {
+    match role {
+        Role::Io => &SUPPORTED,
+        Role::Management => &SUPPORTED_BY_MANAGEMENT,
+    }
+}
 
 /// Error Recovery is the one feature with a value for each namespace.
 pub(super) fn is_namespace_specific(fid: Fid) -> bool {
@@ -103,7 +122,7 @@ impl Controller {
 
     pub(super) fn get_features(&mut self, command: &Command) -> Outcome {
         let fields = GetFeaturesCdw10::from_bits(command.cdw10);
-        let fid = checked(Fid(fields.fid()))?;
+        let fid = self.checked(Fid(fields.fid()))?;
         let select = Select(fields.sel());
         if select == Select::SupportedCapabilities {
             let capabilities = FeatureCapabilities::new()
@@ -151,7 +170,7 @@ impl Controller {
 
     pub(super) fn set_features(&mut self, command: &Command) -> Outcome {
         let fields = SetFeaturesCdw10::from_bits(command.cdw10);
-        let fid = checked(Fid(fields.fid()))?;
+        let fid = self.checked(Fid(fields.fid()))?;
         if fields.sv() {
             return Err(Failure::Status(Status::FEATURE_NOT_SAVEABLE, 43));
         }
@@ -336,12 +355,12 @@ impl Controller {
         publish64(&self.region.admin.keep_alive_ns, self.now.0);
         self.store(Fid::KeepAliveTimer.0, rounded);
     }
-}
 
-/// Without a UUID List (CTRATT) dword 14 specifies no UUID index: it is reserved.
-fn checked(fid: Fid) -> Result<Fid, Failure> {
-    if !SUPPORTED.contains(&fid) {
-        return Err(invalid_field(10));
+    /// Without a UUID List (CTRATT) dword 14 specifies no UUID index: it is reserved.
+    fn checked(&self, fid: Fid) -> Result<Fid, Failure> {
+        if !supported(self.profile.role).contains(&fid) {
+            return Err(invalid_field(10));
+        }
+        Ok(fid)
     }
-    Ok(fid)
 }

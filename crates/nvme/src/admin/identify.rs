@@ -2,7 +2,7 @@
 //! is implemented is said here.
 
 use spec::nvme::admin::{IdentifyCdw10, IdentifyCdw11};
-use spec::nvme::identify::capabilities::{Ctratt, Frmw, Lpa, Oacs, Oaes, Oncs, Sanicap, Sgls, Vwc};
+use spec::nvme::identify::capabilities::{Cmic, Ctratt, Frmw, Lpa, Oacs, Oaes, Oncs, Sanicap, Sgls, Vwc};
 use spec::nvme::identify::{
     Cns, ControllerList, Csi, Dlfeat, Flbas, Fpi, IDENTIFY_BYTES, IdentifyController, IdentifyControllerNvm,
     IdentifyNamespace, IdentifyNamespaceIndependent, IdentifyNamespaceNvm, LbaFormat,
@@ -12,11 +12,11 @@ use spec::nvme::{Command, NSID_BROADCAST, Status};
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::features::{CRITICAL_K, WARNING_K};
-use super::{Failure, Outcome, Step, invalid_field, transfer};
+use super::{Failure, Outcome, Step, invalid_field, migration, transfer};
 use crate::controller::Controller;
 use crate::limits::{self, NAMESPACES_MAX, PAGE_BYTES};
 use crate::namespace::{self, Gate, Namespace};
-use crate::profile::OUI;
+use crate::profile::{OUI, Role};
 
 /// The one controller of the subsystem.
 pub(super) const CNTLID: u16 = 0;
@@ -80,6 +80,7 @@ impl Controller {
                 Ok(controller_list(cntid, attached.first() == Some(&1)))
             }
             Cns::ControllerList => Ok(controller_list(cntid, true)),
+            Cns::SupportedControllerStateFormats if self.is_management() => Ok(migration::formats()),
             Cns::IoCommandSet => {
                 if cntid != 0xffff && cntid != CNTLID {
                     return Err(invalid_field(10));
@@ -143,7 +144,47 @@ impl Controller {
         Ok(page)
     }
 
+    pub(super) fn is_management(&self) -> bool {
+        self.profile.role == Role::Management
+    }
+
+    /// Identify is to say which controllers there are, and only others know.
+    pub(super) fn asks_for_controllers(&self, command: &Command) -> bool {
+        self.is_management() && Cns(IdentifyCdw10::from_bits(command.cdw10).cns()) == Cns::ControllerList
+    }
+
     fn controller(&self) -> IdentifyController {
+        match self.profile.role {
+            Role::Io => self.io_controller(),
+            Role::Management => self.management_controller(),
+        }
+    }
+
+    /// An administrative controller, in a subsystem of more than one (Base 2.1, 3.1.3.3 and 8.1.12). Host memory buffers there are
+    /// none in such a subsystem.
+    fn management_controller(&self) -> IdentifyController {
+        let mut page = IdentifyController::new_zeroed();
+        self.describe_model(&mut page);
+        page.cmic = Cmic::new().with_mcs(true);
+        page.mdts = self.profile.mdts;
+        page.cntlid = CNTLID;
+        page.ver = self.profile.version;
+        page.ctratt = Ctratt::new().with_hids(true);
+        page.cntrltype = 3;
+        page.nvmsr = 1;
+        page.oacs = Oacs::new().with_hmlms(true);
+        (page.acl_z, page.aerl_z, page.elpe_z) = (limits::ACL_Z, limits::AERL_Z, limits::ELPE_Z);
+        page.frmw = Frmw::new().with_ffsro(true).with_nofs(1);
+        page.lpa = Lpa::new().with_cses(true).with_lpeds(true);
+        (page.wctemp, page.cctemp) = (WARNING_K, CRITICAL_K);
+        page.kas = limits::KAS;
+        (page.sqes, page.cqes) = (0x66, 0x44);
+        page.oncs = Oncs::new().with_tss(true);
+        page.psd[0].mp = 2500;
+        page
+    }
+
+    fn io_controller(&self) -> IdentifyController {
         let mut page = IdentifyController::new_zeroed();
         self.describe_model(&mut page);
         page.mdts = self.profile.mdts;

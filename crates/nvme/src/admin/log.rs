@@ -18,6 +18,7 @@ use super::{Failure, Outcome, Step, invalid_field, transfer};
 use crate::controller::Controller;
 use crate::limits::{ELPE_Z, MDTS_BYTES, NAMESPACES_MAX};
 use crate::namespace::SubsystemGate;
+use crate::profile::Role;
 
 /// The log pages there are.
 const SUPPORTED: [Lid; 9] = [
@@ -101,9 +102,9 @@ impl Controller {
                 page.as_bytes().to_vec()
             }
             Lid::ChangedNamespaceList => self.changed_namespaces().as_bytes().to_vec(),
-            Lid::CommandsSupportedAndEffects => command_effects().as_bytes().to_vec(),
+            Lid::CommandsSupportedAndEffects => command_effects(self.profile.role).as_bytes().to_vec(),
             Lid::DeviceSelfTest => self.self_test_log().as_bytes().to_vec(),
-            Lid::FeatureIdentifiersEffects => feature_effects().as_bytes().to_vec(),
+            Lid::FeatureIdentifiersEffects => feature_effects(self.profile.role).as_bytes().to_vec(),
             Lid::SanitizeStatus => self.sanitize_log().as_bytes().to_vec(),
             _ => Vec::new(),
         }
@@ -167,10 +168,10 @@ fn supported_log_pages() -> SupportedLogPages {
     page
 }
 
-fn command_effects() -> CommandsSupportedAndEffects {
+fn command_effects(role: Role) -> CommandsSupportedAndEffects {
     let mut page = CommandsSupportedAndEffects::new_zeroed();
     let plain = CommandEffects::new().with_csupp(true);
-    for opcode in super::SUPPORTED {
+    for opcode in super::supported(role).iter().copied() {
         page.acs[usize::from(opcode.0)] = match opcode {
             AdminOpcode::FormatNvm => {
                 plain.with_lbcc(true).with_ncc(true).with_cse(1).with_csp(SCOPE_NAMESPACE)
@@ -180,18 +181,20 @@ fn command_effects() -> CommandsSupportedAndEffects {
                 plain.with_nic(true).with_csp(SCOPE_SUBSYSTEM)
             }
             AdminOpcode::GetLbaStatus => plain.with_csp(SCOPE_NAMESPACE),
+            AdminOpcode::MigrationSend | AdminOpcode::MigrationReceive => plain.with_csp(SCOPE_SUBSYSTEM),
             _ => plain.with_csp(SCOPE_CONTROLLER),
         };
     }
-    for (opcode, changes) in IO_COMMANDS {
+    let io_commands = if role == Role::Io { &IO_COMMANDS[..] } else { &[] };
+    for (opcode, changes) in io_commands.iter().copied() {
         page.iocs[usize::from(opcode.0)] = plain.with_lbcc(changes).with_csp(SCOPE_NAMESPACE);
     }
     page
 }
 
-fn feature_effects() -> FeatureIdentifiersEffects {
+fn feature_effects(role: Role) -> FeatureIdentifiersEffects {
     let mut page = FeatureIdentifiersEffects::new_zeroed();
-    for fid in features::SUPPORTED {
+    for fid in features::supported(role).iter().copied() {
         let scope = if features::is_namespace_specific(fid) { SCOPE_NAMESPACE } else { SCOPE_CONTROLLER };
         page.fids[usize::from(fid.0)] = FeatureEffects::new().with_fsupp(true).with_fsp(scope);
     }

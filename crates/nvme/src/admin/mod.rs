@@ -5,6 +5,7 @@ mod features;
 mod format;
 mod identify;
 mod log;
+mod migration;
 mod namespaces;
 pub(crate) mod queue;
 mod queues;
@@ -16,6 +17,7 @@ use spec::nvme::{AdminOpcode, Command, Fuse, Psdt, Status};
 
 use crate::controller::{Controller, Host};
 use crate::namespace::SubsystemGate;
+use crate::profile::Role;
 use crate::queue::Answer;
 pub(crate) use features::is_stored_feature;
 use queue::with_dnr;
@@ -52,8 +54,8 @@ pub(crate) fn invalid_field(dword: u16) -> Failure {
 
 pub(crate) type Outcome = Result<Step, Failure>;
 
-/// The commands that are implemented: this list is also log page 05h.
-pub(crate) const SUPPORTED: [AdminOpcode; 18] = [
+/// The commands that an I/O controller implements: this list is also log page 05h.
+const SUPPORTED: [AdminOpcode; 18] = [
     AdminOpcode::DeleteIoSubmissionQueue,
     AdminOpcode::CreateIoSubmissionQueue,
     AdminOpcode::GetLogPage,
@@ -74,10 +76,37 @@ pub(crate) const SUPPORTED: [AdminOpcode; 18] = [
     AdminOpcode::GetLbaStatus,
 ];
 
+/// As [`SUPPORTED`], of a migration management controller.
+const SUPPORTED_BY_MANAGEMENT: [AdminOpcode; 9] = [
+    AdminOpcode::GetLogPage,
+    AdminOpcode::Identify,
+    AdminOpcode::Abort,
+    AdminOpcode::SetFeatures,
+    AdminOpcode::GetFeatures,
+    AdminOpcode::AsyncEventRequest,
+    AdminOpcode::KeepAlive,
+    AdminOpcode::MigrationSend,
+    AdminOpcode::MigrationReceive,
+];
+
+/// What a controller of this role implements.
+fn supported(role: Role) -> &'static [AdminOpcode] {
+    match role {
+        Role::Io => &SUPPORTED,
+        Role::Management => &SUPPORTED_BY_MANAGEMENT,
+    }
+}
+
 impl Controller {
     /// Executes an accepted command; every path ends in exactly one answer, now or later.
     pub(crate) fn execute(&mut self, slot: u16, command: Command, host: &mut impl Host) {
-        match self.dispatch(slot, &command, host) {
+        let outcome = self.dispatch(slot, &command, host);
+        self.conclude(slot, command, outcome);
+    }
+
+    /// What becomes of a command that went so far.
+    fn conclude(&mut self, slot: u16, command: Command, outcome: Outcome) {
+        match outcome {
             Ok(Step::Done(dw0)) => self.answer(slot, Answer { dw0, dw1: 0, status: Status::SUCCESS }),
             Ok(Step::Later) => {}
             Ok(Step::Defer) => self.work.defer(slot, command),
@@ -98,7 +127,7 @@ impl Controller {
 
     fn dispatch(&mut self, slot: u16, command: &Command, host: &mut impl Host) -> Outcome {
         let opcode = command.admin_opcode();
-        if !SUPPORTED.contains(&opcode) {
+        if !supported(self.profile.role).contains(&opcode) {
             return Err(Failure::Status(Status::INVALID_OPCODE, 0));
         }
         if Fuse(command.cdw0.fuse()) != Fuse::Normal || Psdt(command.cdw0.psdt()) != Psdt::Prp {
@@ -114,7 +143,12 @@ impl Controller {
             AdminOpcode::GetLogPage => self.get_log_page(command),
             AdminOpcode::DeleteIoCompletionQueue => self.delete_cq(slot, command, host),
             AdminOpcode::CreateIoCompletionQueue => self.create_cq(command, host),
+            AdminOpcode::Identify if self.asks_for_controllers(command) => {
+                self.list_controllers(slot, command, host)
+            }
             AdminOpcode::Identify => self.identify(command),
+            AdminOpcode::MigrationSend => self.migration_send(slot, command, host),
+            AdminOpcode::MigrationReceive => self.migration_receive(slot, command, host),
             AdminOpcode::Abort => self.abort(slot, command, host),
             AdminOpcode::SetFeatures => self.set_features(command),
             AdminOpcode::GetFeatures => self.get_features(command),

@@ -230,6 +230,8 @@ pub(crate) fn with_dnr(status: Status) -> Status {
         Status::ABORT_COMMAND_LIMIT_EXCEEDED,
         Status::SELF_TEST_IN_PROGRESS,
         Status::NAMESPACE_NOT_READY,
+        Status::COMMAND_INTERRUPTED,
+        Status::NOT_ENOUGH_RESOURCES,
     ];
     if again.contains(&status.bare()) { status } else { status.dnr_set() }
 }

@@ -19,6 +19,7 @@ use super::{Controller, Host, PersistWish, Wait};
 use crate::admin::queue::AdminQueue;
 use crate::limits::PAGE_BYTES;
 use crate::pci;
+use crate::profile::Role;
 use crate::queue;
 use crate::sink::{GroupCommand, Scope};
 use crate::store::{change64, publish32, publish64, put_doorbell, put32, put64};
@@ -207,7 +208,12 @@ impl Controller {
         let css = CommandSetSelected(cc.css());
         let sizes = matches!(cc.iosqes(), 0 | 6) && matches!(cc.iocqes(), 0 | 4);
         let modes = cc.mps() == 0 && cc.ams() == 0 && !cc.crime();
-        let set = css == CommandSetSelected::Nvm || css == CommandSetSelected::All;
+        // An administrative controller has no I/O command set; hosts that do not know of such select one all the same.
+        let set = match css {
+            CommandSetSelected::Nvm | CommandSetSelected::All => true,
+            CommandSetSelected::AdminOnly => self.profile.role == Role::Management,
+            _ => false,
+        };
         let aqa = Aqa::from_bits(self.region.registers.aqa.load(Ordering::Acquire));
         let asq = self.region.registers.asq.load(Ordering::Acquire);
         let acq = self.region.registers.acq.load(Ordering::Acquire);
@@ -261,6 +267,7 @@ impl Controller {
         self.drop_queue();
         self.waits.retain(|_, wait| *wait == Wait::Work);
         self.deleting.clear();
+        self.management.reset();
         self.shutdown = None;
         self.drop_exclusives(host);
         self.abort_self_test_by_reset(host);

@@ -32,6 +32,7 @@ use state::ssd::{SanitizeV1, SelfTestV1, SsdV1, TotalsV1};
 
 use crate::admin::queue::AdminQueue;
 use crate::admin::self_test::SelfTest;
+use crate::management::Management;
 use crate::namespace::NamespaceTable;
 use crate::profile::{Identity, Profile};
 use crate::work::{Work, wipe::Wiper};
@@ -128,6 +129,7 @@ pub struct Controller {
     /// Commands a predecessor accepted are being executed again.
     pub(crate) replaying: bool,
     opened_at: Now,
+    pub(crate) management: Management,
     /// The latest time handed in.
     pub(crate) now: Now,
     cq_head_seen: u32,
@@ -179,6 +181,7 @@ impl Controller {
             resume: true,
             replaying: false,
             opened_at: now,
+            management: Management::default(),
             now,
             cq_head_seen: 0,
         };
@@ -244,10 +247,14 @@ impl Controller {
         self.ring(host);
     }
 
-    /// No reset, shutdown, format or other operation is in progress.
+    /// No reset, shutdown, format or other operation is in progress, and no order of a management controller's.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
-        !self.resume && !self.is_resetting() && self.work.is_idle() && self.self_test.is_none()
+        !self.resume
+            && !self.is_resetting()
+            && self.work.is_idle()
+            && self.self_test.is_none()
+            && self.management.is_idle()
     }
 
     /// A reset or a shutdown is in progress. Unlike [`Self::is_quiet`] this ends soon: a sanitize may take hours, and

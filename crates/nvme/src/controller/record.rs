@@ -8,6 +8,7 @@ use state::ssd::{CountersV1, NamespaceV1, RangeV1, SsdV1, TotalsV1};
 use super::{Controller, Host};
 use crate::limits::NAMESPACE_ALIGN_BYTES;
 use crate::namespace::{LbaFormat, Namespace, NamespaceTable, SubsystemGate};
+use crate::profile::Role;
 use crate::sink::GroupCommand;
 
 /// Who waits for a record to be stable.
@@ -138,7 +139,8 @@ impl Controller {
     /// The namespaces of a record; of a fresh one, the initial namespace over the whole capacity.
     pub(super) fn load_namespaces(&mut self, record: &SsdV1) {
         let mut namespaces: Vec<Namespace> = Vec::new();
-        let initial = (!record.laid_out).then(|| self.initial_namespace());
+        let has_initial = !record.laid_out && self.profile.role == Role::Io;
+        let initial = has_initial.then(|| self.initial_namespace());
         for saved in record.namespaces.iter().chain(initial.iter()) {
             let found = Namespace::from_record(saved, self.capacity_bytes);
             let clear =

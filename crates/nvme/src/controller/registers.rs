@@ -3,11 +3,12 @@
 use std::sync::atomic::Ordering;
 
 use block::Now;
-use spec::nvme::registers::{self as reg, CAP_CSS_IOCSS, CAP_CSS_NVM, Cap, Cc, Crto, Csts};
+use spec::nvme::registers::{self as reg, CAP_CSS_IOCSS, CAP_CSS_NONE, CAP_CSS_NVM, Cap, Cc, Crto, Csts};
 
 use super::life::ResetKind;
 use super::{Bar, Controller, Host};
 use crate::pci;
+use crate::profile::Role;
 use crate::sink::DoorbellError;
 use crate::store::{change32, publish32, publish64, put_doorbell};
 
@@ -107,7 +108,10 @@ impl Controller {
             .with_cqr(true)
             .with_to(READY_TIMEOUT)
             .with_nssrs(true)
-            .with_css(CAP_CSS_NVM | CAP_CSS_IOCSS)
+            .with_css(match self.profile.role {
+                Role::Io => CAP_CSS_NVM | CAP_CSS_IOCSS,
+                Role::Management => CAP_CSS_NONE,
+            })
             .with_crwms(true)
     }
 

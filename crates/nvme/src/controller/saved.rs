@@ -141,8 +141,17 @@ impl Controller {
     /// A reset of a controller that stands still, as a function level reset: nothing of what was accepted is carried out, and whoever goes on
     /// with it finishes the reset. Its record counts what may have been carried out before.
     pub fn abandon(&self) {
+        self.abandon_by(super::life::ResetKind::Function);
+    }
+
+    /// As [`Controller::abandon`], by a controller reset: what CC.EN going from 1 to 0 leaves alone stays.
+    pub fn abandon_disabled(&self) {
+        self.abandon_by(super::life::ResetKind::Controller);
+    }
+
+    fn abandon_by(&self, kind: super::life::ResetKind) {
         let registers = &self.region.registers;
-        publish64(&registers.reset_kind, super::life::ResetKind::Function as u64);
+        publish64(&registers.reset_kind, kind as u64);
         change64(&registers.reset_count, |count| count | 1);
         publish32(&registers.cc, 0);
         for qid in (0..QUEUES_MAX).filter_map(|qid| u16::try_from(qid).ok()) {
@@ -285,15 +294,33 @@ pub fn is_loaded(region: &ControllerRegion, file: u32) -> bool {
     region.header.loaded_file.load(Ordering::Acquire) == file
 }
 
-/// Whether a controller over this region is to stand still until someone lets it run, whatever process has it.
+/// Who has a controller stand still, and lets it run again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// Whoever moves its guest.
+    Mover,
+    /// A management controller.
+    Management,
+}
+
+/// Until whom a controller over this region is to stand still, whatever process has it.
 #[must_use]
-pub fn is_held(region: &ControllerRegion) -> bool {
-    region.header.held.load(Ordering::Acquire) != 0
+pub fn holder(region: &ControllerRegion) -> Option<Holder> {
+    match region.header.held.load(Ordering::Acquire) {
+        0 => None,
+        2 => Some(Holder::Management),
+        _ => Some(Holder::Mover),
+    }
 }
 
 /// Says it. Of a controller that stands still.
-pub fn set_held(region: &ControllerRegion, held: bool) {
-    publish32(&region.header.held, held.into());
+pub fn set_holder(region: &ControllerRegion, holder: Option<Holder>) {
+    let word = match holder {
+        None => 0,
+        Some(Holder::Mover) => 1,
+        Some(Holder::Management) => 2,
+    };
+    publish32(&region.header.held, word);
 }
 
 fn same<T: PartialEq>(

@@ -89,7 +89,7 @@ impl Controller {
     }
 
     /// Interrupts for what was posted, and parked events for what happened.
-    pub(super) fn ring(&mut self, host: &mut impl Host) {
+    pub(crate) fn ring(&mut self, host: &mut impl Host) {
         self.deliver_events();
         if let Some(vector) = self.queue.as_mut().and_then(crate::admin::queue::AdminQueue::take_interrupt) {
             host.interrupt(vector);

@@ -4,6 +4,7 @@
 mod commands;
 mod growth;
 mod life;
+mod management;
 mod namespaces;
 mod random;
 mod reserved;

@@ -7,8 +7,9 @@ use std::sync::atomic::AtomicU64;
 use block::{Fault, Limits, Now, Op, Outcome, Request, Submitted, Token};
 use memory::{Access, DoorbellPage, Iova, Mapping, MemoryMap, SharedRegion};
 use nvme::controller::{Bar, Controller, ControllerConfig, Host};
+use nvme::management::Order;
 use nvme::namespace::NamespaceTable;
-use nvme::profile::{GODWIT_1, Identity, IdentityConfig};
+use nvme::profile::{GODWIT_1, Identity, IdentityConfig, Profile};
 use nvme::queue::{close_cq, close_sq};
 use nvme::sink::{GroupCommand, GroupEvent};
 use spec::nvme::registers as reg;
@@ -49,6 +50,8 @@ pub(crate) struct Engine {
     pub(crate) persist_ok: bool,
     pub(crate) full: bool,
     pub(crate) at_once: bool,
+    /// What a management controller wants done: ticket, controller, order.
+    pub(crate) orders: VecDeque<(u32, u16, Order)>,
     /// Answers are withheld: operations stay where they are.
     pub(crate) frozen: bool,
 }
@@ -133,6 +136,10 @@ impl Host for Engine {
         self.inbox.push_back(Reply::Persisted);
     }
 
+    fn manage(&mut self, ticket: u32, cntlid: u16, order: Order) {
+        self.orders.push_back((ticket, cntlid, order));
+    }
+
     fn namespaces(&mut self, table: &Arc<NamespaceTable>) {
         self.table = Some(Arc::clone(table));
     }
@@ -155,6 +162,7 @@ pub(crate) struct World {
     pub(crate) entries: u32,
     /// Of the drive.
     pub(crate) capacity_bytes: u64,
+    profile: &'static Profile,
     tail: u32,
     head: u32,
     phase: bool,
@@ -178,12 +186,13 @@ fn controller(
     doorbells: &Arc<SharedRegion<DoorbellPage>>,
     record: &SsdV1,
     capacity_bytes: u64,
+    profile: &Profile,
     now: u64,
 ) -> Controller {
     let config = ControllerConfig {
         region: Arc::clone(region),
         doorbells: Arc::clone(doorbells),
-        profile: GODWIT_1,
+        profile: profile.clone(),
         identity: identity(),
         capacity_bytes,
         limits: Limits { capacity_bytes, block_bytes: 512, segments_max: 256, discard: true },
@@ -198,9 +207,14 @@ impl World {
     }
 
     pub(crate) fn with_record(record: &SsdV1) -> Self {
+        Self::of(&GODWIT_1, record)
+    }
+
+    /// As [`World::with_record`], of another device model.
+    pub(crate) fn of(profile: &'static Profile, record: &SsdV1) -> Self {
         let region = Arc::new(SharedRegion::<ControllerRegion>::private());
         let doorbells = Arc::new(SharedRegion::<DoorbellPage>::private());
-        let controller = controller(&region, &doorbells, record, CAPACITY_BYTES, 0);
+        let controller = controller(&region, &doorbells, record, CAPACITY_BYTES, profile, 0);
         let host = Engine {
             region: Arc::clone(&region),
             inbox: VecDeque::new(),
@@ -214,6 +228,7 @@ impl World {
             persist_ok: true,
             full: false,
             at_once: false,
+            orders: VecDeque::new(),
             frozen: false,
         };
         let (map, now) = (guest_memory(), 0);
@@ -226,6 +241,7 @@ impl World {
             now,
             entries: ENTRIES,
             capacity_bytes: CAPACITY_BYTES,
+            profile,
             tail: 0,
             head: 0,
             phase: true,
@@ -248,13 +264,14 @@ impl World {
     /// What a successor would go on with, over the same region.
     pub(crate) fn successor(&self) -> Controller {
         let record = self.host.records.last().cloned().unwrap_or_default();
-        controller(&self.region, &self.doorbells, &record, self.capacity_bytes, self.now)
+        controller(&self.region, &self.doorbells, &record, self.capacity_bytes, self.profile, self.now)
     }
 
     pub(crate) fn succeed(&mut self) {
         let record = self.host.records.last().cloned().unwrap_or_default();
         self.host.inbox.clear();
-        self.controller = controller(&self.region, &self.doorbells, &record, self.capacity_bytes, self.now);
+        self.controller =
+            controller(&self.region, &self.doorbells, &record, self.capacity_bytes, self.profile, self.now);
         self.controller.memory(Arc::clone(&self.map), Now(self.now), &mut self.host);
         self.pump();
     }

@@ -6,6 +6,7 @@ pub mod completion;
 pub mod feature;
 pub mod identify;
 pub mod log;
+pub mod migration;
 pub mod nvm;
 pub mod opcode;
 pub mod prp_sgl;

@@ -1,0 +1,81 @@
+//! The migration management controller's hands: what it wants done to other controllers of this process is done on threads of their own,
+//! since it takes as long as their commands and their clients take.
+//!
+//! ```text
+//!  home of the management controller --Ask--> this thread --a thread each--> session of the controller (crate::session)
+//!                                    <--------Message::Managed-------------
+//! ```
+//! The management controller asks one thing of a controller at a time, and of few controllers at once.
+
+use crate::message::{Address, Life, Message};
+use crate::passenger::Passengers;
+use crate::run::House;
+use nvme::management::{Order, Report, Trouble};
+use std::sync::mpsc::{Receiver, Sender};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+/// Between two looks whether all is served.
+const START_PAUSE: Duration = Duration::from_millis(1);
+
+/// An order, and who waits for the report.
+pub(crate) struct Ask {
+    pub(crate) ticket: u32,
+    pub(crate) cntlid: u16,
+    pub(crate) order: Order,
+    pub(crate) life: Life,
+    pub(crate) home: Address,
+}
+
+/// Where orders go.
+pub(crate) type Desk = Sender<Ask>;
+
+/// Has it done.
+pub(crate) fn ask(desk: Option<&Desk>, ask: Ask) {
+    let refused = match desk {
+        Some(desk) => desk.send(ask).map_err(|failed| failed.0),
+        None => Err(ask),
+    };
+    if let Err(ask) = refused {
+        answer(&ask.home, ask.life, ask.ticket, Report::Failed(Trouble::Failed));
+    }
+}
+
+fn answer(home: &Address, life: Life, ticket: u32, report: Report) {
+    home.send(Message::Managed(life, ticket, Box::new(report)));
+}
+
+/// Until the process ends.
+pub(crate) fn serve(house: &Arc<House>, inbox: &Receiver<Ask>) {
+    // A predecessor's commands come before all controllers do.
+    let mut first = inbox.recv().ok();
+    while first.is_some() && !house.has_started() {
+        std::thread::sleep(START_PAUSE);
+    }
+    while let Some(Ask { ticket, cntlid, order, life, home }) = first.take().or_else(|| inbox.recv().ok()) {
+        let (house, address) = (Arc::clone(house), Arc::clone(&home));
+        let work = move || {
+            let report = carry_out(&house, cntlid, order);
+            answer(&home, life, ticket, report);
+        };
+        if let Err(error) = std::thread::Builder::new().name("managed".to_owned()).spawn(work) {
+            tracing::error!(%error, "no thread for an order of a management controller");
+            answer(&address, life, ticket, Report::Failed(Trouble::Busy));
+        }
+    }
+}
+
+fn carry_out(house: &Arc<House>, cntlid: u16, order: Order) -> Report {
+    let configs = house.configs.lock().unwrap_or_else(PoisonError::into_inner);
+    if order == Order::List {
+        let mut all: Vec<u16> = configs.iter().filter_map(|ssd| ssd.controller_id).collect();
+        all.sort_unstable();
+        return Report::Controllers(all);
+    }
+    let name = configs.iter().find(|ssd| ssd.controller_id == Some(cntlid)).map(|ssd| ssd.name.clone());
+    drop(configs);
+    match name.and_then(|name| Passengers::of(Arc::clone(house)).named(&name)) {
+        Some(passenger) => passenger.manage(order),
+        None => Report::Failed(Trouble::NoController),
+    }
+}

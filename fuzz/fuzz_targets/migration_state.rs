@@ -29,7 +29,11 @@ struct Input {
 enum From {
     Bytes(Vec<u8>),
     /// Sizes that are right, and queues with any fields.
-    Queues { sqs: Vec<[u8; 24]>, cqs: Vec<[u8; 24]>, vendor: Vec<u8> },
+    Queues {
+        sqs: Vec<[u8; 24]>,
+        cqs: Vec<[u8; 24]>,
+        vendor: Vec<u8>,
+    },
     /// A good state, with some bytes others.
     Changed(Vec<(u16, u8)>),
 }

@@ -7,8 +7,12 @@
 //! ```
 //! The management controller asks one thing of a controller at a time, and of few controllers at once.
 
+mod tracking;
+
+pub(crate) use tracking::Trackers;
+
 use crate::message::{Address, Life, Message};
-use crate::passenger::Passengers;
+use crate::passenger::{Passenger, Passengers};
 use crate::run::House;
 use nvme::management::{Order, Report, Trouble};
 use std::sync::mpsc::{Receiver, Sender};
@@ -53,6 +57,12 @@ pub(crate) fn serve(house: &Arc<House>, inbox: &Receiver<Ask>) {
         std::thread::sleep(START_PAUSE);
     }
     while let Some(Ask { ticket, cntlid, order, life, home }) = first.take().or_else(|| inbox.recv().ok()) {
+        let is_quick = matches!(order, Order::Harvest { whole: false, .. });
+        if is_quick && house.trackers.is_clean(cntlid) {
+            let report = Report::Changes { changes: Vec::new(), more: false };
+            answer(&home, life, ticket, report);
+            continue;
+        }
         let (house, address) = (Arc::clone(house), Arc::clone(&home));
         let work = move || {
             let report = carry_out(&house, cntlid, order);
@@ -72,10 +82,21 @@ fn carry_out(house: &Arc<House>, cntlid: u16, order: Order) -> Report {
         all.sort_unstable();
         return Report::Controllers(all);
     }
+    drop(configs);
+    match order {
+        Order::Track(on) => tracking::track(house, cntlid, on),
+        Order::Harvest { most, whole } => tracking::harvest(house, cntlid, most, whole),
+        order => match passenger_of(house, cntlid) {
+            Some(passenger) => passenger.manage(order),
+            None => Report::Failed(Trouble::NoController),
+        },
+    }
+}
+
+/// The controller of that identifier.
+fn passenger_of(house: &Arc<House>, cntlid: u16) -> Option<Passenger> {
+    let configs = house.configs.lock().unwrap_or_else(PoisonError::into_inner);
     let name = configs.iter().find(|ssd| ssd.controller_id == Some(cntlid)).map(|ssd| ssd.name.clone());
     drop(configs);
-    match name.and_then(|name| Passengers::of(Arc::clone(house)).named(&name)) {
-        Some(passenger) => passenger.manage(order),
-        None => Report::Failed(Trouble::NoController),
-    }
+    Passengers::of(Arc::clone(house)).named(&name?)
 }

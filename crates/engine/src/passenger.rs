@@ -11,15 +11,16 @@
 //! **A killed engine.** A successor lets a device run that was stopped and not loaded: at the source the migration is over then. One that was loaded stands
 //! still until [`Passenger::run`]; of its state only the error log is lost, unless it is loaded once more. The log of written pages stays armed.
 
-use crate::message::Address;
+use crate::message::{Address, Answer, Call};
 use crate::run::House;
-use crate::session::{Order, Orders, Report};
+use crate::session::{Order, Orders, Report, call_home};
 use crate::slot::Current;
 use crate::ssd::Ssd;
 use crate::written;
 use anyhow::{Context, bail};
 use nvme::management;
 use rustix::io::Errno;
+use state::controller::ControllerV1;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// See the module. It outlives sessions: each call is for the client there is.
@@ -90,6 +91,22 @@ impl Passenger {
     /// Its client has stopped it; there is no client.
     pub fn run(&self) -> anyhow::Result<()> {
         self.order(Order::Run).map(drop)
+    }
+
+    /// What it is a device of.
+    pub(crate) fn ssd(&self) -> &Arc<Ssd> {
+        &self.ssd
+    }
+
+    /// The state of the device, which may change at once, with a client or without.
+    pub(crate) fn peek(&self) -> Option<Box<ControllerV1>> {
+        match self.manage(management::Order::Save) {
+            management::Report::State { state, .. } => Some(state),
+            _ => match call_home(&self.home, &self.ssd, Call::Save) {
+                Ok(Answer::State(state)) => Some(state),
+                _ => None,
+            },
+        }
     }
 
     /// What a migration management controller wants done.

@@ -8,7 +8,7 @@ use crate::change::Readied;
 use crate::clock::{Calibration, Clock};
 use crate::duty::Duty;
 use crate::keeper::{Keeper, PowerCycle};
-use crate::management::{self, Ask, Desk};
+use crate::management::{self, Ask, Desk, Trackers};
 use crate::meter;
 use crate::migration::Migrations;
 use crate::passage::Absent;
@@ -357,6 +357,8 @@ pub(crate) struct House {
     pub(crate) migrations: OnceLock<Migrations>,
     /// See [`House::turn_of`].
     pub(crate) turns: Mutex<BTreeMap<usize, Arc<Mutex<()>>>>,
+    /// What is written to drives of controllers that are logged.
+    pub(crate) trackers: Trackers,
     /// Where management controllers have their orders done; who does them, until it has begun.
     management: (Desk, Mutex<Option<Receiver<Ask>>>),
     stats_path: Option<PathBuf>,
@@ -396,6 +398,7 @@ impl House {
             configs: Mutex::new(config.ssds.clone()),
             migrations: OnceLock::new(),
             turns: Mutex::default(),
+            trackers: Trackers::default(),
             management: (desk, Mutex::new(Some(orders))),
             stats_path,
         })

@@ -27,7 +27,10 @@ pub(crate) struct Watch(Mutex<Watched>);
 
 #[derive(Clone, Debug, Default)]
 struct Watched {
+    /// Of a copy to another host.
     map: Option<Arc<Map>>,
+    /// Of a management controller's log.
+    tracked: Option<Arc<Map>>,
     closed: bool,
 }
 
@@ -35,6 +38,11 @@ impl Watch {
     /// From here on each door that is opened notes in this map, or in none; those that are open hear of it by a message.
     pub(crate) fn set(&self, map: Option<Arc<Map>>) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).map = map;
+    }
+
+    /// As [`Watch::set`], beside it: in the map of a management controller's log.
+    pub(crate) fn track(&self, map: Option<Arc<Map>>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).tracked = map;
     }
 
     /// The ssd is owned elsewhere: nothing goes to the drive any more, and what is asked for fails. A flush does not: what was acknowledged
@@ -50,7 +58,7 @@ impl Watch {
 
 impl Watched {
     fn is_any(&self) -> bool {
-        self.map.is_some() || self.closed
+        self.map.is_some() || self.tracked.is_some() || self.closed
     }
 }
 
@@ -178,10 +186,12 @@ impl Notes {
     }
 
     fn note(&self, written: Option<Range>) {
-        let (Some(map), Some(range)) = (&self.watched.map, written) else { return };
+        let Some(range) = written else { return };
         let first = range.start_bytes / PAGE_BYTES;
         let end = range.start_bytes.saturating_add(range.len_bytes).div_ceil(PAGE_BYTES);
-        map.mark(first, end.saturating_sub(first));
+        for map in [&self.watched.map, &self.watched.tracked].into_iter().flatten() {
+            map.mark(first, end.saturating_sub(first));
+        }
     }
 
     /// A flight of this era has ended.

@@ -156,6 +156,9 @@ pub struct CompletionQueue {
     pub tail_phase: AtomicU32,
     /// Head as last taken from the doorbell.
     pub head: AtomicU32,
+    /// Of a controller data queue: the slot whose entry its host wants to be told of, + 1, or 0. In what was padding; a build that does not know it
+    /// has no such queues.
+    pub tail_trigger: AtomicU32,
 }
 
 /// A submission queue.

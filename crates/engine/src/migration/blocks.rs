@@ -73,7 +73,10 @@ pub(crate) fn hold(ssd: &Ssd, hold: Hold, crew: &Crew) {
 }
 
 /// Tells all seats what has changed, and waits until what was at the drive before they heard it has ended.
-fn tell(ssd: &Ssd, crew: &Crew) -> io::Result<()> {
+///
+/// # Errors
+/// It does not end in time.
+pub(crate) fn tell(ssd: &Ssd, crew: &Crew) -> io::Result<()> {
     let (heard, all) = channel();
     crew.tell_all(|| Message::Watch(ssd.id, heard.clone()));
     drop(heard);

@@ -22,6 +22,8 @@ mod ports;
 mod sending;
 mod word;
 
+pub(crate) use blocks::{pages_of, tell};
+
 use crate::identities::identity_of;
 use crate::passage::{Passage, Standing, Store};
 use crate::pool;

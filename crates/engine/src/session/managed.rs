@@ -24,7 +24,7 @@ impl Wire {
             Order::Suspend => self.suspend(),
             Order::Resume => self.end_suspension(),
             Order::Load(state) => self.install(&state),
-            Order::List => Err(Trouble::Failed),
+            Order::List | Order::Track(_) | Order::Harvest { .. } => Err(Trouble::Failed),
         };
         done.map_or_else(Report::Failed, |()| Report::Done)
     }

@@ -7,7 +7,9 @@ use crate::load::Load;
 use crate::travel::{connect, copy_disk};
 use guest::Error;
 use guest::nvme::{Completion, Driver, Options, Sqe};
+use guest::ram::Buffer;
 use guest::vfio_user::{Client, state};
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 const MANAGEMENT: &str = "[management]\nname = \"m\"\nsocket = \"DIR/m.sock\"\n";
@@ -324,5 +326,100 @@ fn a_client_that_resets_its_suspended_controller_has_it_back_empty() {
         driver.enable().unwrap();
     }
     drop(driver);
+    house.stop();
+}
+
+const SLOTS: usize = 256;
+
+/// A host that keeps a copy of the ssd up to date by its user data migration queue.
+struct Follower {
+    ring: Buffer,
+    head: usize,
+    phase: bool,
+    copy: Vec<u8>,
+    /// How often all of the namespace was said to have changed.
+    lost: usize,
+}
+
+impl Follower {
+    fn start(manager: &mut Manager, house: &House) -> Self {
+        let ring = manager.0.ram().clone().alloc_with(&[0; SLOTS * 32]).unwrap();
+        let create = Sqe::new(0x45).cdw11(DISK << 16 | 1).cdw12(SLOTS as u32 * 8).prp(ring.iova(), 0);
+        assert_eq!(manager.0.admin(create).unwrap().ok().unwrap().result, 1);
+        ok(manager.0.admin(Sqe::new(0x3d).cdw10(1 << 16).cdw11(1)).unwrap());
+        let copy = std::fs::read(house.path("disk.img")).unwrap();
+        Self { ring, head: 0, phase: true, copy, lost: 0 }
+    }
+
+    /// Brings the copy up to date; the last entry's place in its log, if there was one.
+    fn follow(&mut self, manager: &mut Manager, house: &House) -> Option<u8> {
+        let disk = std::fs::File::open(house.path("disk.img")).unwrap();
+        let mut last = None;
+        loop {
+            let entry = self.ring.bytes(self.head * 32, 32);
+            if (entry[31] & 1 == 1) != self.phase {
+                break;
+            }
+            let word = |at: usize| u32::from_le_bytes(entry[at..at + 4].try_into().unwrap());
+            let (start, len) = match entry[31] >> 6 {
+                0 => (word(8) as usize * 512, (word(4) as usize + 1) * 512),
+                1 => (0, self.copy.len()),
+                _ => (0, 0),
+            };
+            self.lost += usize::from(entry[31] >> 6 == 1);
+            disk.read_exact_at(&mut self.copy[start..start + len], start as u64).unwrap();
+            last = Some(entry[31] >> 1 & 7);
+            self.head += 1;
+            if self.head == SLOTS {
+                (self.head, self.phase) = (0, !self.phase);
+            }
+        }
+        let set = Sqe::new(0x09).cdw10(0x21).cdw11(1).cdw12(self.head as u32);
+        ok(manager.0.admin(set).unwrap());
+        last
+    }
+}
+
+/// 8.1.12.1: the copy of a host that follows the log is the ssd when the controller is suspended, whoever is killed on the way.
+#[test]
+fn a_copy_that_follows_the_log_of_changes_is_the_ssd_when_its_controller_is_suspended() {
+    let house = house();
+    let mut manager = Manager::connect(&house);
+    let mut load = Load::new(small(&house), 3, 64, 7);
+    load.run_for(Duration::from_millis(50));
+    let mut follower = Follower::start(&mut manager, &house);
+    for round in 0..6 {
+        for _ in 0..20 {
+            load.run_for(Duration::from_millis(5));
+            follower.follow(&mut manager, &house);
+        }
+        let kills = round % 3 == 1;
+        if kills {
+            house.kill();
+            load.run_for(Duration::from_millis(20));
+        }
+        ok(manager.suspend());
+        if round % 3 == 2 {
+            house.kill();
+        }
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while follower.follow(&mut manager, &house) != Some(3) {
+            assert!(Instant::now() < deadline, "no last entry");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let disk = std::fs::read(house.path("disk.img")).unwrap();
+        let differs = follower.copy.iter().zip(&disk).position(|(ours, theirs)| ours != theirs);
+        assert!(differs.is_none() && follower.copy.len() == disk.len(), "byte {differs:?} in round {round}");
+        assert!(!kills || follower.lost > 0, "an engine that was killed knows nothing of before");
+        ok(manager.resume());
+        load.run_until_progress();
+    }
+    ok(manager.0.admin(Sqe::new(0x3d).cdw11(1)).unwrap());
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while follower.follow(&mut manager, &house) != Some(2) {
+        assert!(Instant::now() < deadline, "no last entry");
+    }
+    assert!(follower.lost < 8, "changes are said by blocks, but after a kill: {}", follower.lost);
+    println!("{} operations", load.finish());
     house.stop();
 }

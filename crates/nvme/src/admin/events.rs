@@ -45,6 +45,16 @@ impl Controller {
         while let Some(dw0) = self.first_pending() {
             let Some(queue) = self.queue.as_mut().filter(|queue| queue.parked() > 0) else { return };
             let kind = AsyncEventDw0::from_bits(dw0).event_type();
+            if kind == AsyncEventType::OneShot.0 {
+                // No log page is read for it that could unmask it. What it is about comes in dword 1.
+                let answer = Answer { dw0: dw0 & 0xff_ffff, dw1: dw0 >> 24, status: Status::SUCCESS };
+                if !queue.unpark(&self.region, &self.doorbells, None, answer) {
+                    return;
+                }
+                self.drop_pending(|event| event == dw0);
+                self.record_parked();
+                continue;
+            }
             let masked = &self.region.admin.masked_event_types;
             change32(masked, |masked| masked | 1 << kind);
             let answer = Answer { dw0, dw1: 0, status: Status::SUCCESS };
@@ -106,6 +116,30 @@ impl Controller {
         if let Some(free) = places.iter().find(|place| place.load(Ordering::Acquire) == 0) {
             publish32(free, event + 1);
         }
+    }
+
+    fn event_for(kind: AsyncEventType, info: u8, about: u16) -> u32 {
+        // Bits that no event has, until it is told.
+        AsyncEventDw0::new().with_event_type(kind.0).with_event_info(info).into_bits()
+            | u32::from(about & 0xff) << 24
+    }
+
+    /// Something happened to one of several.
+    pub(super) fn raise_for(&self, kind: AsyncEventType, info: u8, about: u16) {
+        let event = Self::event_for(kind, info, about);
+        let places = &self.region.admin.pending_events;
+        let is_there = places.iter().any(|place| place.load(Ordering::Acquire) == event + 1);
+        if let Some(free) =
+            places.iter().find(|place| place.load(Ordering::Acquire) == 0).filter(|_| !is_there)
+        {
+            publish32(free, event + 1);
+        }
+    }
+
+    /// It need not be told any more.
+    pub(super) fn drop_event_for(&self, kind: AsyncEventType, info: u8, about: u16) {
+        let event = Self::event_for(kind, info, about);
+        self.drop_pending(|pending| pending == event);
     }
 
     /// The host has read a log page with RAE = 0: the events it clears are no longer pending, their type no longer masked.

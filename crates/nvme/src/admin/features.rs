@@ -49,12 +49,13 @@ const SUPPORTED: [Fid; 15] = [
 ];
 
 /// As [`SUPPORTED`], of a migration management controller.
-const SUPPORTED_BY_MANAGEMENT: [Fid; 6] = [
+const SUPPORTED_BY_MANAGEMENT: [Fid; 7] = [
     Fid::PowerManagement,
     Fid::TemperatureThreshold,
     Fid::AsyncEventConfiguration,
     Fid::Timestamp,
     Fid::KeepAliveTimer,
+    Fid::ControllerDataQueue,
     Fid::HostIdentifier,
 ];
 
@@ -141,6 +142,7 @@ impl Controller {
         }
         let value = |fid| if current { self.feature(fid) } else { self.default_of(fid) };
         match fid {
+            Fid::ControllerDataQueue => self.get_data_queue(command, current),
             Fid::TemperatureThreshold => self.get_temperature(command.cdw11, current),
             Fid::InterruptVectorConfiguration => self.get_vector_config(command.cdw11, current),
             Fid::Timestamp => {
@@ -183,6 +185,7 @@ impl Controller {
         }
         match fid {
             Fid::NumberOfQueues => return self.set_number_of_queues(command.cdw11),
+            Fid::ControllerDataQueue => self.set_data_queue(command)?,
             Fid::TemperatureThreshold => self.set_temperature(command.cdw11)?,
             Fid::InterruptVectorConfiguration => self.set_vector_config(command.cdw11)?,
             Fid::Timestamp => self.set_timestamp(command)?,

@@ -2,7 +2,9 @@
 //! is implemented is said here.
 
 use spec::nvme::admin::{IdentifyCdw10, IdentifyCdw11};
-use spec::nvme::identify::capabilities::{Cmic, Ctratt, Frmw, Lpa, Oacs, Oaes, Oncs, Sanicap, Sgls, Vwc};
+use spec::nvme::identify::capabilities::{
+    Cmic, Ctratt, Frmw, Lpa, Oacs, Oaes, Oncs, Sanicap, Sgls, Trattr, Vwc,
+};
 use spec::nvme::identify::{
     Cns, ControllerList, Csi, Dlfeat, Flbas, Fpi, IDENTIFY_BYTES, IdentifyController, IdentifyControllerNvm,
     IdentifyNamespace, IdentifyNamespaceIndependent, IdentifyNamespaceNvm, LbaFormat,
@@ -15,6 +17,7 @@ use super::features::{CRITICAL_K, WARNING_K};
 use super::{Failure, Outcome, Step, invalid_field, migration, transfer};
 use crate::controller::Controller;
 use crate::limits::{self, NAMESPACES_MAX, PAGE_BYTES};
+use crate::management::log::{DATA_QUEUES_MAX, PAGES_MAX};
 use crate::namespace::{self, Gate, Namespace};
 use crate::profile::{OUI, Role};
 
@@ -180,6 +183,9 @@ impl Controller {
         page.kas = limits::KAS;
         (page.sqes, page.cqes) = (0x66, 0x44);
         page.oncs = Oncs::new().with_tss(true);
+        page.trattr = Trattr::new().with_tudcs(true);
+        (page.mcudmq, page.mnsudmq) = (DATA_QUEUES_MAX, DATA_QUEUES_MAX);
+        page.mcdqpc = PAGES_MAX;
         page.psd[0].mp = 2500;
         page
     }

@@ -64,21 +64,32 @@ impl Controller {
     /// The end of an order of [`Host::manage`].
     pub fn managed(&mut self, ticket: u32, report: Report, now: block::Now, host: &mut impl Host) {
         self.now = now;
+        if let Some((cdqid, round)) = self.management.end_round(ticket) {
+            self.round_ended(cdqid, round, report, host);
+            self.execute_queued(host);
+            self.pump_logs(host);
+            return self.ring(host);
+        }
         // One that is not known went with a reset.
         if let Some(job) = self.management.end(ticket) {
             let Job { slot, command, .. } = job;
             let outcome = self.go_on(job, report, host);
             self.conclude(slot, command, outcome);
-            for (slot, command) in self.management.take_queued() {
-                self.execute(slot, command, host);
-            }
+            self.execute_queued(host);
+            self.pump_logs(host);
         }
         self.ring(host);
     }
 
+    fn execute_queued(&mut self, host: &mut impl Host) {
+        for (slot, command) in self.management.take_queued() {
+            self.execute(slot, command, host);
+        }
+    }
+
     /// Has an order carried out, now or when those before it have been.
     fn order(&mut self, mut job: Job, order: Order, host: &mut impl Host) -> Outcome {
-        let cntlid = (!matches!(order, Order::List)).then(|| cntlid_of(&job.command));
+        let cntlid = job.cntlid;
         if self.management.is_busy(cntlid) {
             self.management.queue(job.slot, job.command);
             return Ok(Step::Later);
@@ -97,8 +108,20 @@ impl Controller {
         order: Order,
         host: &mut impl Host,
     ) -> Outcome {
-        let job = Job::new(slot, *command, Some(cntlid_of(command)), what);
-        self.order(job, order, host)
+        self.order_about(slot, command, cntlid_of(command), what, order, host)
+    }
+
+    /// As [`Controller::order_for`], of a command that names its controller elsewhere.
+    pub(super) fn order_about(
+        &mut self,
+        slot: u16,
+        command: &Command,
+        cntlid: u16,
+        what: What,
+        order: Order,
+        host: &mut impl Host,
+    ) -> Outcome {
+        self.order(Job::new(slot, *command, Some(cntlid), what), order, host)
     }
 
     /// Controllers of the subsystem from an identifier on (Base 2.1, 5.1.13.2.14, CNS 13h).
@@ -110,12 +133,17 @@ impl Controller {
         let cntlid = cntlid_of(command);
         match MigrationSendSelect(MigrationSendCdw10::from_bits(command.cdw10).sel()) {
             MigrationSendSelect::Suspend => {
-                let order = match SuspendType(SuspendCdw11::from_bits(command.cdw11).stype()) {
-                    SuspendType::Notification => Order::Look,
-                    SuspendType::Suspend => Order::Suspend,
-                    _ => return Err(invalid_field(11)),
-                };
-                self.order_for(slot, command, What::Answer, order, host)
+                let fields = SuspendCdw11::from_bits(command.cdw11);
+                match SuspendType(fields.stype()) {
+                    SuspendType::Notification => {
+                        self.order_for(slot, command, What::Answer, Order::Look, host)
+                    }
+                    SuspendType::Suspend => {
+                        let what = What::Suspend(fields.dudmq());
+                        self.order_for(slot, command, what, Order::Suspend, host)
+                    }
+                    _ => Err(invalid_field(11)),
+                }
             }
             MigrationSendSelect::Resume if self.management.sequence(cntlid).is_some() => {
                 Err(Status::COMMAND_SEQUENCE_ERROR.into())
@@ -202,19 +230,35 @@ impl Controller {
 
     /// The command of a job goes on with what it waited for.
     fn go_on(&mut self, job: Job, report: Report, host: &mut impl Host) -> Outcome {
-        let Job { slot, command, what, replayed, .. } = job;
-        let cntlid = cntlid_of(&command);
+        let Job { slot, command, what, replayed, cntlid } = job;
+        let cntlid = cntlid.unwrap_or_else(|| cntlid_of(&command));
         match (what, report) {
             // A predecessor had resumed it, and did not live to say so.
-            (What::Resume, Report::Failed(Trouble::NotSuspended)) if replayed => Ok(Step::Done(0)),
+            (What::Resume, Report::Failed(Trouble::NotSuspended)) if replayed => {
+                self.log_resumed(cntlid);
+                Ok(Step::Done(0))
+            }
             (_, Report::Failed(trouble)) => {
                 self.management.drop_copies(cntlid);
                 Err(failure(trouble))
             }
             (What::List, Report::Controllers(all)) => self.list(&command, &all),
-            (What::Answer | What::Resume, _) => {
+            (What::Answer, _) => {
                 self.management.drop_copies(cntlid);
                 Ok(Step::Done(0))
+            }
+            (What::Resume, _) => {
+                self.management.drop_copies(cntlid);
+                self.log_resumed(cntlid);
+                Ok(Step::Done(0))
+            }
+            (What::Suspend(delete), _) => {
+                self.management.drop_copies(cntlid);
+                self.log_suspended(slot, cntlid, delete, host)
+            }
+            (What::CreateQueue, Report::Standing { .. }) => self.create_queue(&command, replayed),
+            (What::StartLogging, Report::Standing { suspended, .. }) => {
+                self.start_logging(&command, suspended, host)
             }
             (What::Piece, Report::Standing { suspended, .. }) => {
                 let asked = Asked::of(&command)?;

@@ -11,6 +11,7 @@ pub(crate) mod queue;
 mod queues;
 mod sanitize;
 pub(crate) mod self_test;
+mod tracking;
 mod transfer;
 
 use spec::nvme::{AdminOpcode, Command, Fuse, Psdt, Status};
@@ -77,7 +78,7 @@ const SUPPORTED: [AdminOpcode; 18] = [
 ];
 
 /// As [`SUPPORTED`], of a migration management controller.
-const SUPPORTED_BY_MANAGEMENT: [AdminOpcode; 9] = [
+const SUPPORTED_BY_MANAGEMENT: [AdminOpcode; 11] = [
     AdminOpcode::GetLogPage,
     AdminOpcode::Identify,
     AdminOpcode::Abort,
@@ -85,8 +86,10 @@ const SUPPORTED_BY_MANAGEMENT: [AdminOpcode; 9] = [
     AdminOpcode::GetFeatures,
     AdminOpcode::AsyncEventRequest,
     AdminOpcode::KeepAlive,
+    AdminOpcode::TrackSend,
     AdminOpcode::MigrationSend,
     AdminOpcode::MigrationReceive,
+    AdminOpcode::ControllerDataQueue,
 ];
 
 /// What a controller of this role implements.
@@ -147,6 +150,8 @@ impl Controller {
                 self.list_controllers(slot, command, host)
             }
             AdminOpcode::Identify => self.identify(command),
+            AdminOpcode::TrackSend => self.track_send(slot, command, host),
+            AdminOpcode::ControllerDataQueue => self.controller_data_queue(slot, command, host),
             AdminOpcode::MigrationSend => self.migration_send(slot, command, host),
             AdminOpcode::MigrationReceive => self.migration_receive(slot, command, host),
             AdminOpcode::Abort => self.abort(slot, command, host),

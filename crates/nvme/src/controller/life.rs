@@ -149,6 +149,8 @@ impl Controller {
                     self.note_remote();
                     self.settle_events(&unanswered);
                     self.tell_changes_again();
+                    // Before a command that says that all was logged.
+                    self.resume_logs(host);
                     self.replay(unanswered, host);
                 }
                 None => self.fatal(),
@@ -267,6 +269,7 @@ impl Controller {
         self.drop_queue();
         self.waits.retain(|_, wait| *wait == Wait::Work);
         self.deleting.clear();
+        self.end_logs(host);
         self.management.reset();
         self.shutdown = None;
         self.drop_exclusives(host);

@@ -29,6 +29,7 @@ impl Controller {
             self.flush_for_shutdown(host);
         }
         self.pump_backend(host);
+        self.pump_logs(host);
         let mut taken = 0;
         while taken < BATCH_MAX && self.takes_commands() {
             let Some(queue) = &mut self.queue else { break };
@@ -85,7 +86,7 @@ impl Controller {
             return Some(self.now);
         }
         let late = self.queue.as_ref().and_then(crate::admin::queue::AdminQueue::late_at);
-        late.into_iter().chain(self.keep_alive_deadline()).min()
+        late.into_iter().chain(self.keep_alive_deadline()).chain(self.logs_at()).min()
     }
 
     /// Interrupts for what was posted, and parked events for what happened.

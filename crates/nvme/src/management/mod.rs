@@ -6,14 +6,16 @@
 //! ```
 //! Whether a controller is suspended is the controller's own state, which outlives processes; nothing of it is kept here. What is kept are bytes on
 //! their way: a state that is read in pieces, and one that comes in pieces. A successor knows of neither: the first is taken anew, the
-//! second is a Command Sequence Error.
+//! second is a Command Sequence Error. The queues in which changes are logged are in the region ([`log`]).
 //!
-//! Not implemented: user data and host memory tracking (Track Send, Track Receive, Controller Data Queue).
+//! Not implemented: host memory tracking (Track Send and Track Receive of memory).
 
 pub mod format;
+pub(crate) mod log;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use block::Now;
 use spec::nvme::Command;
 use state::controller::ControllerV1;
 
@@ -39,6 +41,33 @@ pub enum Order {
     Save,
     /// It is suspended from now on, in this state. It is suspended already, or disabled.
     Load(Box<ControllerV1>),
+    /// From the report on, what is written to its drive is noted; or not any more. [`Report::Standing`].
+    Track(bool),
+    /// Say what was written since this was said: [`Report::Changes`].
+    Harvest {
+        /// So many changes at most; the others are said later.
+        most: u32,
+        /// Say that all of each namespace may have changed.
+        whole: bool,
+    },
+}
+
+/// What changed of a controller's namespaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Blocks.
+    Blocks {
+        /// The namespace.
+        nsid: u32,
+        /// The first of them.
+        slba: u64,
+        /// How many, 0's based.
+        nlb_z: u32,
+    },
+    /// All of a namespace.
+    Namespace(u32),
+    /// Nothing: it is said how the log goes on.
+    Nothing,
 }
 
 /// What became of an order.
@@ -61,6 +90,13 @@ pub enum Report {
         state: Box<ControllerV1>,
         /// It cannot have changed since.
         suspended: bool,
+    },
+    /// What was written.
+    Changes {
+        /// By namespace and block.
+        changes: Vec<Change>,
+        /// There is more.
+        more: bool,
     },
     /// It is not done.
     Failed(Trouble),
@@ -92,7 +128,7 @@ pub(crate) struct Job {
     /// A predecessor had begun it.
     pub(crate) replayed: bool,
     /// `None`: of no controller.
-    cntlid: Option<u16>,
+    pub(crate) cntlid: Option<u16>,
 }
 
 /// What a job does with the report.
@@ -102,6 +138,12 @@ pub(crate) enum What {
     List,
     /// Nothing.
     Answer,
+    /// A suspend, and whether the queue of the controller's changes goes.
+    Suspend(bool),
+    /// Makes a queue for the controller's changes.
+    CreateQueue,
+    /// Changes are logged from now on.
+    StartLogging,
     /// A resume.
     Resume,
     /// A piece of a state that is at hand.
@@ -129,6 +171,18 @@ struct Copy {
     bytes: Vec<u8>,
 }
 
+/// What is asked of a controller that is logged, and by no command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Round {
+    /// To note its writes, for a successor.
+    Arm,
+    /// What has changed, or only that all may have.
+    Harvest {
+        /// That all may have.
+        whole: bool,
+    },
+}
+
 /// What a management controller remembers.
 #[derive(Debug, Default)]
 pub(crate) struct Management {
@@ -137,12 +191,20 @@ pub(crate) struct Management {
     queued: VecDeque<(u16, Command)>,
     sequences: BTreeMap<u16, Sequence>,
     copies: VecDeque<Copy>,
+    /// Rounds by their tickets: data queue and controller.
+    rounds: BTreeMap<u32, (u16, u16, Round)>,
+    /// Suspend commands that end with the deletion of a queue, when all is posted.
+    deletions: BTreeMap<u16, u16>,
+    /// Data queues whose controllers' writes are not noted for this process yet.
+    pub(crate) unarmed: BTreeSet<u16>,
+    /// When controllers that are logged are asked again.
+    pub(crate) harvest_at: Now,
 }
 
 impl Management {
     /// Nothing is asked of anybody.
     pub(crate) fn is_idle(&self) -> bool {
-        self.jobs.is_empty()
+        self.jobs.is_empty() && self.rounds.is_empty() && self.deletions.is_empty()
     }
 
     /// A controller level reset: reports that come are for nobody.
@@ -152,7 +214,11 @@ impl Management {
 
     /// Whether a command for this controller, or for none, would have to wait.
     pub(crate) fn is_busy(&self, cntlid: Option<u16>) -> bool {
-        self.jobs.len() >= JOBS_MAX || cntlid.is_some() && self.jobs.values().any(|job| job.cntlid == cntlid)
+        let is_asked = || {
+            self.jobs.values().any(|job| job.cntlid == cntlid)
+                || self.rounds.values().any(|(_, other, _)| Some(*other) == cntlid)
+        };
+        self.jobs.len() >= JOBS_MAX || cntlid.is_some() && is_asked()
     }
 
     pub(crate) fn queue(&mut self, slot: u16, command: Command) {
@@ -164,11 +230,46 @@ impl Management {
         core::mem::take(&mut self.queued)
     }
 
+    /// For an order whose report nobody waits for.
+    pub(crate) fn ticket(&mut self) -> u32 {
+        self.next_ticket = self.next_ticket.wrapping_add(1);
+        self.next_ticket
+    }
+
     /// A ticket for an order.
     pub(crate) fn begin(&mut self, job: Job) -> u32 {
-        self.next_ticket = self.next_ticket.wrapping_add(1);
-        self.jobs.insert(self.next_ticket, job);
-        self.next_ticket
+        let ticket = self.ticket();
+        self.jobs.insert(ticket, job);
+        ticket
+    }
+
+    /// A ticket for an order that no command has given.
+    pub(crate) fn begin_round(&mut self, cdqid: u16, cntlid: u16, round: Round) -> u32 {
+        let ticket = self.ticket();
+        self.rounds.insert(ticket, (cdqid, cntlid, round));
+        ticket
+    }
+
+    pub(crate) fn end_round(&mut self, ticket: u32) -> Option<(u16, Round)> {
+        self.rounds.remove(&ticket).map(|(cdqid, _, round)| (cdqid, round))
+    }
+
+    /// The queue is gone: what is said of its controller is for nobody.
+    pub(crate) fn forget_queue(&mut self, cdqid: u16) {
+        self.unarmed.remove(&cdqid);
+        self.rounds.retain(|_, (other, ..)| *other != cdqid);
+    }
+
+    pub(crate) fn delete_when_posted(&mut self, cdqid: u16, slot: u16) {
+        self.deletions.insert(cdqid, slot);
+    }
+
+    pub(crate) fn is_to_delete(&self, cdqid: u16) -> bool {
+        self.deletions.contains_key(&cdqid)
+    }
+
+    pub(crate) fn deletion_of(&mut self, cdqid: u16) -> Option<u16> {
+        self.deletions.remove(&cdqid)
     }
 
     pub(crate) fn end(&mut self, ticket: u32) -> Option<Job> {

@@ -9,4 +9,5 @@ mod namespaces;
 mod random;
 mod reserved;
 mod saved;
+mod tracking;
 mod world;

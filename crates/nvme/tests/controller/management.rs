@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use block::Now;
 use nvme::controller::saved::{Place, check};
 use nvme::management::format::UUID;
-use nvme::management::{Order, Report, Trouble};
+use nvme::management::{Change, Order, Report, Trouble};
 use nvme::profile::{GODWIT_1, GODWIT_MANAGEMENT_1};
 use spec::nvme::identify::IdentifyController;
 use spec::nvme::log::CommandsSupportedAndEffects;
@@ -26,15 +26,18 @@ const LAST: u32 = 0b10;
 const ONLY: u32 = 0b11;
 
 /// A controller that is managed.
-struct Managed {
-    world: World,
-    suspended: bool,
+pub(crate) struct Managed {
+    pub(crate) world: World,
+    pub(crate) suspended: bool,
+    pub(crate) tracked: bool,
+    /// What was written since it was said.
+    pub(crate) changed: Vec<Change>,
 }
 
 /// A management controller and those it manages, by identifier.
-struct House {
-    manager: World,
-    managed: BTreeMap<u16, Managed>,
+pub(crate) struct House {
+    pub(crate) manager: World,
+    pub(crate) managed: BTreeMap<u16, Managed>,
 }
 
 fn with_queues() -> World {
@@ -55,11 +58,16 @@ fn with_queues() -> World {
     world
 }
 
-fn house(worlds: Vec<World>) -> House {
+pub(crate) fn house(worlds: Vec<World>) -> House {
     let mut manager = World::of(&GODWIT_MANAGEMENT_1, &SsdV1::default());
     manager.enable();
     assert_eq!(manager.csts() & 3, 1, "ready, not fatal");
-    let managed = worlds.into_iter().map(|world| Managed { world, suspended: false });
+    let managed = worlds.into_iter().map(|world| Managed {
+        world,
+        suspended: false,
+        tracked: false,
+        changed: Vec::new(),
+    });
     House { manager, managed: (1..).zip(managed).collect() }
 }
 
@@ -81,7 +89,7 @@ fn load(managed: &mut Managed, state: &ControllerV1) -> Report {
 }
 
 impl House {
-    fn carry_out(&mut self, cntlid: u16, order: Order) -> Report {
+    pub(crate) fn carry_out(&mut self, cntlid: u16, order: Order) -> Report {
         if order == Order::List {
             return Report::Controllers(self.managed.keys().copied().collect());
         }
@@ -101,13 +109,27 @@ impl House {
                 return Report::State { state, suspended: managed.suspended };
             }
             Order::Load(state) => return load(managed, &state),
+            Order::Track(on) => {
+                managed.changed.clear();
+                managed.tracked = on;
+                return Report::Standing { suspended: managed.suspended, enabled: true };
+            }
+            Order::Harvest { .. } if !managed.tracked => return Report::Failed(Trouble::Failed),
+            Order::Harvest { whole: true, .. } => {
+                return Report::Changes { changes: vec![Change::Namespace(1)], more: false };
+            }
+            Order::Harvest { most, .. } => {
+                let count = managed.changed.len().min(most as usize);
+                let changes = managed.changed.drain(..count).collect();
+                return Report::Changes { changes, more: !managed.changed.is_empty() };
+            }
             Order::List => unreachable!("answered above"),
         }
         Report::Done
     }
 
     /// Until nothing is asked any more.
-    fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         self.manager.pump();
         while let Some((ticket, cntlid, order)) = self.manager.host.orders.pop_front() {
             let report = self.carry_out(cntlid, order);
@@ -116,7 +138,7 @@ impl House {
         }
     }
 
-    fn admin(&mut self, command: Command) -> Completion {
+    pub(crate) fn admin(&mut self, command: Command) -> Completion {
         let cid = self.manager.submit(command);
         self.settle();
         let entry = self.manager.reap().expect("a completion");
@@ -125,14 +147,14 @@ impl House {
     }
 
     #[track_caller]
-    fn succeeds(&mut self, command: Command) -> u32 {
+    pub(crate) fn succeeds(&mut self, command: Command) -> u32 {
         let entry = self.admin(command);
         assert!(entry.status.is_success(), "{:x}", entry.status.code());
         entry.dw0
     }
 
     #[track_caller]
-    fn fails(&mut self, command: Command, status: Status) {
+    pub(crate) fn fails(&mut self, command: Command, status: Status) {
         assert_eq!(self.admin(command).status.code(), status.code());
     }
 
@@ -151,11 +173,11 @@ impl House {
     }
 }
 
-fn suspend(cntlid: u16) -> Command {
+pub(crate) fn suspend(cntlid: u16) -> Command {
     command(SEND, 0, [0, 1 << 16 | u32::from(cntlid)])
 }
 
-fn resume(cntlid: u16) -> Command {
+pub(crate) fn resume(cntlid: u16) -> Command {
     command(SEND, 0, [1, u32::from(cntlid)])
 }
 
@@ -186,7 +208,8 @@ fn identify_says_what_a_management_controller_is() {
     let page = IdentifyController::read_from_bytes(&house.manager.data(4096)).unwrap();
     assert_eq!((page.oacs.into_bits(), page.cntrltype, page.cntlid, page.nn), (1 << 11, 3, 0, 0));
     assert_eq!((page.hmpre, page.cmic.mcs()), (0, true));
-    assert_eq!((page.trattr.into_bits(), page.mcudmq, page.cmmrtd), (0, 0, 0), "nothing is tracked");
+    assert_eq!((page.trattr.into_bits(), page.cmmrtd), (2, 0), "user data is tracked, and no memory");
+    assert_eq!((page.mcudmq, page.mnsudmq, page.mcmr, page.nmcmr, page.mcdqpc), (4, 4, 0, 0, 512));
     house.succeeds(command(0x06, 0, [0x20, 0]));
     let formats = house.manager.data(4096);
     assert_eq!(formats[..4], [1, 1, 0, 0]);
@@ -203,7 +226,7 @@ fn identify_says_what_a_management_controller_is() {
     house.succeeds(command(0x02, 0xffff_ffff, [1023 << 16 | 5, 0]));
     let effects = CommandsSupportedAndEffects::read_from_bytes(&house.manager.data(4096)).unwrap();
     let supported = (0..256).filter(|at| effects.acs[*at].csupp()).collect::<Vec<_>>();
-    assert_eq!(supported, [0x02, 0x06, 0x08, 0x09, 0x0a, 0x0c, 0x18, 0x41, 0x42]);
+    assert_eq!(supported, [0x02, 0x06, 0x08, 0x09, 0x0a, 0x0c, 0x18, 0x3d, 0x41, 0x42, 0x45]);
     assert!(effects.iocs.iter().all(|effect| !effect.csupp()));
     for opcode in [0x01, 0x05, 0x0d, 0x80, 0x84] {
         house.fails(command(opcode, 0, [0, 0]), Status::INVALID_OPCODE);

@@ -168,6 +168,10 @@ pub mod event_info {
     pub const NOTICE_LBA_STATUS_INFORMATION_ALERT: u8 = 0x05;
     /// Notice: endurance group event aggregate log change.
     pub const NOTICE_ENDURANCE_GROUP_CHANGE: u8 = 0x06;
+    /// One shot: the tail pointer of a controller data queue came to its trigger.
+    pub const ONE_SHOT_CDQ_TAIL_POINTER: u8 = 0x00;
+    /// One shot: a controller data queue became full.
+    pub const ONE_SHOT_CDQ_FULL_ERROR: u8 = 0x01;
     /// Immediate: normal NVM subsystem shutdown.
     pub const IMMEDIATE_NORMAL_SUBSYSTEM_SHUTDOWN: u8 = 0x00;
     /// I/O command specific: reservation log page available.

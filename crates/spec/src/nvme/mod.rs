@@ -13,6 +13,7 @@ pub mod prp_sgl;
 pub mod queue;
 pub mod registers;
 pub mod status;
+pub mod tracking;
 
 pub use command::{Cdw0, Command, Fuse, Psdt};
 pub use completion::Completion;

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! [`browser::Browser`] installs (once) and starts the browser; [`agent::Agent`] is the control plane beside a daemon of
-//! `vmtest`; [`load::Load`] keeps an ssd busy.
+//! `vmtest`; [`load::Load`] keeps an ssd busy; [`pair::two_hosts`] are two daemons that one moves between.
 //!
 //! Not here: other browsers, and the machine's fonts.
 #![forbid(unsafe_code)]
@@ -17,4 +17,5 @@ pub mod base64;
 pub mod browser;
 pub mod http;
 pub mod load;
+pub mod pair;
 pub mod relay;

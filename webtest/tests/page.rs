@@ -3,15 +3,16 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use vmtest::daemon::{Daemon, binary};
+use vmtest::daemon::{Daemon, Ssd, binary};
 use webtest::agent::{Agent, ssd};
 use webtest::browser::{Browser, Scheme};
 use webtest::load::{Load, Shape};
+use webtest::pair::two_hosts;
 use webtest::relay::Relay;
 
 /// A name that would change the page's title if it were ever markup.
@@ -31,6 +32,11 @@ impl Host {
     fn new(with_daemon: bool) -> Result<Host> {
         let folder = TempDir::with_prefix("page-")?;
         let daemon = with_daemon.then(|| Daemon::start(folder.path(), &[])).transpose()?;
+        Host::beside(daemon, folder)
+    }
+
+    /// The page of a daemon whose files are in a folder.
+    fn beside(daemon: Option<Daemon>, folder: TempDir) -> Result<Host> {
         let agent = Agent::start(&binary()?, folder.path())?;
         let relay = Relay::start(&agent.socket())?;
         let browser = Browser::start()?;
@@ -230,6 +236,85 @@ fn the_page_of_a_real_host_comes_back_after_the_agent_and_the_daemon() -> Result
     host.waits_for("engine serving")
 }
 
+/// What the daemon tells of a migration.
+fn migration(ssd: &str, state: &str, over: bool) -> Value {
+    json!({ "ssd": ssd, "peer": "host-b:8010", "guest": null, "incoming": false, "state": state, "reason": null, "over": over,
+        "size_bytes": 1_u64 << 36, "sent_bytes": 11_u64 << 30, "memory_bytes": 0, "left_bytes": 5_u64 << 30, "pass": 0, "rate": 0,
+        "dirty_rate": 20 << 20, "predicted_stun_ns": 6_100_000, "stun_ns": null, "p99_before_ns": 300_000, "p99_ns": 450_000, "elapsed_ms": 52_100 })
+}
+
+/// A time line of `seconds`, in which nothing ends for 30 ms before the last second.
+fn timeline(ssd: &str, seconds: u64) -> Value {
+    let (mut ios, mut points) = (0, Vec::new());
+    for at in 0..=seconds * 100 {
+        points.push(json!({ "t": at * 10_000, "n": ios }));
+        let still = (seconds * 100 - 103..seconds * 100 - 100).contains(&at);
+        ios += if still { 0 } else { 90 + at * 7919 % 31 };
+    }
+    let ends = seconds * 1_000_000 - 1_030_000;
+    let mark = |at_us: u64, state: &str| json!({ "at_us": at_us, "state": state });
+    let marks =
+        [(5_000, "copying"), (ends, "switching over"), (ends + 5_000, "granted"), (ends + 30_000, "moved")];
+    json!({ "ssd": ssd, "began_unix_ms": 1, "points": points, "marks": marks.map(|(at, state)| mark(at, state)) })
+}
+
+#[test]
+fn an_ssd_that_moves_is_shown_on_its_way_with_its_time_line_and_where_it_came_to() -> Result<()> {
+    let [a, mut b] = two_hosts(&Ssd::new("db", 64), 32)?;
+    let address = b.address.clone();
+    let shape = Shape { depth: 4, pause: Duration::from_millis(1), places: 4096 };
+    let load = Load::start(&a.daemon.socket("db"), shape);
+    let host = Host::beside(Some(a.daemon), a.folder)?;
+    host.open()?;
+    host.waits_for("Last minute")?;
+    let shown = "document.getElementById('migrations').checkVisibility()";
+    ensure!(host.browser.value(shown)? == json!(false), "nothing moves yet");
+    let tool = |words: &[&str]| host.daemon.as_ref().unwrap().tool(words);
+    let words = ["migrate", "db", "--to", &address, "--bandwidth", "1MiB", "--max-stun", "2s", "--no-wait"];
+    let began = Instant::now();
+    // Daemons listen for one another a moment after they serve.
+    while let Err(error) = tool(&words) {
+        ensure!(began.elapsed() < Duration::from_secs(20), "{error:#}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    for part in ["to 127.0.0.1", "copying", " left", "B/s"] {
+        let says =
+            format!("document.querySelector('#migrations tbody tr')?.innerText.includes('{part}') === true");
+        host.browser.wait(&format!("the migration's line says {part}"), &says)?;
+    }
+    let line = |says: &str| {
+        format!(
+            "(() => {{ const {{ bins, marks }} = document.getElementById('timeline').dataset; return {says}; }})()"
+        )
+    };
+    host.browser.wait("the time line goes on", &line("Number(bins) > 100 && marks.startsWith('copying')"))?;
+    host.picture("moving", Scheme::Light, 1360)?;
+    tool(&["migration", "bandwidth", "db", "0"])?;
+    host.browser.wait("it has moved", &line("marks === 'copying, switching over, granted, moved'"))?;
+    let stun = "document.querySelector('#migrations tbody tr').children[7].textContent";
+    host.browser.wait("its stun is told", &format!("/^[0-9.]+ (µs|ms|s)$/.test({stun})"))?;
+    drop(load);
+    host.browser.value("document.getElementById('timeline').focus()")?;
+    host.browser.press("ArrowLeft")?;
+    let said = host.browser.text("document.getElementById('timeline-readout').textContent")?;
+    ensure!(said.contains("I/Os a second"), "the time line reads: {said}");
+    for scheme in [Scheme::Light, Scheme::Dark] {
+        host.picture("moved", scheme, 1360)?;
+        texts_can_be_read(&host, scheme)?;
+    }
+    host.is_clean()?;
+    let load = Load::start(&b.daemon.socket("db"), shape);
+    let there = Agent::start(&binary()?, b.folder.path())?;
+    let list = there.get("migrations")?;
+    let came = &list["items"][0];
+    ensure!(came["incoming"] == json!(true) && came["state"] == json!("arrived"), "{list}");
+    let line = there.get("migrations/db/timeline")?;
+    ensure!(line["marks"].as_array().is_some_and(|marks| !marks.is_empty()), "{line}");
+    ensure!(load.stop()? > 0, "nobody is served there");
+    drop(there);
+    b.daemon.stop()
+}
+
 #[test]
 fn every_text_can_be_read_in_light_and_in_dark_in_wide_windows_and_in_narrow_ones() -> Result<()> {
     let ssd = |name: &str, state: &str| {
@@ -255,7 +340,15 @@ fn every_text_can_be_read_in_light_and_in_dark_in_wide_windows_and_in_narrow_one
     };
     let operations = json!([operation("1", "running"), operation("2", "done"), operation("3", "failed")]);
     let ssds = json!([ssd("vm1", "serving"), ssd("vm2", "quarantined")]);
-    let host = Host::of(&answers(ssds, json!([pool]), drives, operations, json!([])))?;
+    let mut answers = answers(ssds, json!([pool]), drives, operations, json!([]));
+    let moves = [
+        migration("vm1", "copying", false),
+        migration("vm2", "failed", true),
+        migration("vm3", "moved", true),
+    ];
+    answers.push(("migrations", json!({ "items": moves, "reason": null })));
+    answers.push(("migrations/vm1/timeline", timeline("vm1", 20)));
+    let host = Host::of(&answers)?;
     // The page asks when it is ready to, and draws from the second answer on: the next one comes when something was drawn, or in a while.
     let cells = "Number(document.querySelectorAll('#maps canvas')[2].dataset.cells ?? 0)";
     let drawn = || host.browser.value(cells).map(|cells| cells.as_u64().unwrap_or(0));
@@ -265,7 +358,7 @@ fn every_text_can_be_read_in_light_and_in_dark_in_wide_windows_and_in_narrow_one
             break;
         }
         host.relay.answer("/api/v1/stats", looked(looks));
-        let asked = std::time::Instant::now();
+        let asked = Instant::now();
         while drawn()? == before && asked.elapsed() < Duration::from_secs(3) {
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -279,6 +372,8 @@ fn every_text_can_be_read_in_light_and_in_dark_in_wide_windows_and_in_narrow_one
     ] {
         host.picture(name, scheme, width)?;
         texts_can_be_read(&host, scheme)?;
+        host.browser
+            .wait("the time line is there", "document.getElementById('timeline').dataset.bins === '2000'")?;
         let fits = host.browser.value("document.documentElement.scrollWidth <= innerWidth")?;
         ensure!(fits == json!(true), "{name}: the page is wider than its window");
     }
@@ -299,9 +394,28 @@ fn names_and_reasons_of_others_are_text_and_nothing_but_text() -> Result<()> {
     let operations = json!([operation(h, "running"), operation("2", h), operation("3", "failed")]);
     let stats = json!([{ "name": h, "serial": h, "state": h, "client": true, "reason": h, "read": {}, "write": {}, "other": {} }]);
     let mut answers = answers(json!([ssd]), json!([pool]), json!([drive]), operations, stats);
+    let path = format!("migrations/{}/timeline", in_path(h));
+    let mut moving = migration(h, h, true);
+    for field in ["peer", "reason"] {
+        moving[field] = json!(h);
+    }
+    let mut line = timeline(h, 2);
+    line["marks"][0]["state"] = json!(h);
+    answers.extend([("migrations", json!({ "items": [moving], "reason": null })), (&path, line)]);
     answers[0].1 = json!({ "release": h, "version": 7, "daemon": true, "reason": h, "engine": h, "engine_generation": 1, "engine_crashes": 1 });
     let host = Host::of(&answers)?;
-    for section in ["trouble", "ssds", "pools", "drives", "operations", "chosen", "engine", "release"] {
+    for section in [
+        "trouble",
+        "ssds",
+        "pools",
+        "drives",
+        "operations",
+        "migrations",
+        "moving",
+        "chosen",
+        "engine",
+        "release",
+    ] {
         let has = format!("document.getElementById('{section}').textContent.includes({})", Value::from(h));
         host.browser.wait(&format!("{section} shows the name as it is"), &has)?;
     }
@@ -309,6 +423,17 @@ fn names_and_reasons_of_others_are_text_and_nothing_but_text() -> Result<()> {
     ensure!(made == json!(0), "names became elements: {made}");
     ensure!(host.browser.text("document.title")? == "Godwit");
     host.is_clean()
+}
+
+/// A name as a part of a path, as a browser writes it.
+fn in_path(name: &str) -> String {
+    let byte = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'\'' | b'(' | b')' | b'.' | b'-' => {
+            char::from(byte).to_string()
+        }
+        _ => format!("%{byte:02X}"),
+    };
+    name.bytes().map(byte).collect()
 }
 
 #[test]
@@ -401,7 +526,7 @@ fn all_of_the_page_can_be_reached_and_read_by_keyboard() -> Result<()> {
         );
     }
     let heads = host.browser.value(
-        "[...document.querySelectorAll('h1, h2')].map((head) => head.textContent.replace(/ \\(.*/, ''))",
+        "[...document.querySelectorAll('h1, h2')].filter((head) => head.checkVisibility()).map((head) => head.textContent.replace(/ \\(.*/, ''))",
     )?;
     ensure!(heads == json!(["Godwit", "Latency", "Ssds", "Pools", "Drives", "Operations"]), "{heads}");
     let nameless = host.browser.value("[...document.querySelectorAll('canvas, [role=img], select, button, [role=region], progress')].filter((part) => !(part.ariaLabel || part.labels?.length || part.textContent)).map((part) => part.outerHTML)")?;

@@ -2,7 +2,8 @@
 
 import { ALL, Live } from "./live.js";
 import { Heat } from "./heat.js";
-import { command, make, momentText, showDrives, showOperations, showPools, showSplit, showSsds, showSums, write } from "./view.js";
+import { Timeline } from "./timeline.js";
+import { command, make, momentText, showDrives, showMigrations, showOperations, showPools, showSplit, showSsds, showSums, write } from "./view.js";
 
 /** How long an answer may take, ms: longer is as good as none. */
 const PATIENCE_MS = 6000;
@@ -12,13 +13,19 @@ const AGAIN_MS = 1000;
 /** How often the lists are asked for when nothing changes: how ssds are served is no change of theirs. */
 const LISTS_MS = 2000;
 const DRIVES_MS = 15000;
+/** A migration that is over is looked at for a while more: its time line goes on for some seconds. */
+const OVER_MS = 5000;
 const OPERATIONS = 20;
 
 const by = (id) => document.getElementById(id);
 const live = new Live();
 const heat = new Heat(by("maps"), by("scale"), by("readout"));
-const known = { host: null, ssds: [], pools: [], operations: [], drives: [], stats: null, heardMs: null, silent: null, noStats: null, lists: false };
+const timeline = new Timeline(by("timeline"), by("timeline-readout"));
+const known = { host: null, ssds: [], migrations: [], line: null, pools: [], operations: [], drives: [], stats: null, heardMs: null, silent: null, noStats: null, lists: false };
 let chosen = ALL;
+let chosenMove = null;
+/** A migration as it was seen last, and since when it is so. */
+let seenMove = { as: "", sinceMs: 0 };
 
 class Refused extends Error {}
 
@@ -67,6 +74,20 @@ async function askDrives() {
     known.drives = "The agent cannot list this host's drives. The command can:";
   }
   showDrives(known.drives);
+}
+
+async function askMigrations() {
+  const answer = await get("migrations");
+  // A daemon that does not answer for a moment has not forgotten them.
+  if (answer.reason === null) known.migrations = answer.items;
+  showMoves();
+  const one = moving();
+  if (!one) return;
+  const as = JSON.stringify([one.ssd, one.over, one.elapsed_ms]);
+  if (seenMove.as !== as) seenMove = { as, sinceMs: Date.now() };
+  if (known.line?.ssd === one.ssd && Date.now() - seenMove.sinceMs > OVER_MS) return;
+  known.line = await get(`migrations/${encodeURIComponent(one.ssd)}/timeline`);
+  showMoves();
 }
 
 async function askStats() {
@@ -168,6 +189,29 @@ function show() {
   document.body.dataset.shown = known.lists && live.at !== null;
 }
 
+/** The migration whose time line is shown: the chosen one; or the one that began last; or, when all are over, the one that was shown. */
+function moving() {
+  const { migrations, line } = known;
+  const going = migrations.filter((one) => !one.over).sort((a, b) => a.elapsed_ms - b.elapsed_ms);
+  const named = (ssd) => migrations.find((one) => one.ssd === ssd);
+  return named(chosenMove) ?? going[0] ?? named(line?.ssd) ?? migrations[0];
+}
+
+function showMoves() {
+  const one = moving();
+  showMigrations(known.migrations, one?.ssd, chooseMove);
+  const { line } = known;
+  const has = one !== undefined && line?.ssd === one.ssd && line.points.length > 1;
+  by("timeline-of").hidden = !has;
+  if (has) timeline.show(line, by("timeline-span").value);
+}
+
+function chooseMove(name) {
+  chosenMove = chosenMove === name ? null : name;
+  seenMove = { as: "", sinceMs: 0 };
+  showMoves();
+}
+
 function choose(name) {
   chosen = chosen === name ? ALL : name;
   show();
@@ -187,10 +231,12 @@ by("chosen").addEventListener("change", (event) => {
 });
 by("op").addEventListener("change", show);
 by("span").addEventListener("change", show);
+by("timeline-span").addEventListener("change", showMoves);
 showSplit(null, "all ssds");
 
 forever(AGAIN_MS, askHost);
 forever(LISTS_MS, askLists);
 forever(DRIVES_MS, askDrives);
+forever(AGAIN_MS, askMigrations);
 forever(20, askStats);
 forever(20, watch);

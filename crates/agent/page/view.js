@@ -216,6 +216,76 @@ export function showSsds(ssds, live, chosen, choose) {
     });
 }
 
+// -- migrations
+
+const MOVED = { moved: "good", arrived: "good", forced: "warn", failed: "bad" };
+const hasMoved = (migration) => ["moved", "arrived", "forced"].includes(migration.state);
+
+function copied(cell, migration) {
+  if (!cell.firstElementChild) {
+    cell.append(make("progress"), " ", make("span"));
+    cell.firstElementChild.setAttribute("aria-label", `Progress of ${migration.ssd}`);
+  }
+  const [bar, text] = cell.children;
+  const { incoming, over, size_bytes: size, sent_bytes: sent, left_bytes: left, memory_bytes: memory } = migration;
+  bar.hidden = over && !hasMoved(migration);
+  if (over) Object.assign(bar, { max: 1, value: 1 });
+  // Who takes does not know what is to come.
+  else if (incoming || sent + left === 0) bar.removeAttribute("value");
+  else Object.assign(bar, { max: sent + left, value: sent });
+  const of = incoming ? `of ${sizeText(size)}` : `${sizeText(sent)} sent` + (over ? "" : `, ${sizeText(left)} left`);
+  write(text, of + (memory > 0 ? `, memory ${sizeText(memory)}` : ""));
+}
+
+function stunText(migration) {
+  if (migration.stun_ns !== null) return timeText(migration.stun_ns);
+  return migration.over || migration.predicted_stun_ns === null ? "–" : "about " + timeText(migration.predicted_stun_ns);
+}
+
+/** The first pass is measured when it ends. */
+function moveRateText({ over, incoming, rate, sent_bytes: sent, elapsed_ms: elapsed }) {
+  const bytes = rate || (elapsed > 0 ? (sent * 1000) / elapsed : 0);
+  return over || incoming || bytes === 0 ? "–" : bandwidthText(bytes);
+}
+
+function migrationColumns(choose) {
+  const p99 = (field) => (cell, migration) => write(cell, timeText(migration[field]));
+  return [
+    ["Ssd", "", (cell, migration) => {
+      if (!cell.firstElementChild) {
+        const button = cell.appendChild(make("button", { type: "button", title: "Show its time line below" }));
+        button.addEventListener("click", () => choose(cell.parentElement.dataset.key));
+      }
+      write(cell.firstElementChild, migration.ssd);
+    }],
+    ["Goes", "", (cell, migration) => write(cell, (migration.incoming ? "from " : "to ") + migration.peer + (migration.guest ? ", with its guest" : ""))],
+    ["State", "", (cell, migration) => {
+      const span = cell.firstElementChild ?? cell.appendChild(make("span"));
+      give(span, "state " + (migration.over ? MOVED[migration.state] ?? "quiet" : "warn"));
+      write(span, migration.state);
+    }],
+    ["Copied", "", copied],
+    ["Rate", "n", (cell, migration) => write(cell, moveRateText(migration))],
+    ["p99 now", "n", p99("p99_ns")],
+    ["p99 before", "n", p99("p99_before_ns")],
+    ["Stun", "n", (cell, migration) => write(cell, stunText(migration))],
+    ["Took", "n", (cell, migration) => write(cell, spanText(migration.elapsed_ms))],
+    ["Says", "wrap", (cell, migration) => write(cell, migration.reason ?? "")],
+  ];
+}
+
+/** `shown` is the one whose time line is shown, if there is any. */
+export function showMigrations(migrations, shown, choose) {
+  for (const id of ["migrations", "to-migrations"]) document.getElementById(id).hidden = migrations.length === 0;
+  if (migrations.length === 0) return;
+  table(body("migrations"), "table", "Migrations", "Those that are under way, and the last one of each ssd. p99 is of the guest's reads and writes, here and at the drive; the stun is how long they stood still.",
+    migrationColumns(choose), migrations, (migration) => migration.ssd, (line, migration) => {
+      line.dataset.chosen = migration.ssd === shown;
+      line.firstElementChild.firstElementChild.setAttribute("aria-pressed", migration.ssd === shown);
+    });
+  write(document.getElementById("moving"), shown ?? "");
+}
+
 // -- pools
 
 /** What a pool's space is taken by: `[name, class, bytes]`. */

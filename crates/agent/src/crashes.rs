@@ -7,7 +7,7 @@ use crate::plane::{How, Plane, PlaneError};
 use crate::store::{self, Store};
 use crate::work::{Base, Work};
 use api::config::{Backend, Config};
-use api::control::{PoolRequest, PoolStatus, SsdStatus, Status, VolumeStatus};
+use api::control::{MigrationStatus, PoolRequest, PoolStatus, SsdStatus, Status, Timeline, VolumeStatus};
 use api::rest::{
     OperationState, Phase, PoolCreate, SnapshotCreate, SsdChange, SsdCreate, Verdict, WipedKind,
 };
@@ -248,6 +248,14 @@ impl Plane for World {
     fn status(&self) -> Result<Status, PlaneError> {
         let ssd = |name: &String| SsdStatus { name: name.clone(), ..SsdStatus::default() };
         Ok(Status { ssds: self.daemon().served.keys().map(ssd).collect(), ..Status::default() })
+    }
+
+    fn migrations(&self) -> Result<Vec<MigrationStatus>, PlaneError> {
+        Ok(Vec::new())
+    }
+
+    fn timeline(&self, _ssd: &str) -> Result<Timeline, PlaneError> {
+        Err(PlaneError::Refused("nothing moves here".to_owned()))
     }
 }
 

@@ -106,6 +106,7 @@ pub fn run(options: Options, stop: OwnedFd) -> anyhow::Result<()> {
         seen_stats: Arc::default(),
         seen_pools: Arc::default(),
         seen_drives: Arc::default(),
+        seen_migrations: Arc::default(),
     };
     let between = Box::new(|| {});
     let work = Work { book, plane, place: options.place, base, now_ms, trouble, told: None, between };

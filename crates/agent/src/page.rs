@@ -12,7 +12,7 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'";
 
 /// The files: path, type, content. A new one needs a line here.
-const FILES: [(&str, &str, &[u8]); 7] = [
+const FILES: [(&str, &str, &[u8]); 8] = [
     ("/", HTML, include_bytes!("../page/index.html")),
     ("/style.css", "text/css; charset=utf-8", include_bytes!("../page/style.css")),
     ("/icon.svg", "image/svg+xml", include_bytes!("../page/icon.svg")),
@@ -20,6 +20,7 @@ const FILES: [(&str, &str, &[u8]); 7] = [
     ("/view.js", SCRIPT, include_bytes!("../page/view.js")),
     ("/live.js", SCRIPT, include_bytes!("../page/live.js")),
     ("/heat.js", SCRIPT, include_bytes!("../page/heat.js")),
+    ("/timeline.js", SCRIPT, include_bytes!("../page/timeline.js")),
 ];
 const HTML: &str = "text/html; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";

@@ -1,6 +1,8 @@
 //! The data plane, as the agent sees it: what serves a configuration.
 
-use api::control::{PoolRequest, PoolStatus, Request, Response, Status};
+use api::control::{
+    EngineRequest, MigrationStatus, PoolRequest, PoolStatus, Request, Response, Status, Timeline,
+};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -69,6 +71,18 @@ pub trait Plane: Send + Sync {
     /// # Errors
     /// [`PlaneError`].
     fn pool(&self, request: PoolRequest) -> Result<String, PlaneError>;
+
+    /// The migrations that the host takes part in, and those that ended last.
+    ///
+    /// # Errors
+    /// [`PlaneError`].
+    fn migrations(&self) -> Result<Vec<MigrationStatus>, PlaneError>;
+
+    /// How a guest's I/O went during the last migration of its ssd.
+    ///
+    /// # Errors
+    /// [`PlaneError`].
+    fn timeline(&self, ssd: &str) -> Result<Timeline, PlaneError>;
 }
 
 /// `godwitd`, by its control socket.
@@ -150,6 +164,21 @@ impl Plane for Daemon {
     fn pool(&self, request: PoolRequest) -> Result<String, PlaneError> {
         match self.ask(&Request::Pool(request), CHANGE_PATIENCE)? {
             Response::Done(text) => Ok(text),
+            other => Err(PlaneError::Refused(format!("the daemon answered something else: {other:?}"))),
+        }
+    }
+
+    fn migrations(&self) -> Result<Vec<MigrationStatus>, PlaneError> {
+        match self.ask(&Request::Engine(EngineRequest::Migrations), STATUS_PATIENCE)? {
+            Response::Migrations(migrations) => Ok(migrations),
+            other => Err(PlaneError::Refused(format!("the daemon answered something else: {other:?}"))),
+        }
+    }
+
+    fn timeline(&self, ssd: &str) -> Result<Timeline, PlaneError> {
+        let request = Request::Engine(EngineRequest::Timeline { ssd: ssd.to_owned() });
+        match self.ask(&request, STATUS_PATIENCE)? {
+            Response::Timeline(line) => Ok(line),
             other => Err(PlaneError::Refused(format!("the daemon answered something else: {other:?}"))),
         }
     }

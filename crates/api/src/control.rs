@@ -145,6 +145,7 @@ pub enum Steer {
 
 /// A migration, as one of the two hosts sees it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct MigrationStatus {
     /// The ssd.
@@ -152,6 +153,7 @@ pub struct MigrationStatus {
     /// The other host.
     pub peer: String,
     /// The QMP socket of the QEMU whose guest goes with it, at the source.
+    #[cfg_attr(feature = "schema", schema(value_type = Option<String>))]
     pub guest: Option<PathBuf>,
     /// It comes here; else it goes.
     pub incoming: bool,
@@ -189,6 +191,7 @@ pub struct MigrationStatus {
 
 /// How a guest's I/O went while its ssd moved, as one of the two hosts counted it: the last two minutes of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct Timeline {
     /// The ssd.
@@ -203,6 +206,7 @@ pub struct Timeline {
 
 /// What was counted at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct TimelinePoint {
     /// Since the migration began here, µs.
     #[serde(rename = "t")]
@@ -214,6 +218,7 @@ pub struct TimelinePoint {
 
 /// A change of what is done.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct TimelineMark {
     /// Since the migration began here, µs.
     pub at_us: u64,

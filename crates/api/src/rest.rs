@@ -5,11 +5,13 @@
 
 mod attachment;
 mod drive;
+mod migration;
 mod pool;
 mod stats;
 
 pub use attachment::{Attachment, AttachmentCreate};
 pub use drive::{Drive, DriveHealth};
+pub use migration::Migrations;
 pub use pool::{
     Certificate, Pool, PoolCheck, PoolCreate, PoolServing, Snapshot, SnapshotCreate, Verdict, WipedKind,
 };

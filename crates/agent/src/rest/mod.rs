@@ -6,6 +6,7 @@ mod drives;
 mod flavors;
 mod guard;
 mod host;
+mod migrations;
 mod operations;
 mod pools;
 mod query;
@@ -26,6 +27,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router, middleware};
 use drives::SeenDrives;
+use migrations::SeenMigrations;
 use stats::SeenStats;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -59,6 +61,7 @@ pub(crate) struct Desk {
     pub(crate) seen_stats: Arc<Mutex<Option<SeenStats>>>,
     pub(crate) seen_pools: Arc<Mutex<Option<SeenPools>>>,
     pub(crate) seen_drives: Arc<Mutex<Option<SeenDrives>>>,
+    pub(crate) seen_migrations: Arc<Mutex<SeenMigrations>>,
 }
 
 impl Desk {
@@ -164,7 +167,7 @@ fn accepted(operation: Operation) -> Response {
     info(
         title = "Godwit agent",
         version = "1",
-        description = "One host's drives, pools, ssds, snapshots, attachments, flavors and operations. Changes are operations: the answer is 202 with an operation, \
+        description = "One host's drives, pools, ssds, snapshots, attachments, flavors, migrations and operations. Changes are operations: the answer is 202 with an operation, \
             which is done exactly once, also when the agent is killed at it. A header `Idempotency-Key` gives it an id: the same \
             request with the same id again is the same operation. `dry_run=true` says what would be done.",
         license(name = "Apache-2.0 OR MIT")
@@ -190,6 +193,8 @@ fn routes() -> OpenApiRouter<Desk> {
         .routes(routes!(attachments::show, attachments::delete))
         .routes(routes!(drives::list))
         .routes(routes!(drives::show))
+        .routes(routes!(migrations::list))
+        .routes(routes!(migrations::timeline))
         .routes(routes!(operations::list))
         .routes(routes!(operations::show))
         .routes(routes!(host::host))

@@ -71,7 +71,7 @@ pub(super) async fn metrics(State(desk): State<Desk>) -> Result<impl IntoRespons
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text))
 }
 
-fn away(why: &str) -> Refusal {
+pub(super) fn away(why: &str) -> Refusal {
     Refusal::new(503, "daemon", format!("the daemon cannot be asked: {why}"), "godwit status shows how it is")
 }
 

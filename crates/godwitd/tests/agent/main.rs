@@ -1,11 +1,12 @@
 //! `godwitd agent`: killed at any moment, and asked what no client should ask.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod moves;
 mod real;
 mod tls;
 
 use api::config::{Backend, Config};
-use api::control::{Response, SsdStatus, Status};
+use api::control::{Response, SsdStatus, Status, Timeline};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -20,11 +21,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Agents that are killed.
 const ROUNDS: u32 = 96;
 
-/// How often each data file was made, and what is served now.
+/// How often each data file was made, what is served now, and what moves.
 #[derive(Default)]
 struct Served {
     ssds: BTreeMap<String, PathBuf>,
     made: BTreeMap<PathBuf, u32>,
+    moves: Vec<Timeline>,
+    asked: u32,
 }
 
 /// A daemon's double at a control socket.
@@ -55,6 +58,10 @@ fn answer(socket: &UnixStream, served: &Mutex<Served>) -> std::io::Result<()> {
             };
             let ssds = served.ssds.keys().map(ssd).collect();
             Response::Status(Box::new(Status { ssds, ..Status::default() }))
+        }
+        Some("engine") => {
+            served.asked += 1;
+            moves::answer(&served.moves, &request)
         }
         Some("apply") => apply(&mut served, request["config"].as_str().unwrap()),
         _ => Response::Error("what?".to_owned()),
@@ -274,6 +281,9 @@ fn hostile_requests_are_refused_with_a_reason_and_the_agent_serves_on() {
         ("GET", "/api/v1/ssds/none", "", 404),
         ("DELETE", "/api/v1/ssds/none", "", 404),
         ("DELETE", "/api/v1/ssds", "", 405),
+        ("POST", "/api/v1/migrations", "{}", 405),
+        ("GET", "/api/v1/migrations/none/timeline", "", 404),
+        ("GET", "/api/v1/migrations/..%2fx/timeline", "", 400),
         ("GET", "/api/v1/operations?limit=99999999999", "", 400),
         ("GET", "/api/v1/../../etc/passwd", "", 404),
         ("GET", "/nothing", "", 404),

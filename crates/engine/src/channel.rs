@@ -106,8 +106,8 @@ impl Channel for LinkChannel {
         self.sender.answer(&Answer { seq, reply, deposit, fds }).map_err(|error| fault(&error))
     }
 
-    fn request(&self, frame: &[u8]) -> Result<(), Fault> {
-        self.sender.request(frame.to_vec()).map_err(|error| fault(&error))
+    fn requests(&self, frames: Vec<Vec<u8>>) -> Result<(), Fault> {
+        self.sender.requests(frames).map_err(|error| fault(&error))
     }
 
     fn hang_up(&self) {

@@ -7,11 +7,14 @@
 //! One at a time: a client that asked for a log of its own ([`crate::session`]) keeps this one out, and the other way round. Armed, it outlives
 //! sessions and engines. A device that stands still writes nothing; its next home adopts its map with the log.
 
+mod touch;
+
+pub(crate) use touch::touch;
+
 use crate::keeper::PowerCycle;
 use crate::message::{Address, Call};
 use crate::session::{call_home, mapping_errno};
 use crate::ssd::Ssd;
-use frontend::vfio_user::RemoteMemory;
 use link::control::Role;
 use memory::{Access, Iova, Mapping, MemoryMap, SharedRegion, WriteLog};
 use rustix::io::Errno;
@@ -24,8 +27,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 const COVERED_BYTES: u64 = 1 << 41;
 const LOG_BYTES: u64 = COVERED_BYTES / memory::LOG_PAGE_BYTES / 8;
 const ARMED: u64 = 1;
-/// So many runs of pages are under way at most before the client answers: what waits for it in the keeper is short, and its own commands come in between.
-const SURE_AFTER: usize = 512;
 /// How often a home is asked that has no time now.
 const TRIES: u32 = 3000;
 
@@ -175,89 +176,6 @@ pub(crate) fn take(ssd: &Ssd, page: &mut impl FnMut(u64)) -> Result<(), Errno> {
         log.take(iova, len, &mut |at| page(at.0));
     }
     Ok(())
-}
-
-/// Has the client take each page for written that was written since it was last taken, and forgets it: a store of one byte of it, by the client, of
-/// what is there. Returns how many. Nobody may write into the guest meanwhile.
-///
-/// # Errors
-/// As [`take`], or what the client answers: then some pages may have been told, and are told again.
-pub(crate) fn touch(ssd: &Ssd, memory: &MemoryMap, client: &RemoteMemory) -> Result<u64, Errno> {
-    let log = match &ssd.written.state().whose {
-        Whose::Engines(armed) => Arc::clone(&armed.log),
-        _ => return Err(Errno::INVAL),
-    };
-    let regions: Vec<_> = mapped(memory).collect();
-    if !regions.iter().all(is_covered) {
-        return Err(Errno::TOOBIG);
-    }
-    let mut touches = Touches { memory, client, unsure: Vec::with_capacity(SURE_AFTER), done: 0 };
-    for (iova, len) in regions {
-        let mut result = Ok(());
-        log.take_runs(iova, len, &mut |first, pages| {
-            // Regions need not begin with a page.
-            let run = Run { at: first.max(iova), first, pages };
-            touches.unsure.push(run);
-            if result.is_ok() {
-                result = touches.touch(run);
-            }
-        });
-        if let Err(errno) = result.and_then(|()| touches.make_sure()) {
-            let bytes = |run: &Run| run.pages * memory::LOG_PAGE_BYTES;
-            touches.unsure.iter().for_each(|run| log.mark(run.first, bytes(run)));
-            return Err(errno);
-        }
-    }
-    // What was read of it since are zeros.
-    if memory.is_poisoned() { Err(Errno::IO) } else { Ok(touches.done) }
-}
-
-/// Pages in a row, at most 8, and an address in the first.
-#[derive(Clone, Copy)]
-struct Run {
-    at: Iova,
-    first: Iova,
-    pages: u64,
-}
-
-/// Pages on their way to the client.
-struct Touches<'a> {
-    memory: &'a MemoryMap,
-    client: &'a RemoteMemory,
-    /// The client may not have them yet.
-    unsure: Vec<Run>,
-    done: u64,
-}
-
-impl Touches<'_> {
-    /// Two pages by a message: the last byte of one and the first of the next.
-    fn touch(&mut self, run: Run) -> Result<(), Errno> {
-        for page in (1..run.pages).step_by(2) {
-            let border = run.first.0 + page * memory::LOG_PAGE_BYTES;
-            self.store::<2>(Iova(border - 1))?;
-        }
-        if run.pages % 2 == 1 {
-            let last = run.first.0 + (run.pages - 1) * memory::LOG_PAGE_BYTES;
-            self.store::<1>(run.at.max(Iova(last)))?;
-        }
-        if self.unsure.len() < SURE_AFTER { Ok(()) } else { self.make_sure() }
-    }
-
-    fn store<const BYTES: usize>(&self, at: Iova) -> Result<(), Errno> {
-        let bytes: [u8; BYTES] = self.memory.read(at).map_err(|_| Errno::FAULT)?;
-        self.client.touch(at.0, &bytes)
-    }
-
-    /// The client answers one store, and has those before it by then.
-    fn make_sure(&mut self) -> Result<(), Errno> {
-        let Some(Run { at, .. }) = self.unsure.last().copied() else { return Ok(()) };
-        let byte: u8 = self.memory.read(at).map_err(|_| Errno::FAULT)?;
-        self.client.touch(at.0, &[byte])?;
-        self.client.write(at.0, &[byte])?;
-        self.done += self.unsure.iter().map(|run| run.pages).sum::<u64>();
-        self.unsure.clear();
-        Ok(())
-    }
 }
 
 fn mapped(map: &MemoryMap) -> impl Iterator<Item = (Iova, u64)> {

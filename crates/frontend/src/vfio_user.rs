@@ -37,7 +37,7 @@ pub use feature::{LoggedRange, ReportRange};
 pub use listener::Listener;
 pub use migration::{Logging, Migration, State, Transition};
 pub use queue::Message;
-pub use remote::RemoteMemory;
+pub use remote::{Receipt, RemoteMemory, Store};
 pub use serve::{Connection, EndReason, Nudge, Pause, SessionEnd, serve};
 pub use session::{Limits, Reply, Session};
 pub use shutdown::Shutdown;

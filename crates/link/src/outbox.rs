@@ -7,6 +7,9 @@ use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+/// Messages that go out by one system call at most.
+const TOGETHER_MAX: usize = 64;
+
 /// A message to send: a head, and a body that others may share.
 #[derive(Clone, Debug, Default)]
 pub struct Parcel {
@@ -135,26 +138,32 @@ impl Outbox {
         mut send: impl FnMut(&[IoSlice<'_>], &[BorrowedFd<'_>]) -> Result<usize, Errno>,
     ) -> Result<bool, Errno> {
         while let Some(parcel) = self.parcels.front() {
-            let head = parcel.head.get(self.sent..).unwrap_or(&[]);
-            let body = parcel.body.get(self.sent.saturating_sub(parcel.head.len())..).unwrap_or(&[]);
             let fds: Vec<_> = match self.sent {
                 0 => parcel.fds.iter().map(|fd| fd.as_fd()).collect(),
                 _ => Vec::new(),
             };
-            match send(&[IoSlice::new(head), IoSlice::new(body)], &fds) {
-                Ok(count) => {
-                    self.sent += count;
-                    self.len_bytes -= count;
-                }
+            let sent = match send(&self.parts(), &fds) {
+                Ok(count) => self.skip(count as u64),
                 Err(Errno::AGAIN) => return Ok(false),
                 Err(errno) => return Err(errno),
-            }
-            if self.sent >= parcel.len_bytes() {
-                self.parcels.pop_front();
-                self.sent = 0;
-            }
+            };
+            debug_assert!(sent, "more than there was to send");
         }
         Ok(true)
+    }
+
+    /// What goes out at once: messages from the first on, up to one that has descriptors, which are to go with its own first byte.
+    fn parts(&self) -> Vec<IoSlice<'_>> {
+        let together = self.parcels.iter().skip(1).take_while(|parcel| parcel.fds.is_empty());
+        let mut parts = Vec::with_capacity(2 * self.parcels.len().min(TOGETHER_MAX));
+        let mut sent = self.sent;
+        for parcel in self.parcels.front().into_iter().chain(together).take(TOGETHER_MAX) {
+            let head = parcel.head.get(sent..).unwrap_or(&[]);
+            let body = parcel.body.get(sent.saturating_sub(parcel.head.len())..).unwrap_or(&[]);
+            parts.extend([head, body].into_iter().filter(|part| !part.is_empty()).map(IoSlice::new));
+            sent = 0;
+        }
+        parts
     }
 }
 
@@ -179,5 +188,46 @@ mod tests {
         assert!(Outbox::resume(parcels(), 6).is_err());
         assert!(Outbox::resume(Vec::new(), 1).is_err());
         assert!(Outbox::resume(Vec::new(), 0).expect("empty").is_empty());
+    }
+
+    /// What each call to send would have been given, by a socket that takes so many bytes of each.
+    fn calls(outbox: &mut Outbox, takes: usize) -> Vec<(Vec<u8>, usize)> {
+        let mut calls = Vec::new();
+        let all = outbox.flush_by(|parts, fds| {
+            let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+            let count = bytes.len().min(takes);
+            calls.push((bytes[..count].to_vec(), fds.len()));
+            Ok(count)
+        });
+        assert_eq!((all, outbox.len_bytes(), outbox.is_empty()), (Ok(true), 0, true));
+        calls
+    }
+
+    #[test]
+    fn messages_go_together_up_to_one_that_has_descriptors() {
+        let fd = Arc::new(OwnedFd::from(std::fs::File::open("/dev/null").expect("a file")));
+        let filled = || {
+            let mut outbox = Outbox::default();
+            for (text, fds) in [("a", 1), ("b", 0), ("c", 0), ("d", 2), ("e", 0)] {
+                let body = Arc::new(text.repeat(3).into_bytes());
+                let parcel = Parcel { head: text.into(), body, fds: vec![Arc::clone(&fd); fds] };
+                outbox.push(parcel).expect("few descriptors");
+            }
+            outbox
+        };
+        let call = |text: &str, fds| (text.as_bytes().to_vec(), fds);
+        assert_eq!(calls(&mut filled(), 100), [call("aaaabbbbcccc", 1), call("ddddeeee", 2)]);
+        let few = [call("aaaab", 1), call("bbbcc", 0), call("cc", 0), call("dddde", 2), call("eee", 0)];
+        assert_eq!(calls(&mut filled(), 5), few);
+    }
+
+    #[test]
+    fn a_call_takes_so_many_messages_and_no_more() {
+        let mut outbox = Outbox::default();
+        for _ in 0..=TOGETHER_MAX {
+            outbox.push(Parcel::whole(vec![1], Vec::new())).expect("no descriptors");
+        }
+        let sizes: Vec<_> = calls(&mut outbox, 1000).iter().map(|(bytes, _)| bytes.len()).collect();
+        assert_eq!(sizes, [TOGETHER_MAX, 1]);
     }
 }

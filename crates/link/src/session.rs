@@ -512,14 +512,18 @@ impl Sender {
         self.send(Parcel::whole(head, answer.fds.fds.clone()))
     }
 
-    /// Asks the client. The id in the frame's header must not be in use by another request of this engine and session.
+    /// Asks the client, in this order. The id in a frame's header must not be in use by another request of this engine and session.
     ///
     /// # Errors
     /// As [`Sender::answer`].
-    pub fn request(&self, frame: Vec<u8>) -> Result<(), LinkError> {
-        let header =
-            Header { frame_bytes: length(frame.len(), FRAME_BYTES_MAX)?, ..Header::new(Kind::Request) };
-        self.send(Parcel { head: header.encode().to_vec(), body: Arc::new(frame), fds: Vec::new() })
+    pub fn requests(&self, frames: Vec<Vec<u8>>) -> Result<(), LinkError> {
+        let mut outbox = Outbox::default();
+        for frame in frames {
+            let frame_bytes = length(frame.len(), FRAME_BYTES_MAX)?;
+            let head = Header { frame_bytes, ..Header::new(Kind::Request) }.encode().to_vec();
+            outbox.push(Parcel { head, body: Arc::new(frame), fds: Vec::new() })?;
+        }
+        self.send_all(outbox)
     }
 
     /// Asks for the end of the session.
@@ -539,6 +543,10 @@ impl Sender {
     fn send(&self, parcel: Parcel) -> Result<(), LinkError> {
         let mut outbox = Outbox::default();
         outbox.push(parcel)?;
+        self.send_all(outbox)
+    }
+
+    fn send_all(&self, mut outbox: Outbox) -> Result<(), LinkError> {
         let _sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
         while !outbox.flush(&*self.link, Wait::Block)? {
             use rustix::event::{PollFd, PollFlags, poll};

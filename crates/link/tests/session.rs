@@ -118,7 +118,7 @@ fn an_answer_carries_reply_deposit_and_descriptors_in_one_message() {
     sender.answer(&Answer { seq: 3, ..Answer::default() }).expect("sent");
     let Ok(ToKeeper::Answer(got)) = keeper.next() else { panic!("no answer") };
     assert_eq!((got.seq, got.deposit, got.reply.len()), (3, None, 0));
-    sender.request(vec![8; 20]).expect("sent");
+    sender.requests(vec![vec![8; 20]]).expect("sent");
     assert!(matches!(keeper.next(), Ok(ToKeeper::Request { frame }) if frame == [8; 20]));
     sender.hang_up().expect("sent");
     assert!(matches!(keeper.next(), Ok(ToKeeper::HangUp)));
@@ -132,7 +132,7 @@ fn messages_of_several_threads_never_mix() {
             let sender = sender.clone();
             std::thread::spawn(move || {
                 for _ in 0..50 {
-                    sender.request(vec![number; 100_000]).expect("sent");
+                    sender.requests(vec![vec![number; 100_000]]).expect("sent");
                 }
             })
         })

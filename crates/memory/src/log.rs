@@ -156,28 +156,39 @@ impl WriteLog {
     /// Clears the marks of these pages and says which there were, by their addresses, ascending within each range. A page is told
     /// *before* its mark is cleared: what `marked` keeps where a successor finds it is not lost with this process. Each page may be read when this has returned.
     pub fn take(&self, iova: Iova, len: u64, marked: &mut impl FnMut(Iova)) {
-        self.take_runs(iova, len, &mut |first, pages| {
-            (0..pages).for_each(|page| marked(Iova(first.0 + (page << PAGE_SHIFT))));
-        });
-    }
-
-    /// As [`WriteLog::take`], by runs of pages in a row: the first page's address, and how many, at most 8. What follows on may be in the next one.
-    pub fn take_runs(&self, iova: Iova, len: u64, marked: &mut impl FnMut(Iova, u64)) {
         self.bytes(iova, len, &mut |byte, bits, first_page| {
             // SAFETY: as in `mark`.
             let set = unsafe { segment::load_u8(byte) } & bits;
-            let mut left = set;
-            while left != 0 {
-                let first = left.trailing_zeros();
-                let pages = (left >> first).trailing_ones();
-                marked(Iova((first_page + u64::from(first)) << PAGE_SHIFT), pages.into());
-                left &= u8::MAX.checked_shl(first + pages).unwrap_or(0);
-            }
+            runs_of(set, &mut |first, pages| {
+                (first..first + pages).for_each(|bit| marked(Iova((first_page + bit) << PAGE_SHIFT)));
+            });
             if set != 0 {
                 // SAFETY: as above.
                 unsafe { segment::and_u8(byte, !set) };
             }
         });
+    }
+
+    /// Which of these pages are marked, as runs of pages in a row: the address of a run's first page, and how many. The marks stay.
+    pub fn runs(&self, iova: Iova, len: u64, run: &mut impl FnMut(Iova, u64)) {
+        let mut open = (0, 0);
+        let mut end = |(first, pages): (u64, u64)| {
+            if pages > 0 {
+                run(Iova(first << PAGE_SHIFT), pages);
+            }
+        };
+        self.bytes(iova, len, &mut |byte, bits, first_page| {
+            // SAFETY: as in `mark`.
+            let set = unsafe { segment::load_u8(byte) } & bits;
+            runs_of(set, &mut |first, pages| {
+                if first_page + first == open.0 + open.1 {
+                    open.1 += pages;
+                } else {
+                    end(std::mem::replace(&mut open, (first_page + first, pages)));
+                }
+            });
+        });
+        end(open);
     }
 
     /// The bytes that hold the bits of a range: address, which of the byte's bits, and the page of its lowest bit.
@@ -207,5 +218,16 @@ impl WriteLog {
         let at =
             usize::try_from(offset).ok()?.checked_add(first_byte).filter(|at| *at < self.mapping.len())?;
         Some(core::ptr::with_exposed_provenance_mut(self.mapping.host() + at))
+    }
+}
+
+/// Runs of bits that are set: the first bit's number, and how many.
+fn runs_of(set: u8, run: &mut impl FnMut(u64, u64)) {
+    let mut left = set;
+    while left != 0 {
+        let first = left.trailing_zeros();
+        let bits = (left >> first).trailing_ones();
+        run(first.into(), bits.into());
+        left &= u8::MAX.checked_shl(first + bits).unwrap_or(0);
     }
 }

@@ -53,6 +53,26 @@ fn take_all(log: &WriteLog) -> Vec<u64> {
     pages
 }
 
+#[test]
+fn pages_in_a_row_are_one_run_and_stay_marked() {
+    let (_, log) = flat(8);
+    for (first, pages) in [(0, 1), (3, 2), (6, 12), (20, 4), (24, 1), (63, 1)] {
+        log.mark(Iova(first * PAGE), pages * PAGE);
+    }
+    let runs = |from: u64, pages: u64| {
+        let mut runs = Vec::new();
+        log.runs(Iova(from * PAGE), pages * PAGE, &mut |first, pages| runs.push((first.0 / PAGE, pages)));
+        runs
+    };
+    let all = [(0, 1), (3, 2), (6, 12), (20, 5), (63, 1)];
+    assert_eq!(runs(0, 64), all);
+    assert_eq!(runs(4, 5), [(4, 1), (6, 3)], "no page outside of what was asked for");
+    assert_eq!(runs(1, 2), []);
+    assert_eq!(runs(0, 64), all, "nothing was taken");
+    assert_eq!(take_all(&log).len(), 21);
+    assert_eq!(runs(0, 64), []);
+}
+
 /// First page and pages, apart from each other.
 fn ranges() -> impl Strategy<Value = Vec<(u64, u64)>> {
     proptest::collection::vec((0_u64..20, 1_u64..40), 1..6).prop_map(|gaps| {

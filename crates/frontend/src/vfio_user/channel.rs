@@ -14,8 +14,8 @@ pub trait Channel: Send + Sync + std::fmt::Debug {
     /// Answers the command with this number, exactly once, also when the client wants no reply. The deposit takes effect with
     /// the answer or not at all.
     fn answer(&self, seq: u64, reply: Option<&Reply>, deposit: Option<Deposit>) -> Result<(), Fault>;
-    /// Sends a command of ours.
-    fn request(&self, frame: &[u8]) -> Result<(), Fault>;
+    /// Sends commands of ours, in this order.
+    fn requests(&self, frames: Vec<Vec<u8>>) -> Result<(), Fault>;
     /// Ends the session; a receiver that waits wakes soon.
     fn hang_up(&self);
     /// We were told to stop.

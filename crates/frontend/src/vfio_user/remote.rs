@@ -111,24 +111,42 @@ impl RemoteMemory {
         Ok(())
     }
 
-    /// Stores bytes of client memory as they are, so that the client takes their pages for written by the device; no answer is waited for. A client takes
-    /// our commands in their order: whoever wants to know that it was done follows up with [`RemoteMemory::write`].
+    /// Stores bytes of client memory as they are, so that the client takes their pages for written by the device. A client takes our commands in their
+    /// order: it is asked to answer the last, for all. Returns when they are sent; others may be sent before the answer is waited for.
     ///
     /// # Errors
-    /// `ENOTCONN` once the session is over; `EINVAL`: more than the client takes at once; `EPROTO`: the client has other bytes there; else as
-    /// [`RemoteMemory::read`].
-    pub fn touch(&self, iova: u64, bytes: &[u8]) -> Result<(), Errno> {
-        let (bytes_max, _) = self.begin()?;
-        if bytes.len() > bytes_max {
+    /// `ENOTCONN` once the session is over; `EINVAL`: none, or one is more than the client takes at once; `EPROTO`: the client has other bytes there; else
+    /// as [`RemoteMemory::read`].
+    pub fn touch(&self, stores: &[Store]) -> Result<Receipt<'_>, Errno> {
+        let (bytes_max, deadline) = self.begin()?;
+        let last = stores.last().ok_or(Errno::INVAL)?;
+        if stores.iter().any(|store| store.bytes.len() > bytes_max) {
             return Err(Errno::INVAL);
         }
-        self.settle_layout(iova, bytes)?;
-        let id = {
+        for store in stores {
+            self.settle_layout(store.iova, &store.bytes)?;
+        }
+        let place = self.place(deadline)?;
+        let mut messages = Vec::with_capacity(stores.len());
+        let (layout, notice) = {
             let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
-            state.free_id()
+            // Nobody answers to it.
+            (state.layout, state.free_id())
         };
-        let (command, count) = (CommandId::DmaWrite, bytes.len() as u64);
-        self.send(&Access { id, kind: Outgoing::Notice, command, iova, count }, bytes)
+        for (number, store) in (1..).zip(stores) {
+            let (id, kind) = match number == stores.len() {
+                true => (place.id, Outgoing::Command),
+                false => (notice, Outgoing::Notice),
+            };
+            let (command, count) = (CommandId::DmaWrite, store.bytes.len() as u64);
+            messages.push(encode(
+                &Access { id, kind, command, iova: store.iova, count },
+                &store.bytes,
+                layout,
+            ));
+        }
+        self.send(messages)?;
+        Ok(Receipt { place, iova: last.iova, count: last.bytes.len() as u64, deadline })
     }
 
     /// Before bytes are written that would be others in the other layout. Zeros are zeros in both.
@@ -195,25 +213,15 @@ impl RemoteMemory {
         deadline: Instant,
     ) -> Result<Vec<u8>, Errno> {
         let place = self.place(deadline)?;
-        self.send(&Access { id: place.id, kind: Outgoing::Command, command, iova, count }, data)?;
+        let access = Access { id: place.id, kind: Outgoing::Command, command, iova, count };
+        self.send(vec![encode(&access, data, self.layout())])?;
         let answer = place.wait(deadline)?;
         check(&answer, command, iova, count)?;
         Ok(answer.payload)
     }
 
-    fn send(&self, access: &Access, data: &[u8]) -> Result<(), Errno> {
-        let Access { id, kind, command, iova, count } = *access;
-        let payload_bytes = size_of::<DmaAccess>() + data.len();
-        let mut message = OutgoingHeader { id, command, payload_bytes, kind }.encode().to_vec();
-        message.extend_from_slice(DmaAccess { address: iova, count }.as_bytes());
-        message.extend_from_slice(data);
-        if command == CommandId::DmaWrite && self.layout() == Layout::Narrow {
-            // The upper half of the count moves behind the data, as padding.
-            if let Some(tail) = message.get_mut(HEADER_BYTES + 12..) {
-                tail.rotate_left(4);
-            }
-        }
-        let Err(fault) = self.0.channel.request(&message) else { return Ok(()) };
+    fn send(&self, messages: Vec<Vec<u8>>) -> Result<(), Errno> {
+        let Err(fault) = self.0.channel.requests(messages) else { return Ok(()) };
         // Part of a message may be out: nothing after it could be understood.
         self.0.unread.store(fault == Fault::Slow, Ordering::Release);
         self.close();
@@ -258,6 +266,51 @@ impl RemoteMemory {
         }
         Ok(self.0.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0)
     }
+}
+
+/// Bytes of client memory, as they are there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Store {
+    /// Where.
+    pub iova: u64,
+    /// At most as many as the client takes at once.
+    pub bytes: Vec<u8>,
+}
+
+/// What a client will answer to stores that it was sent.
+#[must_use = "what was sent is stored when the client has said so"]
+pub struct Receipt<'a> {
+    place: Place<'a>,
+    iova: u64,
+    count: u64,
+    deadline: Instant,
+}
+
+impl Receipt<'_> {
+    /// Until the client has stored them, and all that it was sent before.
+    ///
+    /// # Errors
+    /// As [`RemoteMemory::read`].
+    pub fn wait(self) -> Result<(), Errno> {
+        check(&self.place.wait(self.deadline)?, CommandId::DmaWrite, self.iova, self.count)
+    }
+}
+
+fn encode(access: &Access, data: &[u8], layout: Layout) -> Vec<u8> {
+    let Access { id, kind, command, iova, count } = *access;
+    let payload_bytes = size_of::<DmaAccess>() + data.len();
+    let header = OutgoingHeader { id, command, payload_bytes, kind }.encode();
+    let mut message = Vec::with_capacity(header.len() + payload_bytes);
+    message.extend_from_slice(&header);
+    message.extend_from_slice(DmaAccess { address: iova, count }.as_bytes());
+    message.extend_from_slice(data);
+    if command == CommandId::DmaWrite && layout == Layout::Narrow {
+        // The upper half of the count moves behind the data, as padding.
+        if let Some(tail) = message.get_mut(HEADER_BYTES + 12..) {
+            tail.rotate_left(4);
+        }
+    }
+    message
 }
 
 /// A message id in use.

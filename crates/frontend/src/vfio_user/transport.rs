@@ -115,8 +115,8 @@ impl Channel for Transport {
         reply.map_or(Ok(()), |reply| self.send(&reply.bytes, reply.fd.as_ref().map(|fd| fd.as_fd())))
     }
 
-    fn request(&self, frame: &[u8]) -> Result<(), Fault> {
-        self.send(frame, None)
+    fn requests(&self, frames: Vec<Vec<u8>>) -> Result<(), Fault> {
+        frames.iter().try_for_each(|frame| self.send(frame, None))
     }
 
     fn hang_up(&self) {

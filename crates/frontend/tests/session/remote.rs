@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::harness::*;
-use frontend::vfio_user::{Errno, Limits};
+use frontend::vfio_user::{Errno, Limits, Receipt, Store};
 
 /// Answers a DMA command from (and into) `memory`, whose first byte has address 0.
 fn answer(client: &Client, command: &Answer, memory: &mut [u8]) {
@@ -277,22 +277,24 @@ fn zeros_do_not_make_a_client_look_narrow() {
     running.leave();
 }
 
+fn store(iova: u64, byte: u8) -> Store {
+    Store { iova, bytes: vec![byte] }
+}
+
 /// In both layouts: of a byte that is not 0 the client is asked first how it lays out its messages.
 #[test]
-fn a_touch_stores_the_byte_that_is_there_and_wants_no_answer() {
+fn touches_store_the_bytes_that_are_there_and_the_last_of_them_is_answered() {
     for narrow in [false, true] {
         let running = Running::negotiated();
         let remote = running.remote.clone();
         let caller = std::thread::spawn(move || {
-            remote.touch(2, &[0]).expect("a zero is a zero in any layout");
-            remote.touch(7, &[0xa5]).expect("sent");
-            remote.touch(8, &[0x5a]).expect("sent");
-            remote.touch(9, &[1]).expect("sent");
-            remote.write(7, &[0xa5]).expect("answered");
+            let zero = remote.touch(&[store(2, 0)]).expect("a zero is a zero in any layout");
+            let more = remote.touch(&[store(7, 0xa5), store(8, 0x5a), store(9, 1)]).expect("sent");
+            (zero.wait(), more.wait())
         });
         let data_at = if narrow { 12 } else { 16 };
         let mut messages = Vec::new();
-        while messages.len() < 6 {
+        while messages.len() < 5 {
             let command = running.client.receive().expect("a command");
             let (at, byte) = (command.u64_at(0), command.payload[data_at..].first().copied());
             messages.push((command.command, at, command.flags, byte.filter(|_| command.command != DMA_READ)));
@@ -306,26 +308,33 @@ fn a_touch_stores_the_byte_that_is_there_and_wants_no_answer() {
         }
         let write = |at, flags, byte| (DMA_WRITE, at, flags, Some(byte));
         let expected = [
-            write(2, 0x10, 0),
+            write(2, 0, 0),
             (DMA_READ, 7, 0, None),
             write(7, 0x10, 0xa5),
             write(8, 0x10, 0x5a),
-            write(9, 0x10, 1),
-            write(7, 0, 0xa5),
+            write(9, 0, 1),
         ];
         assert_eq!(messages, expected, "narrow: {narrow}");
-        caller.join().expect("no panic");
+        assert_eq!(caller.join().expect("no panic"), (Ok(()), Ok(())));
         running.leave();
     }
 }
 
 #[test]
-fn a_client_that_has_another_byte_there_is_not_touched() {
+fn a_client_that_has_another_byte_there_is_not_touched_and_one_that_refuses_is_believed() {
     let running = Running::negotiated();
     let remote = running.remote.clone();
-    let caller = std::thread::spawn(move || remote.touch(3, &[7]));
+    let caller = std::thread::spawn(move || {
+        let other = remote.touch(&[store(3, 7)]).map(drop);
+        (other, remote.touch(&[store(3, 0)]).and_then(Receipt::wait), remote.touch(&[]).map(drop))
+    });
     let command = running.client.receive().expect("a command");
     answer(&running.client, &command, &mut [1; 8]);
-    assert_eq!(caller.join().expect("no panic"), Err(Errno::PROTO));
+    let command = running.client.receive().expect("a command");
+    let mut refusal = message(command.id, command.command, 0x21, &[]);
+    refusal[12..16].copy_from_slice(&19_u32.to_le_bytes());
+    running.client.send(&refusal, &[]);
+    let results = caller.join().expect("no panic");
+    assert_eq!(results, (Err(Errno::PROTO), Err(Errno::NODEV), Err(Errno::INVAL)));
     running.leave();
 }

@@ -234,7 +234,7 @@ impl Desk {
             }
             "ask" => {
                 let request = frame(77, 11, 0, b"data please");
-                self.sender.request(request).expect("sent");
+                self.sender.requests(vec![request]).expect("sent");
                 if doomed {
                     std::thread::sleep(std::time::Duration::from_millis(50));
                     kill_myself();

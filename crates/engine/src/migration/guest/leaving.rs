@@ -214,9 +214,11 @@ impl Leaving {
         }
         // All of its devices stand still: what they wrote is the hypervisor's to copy now.
         for passenger in self.passengers() {
+            let start = Instant::now();
             let pages =
                 passenger.touch_written().context("its hypervisor is not told what its controller wrote")?;
-            tracing::info!(pages, "written by a controller since its guest's memory was copied");
+            let took_us = start.elapsed().as_micros();
+            tracing::info!(pages, took_us, "its hypervisor was told what a controller wrote into its guest");
         }
         self.qemu.go_on()?;
         self.wait_for_qemu(course, &tunnel, &SourceWord::Completed, Some(deadline))?;

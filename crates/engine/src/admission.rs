@@ -61,12 +61,9 @@ impl Admission {
             }
             None => self.allowance.alone(TURN_BYTES_MAX),
         };
-        self.left = match self.hold {
-            Hold::Open => self.left,
-            // The door fails it, and whoever waits for its end goes on.
-            Hold::Closed if self.winding_up => i64::MAX,
-            _ => 0,
-        };
+        if self.hold != Hold::Open {
+            self.left = 0;
+        }
         self.granted = self.left;
     }
 
@@ -125,12 +122,7 @@ impl Admission {
     /// Until when nothing of this seat may go: its limits have been reached and something waits.
     #[inline]
     pub(crate) fn shut_until(&self) -> Option<Now> {
-        let is_held = match self.hold {
-            Hold::Open => false,
-            Hold::Frozen => true,
-            Hold::Closed => !self.winding_up,
-        };
-        if is_held {
+        if self.hold != Hold::Open {
             return Some(Now(u64::MAX));
         }
         self.gate.shut_until().filter(|_| !self.winding_up)
@@ -140,6 +132,11 @@ impl Admission {
     #[inline]
     pub(crate) fn is_frozen(&self) -> bool {
         self.hold == Hold::Frozen
+    }
+
+    /// The ssd is not this host's any more: nothing of its client's is answered.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.hold == Hold::Closed
     }
 
     /// What was taken must be answered, however long it would take by the limits.

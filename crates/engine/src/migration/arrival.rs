@@ -5,6 +5,7 @@ use super::case::Case;
 use super::gauge;
 use super::guest::{Coming, check_came, run_what_came};
 use super::journal::Journal;
+use super::listener::Known;
 use super::word::{FromDestination, SourceWord, to_destination};
 use crate::passage::Store;
 use crate::records::replace;
@@ -36,7 +37,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const PORTS: usize = 4;
 
 /// A connection that brings pages, and its socket once more, for whoever ends it from outside.
-pub(super) type Stream = (Greeted<Incoming>, Arc<TcpStream>);
+pub(super) type Stream = (Greeted<Incoming>, Arc<Socket>);
+
+/// Of such a connection, with its place among those of hosts.
+pub(super) struct Socket {
+    pub(super) socket: TcpStream,
+    pub(super) _known: Known,
+}
 
 /// See the module.
 pub(super) struct Arrival {
@@ -69,7 +76,7 @@ struct Landed {
     ssd: Arc<Ssd>,
     streams: Sender<Stream>,
     /// Of those that are served.
-    sockets: Vec<Weak<TcpStream>>,
+    sockets: Vec<Weak<Socket>>,
     arrived: Receiver<Arrived>,
     thread: JoinHandle<()>,
 }
@@ -87,7 +94,7 @@ impl Landed {
         drop(streams);
         // A source that has nothing more to say on a new connection keeps silent on it, and its guest would stand still as long as that may last.
         for socket in sockets.iter().filter_map(Weak::upgrade) {
-            let _gone_already = socket.shutdown(Shutdown::Both);
+            let _gone_already = socket.socket.shutdown(Shutdown::Both);
         }
         let _ = thread.join();
         drop(ssd);
@@ -176,6 +183,10 @@ impl Arrival {
 
     pub(super) fn migration(&self) -> u128 {
         self.migration
+    }
+
+    pub(super) fn comes_with(&self, guest: &Arc<Coming>) -> bool {
+        self.guest.as_ref().is_some_and(|mine| Arc::ptr_eq(mine, guest))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -355,25 +366,7 @@ impl Arrival {
                     }
                 }
                 DestinationEffect::Stop => self.house.depart(self.number),
-                DestinationEffect::Wipe => {
-                    if let Some(guest) = &self.guest {
-                        guest.give_up();
-                    }
-                    inner.end_landing();
-                    // A controller that was loaded is nobody's.
-                    if self.house.passenger(self.number).is_some_and(|it| it.stands_still()) {
-                        self.house.end_wait_of(self.number);
-                    }
-                    let wiped =
-                        self.house.wipe(self.number, inner.journal.store(), self.migration.to_be_bytes());
-                    if let Err(error) = wiped {
-                        self.case.remark(format!(
-                            "what came of it is not wiped: {error:#}; restart the engine to try again"
-                        ));
-                    }
-                    // For the next try, by a hypervisor that was started anew.
-                    self.house.await_guest(self.number);
-                }
+                DestinationEffect::Wipe => self.drop_it(inner),
                 DestinationEffect::Refuse(refusal) => _ = self.case.remark(refusal.to_string()),
                 DestinationEffect::Raise(alarm) => {
                     let text = alarm.to_string();
@@ -385,6 +378,34 @@ impl Arrival {
         }
         inner.note_closed()?;
         Ok(answer)
+    }
+
+    /// Nothing of it is used any more. It is wiped on a thread of its own: the source may wait for the answer, and its guest with it.
+    fn drop_it(&self, inner: &mut Inner) {
+        if let Some(guest) = &self.guest {
+            guest.give_up();
+        }
+        inner.end_landing();
+        // A controller that was loaded is nobody's.
+        if self.house.passenger(self.number).is_some_and(|it| it.stands_still()) {
+            self.house.end_wait_of(self.number);
+        }
+        let (house, case, number) = (Arc::clone(&self.house), Arc::clone(&self.case), self.number);
+        let (store, migration) = (Arc::clone(inner.journal.store()), self.migration.to_be_bytes());
+        let wipe = move || {
+            if let Err(error) = house.wipe(number, store.as_ref(), migration) {
+                case.remark(format!(
+                    "what came of it is not wiped: {error:#}; restart the engine to try again"
+                ));
+            }
+            // For the next try, by a hypervisor that was started anew.
+            house.await_guest(number);
+        };
+        if let Err(error) = std::thread::Builder::new().name("wipe".to_owned()).spawn(wipe) {
+            self.case.remark(format!(
+                "what came of it is not wiped: no thread is left: {error}; restart the engine to try again"
+            ));
+        }
     }
 
     /// Whether the guest that goes with the ssd is here.

@@ -110,12 +110,22 @@ impl House {
         self.say_standing(number);
     }
 
-    /// Says anew how an ssd stands that is not served: its journal has another step.
+    /// Says anew how an ssd stands: its journal has another step.
     pub(super) fn say_standing(&self, number: usize) {
-        if let (Some(config), Ok(pools)) = (self.absent_config(number), self.pools())
-            && let Standing::Away(away) = Passage::of(&config, pools).standing()
-        {
-            self.say_away(number, &config, &away);
+        let open = self.ssd(number).and_then(|ssd| self.config(&ssd.name));
+        let is_open = open.is_some();
+        let config = open.or_else(|| self.absent_config(number));
+        let (Some(config), Ok(pools)) = (config, self.pools()) else { return };
+        match Passage::of(&config, pools).standing() {
+            // It is served until it departs; meanwhile it may be granted, and stand still.
+            Standing::Away(away) if is_open => {
+                if away.holds {
+                    self.keeper.stands(number, Some(away.standing()));
+                }
+            }
+            Standing::Away(away) => self.say_away(number, &config, &away),
+            Standing::Here(_) if is_open => self.keeper.stands(number, None),
+            Standing::Here(_) => {}
         }
     }
 

@@ -25,8 +25,8 @@ impl Journal {
         Self { store, parties, migration, last }
     }
 
-    pub(super) fn store(&self) -> &dyn Store {
-        self.store.as_ref()
+    pub(super) fn store(&self) -> &Arc<dyn Store> {
+        &self.store
     }
 
     pub(super) fn parties(&self) -> &Parties {

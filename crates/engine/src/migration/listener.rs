@@ -1,7 +1,7 @@
 //! Who brings ssds here: connections of other hosts, each proved to be one before it is heard.
 
 use super::Migrations;
-use super::arrival::Arrival;
+use super::arrival::{Arrival, Socket};
 use super::guest;
 use super::means::{Means, prepare};
 use super::word::{FromDestination, FromSource, receive, send};
@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use transfer::receive::Greeted;
 use transfer::tls::{Incoming, Protocol};
 
-/// Connections at once of hosts that have proved who they are.
-const CONNECTIONS_MAX: usize = 256;
+/// Connections at once of hosts that have proved who they are, of whatever kind: words, pages, memory.
+const CONNECTIONS_MAX: usize = 512;
 /// Connections at once of which nobody knows that yet, and how long they may take to prove it when others wait.
 const STRANGERS_MAX: usize = 64;
 const PROOF: Duration = Duration::from_secs(10);
@@ -88,19 +88,19 @@ impl Hall {
     }
 }
 
-/// A host's place.
-struct Known<'a>(&'a AtomicUsize);
+/// A host's place: goes with its connection, whoever has that.
+pub(super) struct Known(Arc<Hall>);
 
-impl<'a> Known<'a> {
-    fn new(hosts: &'a AtomicUsize) -> Option<Self> {
-        let known = Self(hosts);
-        (hosts.fetch_add(1, Ordering::AcqRel) < CONNECTIONS_MAX).then_some(known)
+impl Known {
+    fn new(hall: &Arc<Hall>) -> Option<Self> {
+        let known = Self(Arc::clone(hall));
+        (hall.hosts.fetch_add(1, Ordering::AcqRel) < CONNECTIONS_MAX).then_some(known)
     }
 }
 
-impl Drop for Known<'_> {
+impl Drop for Known {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        self.0.hosts.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -108,19 +108,19 @@ fn serve(
     house: &Arc<House>,
     means: &Means,
     socket: TcpStream,
-    hall: &Hall,
+    hall: &Arc<Hall>,
     stranger: Stranger,
 ) -> io::Result<()> {
     prepare(&socket)?;
     let (stream, protocol) = means.identity.accept(socket)?;
     drop(stranger);
-    let _known = Known::new(&hall.hosts).ok_or_else(|| io::Error::other("too many connections of hosts"))?;
+    let known = Known::new(hall).ok_or_else(|| io::Error::other("too many connections of hosts"))?;
     let Some(migrations) = house.migrations() else { return Ok(()) };
     match protocol {
         Protocol::Control => converse(house, migrations, stream),
-        Protocol::Memory => guest::arrive(house, migrations, stream),
+        Protocol::Memory => guest::arrive(house, migrations, stream, known),
         Protocol::Pages => {
-            let socket = Arc::new(stream.sock.try_clone()?);
+            let socket = Arc::new(Socket { socket: stream.sock.try_clone()?, _known: known });
             let stream = Greeted::new(stream).map_err(io::Error::other)?;
             let migration = u128::from_be_bytes(stream.migration());
             let arrival = migrations.arrival(migration);
@@ -153,5 +153,21 @@ fn converse(house: &Arc<House>, migrations: &Migrations, mut stream: Incoming) -
             FromSource::Ping => arrival.say_again(),
         };
         send(&mut stream, &answer)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_place_for_so_many_hosts_and_for_another_when_one_has_gone() {
+        let hall = Arc::new(Hall::default());
+        let mut known: Vec<_> = (0..CONNECTIONS_MAX).map(|_| Known::new(&hall)).collect();
+        assert!(known.iter().all(Option::is_some) && Known::new(&hall).is_none());
+        known.pop();
+        assert!(Known::new(&hall).is_some_and(|_held| Known::new(&hall).is_none()));
+        drop(known);
+        assert_eq!(hall.hosts.load(Ordering::Acquire), 0);
     }
 }

@@ -76,6 +76,25 @@ struct State {
 }
 
 impl State {
+    /// # Errors
+    /// Another guest is on its way to the hypervisor that this one would come to.
+    fn check_alone(&self, guest: &Guest, config: &config::Ssd) -> anyhow::Result<()> {
+        let path = config.hypervisor.clone().unwrap_or_default();
+        let Some(other) = self.guests.get(&path).filter(|other| other.id() != guest.id) else {
+            return Ok(());
+        };
+        let arrival =
+            self.arrivals.values().find(|arrival| arrival.comes_with(other) && !arrival.case.is_over());
+        if let Some(arrival) = arrival {
+            bail!(
+                "another guest is on its way to the QEMU at {}, with ssd \"{}\": cancel that migration, if it is not to come",
+                path.display(),
+                arrival.case.ssd
+            );
+        }
+        Ok(())
+    }
+
     /// The guest of an ssd that is offered: the same for all of its ssds.
     fn coming(&mut self, guest: &Guest, config: &config::Ssd) -> Arc<Coming> {
         let path = config.hypervisor.clone().unwrap_or_default();
@@ -172,9 +191,9 @@ impl Migrations {
                 let migration = record.pledge.migration;
                 let offer = offer(config, migration, size_of(house, config)?)?;
                 let journal = Journal::new(store, parties, migration, Some(Record::Source(record)));
+                let (source, effects) = guest::recover(house, journal.parties(), record);
                 let (terms, guest) = (MigrationTerms::default(), None);
                 let departure = Departure { number, journal, offer, terms, inbox: channel(), guest };
-                let (source, effects) = Source::recover(record);
                 self.send(house, departure, source, effects, Some(record.step)).map(drop)
             }
             Record::Destination(record) => {
@@ -434,6 +453,9 @@ impl Migrations {
             offer.dry_run || now.map(|it| it.migration()) == before.map(|it| it.migration()),
             "another migration of ssd \"{name}\" has just begun: ask again"
         );
+        if let Some(guest) = &offer.guest {
+            state.check_alone(guest, &config)?;
+        }
         let former = store.read()?;
         let seen = seen(&config, former.as_deref(), offer)?;
         if offer.dry_run {

@@ -6,7 +6,7 @@
 //! ```
 //! One thread a migration. It says a word and waits for the answer, so the two hosts are never further apart than one word.
 
-use super::blocks::thaw;
+use super::blocks::{hold, thaw};
 use super::case::Case;
 use super::copy::Copy;
 use super::guest::{self, Line as GuestLine, PartWord};
@@ -15,6 +15,7 @@ use super::line::{Heard, Line};
 use super::means::{Means, SILENCE};
 use crate::passenger::Passenger;
 use crate::run::House;
+use crate::terms::Hold;
 use api::control::{MigrationTerms, Steer};
 use std::collections::VecDeque;
 use std::io;
@@ -83,6 +84,8 @@ struct Course {
     closed: bool,
     /// It was said once that the ssd was taken back.
     told: bool,
+    /// An operator takes it here, once what the destination said is dealt with.
+    forced: bool,
     /// When it was last asked how it is.
     asked: Instant,
 }
@@ -115,8 +118,16 @@ impl Sending {
     /// Drives it to its end.
     pub(super) fn run(mut self, mut source: Source, effects: Vec<SourceEffect>, step: Option<SourceStep>) {
         let asked = Instant::now();
-        let mut course =
-            Course { copying: None, frozen: None, round: 0, step, closed: false, told: false, asked };
+        let mut course = Course {
+            copying: None,
+            frozen: None,
+            round: 0,
+            step,
+            closed: false,
+            told: false,
+            forced: false,
+            asked,
+        };
         let mut todo = VecDeque::from(effects);
         loop {
             while let Some(effect) = todo.pop_front() {
@@ -145,7 +156,7 @@ impl Sending {
         loop {
             match self.journal.read_back() {
                 Ok(Some(Record::Source(record))) => {
-                    let (source, effects) = Source::recover(record);
+                    let (source, effects) = guest::recover(&self.house, self.journal.parties(), record);
                     return Some((source, effects, record.step));
                 }
                 Ok(_) => {
@@ -175,8 +186,19 @@ impl Sending {
                 }
                 _ => return Some(SourceEvent::Cancel),
             },
+            Ok(Steer::Force) if course.step == Some(SourceStep::Granted) => {
+                // What can be known is asked once more before: a destination that says that it has dropped it, or owns it, leaves nothing to force.
+                course.forced = true;
+                self.line.set_patience(STUN_MAX);
+                let heard = self.line.ping();
+                return self.hear(course, heard);
+            }
             Ok(Steer::Force) => return Some(SourceEvent::Force),
             _ => {}
+        }
+        if std::mem::take(&mut course.forced) {
+            self.warn_of_force(course);
+            return Some(SourceEvent::Force);
         }
         match self.inbox.recv_timeout(LOOK) {
             Ok(Event::Close) => match &self.guest {
@@ -213,6 +235,21 @@ impl Sending {
                 Some(SourceEvent::Retry)
             }
         }
+    }
+
+    fn warn_of_force(&self, course: &Course) {
+        if course.step != Some(SourceStep::Granted) {
+            return;
+        }
+        let peer = &self.case.peer;
+        let guest =
+            if self.journal.parties().hypervisor.is_some() { ", and its guest runs twice" } else { "" };
+        let why = format!(
+            "taken here by an operator's force: {peer} did not say whether it has it. If it is served there by now, it is used twice{guest}, until the two \
+             hosts have talked: end that there at once. What was written there is in its copy only"
+        );
+        self.case.remark(why.clone());
+        self.house.keeper.fault(Some(self.number), why);
     }
 
     fn hear(&self, course: &mut Course, heard: io::Result<Heard>) -> Option<SourceEvent> {
@@ -262,6 +299,9 @@ impl Sending {
                         return Ok(Some(SourceEvent::Cancel));
                     }
                     let _ = copying.go.send(());
+                } else if let Some(ssd) = self.house.ssd(self.number) {
+                    // Its guest stands still since before this engine began.
+                    hold(&ssd, Hold::Frozen, self.house.duty.crew());
                 }
                 None
             }
@@ -403,7 +443,7 @@ impl Sending {
             return;
         }
         let migration = self.line.migration();
-        let wiped = self.house.wipe(self.number, self.journal.store(), migration);
+        let wiped = self.house.wipe(self.number, self.journal.store().as_ref(), migration);
         match wiped.and_then(|()| self.journal.note(|parties| parties.wiped = true)) {
             Ok(()) => tracing::info!(ssd = self.case.ssd, "what was left of it here is wiped"),
             Err(error) => {
@@ -413,6 +453,16 @@ impl Sending {
                 self.case.remark(why.clone());
                 self.house.keeper.fault(Some(self.number), why);
             }
+        }
+    }
+
+    /// The hypervisor of a guest that has gone with all of its ssds, for one whose move an engine before this one began.
+    fn end_hypervisor(&self, course: &Course) {
+        let path = self.journal.parties().hypervisor.as_deref().map(Path::new);
+        if let Some(path) = path.filter(|_| self.guest.is_none() && course.step == Some(SourceStep::Gone))
+            && let Err(error) = guest::end_what_left(&self.house, path)
+        {
+            self.case.remark(format!("its guest has gone, and its hypervisor here has not ended: {error:#}"));
         }
     }
 
@@ -429,6 +479,7 @@ impl Sending {
         }
         // It may come back, with its guest.
         self.house.await_guest(self.number);
+        self.end_hypervisor(course);
         self.case.end(match course.step {
             Some(SourceStep::Gone) => "moved",
             Some(SourceStep::Superseded) => "superseded",

@@ -55,7 +55,8 @@ impl House {
 
     /// Tells the keeper that an ssd is not served, and keeps what is there of it.
     pub(crate) fn stay_away(&self, number: usize, absent: Absent, away: &Away) {
-        tracing::warn!(ssd = absent.config.name, word = away.word, why = away.why, "not served");
+        // The keeper logs it, where that is news.
+        tracing::debug!(ssd = absent.config.name, word = away.word, why = away.why, "not served");
         self.say_away(number, &absent.config, away);
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         slots.absent.insert(number, absent);

@@ -29,7 +29,7 @@ impl Away {
     }
 
     /// By a record whose owner is not here.
-    pub(super) fn by(record: &MigrationV1, place: &str) -> Self {
+    pub(super) fn by(record: &MigrationV1, place: &str, is_file: bool) -> Self {
         let (peer, epoch) = (&record.peer, record.epoch);
         let fenced_by = record.destination.and_then(|destination| destination.fenced_by).unwrap_or(epoch);
         let source = record.source.map(|source| source.step);
@@ -67,7 +67,16 @@ impl Away {
                 false,
                 format!(
                     "it did not come: its migration from \"{peer}\" was given up, and what is here is not whole. Migrate it again, or take it \
-                     out of the configuration. To begin with an empty ssd of this name, remove what is here and the journal {place}"
+                     out of the configuration. {}",
+                    if is_file {
+                        format!(
+                            "To begin with an empty ssd of this name, remove its drive's data and its journal ({place})"
+                        )
+                    } else {
+                        format!(
+                            "To begin with an empty ssd of this name, delete {place} when it is out of the configuration (`godwit volume delete`), and write it there anew"
+                        )
+                    }
                 ),
             ),
         };

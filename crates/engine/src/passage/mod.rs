@@ -93,6 +93,7 @@ impl Passage {
         if let Some(why) = &self.in_use {
             return Standing::Away(Away::in_use(why, self.incoming));
         }
+        let is_file = self.store.as_ref().is_some_and(|store| store.is_file());
         let place = || self.store.as_ref().map_or(String::new(), |store| store.place());
         let read = self.store.as_ref().map_or(Ok(None), |store| store.read());
         let record = read.and_then(|bytes| match bytes.map(|bytes| MigrationV1::from_bytes(&bytes)) {
@@ -102,12 +103,11 @@ impl Passage {
         });
         match record {
             Ok(None) if self.incoming => Standing::Away(Away::expected()),
-            Ok(Some(record)) if record.owned_here().is_none() => Standing::Away(Away::by(&record, &place())),
-            Ok(record) => Standing::Here(record),
-            Err(error) => {
-                let is_file = self.store.as_ref().is_some_and(|store| store.is_file());
-                Standing::Away(Away::doubtful(&error, &place(), is_file))
+            Ok(Some(record)) if record.owned_here().is_none() => {
+                Standing::Away(Away::by(&record, &place(), is_file))
             }
+            Ok(record) => Standing::Here(record),
+            Err(error) => Standing::Away(Away::doubtful(&error, &place(), is_file)),
         }
     }
 }

@@ -294,6 +294,8 @@ impl VhostSeat {
                 _ = reply.send(self.start(queue, *config, events));
             }
             Order::Events(queue, events, reply) => _ = reply.send(self.set_events(queue, events).map(|()| 0)),
+            // What waits at the gate ends here no more: it is for the ssd's owner elsewhere.
+            Order::Stop(_, reply) if self.desk.admission.is_closed() => _ = reply.send(Err(Errno::NODEV)),
             Order::Stop(queue, reply) => {
                 if self.group.stop(queue) {
                     self.stops.push((queue, reply));
@@ -382,6 +384,11 @@ impl VhostSeat {
     /// The disk is watched from now on, or not any more, or frozen, or thawed.
     pub(crate) fn heed(&mut self, rings: &Rings, heard: Heard) {
         self.desk.admission.change();
+        if self.desk.admission.is_closed() {
+            for (_, reply) in self.stops.drain(..) {
+                let _ = reply.send(Err(Errno::NODEV));
+            }
+        }
         self.desk.backend.heed(&self.ssd, rings, &self.map, heard);
     }
 

@@ -11,6 +11,7 @@ use crate::message::Message;
 use crate::reactor;
 use crate::records::Records;
 use crate::ssd::Ssd;
+use crate::terms::Hold;
 use backend::Config;
 use backend::faulty::{How, On, Plan, Rule, When};
 use block::Fault;
@@ -19,9 +20,11 @@ use frontend::vfio_user::Shutdown;
 use frontend::vhost_user::{Limits, serve};
 use guest::vhost_user::ring::Piece;
 use guest::vhost_user::{Driver, Options, request};
+use std::convert::Infallible;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
 const IOERR: u8 = 1;
@@ -33,6 +36,10 @@ fn faulty(plan: Plan) -> Arc<Ssd> {
 
 /// Serves one client on a drive with this plan; the test is the client.
 fn with_disk(plan: Plan, test: impl FnOnce(&Path)) {
+    with_disk_of(&faulty(plan), |socket, _| test(socket));
+}
+
+fn with_disk_of(ssd: &Arc<Ssd>, test: impl FnOnce(&Path, &Crew)) {
     let (records, keeper) = Records::start().unwrap();
     let crew = Crew::new().unwrap();
     crew.call_up(1);
@@ -46,11 +53,11 @@ fn with_disk(plan: Plan, test: impl FnOnce(&Path)) {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let (client, _) = listener.accept().unwrap();
-            let mut disk = Disk::new(faulty(plan), Arc::clone(&crew));
+            let mut disk = Disk::new(Arc::clone(ssd), Arc::clone(&crew));
             serve(client, &mut disk, &Limits::default(), &Shutdown::new().unwrap());
             disk.leave();
         });
-        test(&socket);
+        test(&socket, &crew);
     });
     crew.address(0).send(Message::Stop);
     reactor.join().unwrap();
@@ -146,6 +153,43 @@ fn a_drive_that_is_late_full_and_out_of_order_costs_no_request_and_no_byte() {
             let mut load = Checked::connect(socket, 1, 32, options, seed);
             load.run_for(Duration::from_millis(100));
             load.finish();
+        });
+    }
+}
+
+/// What the ssd's gate is from now on.
+fn hold(ssd: &Ssd, hold: Hold, crew: &Crew) {
+    ssd.terms.set_hold(hold);
+    let (heard, all) = channel::<Infallible>();
+    crew.tell_all(|| Message::Watch(ssd.id, heard.clone()));
+    drop(heard);
+    let _ = all.recv();
+}
+
+/// Its owner is elsewhere by then, where its guest finds it: an error would be believed.
+#[test]
+fn what_waits_at_a_gate_that_closes_is_not_answered_whenever_its_ring_is_stopped() {
+    for stopped_before_it_closes in [false, true] {
+        let ssd = faulty(Plan::default());
+        with_disk_of(&ssd, |socket, crew| {
+            let mut driver = Driver::connect(socket, Options::default()).unwrap();
+            hold(&ssd, Hold::Frozen, crew);
+            let (buffer, _) = place(&mut driver, request::OUT, 0, vec![7; 4096], false);
+            driver.queues[0].publish().unwrap();
+            std::thread::sleep(Duration::from_millis(20));
+            if !stopped_before_it_closes {
+                hold(&ssd, Hold::Closed, crew);
+            }
+            std::thread::scope(|scope| {
+                let stop = scope.spawn(|| driver.stop(0));
+                if stopped_before_it_closes {
+                    std::thread::sleep(Duration::from_millis(20));
+                    assert!(!stop.is_finished(), "it waits for what the ring's requests come to");
+                    hold(&ssd, Hold::Closed, crew);
+                }
+                assert!(stop.join().unwrap().is_err());
+            });
+            assert_eq!(buffer.bytes(4096 + 64, 1), [request::UNANSWERED]);
         });
     }
 }

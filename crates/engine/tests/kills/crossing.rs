@@ -7,6 +7,7 @@ use api::control::{
     EngineRequest, MigrationStatus, MigrationTerms, PoolRequest, Request, Response, Steer, Timeline,
 };
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use state::migration::{DestinationStepV1, DestinationV1, MigrationV1, SourceStepV1, SourceV1};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -231,7 +232,12 @@ fn a_migration_that_is_cancelled_leaves_the_ssd_where_it_is_and_nothing_of_it_el
     load.run_for(Duration::from_millis(200));
     load.finish();
     until_it_is(&b, "dropped");
-    assert!(std::fs::read(b.path("disk.img")).unwrap().iter().all(|byte| *byte == 0));
+    // The source did not wait for that.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !std::fs::read(b.path("disk.img")).unwrap().iter().all(|byte| *byte == 0) {
+        assert!(Instant::now() < deadline, "what came is not wiped");
+        std::thread::sleep(Duration::from_millis(5));
+    }
     // And it may be moved after all.
     migrate_soon(&a, &hosts.addresses[1], terms());
     assert_eq!(until_over(&a, || {}).state, "moved");
@@ -414,7 +420,6 @@ fn an_encrypted_ssd_goes_to_a_host_with_a_key_of_its_own() {
 /// Of an ssd that was granted and is taken back in the same engine: what its guest asked for before goes on, and is not failed for want of its memory.
 #[test]
 fn an_ssd_that_is_taken_back_goes_on_with_its_guests_commands() {
-    use state::migration::{MigrationV1, SourceStepV1, SourceV1};
     let hosts = Hosts::new();
     let limits = "\n[ssd.limits]\niops = 20\niops_burst = 20\n";
     let a = House::start_with(&[("vm", &format!("{FILE}{limits}"))], 2, &hosts.sections[0]);
@@ -427,9 +432,30 @@ fn an_ssd_that_is_taken_back_goes_on_with_its_guests_commands() {
         let write = guest::nvme::Sqe::new(1).nsid(1).prp(buffer.iova(), 0).qword(10, block).cdw12(0);
         driver.submit(1, write).unwrap();
     }
-    let record = MigrationV1 {
+    write_journal(&a, &granted("127.0.0.1:1"));
+    a.kill();
+    until_it_is(&a, "granted");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while a.status().ssds[0].state != "serving" {
+        assert!(Instant::now() < deadline);
+        steer(&a, Steer::Force);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // Nobody could be asked, and whoever forced it is told what that may mean.
+    let reason = a.status().ssds[0].reason.clone().unwrap_or_default();
+    assert!(reason.contains("it is used twice"), "{reason}");
+    for _ in 0..50 {
+        driver.wait_any(1, Duration::from_secs(20)).unwrap().ok().unwrap();
+    }
+    drop(driver);
+    a.stop();
+}
+
+/// Of a source that has granted its ssd.
+fn granted(peer: &str) -> MigrationV1 {
+    MigrationV1 {
         ssd: [7; 16],
-        peer: "127.0.0.1:1".to_owned(),
+        peer: peer.to_owned(),
         migration: [8; 16],
         epoch: 5,
         round: 1,
@@ -439,21 +465,45 @@ fn an_ssd_that_is_taken_back_goes_on_with_its_guests_commands() {
         closed: None,
         wiped: None,
         hypervisor: None,
-    };
-    std::fs::write(a.path("vm.state.migration"), record.to_bytes().unwrap()).unwrap();
+    }
+}
+
+fn write_journal(house: &House, record: &MigrationV1) {
+    std::fs::write(house.path("vm.state.migration"), record.to_bytes().unwrap()).unwrap();
+}
+
+#[test]
+fn an_ssd_that_the_other_host_says_it_owns_is_not_taken_by_force() {
+    let hosts = Hosts::new();
+    let address = &hosts.addresses[1];
+    // Nobody listens there for hosts until it is owned there.
+    let port = TcpListener::bind(address).unwrap();
+    let [a, b] = two_houses(&hosts, FILE, FILE);
+    until_it_is(&b, "incoming");
+    write_journal(
+        &b,
+        &MigrationV1 {
+            source: None,
+            destination: Some(DestinationV1 { step: DestinationStepV1::Owned, fenced_by: None }),
+            ..granted("host-0")
+        },
+    );
+    write_journal(&a, &granted(address));
     a.kill();
     until_it_is(&a, "granted");
+    drop(port);
+    b.kill();
     let deadline = Instant::now() + Duration::from_secs(20);
-    while a.status().ssds[0].state != "serving" {
+    while std::net::TcpStream::connect(address).is_err() {
         assert!(Instant::now() < deadline);
-        steer(&a, Steer::Force);
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(1));
     }
-    for _ in 0..50 {
-        driver.wait_any(1, Duration::from_secs(20)).unwrap().ok().unwrap();
-    }
-    drop(driver);
+    steer(&a, Steer::Force);
+    until_it_is(&a, "gone");
+    until_it_is(&b, "serving");
+    until_over(&a, || {});
     a.stop();
+    b.stop();
 }
 
 /// A virtio-blk disk of which some requests wait for their limits when it goes.

@@ -103,6 +103,8 @@ pub(super) struct World {
     vm_held: Rounds,
     vm_went_on: Rounds,
     vm_completed: Rounds,
+    /// Those after whose hold the guest has run at the source.
+    vm_ran: Rounds,
 
     acknowledged: u8,
     source_crashes: u8,
@@ -145,6 +147,8 @@ pub(super) enum Step {
     SourceCrashes {
         landed: bool,
         with_engine: bool,
+        /// The next one finds the hypervisor completed, and another of the guest's ssds gone.
+        follows: bool,
     },
     DestinationCrashes {
         landed: bool,
@@ -178,6 +182,7 @@ impl World {
             vm_held: Rounds::default(),
             vm_went_on: Rounds::default(),
             vm_completed: Rounds::default(),
+            vm_ran: Rounds::default(),
             acknowledged: 0,
             source_crashes: 0,
             destination_crashes: 0,
@@ -315,7 +320,16 @@ impl World {
         self.destination_hears(DestinationEvent::Message(message));
     }
 
-    fn source_crashes(&mut self, landed: bool, with_engine: bool, rules: Rules) {
+    /// Whether the hypervisor has completed in the round that the journal would say, and the guest has rested since.
+    fn rests(&self, landed: bool, rules: Rules) -> bool {
+        let record = self.source_writing.filter(|_| landed).or(self.source_journal);
+        let ran = |round| self.vm_ran.has(round) && rules.keeps(Rule::OnlyWhileItRests);
+        record.is_some_and(|record| {
+            record.step == SourceStep::Offered && self.vm_completed.has(record.round) && !ran(record.round)
+        })
+    }
+
+    fn source_crashes(&mut self, landed: bool, with_engine: bool, follows: bool, rules: Rules) {
         self.source_crashes += 1;
         let writing = self.source_writing.take().filter(|_| landed);
         self.source_journal = writing.or(self.source_journal);
@@ -325,7 +339,8 @@ impl World {
         }
         self.source = None;
         if let Some(record) = self.source_journal.map(read_back_source) {
-            let (source, effects) = Source::recover_by(record, rules);
+            let recover = if follows { Source::recover_completed_by } else { Source::recover_by };
+            let (source, effects) = recover(record, rules);
             self.source = Some(source);
             self.source_does(effects);
             self.draining = false;
@@ -528,6 +543,7 @@ impl Model for Bounds {
             Step::GuestWritesAtSource => {
                 next.acknowledged += 1;
                 next.source_data = next.acknowledged;
+                next.vm_ran = next.vm_held;
             }
             Step::GuestWritesAtDestination => {
                 next.acknowledged += 1;
@@ -537,8 +553,8 @@ impl Model for Bounds {
             Step::Destination(event) => next.destination_hears(event),
             Step::Block { round } => next.block_comes(round),
             Step::Deliver(message, upto) => next.word_comes(message, upto, self.rules),
-            Step::SourceCrashes { landed, with_engine } => {
-                next.source_crashes(landed, with_engine, self.rules);
+            Step::SourceCrashes { landed, with_engine, follows } => {
+                next.source_crashes(landed, with_engine, follows, self.rules);
             }
             Step::DestinationCrashes { landed, with_engine } => {
                 next.destination_crashes(landed, with_engine, self.rules);
@@ -622,7 +638,13 @@ impl Bounds {
         words.chain(OLD_TO_SOURCE).for_each(|message| hears(SourceEvent::Message(message)));
         if world.source_crashes < self.source_crashes {
             for (landed, with_engine) in crashes(world.source_writing.is_some()) {
-                steps.push(Step::SourceCrashes { landed, with_engine });
+                let follows: &[bool] =
+                    if world.rests(landed, self.rules) { &[false, true] } else { &[false] };
+                steps.extend(follows.iter().map(|&follows| Step::SourceCrashes {
+                    landed,
+                    with_engine,
+                    follows,
+                }));
             }
         }
     }

@@ -19,6 +19,8 @@ pub enum Rule {
     ReopenAfterJournal,
     /// The grant waits for the hypervisor's `completed`, of this round.
     WordOfThisRound,
+    /// A source that crashed takes up the round on record only if its hypervisor completed in it and the guest has not run here since.
+    OnlyWhileItRests,
     /// Force at the source skips the epoch that was pledged.
     ForceSkipsThePledge,
     /// Who hears of a later epoch stops.
@@ -27,7 +29,7 @@ pub enum Rule {
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::GrantIsFinal,
         Self::GrantAfterJournal,
         Self::ServeAfterJournal,
@@ -36,6 +38,7 @@ impl Rule {
         Self::RoundsAreNew,
         Self::ReopenAfterJournal,
         Self::WordOfThisRound,
+        Self::OnlyWhileItRests,
         Self::ForceSkipsThePledge,
         Self::LaterEpochWins,
     ];

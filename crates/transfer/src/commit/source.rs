@@ -190,6 +190,25 @@ impl Source {
         (source, effects)
     }
 
+    /// As [`Source::recover`] for a source whose guest's hypervisor says that it has completed in the round of the record, and that the guest has not run
+    /// since: what was ready is so still, and the grant follows ([`Rule::OnlyWhileItRests`]). For a guest that has gone already with another of its ssds.
+    #[must_use]
+    pub fn recover_completed(record: SourceRecord) -> (Self, Effects) {
+        Self::recover_completed_by(record, Rules::default())
+    }
+
+    pub(super) fn recover_completed_by(record: SourceRecord, rules: Rules) -> (Self, Effects) {
+        let SourceRecord { pledge, held, round, step } = record;
+        if step != SourceStep::Offered {
+            return Self::recover_by(record, rules);
+        }
+        let phase = Phase::Frozen { ready: false, completed: true };
+        let source = Self { pledge, held, round, phase, writing: None, rules };
+        let mut effects = vec![SourceEffect::Freeze];
+        effects.extend(source.say_again());
+        (source, effects)
+    }
+
     #[cfg(test)]
     pub(super) fn breaking(mut self, rules: Rules) -> Self {
         self.rules = rules;

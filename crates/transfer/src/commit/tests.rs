@@ -154,6 +154,23 @@ fn a_source_without_rounds_left_thaws_and_cancels() {
 }
 
 #[test]
+fn a_source_whose_guest_has_gone_without_it_asks_for_what_was_ready_and_grants_it() {
+    let pledge = Pledge { migration: [1; 16], epoch: 5 };
+    let record = SourceRecord { pledge, held: 4, round: 1, step: SourceStep::Offered };
+    let (mut source, effects) = Source::recover_completed(record);
+    let word = ToDestination::Seal { round: 1 };
+    assert_eq!(effects, [SourceEffect::Freeze, SourceEffect::Send(Message { pledge, word })]);
+    let effects = source.handle(SourceEvent::Message(Message { pledge, word: ToSource::Ready { round: 1 } }));
+    let granted = SourceRecord { step: SourceStep::Granted, ..record };
+    assert_eq!(effects.last(), Some(&SourceEffect::Write(granted)));
+    // What is further than that goes on by its record.
+    for step in [SourceStep::Granted, SourceStep::Gone, SourceStep::TakenBack, SourceStep::Cancelling] {
+        let record = SourceRecord { step, ..record };
+        assert_eq!(Source::recover_completed(record).1, Source::recover(record).1, "{step:?}");
+    }
+}
+
+#[test]
 fn what_is_asked_for_after_the_grant_is_refused_with_the_way_on() {
     let pledge = Pledge { migration: [1; 16], epoch: 5 };
     let record = SourceRecord { pledge, held: 4, round: 1, step: SourceStep::Granted };
@@ -170,7 +187,9 @@ fn consequence(rule: Rule) -> &'static str {
         Rule::GrantIsFinal | Rule::GrantAfterJournal | Rule::ServeAfterJournal | Rule::OnlyThisMigration => {
             TWO_OWNERS
         }
-        Rule::ReadyAfterData | Rule::RoundsAreNew | Rule::ReopenAfterJournal => LOST_WRITES,
+        Rule::ReadyAfterData | Rule::RoundsAreNew | Rule::ReopenAfterJournal | Rule::OnlyWhileItRests => {
+            LOST_WRITES
+        }
         Rule::WordOfThisRound => HALF_A_GUEST,
         Rule::ForceSkipsThePledge => ONE_EPOCH,
         Rule::LaterEpochWins => ONE_OWNER,
@@ -186,7 +205,7 @@ fn each_rule_is_needed_and_breaking_it_is_caught() {
         let bounds = Bounds {
             rules,
             force: needs(&[Rule::ForceSkipsThePledge, Rule::LaterEpochWins, Rule::ReopenAfterJournal]),
-            source_crashes: needs(&[Rule::GrantAfterJournal]).into(),
+            source_crashes: needs(&[Rule::GrantAfterJournal, Rule::OnlyWhileItRests]).into(),
             destination_crashes: needs(&[
                 Rule::ServeAfterJournal,
                 Rule::ReadyAfterData,

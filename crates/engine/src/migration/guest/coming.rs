@@ -2,6 +2,7 @@
 
 use super::memory::Tunnel;
 use super::{QMP_PATIENCE, let_run, restore};
+use crate::migration::listener::Known;
 use crate::migration::word::{FromDestination, Guest, send};
 use crate::run::House;
 use anyhow::{Context, anyhow, bail, ensure};
@@ -18,6 +19,9 @@ const COMPLETION: Duration = Duration::from_secs(5);
 /// QEMU says by itself what happens.
 const LISTEN: Duration = Duration::from_secs(10);
 
+/// Of the source's, with its place among those of hosts.
+pub(super) type Connection = (Incoming, Known);
+
 /// See the module.
 pub(in crate::migration) struct Coming {
     guest: Guest,
@@ -29,9 +33,9 @@ pub(in crate::migration) struct Coming {
 #[derive(Default)]
 struct State {
     /// The connection from the source, until the one back is there.
-    outward: Option<Incoming>,
-    /// Once memory comes.
-    tunnel: Option<Tunnel>,
+    outward: Option<Connection>,
+    /// Once memory comes; with the places of its connections.
+    tunnel: Option<(Tunnel, [Known; 2])>,
     whole: Whole,
     owned: BTreeSet<String>,
 }
@@ -122,12 +126,13 @@ impl Coming {
     }
 
     /// A connection of the source's. The last is answered when the hypervisor expects the guest.
-    pub(super) fn connected(self: Arc<Self>, house: &Arc<House>, mut stream: Incoming, back: bool) {
+    pub(super) fn connected(self: Arc<Self>, house: &Arc<House>, connection: Connection, back: bool) {
         let mut state = self.state();
+        let (mut stream, known) = connection;
         if !back {
             // Only then does the source connect the other way.
             if send(&mut stream, &FromDestination::Noted).is_ok() {
-                state.outward = Some(stream);
+                state.outward = Some((stream, known));
             }
             return;
         }
@@ -138,10 +143,10 @@ impl Coming {
         };
         // Whoever does not hear it will not say anything by the connections either.
         let _ = send(&mut stream, &answer);
-        let Some((outward, (qemu, ours))) = state.outward.take().zip(expected.ok()) else { return };
+        let Some(((outward, first), (qemu, ours))) = state.outward.take().zip(expected.ok()) else { return };
         match Tunnel::between(ours, outward, stream, false) {
             Ok(tunnel) => {
-                state.tunnel = Some(tunnel);
+                state.tunnel = Some((tunnel, [first, known]));
                 let (this, house) = (Arc::clone(&self), Arc::clone(house));
                 let wait = move || this.wait(&house, qemu);
                 if let Err(error) = std::thread::Builder::new().name("guest".to_owned()).spawn(wait) {

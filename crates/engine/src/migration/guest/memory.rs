@@ -4,6 +4,7 @@
 use super::super::means::Means;
 use super::super::word::{FromDestination, Guest, Memory, receive, send};
 use crate::migration::Migrations;
+use crate::migration::listener::Known;
 use crate::run::House;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -127,11 +128,12 @@ pub(in crate::migration) fn arrive(
     house: &Arc<House>,
     migrations: &Migrations,
     mut stream: Incoming,
+    known: Known,
 ) -> io::Result<()> {
     let Memory { guest, back } = receive(&mut stream)?;
     match migrations.coming(guest) {
         Some(coming) => {
-            coming.connected(house, stream, back);
+            coming.connected(house, (stream, known), back);
             Ok(())
         }
         None => {

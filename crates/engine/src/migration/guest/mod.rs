@@ -10,14 +10,17 @@
 
 mod coming;
 mod leaving;
+mod left;
 mod memory;
 
 pub(super) use coming::{Coming, check_came, run_what_came};
 pub(super) use leaving::{Leaving, Line, Part, PartWord};
+pub(super) use left::{end_what_left, recover};
 pub(super) use memory::arrive;
 
 use crate::passenger::Passenger;
 use crate::run::House;
+use crate::terms::Hold;
 use anyhow::{Context, bail, ensure};
 use api::config::{self, Door};
 use hypervisor::{CONFIG_BYTES, Destination, Device, Interface, PciState, Source, SourceNow, Vector};
@@ -171,8 +174,10 @@ fn once_back(house: &House, path: &Path) -> anyhow::Result<bool> {
             for device in qemu.devices()? {
                 let number = ssd_at(house, &device.socket).and_then(|config| house.number(&config.name));
                 ensure!(
-                    number.is_some_and(|number| house.ssd(number).is_some()),
-                    "its device at {} is not served here any more",
+                    number
+                        .and_then(|number| house.ssd(number))
+                        .is_some_and(|ssd| ssd.terms.hold() == Hold::Open),
+                    "its device at {} is not served here any more, or not yet again",
                     device.socket.display()
                 );
             }

@@ -145,9 +145,16 @@ impl Keeper {
     /// Whether an ssd is served here at all.
     fn stands(&mut self, number: u32, standing: Option<Standing>) {
         let Some(ssd) = self.ssd_mut(number).filter(|ssd| ssd.standing != standing) else { return };
-        match &standing {
-            Some(Standing { word, why, .. }) => tracing::warn!(ssd = ssd.name, word, why, "not served here"),
-            None => tracing::info!(ssd = ssd.name, "its owner is here"),
+        let said =
+            |of: &Option<Standing>| of.as_ref().map(|Standing { word, why, .. }| (word.clone(), why.clone()));
+        // Not again when only its clients are let in now, or not any more.
+        if said(&ssd.standing) != said(&standing) {
+            match &standing {
+                Some(Standing { word, why, .. }) => {
+                    tracing::warn!(ssd = ssd.name, word, why, "not served here");
+                }
+                None => tracing::info!(ssd = ssd.name, "its owner is here"),
+            }
         }
         let is_over = standing.as_ref().is_some_and(|standing| !standing.holds);
         if is_over {

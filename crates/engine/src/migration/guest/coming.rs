@@ -172,10 +172,13 @@ impl Coming {
     fn wait(&self, house: &House, mut qemu: Destination) {
         let came = until_whole(&mut qemu).and_then(|()| restore(house, &mut qemu, &|name| self.has(name)));
         let mut state = self.state();
-        state.tunnel = None;
         state.whole = match came {
+            // Its hypervisor says so before its last word to the one at the source, which would run the guest again without that.
             Ok(()) => Whole::Yes(Box::new(qemu)),
-            Err(error) => Whole::Never(format!("{error:#}")),
+            Err(error) => {
+                state.tunnel = None;
+                Whole::Never(format!("{error:#}"))
+            }
         };
         drop(state);
         self.changed.notify_all();
@@ -224,6 +227,7 @@ impl Coming {
         if !self.guest.ssds.iter().all(|ssd| state.owned.contains(ssd)) {
             return Ok(());
         }
+        state.tunnel = None;
         let run = match std::mem::take(&mut state.whole) {
             Whole::Yes(mut qemu) => let_run(house, &mut qemu, &|name| self.has(name)),
             Whole::NotYet => Err(anyhow!("nothing is known of its memory")),

@@ -200,7 +200,7 @@ impl Daemon {
 
     /// Runs `godwit` with the daemon's configuration; what it said.
     pub fn tool(&self, words: &[&str]) -> Result<String> {
-        let mut command = Command::new(tool()?);
+        let mut command = Command::new(self.binary.with_file_name("godwit"));
         command.arg("--config").arg(self.folder.join("godwit.toml")).args(words);
         let output = command.output().context("run godwit")?;
         let said = String::from_utf8_lossy(&output.stderr);

@@ -279,6 +279,21 @@ impl Vm {
         Ok(self.qmp.execute(command, arguments.clone())?)
     }
 
+    /// When QEMU said this event next, also if it has ended since; by the host's clock since 1970.
+    pub fn when(&mut self, event: &str) -> Result<Duration> {
+        loop {
+            let next = self.qmp.event(QMP_PATIENCE)?.with_context(|| format!("QEMU does not say {event}"))?;
+            if next.name == event {
+                return Ok(next.at);
+            }
+        }
+    }
+
+    /// QEMU has not ended.
+    pub fn is_alive(&mut self) -> Result<bool> {
+        Ok(self.qemu.ended()?.is_none())
+    }
+
     /// A QMP socket for one who moves the guest. It has one client at a time.
     pub fn mover_socket(&self) -> PathBuf {
         self.folder.path().join(MOVER)

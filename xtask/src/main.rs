@@ -59,7 +59,7 @@ enum Command {
     /// Kill, upgrade or re-execute the daemon, or move ssds between two, under a load that verifies; every argument goes to the soak itself
     #[command(disable_help_flag = true)]
     Soak {
-        /// `calm`, `kills`, `upgrades`, `keeper` or `migrations`, then such as `--count N`, `--json FILE`, `--seed N`
+        /// `calm`, `kills`, `upgrades`, `keeper`, `migrations` or `guests`, then such as `--count N`, `--json FILE`, `--seed N`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },

@@ -36,6 +36,8 @@ pub struct Event {
     pub name: String,
     /// What QEMU tells of it; null if nothing.
     pub data: Value,
+    /// When, by the host's clock since 1970.
+    pub at: Duration,
 }
 
 /// QEMU's version.
@@ -223,7 +225,10 @@ impl Qmp {
             return Err(Fault::TooManyEvents(EVENTS_MAX));
         }
         let name = message["event"].as_str().unwrap_or_default().to_owned();
-        self.events.push_back(Event { name, data: message["data"].take() });
+        let part = |name: &str| message["timestamp"][name].as_u64().unwrap_or(0);
+        let at =
+            Duration::from_secs(part("seconds")).saturating_add(Duration::from_micros(part("microseconds")));
+        self.events.push_back(Event { name, data: message["data"].take(), at });
         Ok(())
     }
 

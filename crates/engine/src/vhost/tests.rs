@@ -11,10 +11,11 @@ use crate::message::Message;
 use crate::reactor;
 use crate::records::Records;
 use crate::ssd::Ssd;
-use crate::terms::Hold;
+use crate::terms::{Hold, set_limits};
+use api::config;
 use backend::Config;
 use backend::faulty::{How, On, Plan, Rule, When};
-use block::Fault;
+use block::{Fault, Now};
 use disk::{Checked, kinds, place, read, transfer, wait, write};
 use frontend::vfio_user::Shutdown;
 use frontend::vhost_user::{Limits, serve};
@@ -169,14 +170,19 @@ fn hold(ssd: &Ssd, hold: Hold, crew: &Crew) {
 /// Its owner is elsewhere by then, where its guest finds it: an error would be believed.
 #[test]
 fn what_waits_at_a_gate_that_closes_is_not_answered_whenever_its_ring_is_stopped() {
+    let one = config::Rate { per_second: 1, burst: Some(1) };
+    let limits = config::Limits { iops: Some(one), ..config::Limits::default() };
     for stopped_before_it_closes in [false, true] {
         let ssd = faulty(Plan::default());
         with_disk_of(&ssd, |socket, crew| {
+            set_limits(&ssd, &limits, Now(0), crew);
             let mut driver = Driver::connect(socket, Options::default()).unwrap();
-            hold(&ssd, Hold::Frozen, crew);
-            let (buffer, _) = place(&mut driver, request::OUT, 0, vec![7; 4096], false);
+            // The first may go, and the next are taken from the ring, and wait.
+            let mut place = |at: u64| place(&mut driver, request::OUT, at * 8, vec![7; 4096], false).0;
+            let buffers: Vec<_> = (0..4).map(&mut place).collect();
             driver.queues[0].publish().unwrap();
             std::thread::sleep(Duration::from_millis(20));
+            hold(&ssd, Hold::Frozen, crew);
             if !stopped_before_it_closes {
                 hold(&ssd, Hold::Closed, crew);
             }
@@ -184,12 +190,13 @@ fn what_waits_at_a_gate_that_closes_is_not_answered_whenever_its_ring_is_stopped
                 let stop = scope.spawn(|| driver.stop(0));
                 if stopped_before_it_closes {
                     std::thread::sleep(Duration::from_millis(20));
-                    assert!(!stop.is_finished(), "it waits for what the ring's requests come to");
+                    assert!(!stop.is_finished(), "it waits for what was taken from the ring");
                     hold(&ssd, Hold::Closed, crew);
                 }
                 assert!(stop.join().unwrap().is_err());
             });
-            assert_eq!(buffer.bytes(4096 + 64, 1), [request::UNANSWERED]);
+            let statuses: Vec<u8> = buffers.iter().map(|buffer| buffer.bytes(4096 + 64, 1)[0]).collect();
+            assert_eq!(statuses[1..], [request::UNANSWERED; 3]);
         });
     }
 }

@@ -31,15 +31,19 @@ fn events_are_kept_in_order_and_taken_one_by_one() {
     let (mut qmp, peer) = greeted(|mut peer| {
         let command = peer.hear();
         peer.say(&event("STOP"));
-        peer.say("{\"event\": \"MIGRATION\", \"data\": {\"status\": \"pre-switchover\"}}\n");
+        peer.say("{\"event\": \"MIGRATION\", \"data\": {\"status\": \"pre-switchover\"}, \"timestamp\": {\"seconds\": 7, \"microseconds\": 5}}\n");
         peer.answer(&command, &json!({}));
         peer.say(&event("RESUME"));
         peer
     });
     qmp.execute("query-status", json!({})).unwrap();
     let mut next = || qmp.event(PATIENCE).unwrap().unwrap();
-    assert_eq!(next(), Event { name: "STOP".into(), data: Value::Null });
-    assert_eq!(next(), Event { name: "MIGRATION".into(), data: json!({ "status": "pre-switchover" }) });
+    assert_eq!(
+        next(),
+        Event { name: "STOP".into(), data: Value::Null, at: Duration::from_micros(1_000_002) }
+    );
+    let (data, at) = (json!({ "status": "pre-switchover" }), Duration::from_micros(7_000_005));
+    assert_eq!(next(), Event { name: "MIGRATION".into(), data, at });
     assert_eq!(next().name, "RESUME");
     assert_eq!(qmp.event(SHORT).unwrap(), None);
     drop(peer.join().unwrap());

@@ -1,0 +1,104 @@
+//! Two hosts of one authority on this machine, between which guests move with their ssds (`godwit migrate --vm`).
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use tempfile::TempDir;
+
+use crate::daemon::{Daemon, MORE, Ssd};
+use crate::vm::Vm;
+
+const PATIENCE: Duration = Duration::from_secs(300);
+/// The link to a QEMU's QMP socket.
+const QEMU: &str = "qemu.qmp";
+
+/// A daemon, and its folder.
+pub struct Host {
+    /// It serves the ssds, or waits for them.
+    pub daemon: Daemon,
+    /// Its files.
+    pub folder: TempDir,
+    /// Where other hosts bring ssds to.
+    pub address: String,
+}
+
+impl Host {
+    /// Two of one authority, of this `godwitd`; the ssds are the first's.
+    pub fn two(binary: &Path, ssds: &[Ssd]) -> Result<[Host; 2]> {
+        let pki = TempDir::with_prefix("pki-").context("create a folder for certificates")?;
+        let tls = |words: &[&str]| -> Result<()> {
+            let mut command = Command::new(binary.with_file_name("godwit"));
+            let said = command.arg("tls").args(words).arg("--folder").arg(pki.path()).output();
+            let said = said.context("godwit tls")?;
+            ensure!(said.status.success(), "godwit tls {words:?}: {}", String::from_utf8_lossy(&said.stderr));
+            Ok(())
+        };
+        tls(&["init"])?;
+        // Both are bound before either is given up.
+        let ports = [TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?];
+        let mut hosts = Vec::new();
+        for (name, port) in ["a", "b"].into_iter().zip(ports) {
+            tls(&["host", name, "127.0.0.1"])?;
+            let address = port.local_addr()?.to_string();
+            drop(port);
+            hosts.push(Host::start(binary, ssds, name, address, pki.path())?);
+        }
+        <[Host; 2]>::try_from(hosts).map_err(|_| anyhow!("two hosts"))
+    }
+
+    fn start(binary: &Path, ssds: &[Ssd], name: &str, address: String, pki: &Path) -> Result<Host> {
+        let folder = TempDir::with_prefix("host-").context("create a folder for a host")?;
+        for file in ["ca.pem", &format!("{name}.pem"), &format!("{name}.key")] {
+            fs::copy(pki.join(file), folder.path().join(file)).with_context(|| format!("copy {file}"))?;
+        }
+        let at = folder.path().display();
+        let section = format!(
+            "[migration]\nlisten = \"{address}\"\ncertificate = \"{at}/{name}.pem\"\nkey = \"{at}/{name}.key\"\nauthority = \"{at}/ca.pem\"\n"
+        );
+        fs::write(folder.path().join(MORE), section).context("write a configuration")?;
+        let its = |ssd: &Ssd| {
+            let ssd = ssd.clone().with_guest_at(QEMU);
+            if name == "b" { ssd.incoming() } else { ssd }
+        };
+        let ssds: Vec<Ssd> = ssds.iter().map(its).collect();
+        Ok(Host { daemon: Daemon::start_binary(binary, folder.path(), &ssds)?, folder, address })
+    }
+
+    /// The socket by which this host's daemon drives a guest's QEMU.
+    #[must_use]
+    pub fn qmp(&self) -> PathBuf {
+        self.folder.path().join(QEMU)
+    }
+
+    /// The guest's QEMU is the one that this host's daemon drives.
+    pub fn has(&self, vm: &Vm) -> Result<()> {
+        let _ = fs::remove_file(self.qmp());
+        symlink(vm.mover_socket(), self.qmp()).context("link a QMP socket")
+    }
+
+    /// Moves the guest from here; what `godwit migrate` said.
+    pub fn migrate(&self, to: &Host, more: &[&str]) -> Result<String> {
+        let qmp = self.qmp();
+        let words = ["migrate", "--vm", qmp.to_str().context("a path")?, "--to", &to.address];
+        self.daemon.tool(&[&words[..], more].concat())
+    }
+
+    /// Until the host's list of migrations is so.
+    pub fn until(&self, is: impl Fn(&str) -> bool) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            // An engine that has just begun asks to be asked again.
+            let list = self.daemon.tool(&["migration", "list"]).unwrap_or_default();
+            if !list.is_empty() && is(&list) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "{list}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}

@@ -1,7 +1,7 @@
 //! Two hosts of one authority on this machine, between which guests move with their ssds (`godwit migrate --vm`).
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -30,6 +30,20 @@ pub struct Host {
 impl Host {
     /// Two of one authority, of this `godwitd`; the ssds are the first's.
     pub fn two(binary: &Path, ssds: &[Ssd]) -> Result<[Host; 2]> {
+        // Both are bound before either is given up.
+        let ports = [TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?];
+        let addresses = [ports[0].local_addr()?, ports[1].local_addr()?];
+        drop(ports);
+        Self::two_at(binary, ssds, addresses, |_, start| start())
+    }
+
+    /// The same at these addresses, where `within` starts the daemon of host 0 or 1.
+    pub fn two_at(
+        binary: &Path,
+        ssds: &[Ssd],
+        addresses: [SocketAddr; 2],
+        within: impl Fn(usize, &(dyn Fn() -> Result<Daemon> + Sync)) -> Result<Daemon>,
+    ) -> Result<[Host; 2]> {
         let pki = TempDir::with_prefix("pki-").context("create a folder for certificates")?;
         let tls = |words: &[&str]| -> Result<()> {
             let mut command = Command::new(binary.with_file_name("godwit"));
@@ -39,19 +53,18 @@ impl Host {
             Ok(())
         };
         tls(&["init"])?;
-        // Both are bound before either is given up.
-        let ports = [TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?];
         let mut hosts = Vec::new();
-        for (name, port) in ["a", "b"].into_iter().zip(ports) {
-            tls(&["host", name, "127.0.0.1"])?;
-            let address = port.local_addr()?.to_string();
-            drop(port);
-            hosts.push(Host::start(binary, ssds, name, address, pki.path())?);
+        for (number, (name, address)) in ["a", "b"].into_iter().zip(addresses).enumerate() {
+            tls(&["host", name, &address.ip().to_string()])?;
+            let (folder, ssds) = Host::prepare(ssds, name, address, pki.path())?;
+            let daemon = within(number, &|| Daemon::start_binary(binary, folder.path(), &ssds))?;
+            hosts.push(Host { daemon, folder, address: address.to_string() });
         }
         <[Host; 2]>::try_from(hosts).map_err(|_| anyhow!("two hosts"))
     }
 
-    fn start(binary: &Path, ssds: &[Ssd], name: &str, address: String, pki: &Path) -> Result<Host> {
+    /// A host's folder, and its ssds.
+    fn prepare(ssds: &[Ssd], name: &str, address: SocketAddr, pki: &Path) -> Result<(TempDir, Vec<Ssd>)> {
         let folder = TempDir::with_prefix("host-").context("create a folder for a host")?;
         for file in ["ca.pem", &format!("{name}.pem"), &format!("{name}.key")] {
             fs::copy(pki.join(file), folder.path().join(file)).with_context(|| format!("copy {file}"))?;
@@ -65,8 +78,7 @@ impl Host {
             let ssd = ssd.clone().with_guest_at(QEMU);
             if name == "b" { ssd.incoming() } else { ssd }
         };
-        let ssds: Vec<Ssd> = ssds.iter().map(its).collect();
-        Ok(Host { daemon: Daemon::start_binary(binary, folder.path(), &ssds)?, folder, address })
+        Ok((folder, ssds.iter().map(its).collect()))
     }
 
     /// The socket by which this host's daemon drives a guest's QEMU.

@@ -25,7 +25,11 @@ enum Command {
     /// Run everything that must pass: the lint, unit and property tests, guest tests
     Test,
     /// Boot a stock guest on a Godwit SSD and show what it does
-    Demo,
+    Demo {
+        /// One part of it only.
+        #[arg(long)]
+        only: Option<demo::Part>,
+    },
     /// Build a Debian package of release programs, and print where it is
     Deb {
         /// Of debug programs instead, installed into a root of its own, run there, removed, and thrown away
@@ -69,7 +73,7 @@ fn main() -> ExitCode {
     let outcome = match Command::parse() {
         Command::Lint => lint::command(),
         Command::Test => test::command(),
-        Command::Demo => demo::command(),
+        Command::Demo { only } => demo::command(only),
         Command::Deb { check: false } => deb::command(),
         Command::Deb { check: true } => deb::check(),
         Command::Image => vmtest::image::Image::ensure().map(|image| println!("{}", image.root().display())),

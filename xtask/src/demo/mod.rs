@@ -1,5 +1,7 @@
-//! `cargo xtask demo`: a stock guest on a Godwit SSD, from nothing to a table of figures; then two guests on one pool.
+//! `cargo xtask demo`: a stock guest on a Godwit SSD, from nothing to a table of figures; then two guests on one pool;
+//! then a guest that crosses between two hosts.
 
+mod crossing;
 mod neighbours;
 mod show;
 mod speed;
@@ -20,23 +22,31 @@ const SIZE_MIB: u64 = 2048;
 /// How the guest tells QEMU's own drive from Godwit's.
 const PEER: &str = "qemu-own";
 
-pub(crate) fn command() -> Result<()> {
+/// What the demo has.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Part {
+    /// A guest on an ssd.
+    Guest,
+    /// Two guests on one pool.
+    Neighbours,
+    /// A guest that crosses between two hosts.
+    Crossing,
+}
+
+pub(crate) fn command(only: Option<Part>) -> Result<()> {
     let folder = cache_folder()?.join("demo");
     // What an earlier demo left may be in the way; that there was none is no error.
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
     let mut show = Show::new(&folder.join("demo.log"))?;
-    let outcome = demo(&mut show, &folder);
-    match &outcome {
-        Ok(()) => fs::remove_file(folder.join("drive.img")).context("remove the demo's drive"),
-        Err(error) => {
-            show.note(&format!("{error:#}"));
-            outcome.with_context(|| format!("the demo failed; its logs are in {}", folder.display()))
-        }
+    let outcome = demo(&mut show, &folder, only);
+    if let Err(error) = &outcome {
+        show.note(&format!("{error:#}"));
     }
+    outcome.with_context(|| format!("the demo failed; its logs are in {}", folder.display()))
 }
 
-fn demo(show: &mut Show, folder: &Path) -> Result<()> {
+fn demo(show: &mut Show, folder: &Path, only: Option<Part>) -> Result<()> {
     show.step("Guest image: Debian's kernel, QEMU 11, nvme-cli, fio (built once, then cached)");
     let image = Image::ensure()?;
     show.text(&image.root().display().to_string());
@@ -45,16 +55,31 @@ fn demo(show: &mut Show, folder: &Path) -> Result<()> {
     build("cli", "godwit", true)?;
     let godwitd = build("godwitd", "godwitd", true)?;
 
+    let is_wanted = |part| only.is_none_or(|only| only == part);
+    if is_wanted(Part::Guest) {
+        guest(show, &image, &godwitd, folder)?;
+    }
+    if is_wanted(Part::Neighbours) {
+        neighbours::demo(show, &image, &godwitd, folder)?;
+    }
+    if is_wanted(Part::Crossing) {
+        crossing::demo(show, &image, &godwitd, folder)?;
+    }
+    Ok(())
+}
+
+/// A guest on an ssd from a file, from the first look to a table of figures.
+fn guest(show: &mut Show, image: &Image, godwitd: &Path, folder: &Path) -> Result<()> {
     show.step(&format!(
         "A drive for the ssd: a file of {SIZE_MIB} MiB, written once so that reads reach the disk"
     ));
     let drive = folder.join("drive.img");
-    fill(&image, &drive)?;
+    fill(image, &drive)?;
 
     show.step("Starting godwitd");
     let mut ssd = Ssd::new("demo", SIZE_MIB);
     ssd.file = Some(drive.clone());
-    let mut daemon = Daemon::start_binary(&godwitd, folder, &[ssd])?;
+    let mut daemon = Daemon::start_binary(godwitd, folder, &[ssd])?;
     show.text(&fs::read_to_string(folder.join("godwit.toml")).context("read the configuration")?);
 
     show.step("Booting a stock Debian kernel in QEMU, with vfio-user-pci on godwitd's socket");
@@ -62,13 +87,13 @@ fn demo(show: &mut Show, folder: &Path) -> Result<()> {
         .memory_mib(1024)
         .vfio_user("godwit", &daemon.socket("demo"))
         .emulated_nvme(PEER, &drive)
-        .boot(&image)?;
+        .boot(image)?;
     let godwit = device(&mut vm, &format!("! grep -q {PEER}"))?;
     let peer = device(&mut vm, &format!("grep -q {PEER}"))?;
     show.guest(&mut vm, "uname -sr")?;
 
     use_it(show, &mut vm, &godwit)?;
-    let table = speed::compare(show, &image, &mut vm, &drive, [&godwit, &peer])?;
+    let table = speed::compare(show, image, &mut vm, &drive, [&godwit, &peer])?;
 
     show.step("The guest's kernel log and godwitd's end");
     let log = vm.shutdown()?;
@@ -77,7 +102,7 @@ fn demo(show: &mut Show, folder: &Path) -> Result<()> {
     daemon.stop()?;
     show.text("no NVMe complaint; guest and daemon ended cleanly");
     println!("\n{table}");
-    neighbours::demo(show, &image, &godwitd, folder)
+    fs::remove_file(drive).context("remove the drive")
 }
 
 fn use_it(show: &mut Show, vm: &mut Vm, device: &str) -> Result<()> {

@@ -199,7 +199,7 @@ fn set_parts(cntlid: u16, seqind: u32, [csvi, csuuidi]: [u32; 2], offset: u32, b
     set
 }
 
-/// 5.1.13.2.1: OACS.HMLMS and controller type 3; 5.1.13.2.20: one version, one UUID; 3.1.3.3: no I/O queues and no namespaces.
+/// Base 2.1, 5.1.13.2.1: OACS.HMLMS and controller type 3; 5.1.13.2.20: one version, one UUID; 3.1.3.3: no I/O queues and no namespaces.
 #[test]
 fn identify_says_what_a_management_controller_is() {
     let mut house = house(vec![World::ready(), World::ready()]);
@@ -234,7 +234,7 @@ fn identify_says_what_a_management_controller_is() {
     house.fails(command(0x0a, 0, [7, 0]), Status::INVALID_FIELD);
 }
 
-/// 8.1.12: a migratable controller has none of it.
+/// Base 2.1, 8.1.12: a migratable controller has none of it.
 #[test]
 fn a_controller_that_is_managed_does_not_manage() {
     let mut world = World::ready();
@@ -244,7 +244,7 @@ fn a_controller_that_is_managed_does_not_manage() {
     assert_eq!(world.admin(command(0x06, 0, [0x20, 0])).status.code(), Status::INVALID_FIELD.code());
 }
 
-/// 5.1.17.1.1 and 5.1.17.1.2.
+/// Base 2.1, 5.1.17.1.1 and 5.1.17.1.2.
 #[test]
 fn suspend_and_resume_have_the_status_of_the_specification() {
     let mut house = house(vec![World::ready()]);
@@ -270,7 +270,7 @@ fn suspend_and_resume_have_the_status_of_the_specification() {
     house.fails(Command { nsid: 1, ..suspend(1) }, Status::INVALID_FIELD);
 }
 
-/// 5.1.16.1.1: header, queues with every field in its place, and our data.
+/// Base 2.1, 5.1.16.1.1: header, queues with every field in its place, and our data.
 #[test]
 fn a_controller_state_has_the_layout_of_the_specification() {
     let mut house = house(vec![with_queues()]);
@@ -297,7 +297,7 @@ fn a_controller_state_has_the_layout_of_the_specification() {
     assert_eq!((&vendor[16..32], &vendor[48..]), (&[0; 16][..], &whole[104..]));
 }
 
-/// 5.1.16: offset and length; the pieces of a suspended controller's state are of one state.
+/// Base 2.1, 5.1.16: offset and length; the pieces of a suspended controller's state are of one state.
 #[test]
 fn a_state_is_read_in_pieces() {
     let mut house = house(vec![with_queues()]);
@@ -342,7 +342,7 @@ fn state_of(house: &House, cntlid: u16) -> ControllerV1 {
     state
 }
 
-/// 5.1.17.1.3, 8.1.12.1: to a disabled controller, whole and in pieces; it is suspended then.
+/// Base 2.1, 5.1.17.1.3, 8.1.12.1: to a disabled controller, whole and in pieces; it is suspended then.
 #[test]
 fn a_controller_goes_on_in_the_state_of_another() {
     let mut house = house(vec![with_queues(), World::new(), World::new()]);
@@ -363,7 +363,7 @@ fn a_controller_goes_on_in_the_state_of_another() {
     house.succeeds(resume(3));
 }
 
-/// 5.1.16.1.1: the host brings admin queue and registers back by itself. S0PT is the phase tag that slot 0 has.
+/// Base 2.1, 5.1.16.1.1: the host brings admin queue and registers back by itself. S0PT is the phase tag that slot 0 has.
 #[test]
 fn a_state_of_queues_alone_is_taken() {
     for (tail_phase, phase) in [(1 << 16 | 7, true), (7, false), (1 << 16, true), (0, false)] {
@@ -388,7 +388,7 @@ fn a_state_of_queues_alone_is_taken() {
     }
 }
 
-/// 5.1.17.1.3, every reason.
+/// Base 2.1, 5.1.17.1.3, every reason.
 #[test]
 fn a_state_that_cannot_be_is_refused_with_its_status() {
     let mut house = house(vec![with_queues(), World::new(), World::ready()]);
@@ -427,7 +427,7 @@ fn a_state_that_cannot_be_is_refused_with_its_status() {
     assert!(house.set(2, &whole).status.is_success(), "nothing of that is left");
 }
 
-/// 5.1.17.1.3: "a new sequence" drops the one before. Ours: there are as many at once as there are.
+/// Base 2.1, 5.1.17.1.3: "a new sequence" drops the one before. Ours: there are as many at once as there are.
 #[test]
 fn sequences_are_bounded_and_begin_anew() {
     let mut house = house((0..6).map(|_| World::new()).collect());

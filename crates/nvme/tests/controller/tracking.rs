@@ -100,7 +100,7 @@ fn logged(slots: u32) -> House {
     house
 }
 
-/// 5.1.4.1 and 5.1.4.2.
+/// Base 2.1, 5.1.4.1 and 5.1.4.2.
 #[test]
 fn a_data_queue_is_made_and_deleted_with_the_status_of_the_specification() {
     let mut house = house((0..6).map(|_| World::ready()).collect());
@@ -134,7 +134,7 @@ fn a_data_queue_is_made_and_deleted_with_the_status_of_the_specification() {
     house.fails(delete(1), Status::INVALID_CONTROLLER_DATA_QUEUE);
 }
 
-/// 5.1.4.1: PC 0. A page that is not aligned is refused wherever it stands in the list.
+/// Base 2.1, 5.1.4.1: PC 0. A page that is not aligned is refused wherever it stands in the list.
 #[test]
 fn a_data_queue_may_be_in_pieces() {
     let mut house = house(vec![World::ready()]);
@@ -177,7 +177,7 @@ fn what_is_written_while_it_is_logged_is_in_the_queue() {
     house.fails(command(0x3d, 0, [2 << 16, 1]), Status::INVALID_FIELD);
 }
 
-/// 8.1.6: one slot is always free; the phase tag is inverted in each lap. Ours: a slow host is waited for, and no change is lost.
+/// Base 2.1, 8.1.6: one slot is always free; the phase tag is inverted in each lap. Ours: a slow host is waited for, and no change is lost.
 #[test]
 fn a_queue_that_has_no_room_is_waited_for() {
     let mut house = logged(4);
@@ -201,7 +201,7 @@ fn a_queue_that_has_no_room_is_waited_for() {
     house.fails(set_head(2, 0), Status::INVALID_CONTROLLER_DATA_QUEUE);
 }
 
-/// 5.1.25.1.23, 5.1.2: told once, with the queue in dword 1; and the 512 bytes of Get Features.
+/// Base 2.1, 5.1.25.1.23, 5.1.2: told once, with the queue in dword 1; and the 512 bytes of Get Features.
 #[test]
 fn the_host_is_told_when_the_tail_comes_to_its_trigger() {
     let mut house = logged(16);
@@ -234,7 +234,7 @@ fn the_host_is_told_when_the_tail_comes_to_its_trigger() {
     house.fails(trigger, Status::INVALID_FIELD);
 }
 
-/// 8.1.12.1: all that was written before a suspend, then that it is suspended, and after a resume a first entry again.
+/// Base 2.1, 8.1.12.1: all that was written before a suspend, then that it is suspended, and after a resume a first entry again.
 #[test]
 fn a_suspend_posts_what_is_left_and_then_that_it_is_the_last() {
     let mut house = logged(16);
@@ -259,7 +259,7 @@ fn a_suspend_posts_what_is_left_and_then_that_it_is_the_last() {
     house.fails(track(1, true), Status::CONTROLLER_SUSPENDED);
 }
 
-/// Ours, docs/decisions/0038: what a dead engine had noted is lost, and said to be all.
+/// Ours: what a dead engine had noted is lost, and said to be all (docs/decisions/0038).
 #[test]
 fn a_successor_says_that_all_changed() {
     let mut house = logged(64);

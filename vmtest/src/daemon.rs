@@ -328,7 +328,7 @@ impl Daemon {
 
     fn wait_sockets(&mut self) -> Result<()> {
         let deadline = Instant::now() + START_PATIENCE;
-        while !self.sockets.iter().all(|socket| is_listening(socket)) {
+        while !self.sockets.iter().all(|socket| is_listening(self.pid(), socket)) {
             if let Some(status) = self.child.try_wait().context("look after godwitd")? {
                 bail!("godwitd ended at its start with {status}\n{}", self.log_tail());
             }
@@ -366,9 +366,9 @@ fn configure(folder: &Path, ssds: &[Ssd]) -> Result<()> {
     fs::write(folder.join("godwit.toml"), text).context("write the daemon's configuration")
 }
 
-/// A socket left by a killed daemon is a file too, so its inode in the kernel's table is what counts.
-fn is_listening(socket: &Path) -> bool {
-    let table = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+/// A socket left by a killed daemon is a file too, so its inode in the kernel's table is what counts: that of the daemon's network namespace.
+fn is_listening(daemon: u32, socket: &Path) -> bool {
+    let table = fs::read_to_string(format!("/proc/{daemon}/net/unix")).unwrap_or_default();
     let path = socket.to_string_lossy();
     table.lines().any(|line| line.ends_with(&*path))
 }

@@ -12,12 +12,14 @@ const WIDTH: f64 = 1000.0;
 const HEIGHT: f64 = 300.0;
 const LEFT: f64 = 60.0;
 const RIGHT: f64 = 15.0;
-const TOP: f64 = 40.0;
+const TOP: f64 = 75.0;
 const BOTTOM: f64 = 30.0;
+/// Of the field: its width.
+const COLUMNS: u16 = 925;
 /// Of each host, on white and on black.
 const COLOURS: [&str; 2] = ["#2a78c8", "#c8642a"];
 /// Words that would lie on one another are moved up and down, over so many rows.
-const ROWS: usize = 3;
+const ROWS: usize = 5;
 
 /// Prints a time line, or draws it into a file.
 pub(super) fn run(
@@ -72,6 +74,10 @@ impl Scale {
         LEFT + (second - self.from) / (self.to - self.from) * (WIDTH - LEFT - RIGHT)
     }
 
+    fn second(&self, x: f64) -> f64 {
+        self.from + (x - LEFT) / (WIDTH - LEFT - RIGHT) * (self.to - self.from)
+    }
+
     fn y(&self, rate: f64) -> f64 {
         HEIGHT - BOTTOM - rate.min(self.most) / self.most * (HEIGHT - TOP - BOTTOM)
     }
@@ -92,18 +98,36 @@ fn draw(lines: &[Timeline]) -> anyhow::Result<String> {
          <style>text{{fill:#333}}.f{{stroke:#999;fill:none}}@media(prefers-color-scheme:dark){{text{{fill:#ccc}}.f{{stroke:#666}}}}</style>\n"
     );
     axes(&mut svg, &scale);
+    let mut rows = (0..ROWS).cycle();
     for ((line, rates), colour) in lines.iter().zip(&all).zip(COLOURS) {
-        let mut path = String::new();
-        for [begin, end, rate] in rates {
-            let (x, width, y) = (scale.x(*begin), scale.x(*end), scale.y(*rate));
-            let _infallible =
-                write!(path, "M{x:.2} {:.2}V{y:.2}H{width:.2}V{:.2}Z", scale.y(0.0), scale.y(0.0));
-        }
-        let _infallible = writeln!(svg, "<path d=\"{path}\" fill=\"{colour}\" fill-opacity=\"0.75\"/>");
-        marks(&mut svg, line, from_ms, &scale, colour);
+        bars(&mut svg, rates, &scale, colour);
+        marks(&mut svg, line, from_ms, &scale, colour, &mut rows);
     }
     svg.push_str("</svg>\n");
     Ok(svg)
+}
+
+/// Where several bins share a column the least is drawn strong and the most pale, so that I/O that stood still for one bin is a notch, however long the line.
+fn bars(svg: &mut String, rates: &[[f64; 3]], scale: &Scale, colour: &str) {
+    let (mut paths, mut rest) = ([String::new(), String::new()], rates);
+    for column in 0..COLUMNS {
+        let x = LEFT + f64::from(column);
+        let (from, to) = (scale.second(x), scale.second(x + 1.0));
+        while rest.first().is_some_and(|[_, end, _]| *end <= from) {
+            rest = &rest[1..];
+        }
+        let here = rest.iter().take_while(|[begin, ..]| *begin < to).map(|[.., rate]| *rate);
+        let Some(ends) = here.map(|rate| [rate; 2]).reduce(|[a, b], [c, d]| [a.min(c), b.max(d)]) else {
+            continue;
+        };
+        for (path, rate) in paths.iter_mut().zip(ends) {
+            let (height, bottom) = (scale.y(rate), scale.y(0.0));
+            let _infallible = write!(path, "M{x} {bottom:.1}V{height:.1}h1V{bottom:.1}Z");
+        }
+    }
+    for (path, opacity) in paths.iter().zip([0.9, 0.35]) {
+        let _infallible = writeln!(svg, "<path d=\"{path}\" fill=\"{colour}\" fill-opacity=\"{opacity}\"/>");
+    }
 }
 
 /// What the field shows at most: a single bin in which much was caught up with must not press down all others.
@@ -144,13 +168,20 @@ fn short(rate: f64) -> String {
 }
 
 /// When what was done.
-fn marks(svg: &mut String, line: &Timeline, from_ms: u64, scale: &Scale, colour: &str) {
-    for (number, mark) in line.marks.iter().enumerate() {
+fn marks(
+    svg: &mut String,
+    line: &Timeline,
+    from_ms: u64,
+    scale: &Scale,
+    colour: &str,
+    rows: &mut impl Iterator<Item = usize>,
+) {
+    for mark in &line.marks {
         let second = line.began_unix_ms.saturating_sub(from_ms) as f64 / 1e3 + mark.at_us as f64 / 1e6;
         if !(scale.from..=scale.to).contains(&second) {
             continue;
         }
-        let (x, y) = (scale.x(second), 12.0 + 11.0 * (number % ROWS) as f64);
+        let (x, y) = (scale.x(second), 24.0 + 11.0 * rows.next().unwrap_or(0) as f64);
         let anchor = if x > WIDTH / 2.0 { "end" } else { "start" };
         let _infallible = writeln!(
             svg,
@@ -186,7 +217,7 @@ mod tests {
     #[test]
     fn two_hosts_are_one_picture_and_words_are_words_in_it() {
         let svg = draw(&[line(0, &[0, 10, 10]), line(20, &[0, 5])]).unwrap();
-        assert_eq!(svg.matches("<path d=\"M").count(), 4, "two of rates, two of marks");
+        assert_eq!(svg.matches("<path d=\"M").count(), 6, "four of rates, two of marks");
         assert!(svg.contains("a&lt;b") && !svg.contains("a<b"));
         assert!(svg.contains("0.03 s"), "the end of the second");
     }
@@ -202,5 +233,18 @@ mod tests {
         let mut rates = vec![100.0; 999];
         rates.push(1e9);
         assert!(most(rates) < 200.0);
+    }
+
+    #[test]
+    fn a_bin_without_an_io_is_seen_in_a_long_line() {
+        let mut ios: Vec<u64> = (0..10_000).map(|at| at * 10).collect();
+        ios.iter_mut().skip(5_000).for_each(|ios| *ios -= 10);
+        let rates = rates(&line(0, &ios), 0);
+        let mut svg = String::new();
+        bars(&mut svg, &rates, &Scale { from: 0.0, to: 99.99, most: 1000.0 }, "red");
+        let none = format!("V{:.1}h1", HEIGHT - BOTTOM);
+        let columns = |line: &str| line.matches(none.as_str()).count();
+        let [strong, pale] = svg.lines().map(columns).collect::<Vec<_>>()[..] else { panic!("{svg}") };
+        assert_eq!((strong, pale), (1, 0), "the least of one column is nothing, and its most is not");
     }
 }

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::daemon::{Daemon, MORE, Ssd};
@@ -27,6 +28,46 @@ pub struct Host {
     pub address: String,
 }
 
+/// Who signs hosts, by `godwit tls`.
+pub struct Authority {
+    godwit: PathBuf,
+    pki: TempDir,
+}
+
+impl Authority {
+    /// A new one, made by this `godwit`.
+    pub fn new(godwit: &Path) -> Result<Authority> {
+        let pki = TempDir::with_prefix("pki-").context("create a folder for certificates")?;
+        let authority = Authority { godwit: godwit.to_owned(), pki };
+        authority.tls(&["init"])?;
+        Ok(authority)
+    }
+
+    fn tls(&self, words: &[&str]) -> Result<()> {
+        let mut command = Command::new(&self.godwit);
+        let said = command.arg("tls").args(words).arg("--folder").arg(self.pki.path()).output();
+        let said = said.context("godwit tls")?;
+        ensure!(said.status.success(), "godwit tls {words:?}: {}", String::from_utf8_lossy(&said.stderr));
+        Ok(())
+    }
+
+    /// The folder of a host that is reached at this address: its certificate, and the part of its daemon's configuration that is of migrations.
+    pub fn host(&self, name: &str, address: SocketAddr) -> Result<TempDir> {
+        self.tls(&["host", name, &address.ip().to_string()])?;
+        let folder = TempDir::with_prefix("host-").context("create a folder for a host")?;
+        for file in ["ca.pem", &format!("{name}.pem"), &format!("{name}.key")] {
+            fs::copy(self.pki.path().join(file), folder.path().join(file))
+                .with_context(|| format!("copy {file}"))?;
+        }
+        let at = folder.path().display();
+        let section = format!(
+            "[migration]\nlisten = \"{address}\"\ncertificate = \"{at}/{name}.pem\"\nkey = \"{at}/{name}.key\"\nauthority = \"{at}/ca.pem\"\n"
+        );
+        fs::write(folder.path().join(MORE), section).context("write a configuration")?;
+        Ok(folder)
+    }
+}
+
 impl Host {
     /// Two of one authority, of this `godwitd`; the ssds are the first's.
     pub fn two(binary: &Path, ssds: &[Ssd]) -> Result<[Host; 2]> {
@@ -44,41 +85,25 @@ impl Host {
         addresses: [SocketAddr; 2],
         within: impl Fn(usize, &(dyn Fn() -> Result<Daemon> + Sync)) -> Result<Daemon>,
     ) -> Result<[Host; 2]> {
-        let pki = TempDir::with_prefix("pki-").context("create a folder for certificates")?;
-        let tls = |words: &[&str]| -> Result<()> {
-            let mut command = Command::new(binary.with_file_name("godwit"));
-            let said = command.arg("tls").args(words).arg("--folder").arg(pki.path()).output();
-            let said = said.context("godwit tls")?;
-            ensure!(said.status.success(), "godwit tls {words:?}: {}", String::from_utf8_lossy(&said.stderr));
-            Ok(())
-        };
-        tls(&["init"])?;
+        let authority = Authority::new(&binary.with_file_name("godwit"))?;
         let mut hosts = Vec::new();
         for (number, (name, address)) in ["a", "b"].into_iter().zip(addresses).enumerate() {
-            tls(&["host", name, &address.ip().to_string()])?;
-            let (folder, ssds) = Host::prepare(ssds, name, address, pki.path())?;
+            let folder = authority.host(name, address)?;
+            let its = |ssd: &Ssd| {
+                let ssd = ssd.clone().with_guest_at(QEMU);
+                if name == "b" { ssd.incoming() } else { ssd }
+            };
+            let ssds: Vec<Ssd> = ssds.iter().map(its).collect();
             let daemon = within(number, &|| Daemon::start_binary(binary, folder.path(), &ssds))?;
             hosts.push(Host { daemon, folder, address: address.to_string() });
         }
         <[Host; 2]>::try_from(hosts).map_err(|_| anyhow!("two hosts"))
     }
 
-    /// A host's folder, and its ssds.
-    fn prepare(ssds: &[Ssd], name: &str, address: SocketAddr, pki: &Path) -> Result<(TempDir, Vec<Ssd>)> {
-        let folder = TempDir::with_prefix("host-").context("create a folder for a host")?;
-        for file in ["ca.pem", &format!("{name}.pem"), &format!("{name}.key")] {
-            fs::copy(pki.join(file), folder.path().join(file)).with_context(|| format!("copy {file}"))?;
-        }
-        let at = folder.path().display();
-        let section = format!(
-            "[migration]\nlisten = \"{address}\"\ncertificate = \"{at}/{name}.pem\"\nkey = \"{at}/{name}.key\"\nauthority = \"{at}/ca.pem\"\n"
-        );
-        fs::write(folder.path().join(MORE), section).context("write a configuration")?;
-        let its = |ssd: &Ssd| {
-            let ssd = ssd.clone().with_guest_at(QEMU);
-            if name == "b" { ssd.incoming() } else { ssd }
-        };
-        Ok((folder, ssds.iter().map(its).collect()))
+    /// The migrations that this host knows of, as `godwit migration list --json` has them.
+    pub fn migrations(&self) -> Result<Vec<Value>> {
+        let list = self.daemon.tool(&["migration", "list", "--json"])?;
+        serde_json::from_str(&list).context("a list of migrations")
     }
 
     /// The socket by which this host's daemon drives a guest's QEMU.

@@ -12,7 +12,7 @@ mod tracking;
 pub(crate) use tracking::Trackers;
 
 use crate::message::{Address, Life, Message};
-use crate::passenger::{Passenger, Passengers};
+use crate::passenger::Passenger;
 use crate::run::House;
 use nvme::management::{Order, Report, Trouble};
 use std::sync::mpsc::{Receiver, Sender};
@@ -94,9 +94,9 @@ fn carry_out(house: &Arc<House>, cntlid: u16, order: Order) -> Report {
 }
 
 /// The controller of that identifier.
-fn passenger_of(house: &Arc<House>, cntlid: u16) -> Option<Passenger> {
+fn passenger_of(house: &House, cntlid: u16) -> Option<Passenger> {
     let configs = house.configs.lock().unwrap_or_else(PoisonError::into_inner);
     let name = configs.iter().find(|ssd| ssd.controller_id == Some(cntlid)).map(|ssd| ssd.name.clone());
     drop(configs);
-    Passengers::of(Arc::clone(house)).named(&name?)
+    house.passenger(house.number(&name?)?)
 }

@@ -38,7 +38,8 @@ impl Clock for System {
 }
 
 /// Bytes a second.
-pub(crate) fn per_second(bytes: u64, time: Duration) -> u64 {
+#[must_use]
+pub fn per_second(bytes: u64, time: Duration) -> u64 {
     let rate = u128::from(bytes) * 1_000_000_000 / time.as_nanos().max(1);
     u64::try_from(rate).unwrap_or(u64::MAX)
 }

@@ -140,10 +140,7 @@ impl Case<'_> {
     }
 
     fn within<T: Send>(&self, host: usize, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-        match self.spaces {
-            Some(spaces) => spaces.within(host, work)?,
-            None => work(),
-        }
+        Spaces::within_any(self.spaces, host, work)
     }
 
     fn address(&self, host: usize) -> IpAddr {

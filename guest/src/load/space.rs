@@ -56,6 +56,21 @@ impl Spaces {
         Ok(())
     }
 
+    /// Does something in one of them ([`Spaces::within`]), or here if there are none.
+    ///
+    /// # Errors
+    /// It cannot be entered, or what was done has failed.
+    pub fn within_any<T: Send>(
+        spaces: Option<&Self>,
+        host: usize,
+        work: impl FnOnce() -> Result<T> + Send,
+    ) -> Result<T> {
+        match spaces {
+            Some(spaces) => spaces.within(host, work)?,
+            None => work(),
+        }
+    }
+
     /// Does something in one of them, on a thread of its own. Threads and processes that it starts are there, too.
     ///
     /// # Errors

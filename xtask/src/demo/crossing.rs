@@ -87,17 +87,10 @@ fn two_hosts(godwitd: &Path, spaces: Option<&Spaces>) -> Result<[Host; 2]> {
 
 /// Bytes a second from one host to the other.
 fn link(spaces: Option<&Spaces>) -> Result<f64> {
-    let within = |host: usize, work: &(dyn Fn() -> Result<TcpListener> + Sync)| match spaces {
-        Some(spaces) => spaces.within(host, work)?,
-        None => work(),
-    };
     let address = spaces.map_or("127.0.0.1".parse()?, |_| ADDRESSES[1]);
-    let listener = within(1, &|| Ok(TcpListener::bind((address, 0))?))?;
+    let listener = Spaces::within_any(spaces, 1, || Ok(TcpListener::bind((address, 0))?))?;
     let to = listener.local_addr()?;
-    floor::link(listener, || match spaces {
-        Some(spaces) => spaces.within(0, || Ok(TcpStream::connect(to)?))?,
-        None => Ok(TcpStream::connect(to)?),
-    })
+    floor::link(listener, || Spaces::within_any(spaces, 0, || Ok(TcpStream::connect(to)?)))
 }
 
 fn guest(host: &Host) -> VmBuilder {
@@ -106,8 +99,10 @@ fn guest(host: &Host) -> VmBuilder {
 
 /// The ssd's last migration, as a host tells it.
 fn status(host: &Host) -> Result<Value> {
-    let list: Vec<Value> = serde_json::from_str(&host.daemon.tool(&["migration", "list", "--json"])?)?;
-    list.into_iter().find(|it| it["ssd"] == NAME).ok_or_else(|| anyhow!("nothing is known of the migration"))
+    host.migrations()?
+        .into_iter()
+        .find(|it| it["ssd"] == NAME)
+        .ok_or_else(|| anyhow!("nothing is known of the migration"))
 }
 
 fn row(source: &Value, destination: &Value, slowest: f64) -> Row {

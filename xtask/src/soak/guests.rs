@@ -102,8 +102,7 @@ fn cross(
 
 /// How long I/O of the guest's ssds stood still in the move that is over.
 fn stun(host: &Host) -> Result<Duration> {
-    let list: Value = serde_json::from_str(&host.daemon.tool(&["migration", "list", "--json"])?)?;
-    let list = list.as_array().context("a list of migrations")?;
+    let list = host.migrations()?;
     let stuns: Vec<u64> = list.iter().filter_map(|migration| migration["stun_ns"].as_u64()).collect();
     ensure!(stuns.len() == 2, "of two ssds {} stood still", stuns.len());
     Ok(Duration::from_nanos(stuns.into_iter().max().unwrap_or(0)))

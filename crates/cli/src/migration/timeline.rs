@@ -7,15 +7,14 @@ use api::control::{EngineRequest, Request, Response, Timeline};
 use std::fmt::Write as _;
 use std::path::Path;
 
-/// Of the picture, and of the field in it.
-const WIDTH: f64 = 1000.0;
+/// Of the field in the picture, a place each, and of the picture.
+const COLUMNS: u16 = 925;
+const WIDTH: f64 = LEFT + COLUMNS as f64 + RIGHT;
 const HEIGHT: f64 = 300.0;
 const LEFT: f64 = 60.0;
 const RIGHT: f64 = 15.0;
 const TOP: f64 = 75.0;
 const BOTTOM: f64 = 30.0;
-/// Of the field: its width.
-const COLUMNS: u16 = 925;
 /// Of each host, on white and on black.
 const COLOURS: [&str; 2] = ["#2a78c8", "#c8642a"];
 /// Words that would lie on one another are moved up and down, over so many rows.
@@ -51,9 +50,14 @@ pub(super) fn run(
     Ok(format!("{}\n", svg.display()))
 }
 
+/// When it was, since `from_ms`, s.
+fn second(line: &Timeline, from_ms: u64, at_us: u64) -> f64 {
+    line.began_unix_ms.saturating_sub(from_ms) as f64 / 1e3 + at_us as f64 / 1e6
+}
+
 /// I/Os a second between one look and the next: from, to (s), and how many.
 fn rates(line: &Timeline, from_ms: u64) -> Vec<[f64; 3]> {
-    let second = |at_us: u64| line.began_unix_ms.saturating_sub(from_ms) as f64 / 1e3 + at_us as f64 / 1e6;
+    let second = |at_us| second(line, from_ms, at_us);
     let pairs = line.points.iter().zip(line.points.iter().skip(1));
     let rate = |(before, after): (&api::control::TimelinePoint, &api::control::TimelinePoint)| {
         let took = after.at_us.saturating_sub(before.at_us).max(1) as f64 / 1e6;
@@ -71,11 +75,11 @@ struct Scale {
 
 impl Scale {
     fn x(&self, second: f64) -> f64 {
-        LEFT + (second - self.from) / (self.to - self.from) * (WIDTH - LEFT - RIGHT)
+        LEFT + (second - self.from) / (self.to - self.from) * f64::from(COLUMNS)
     }
 
     fn second(&self, x: f64) -> f64 {
-        self.from + (x - LEFT) / (WIDTH - LEFT - RIGHT) * (self.to - self.from)
+        self.from + (x - LEFT) / f64::from(COLUMNS) * (self.to - self.from)
     }
 
     fn y(&self, rate: f64) -> f64 {
@@ -177,7 +181,7 @@ fn marks(
     rows: &mut impl Iterator<Item = usize>,
 ) {
     for mark in &line.marks {
-        let second = line.began_unix_ms.saturating_sub(from_ms) as f64 / 1e3 + mark.at_us as f64 / 1e6;
+        let second = second(line, from_ms, mark.at_us);
         if !(scale.from..=scale.to).contains(&second) {
             continue;
         }

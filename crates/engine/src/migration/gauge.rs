@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use transfer::control::UNLIMITED;
+use transfer::control::{UNLIMITED, per_second};
 
 /// From one look to the next.
 const LOOK: Duration = Duration::from_millis(10);
@@ -131,7 +131,7 @@ impl Look {
             let point = TimelinePoint { at_us: gauge.at_us(), ios: now.all().ios() };
             push(&mut gauge.seen().points, point, POINTS_MAX);
             let took = judged.0.elapsed();
-            if let Some(p99) = judge(&now.since(&judged.1), took) {
+            if let Some(p99) = judge(&judged.1, &now, took) {
                 let whole_sent = self.case.control.progress().bytes_sent;
                 let rate = per_second(whole_sent.saturating_sub(sent), took);
                 (judged, sent) = ((Instant::now(), now.clone()), whole_sent);
@@ -156,17 +156,18 @@ impl Look {
             return None;
         }
         // Where nothing was seen in time, what was counted ever since the ssd is served.
-        seen.before_ns = seen.before_ns.or_else(|| judge(first, JUDGE_MAX));
+        seen.before_ns = seen.before_ns.or_else(|| judge(&Snapshot::default(), first, JUDGE_MAX));
         seen.before_ns
     }
 }
 
-/// What one in a hundred of these reads and writes took at least, ns: in a queue here, and at the drive. What a limit held back is not the copy's. The two
-/// parts are measured apart, so it is no less than what it is. `None`: too few.
-fn judge(ios: &Snapshot, took: Duration) -> Option<u64> {
+/// What one in a hundred of the reads and writes from one look to another took at least, ns: in a queue here, and at the drive. What a limit held back is not
+/// the copy's. The two parts are measured apart, so it is no less than what it is. `None`: too few.
+fn judge(before: &Snapshot, now: &Snapshot, took: Duration) -> Option<u64> {
     if took < JUDGE {
         return None;
     }
+    let ios = now.since(before);
     let mut both = ios.of(Op::Read).clone();
     both.merge(ios.of(Op::Write));
     let enough = if took < JUDGE_MAX { IOS_MIN } else { IOS_MIN / 10 };
@@ -207,11 +208,6 @@ fn push<T>(queue: &mut VecDeque<T>, item: T, most: usize) {
     queue.push_back(item);
 }
 
-fn per_second(bytes: u64, time: Duration) -> u64 {
-    let rate = u128::from(bytes) * 1_000_000_000 / time.as_nanos().max(1);
-    u64::try_from(rate).unwrap_or(u64::MAX)
-}
-
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
@@ -243,17 +239,17 @@ mod tests {
 
     #[test]
     fn what_one_in_a_hundred_takes_is_told_of_enough_ios_and_leaves_out_what_a_limit_held_back() {
-        let mut ios = Snapshot::default();
+        let (none, mut ios) = (Snapshot::default(), Snapshot::default());
         for at in 0..IOS_MIN {
             let slow = if at % 50 == 0 { 8_000_000 } else { 100_000 };
-            assert_eq!(judge(&ios, JUDGE), None, "{at}");
+            assert_eq!(judge(&none, &ios, JUDGE), None, "{at}");
             ios.record(Op::Read, 4096, [1000, 50_000_000, slow]);
         }
-        let p99 = judge(&ios, JUDGE).unwrap();
+        let p99 = judge(&none, &ios, JUDGE).unwrap();
         assert!((7_000_000..9_000_000).contains(&p99), "{p99}");
-        assert_eq!(judge(&ios, JUDGE / 2), None, "too soon");
+        assert_eq!(judge(&none, &ios, JUDGE / 2), None, "too soon");
         ios.record(Op::Other, 0, [0, 0, 1 << 40]);
-        assert_eq!(judge(&ios, JUDGE), Some(p99), "flushes are not the guest's latency");
+        assert_eq!(judge(&none, &ios, JUDGE), Some(p99), "flushes are not the guest's latency");
     }
 
     #[test]

@@ -36,7 +36,7 @@ impl House {
         self.migrations.get()
     }
 
-    pub(super) fn number(&self, name: &str) -> Option<usize> {
+    pub(crate) fn number(&self, name: &str) -> Option<usize> {
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let open = slots.open.iter().find(|(_, served)| served.ssd().name == name).map(|(number, _)| *number);
         open.or_else(|| {
@@ -65,7 +65,7 @@ impl House {
     }
 
     /// The controller of an ssd that is served, or waits for its drive.
-    pub(super) fn passenger(&self, number: usize) -> Option<Passenger> {
+    pub(crate) fn passenger(&self, number: usize) -> Option<Passenger> {
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let waiting = slots.absent.get(&number).and_then(|absent| absent.waiting.as_ref());
         slots.open.get(&number).or(waiting)?.passenger()

@@ -57,6 +57,8 @@ fn models() -> Result<Tally> {
     {
         let mut command = cargo(&["test", "--quiet", "-p", package, "--lib", module]);
         command.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", top().join("target/loom"));
+        // Built seldom, and large.
+        command.env("CARGO_INCREMENTAL", "0");
         total.add(stage(command, Runner::Libtest)?);
     }
     Ok(total)

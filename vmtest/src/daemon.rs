@@ -33,6 +33,8 @@ pub enum Backend {
     Thin,
     /// The same, given at the start.
     Full,
+    /// It is no ssd, but the controller that manages those with a `controller_id`.
+    Management,
 }
 
 /// One ssd of the daemon's configuration. Its files lie in the daemon's folder.
@@ -56,6 +58,8 @@ pub struct Ssd {
     pub incoming: bool,
     /// The QMP socket of the QEMU that its guest comes to, in the daemon's folder.
     pub hypervisor: Option<String>,
+    /// What the management controller calls it.
+    pub controller_id: Option<u16>,
 }
 
 impl Ssd {
@@ -71,7 +75,20 @@ impl Ssd {
             iops: None,
             incoming: false,
             hypervisor: None,
+            controller_id: None,
         }
+    }
+
+    /// The daemon's management controller.
+    pub fn management(name: &str) -> Ssd {
+        Ssd::new(name, 1).on(Backend::Management)
+    }
+
+    /// The same, managed by this identifier.
+    #[must_use]
+    pub fn managed_as(mut self, controller_id: u16) -> Ssd {
+        self.controller_id = Some(controller_id);
+        self
     }
 
     /// The same on another backend.
@@ -135,6 +152,12 @@ impl Ssd {
             Backend::Null => "{ type = \"null\" }".to_owned(),
             Backend::Thin => "{ type = \"pool\", pool = \"p\", thin = true }".to_owned(),
             Backend::Full => "{ type = \"pool\", pool = \"p\" }".to_owned(),
+            Backend::Management => {
+                return format!(
+                    "[management]\nname = \"{name}\"\nsocket = \"{}/{name}.sock\"\n",
+                    folder.display()
+                );
+            }
         };
         let limits = self.iops.map_or(String::new(), |iops| format!("[ssd.limits]\niops = {iops}\n"));
         let folder = folder.display();
@@ -153,6 +176,9 @@ impl Ssd {
         }
         if self.incoming {
             moves += "incoming = true\n";
+        }
+        if let Some(id) = self.controller_id {
+            moves += &format!("controller_id = {id}\n");
         }
         format!("[[ssd]]\nname = \"{name}\"\n{size}{door}\nbackend = {backend}\n{moves}{limits}\n")
     }

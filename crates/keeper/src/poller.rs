@@ -72,11 +72,20 @@ impl Token {
 }
 
 /// An epoll instance that knows what it was told.
+///
+/// It watches duplicates of its own. A closed socket that lives on elsewhere (in the service manager's store, in another process) is reported for ever, since
+/// the kernel forgets a socket with its last duplicate only, and takes the word of nobody who has no descriptor of it.
 #[derive(Debug)]
 pub(crate) struct Poller {
     epoll: OwnedFd,
+    known: HashMap<Token, Watched>,
+}
+
+#[derive(Debug)]
+struct Watched {
+    fd: OwnedFd,
     /// Input, output.
-    known: HashMap<Token, (bool, bool)>,
+    interest: (bool, bool),
 }
 
 impl Poller {
@@ -86,33 +95,42 @@ impl Poller {
 
     /// Looks for input and for room at `fd` from now on. With neither, not even its end is reported: a socket that cannot be
     /// read now must not wake us.
-    pub(crate) fn set(&mut self, token: Token, fd: impl AsFd, (input, output): (bool, bool)) {
-        let known = self.known.get(&token).copied();
-        if known == Some((input, output)) || (known.is_none() && !input && !output) {
-            return;
+    pub(crate) fn set(&mut self, token: Token, fd: impl AsFd, interest: (bool, bool)) {
+        if interest == (false, false) {
+            return self.closed(token);
         }
-        let mut flags = epoll::EventFlags::empty();
-        flags.set(epoll::EventFlags::IN, input);
-        flags.set(epoll::EventFlags::OUT, output);
-        let data = epoll::EventData::new_u64(token.encode());
-        let result = match (known, input || output) {
-            (Some(_), true) => epoll::modify(&self.epoll, &fd, data, flags),
-            (Some(_), false) => epoll::delete(&self.epoll, &fd),
-            (None, _) => epoll::add(&self.epoll, &fd, data, flags),
-        };
-        if let Err(error) = result {
+        if let Err(error) = self.watch(token, fd, interest) {
             tracing::error!(?token, %error, "a socket cannot be watched");
         }
-        if input || output {
-            self.known.insert(token, (input, output));
-        } else {
-            self.known.remove(&token);
+    }
+
+    fn watch(&mut self, token: Token, fd: impl AsFd, interest: (bool, bool)) -> rustix::io::Result<()> {
+        let mut flags = epoll::EventFlags::empty();
+        flags.set(epoll::EventFlags::IN, interest.0);
+        flags.set(epoll::EventFlags::OUT, interest.1);
+        let data = epoll::EventData::new_u64(token.encode());
+        match self.known.get_mut(&token) {
+            Some(watched) if watched.interest == interest => {}
+            Some(watched) => {
+                epoll::modify(&self.epoll, &watched.fd, data, flags)?;
+                watched.interest = interest;
+            }
+            None => {
+                let fd = rustix::io::fcntl_dupfd_cloexec(fd, 0)?;
+                epoll::add(&self.epoll, &fd, data, flags)?;
+                self.known.insert(token, Watched { fd, interest });
+            }
         }
+        Ok(())
     }
 
     /// The descriptor behind `token` is closed, or about to be; another may take its place.
     pub(crate) fn closed(&mut self, token: Token) {
-        self.known.remove(&token);
+        if let Some(watched) = self.known.remove(&token)
+            && let Err(error) = epoll::delete(&self.epoll, &watched.fd)
+        {
+            tracing::error!(?token, %error, "a socket is watched too long");
+        }
     }
 
     /// Waits for events, at most so long.
@@ -141,6 +159,23 @@ mod tests {
             assert_eq!(Token::decode(token.encode()), Some(token));
         }
         assert_eq!(Token::decode(u64::MAX), None);
+    }
+
+    #[test]
+    fn a_closed_socket_that_lives_on_elsewhere_is_silent_and_its_token_is_the_next_ones() {
+        let mut poller = Poller::new().expect("epoll");
+        let (one, other) = std::os::unix::net::UnixStream::pair().expect("pair");
+        let _elsewhere = one.try_clone().expect("a duplicate");
+        poller.set(Token::Client(1), &one, (true, false));
+        drop((one, other));
+        assert_eq!(poller.wait(Some(Duration::ZERO)).expect("waited"), [Token::Client(1)]);
+        poller.closed(Token::Client(1));
+        assert_eq!(poller.wait(Some(Duration::ZERO)).expect("waited"), []);
+        let (next, its) = std::os::unix::net::UnixStream::pair().expect("pair");
+        poller.set(Token::Client(1), &next, (true, false));
+        assert_eq!(poller.wait(Some(Duration::ZERO)).expect("waited"), []);
+        drop(its);
+        assert_eq!(poller.wait(Some(Duration::ZERO)).expect("waited"), [Token::Client(1)]);
     }
 
     #[test]

@@ -384,6 +384,19 @@ impl Drop for Qemu {
     }
 }
 
+/// The words of a printed command line, as a shell splits them.
+pub fn words(printed: &str) -> Result<Vec<String>> {
+    let script = format!("for word in {}; do printf '%s\\0' \"$word\"; done", printed.trim_end());
+    let output = Command::new("sh").arg("-c").arg(script).output().context("run a shell")?;
+    ensure!(
+        output.status.success(),
+        "the shell does not take it: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let text = String::from_utf8(output.stdout).context("words in UTF-8")?;
+    Ok(text.split_terminator('\0').map(str::to_owned).collect())
+}
+
 fn vfio_user_device(id: &str, socket: &Path) -> Value {
     json!({ "driver": "vfio-user-pci", "id": id, "socket": { "type": "unix", "path": socket } })
 }

@@ -7,22 +7,9 @@ use tempfile::TempDir;
 use vmtest::daemon::{Daemon, Ssd, tool};
 use vmtest::image::Image;
 use vmtest::kernel_log::nvme_complaints;
-use vmtest::vm::Vm;
+use vmtest::vm::{Vm, words};
 
 const MEMORY_MIB: u64 = 640;
-
-/// The words of a printed command line, as a shell splits them.
-fn words(printed: &str) -> Result<Vec<String>> {
-    let script = format!("for word in {}; do printf '%s\\0' \"$word\"; done", printed.trim_end());
-    let output = Command::new("sh").arg("-c").arg(script).output().context("run a shell")?;
-    ensure!(
-        output.status.success(),
-        "the shell does not take it: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let text = String::from_utf8(output.stdout).context("words in UTF-8")?;
-    Ok(text.split_terminator('\0').map(str::to_owned).collect())
-}
 
 fn qemu_args(folder: &TempDir, name: &str, more: &[&str]) -> Result<Vec<String>> {
     let mut command = Command::new(tool()?);

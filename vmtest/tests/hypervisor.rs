@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use hypervisor::{
-    DestinationNow, DestinationWord, Device, Interface, PciAddress, PciState, Qmp, SourceNow, SourceWord,
-    Terms,
+    DestinationNow, DestinationWord, Device, Interface, PciAddress, PciState, Qmp, Server, SourceNow,
+    SourceWord, Terms,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -47,14 +47,12 @@ fn a_migration_that_is_given_up_leaves_the_guest_where_it_is() -> Result<()> {
     let destination = there.guest().await_migration(&image)?;
 
     let devices = source.as_source()?.devices()?;
-    let told = |at: usize| (devices[at].interface, devices[at].socket.clone(), devices[at].address);
+    let told = |at: usize| (devices[at].interface, devices[at].server.clone(), devices[at].address);
     ensure!(devices.len() == 2, "{devices:?}");
+    let socket = |name: &str| Server::Socket(here.folder.path().join(name));
     let address = |bus| Some(PciAddress { bus, slot: 0, function: 0 });
-    ensure!(told(0) == (Interface::VfioUser, here.folder.path().join("a.sock"), address(1)), "{devices:?}");
-    ensure!(
-        told(1) == (Interface::VhostUserBlk, here.folder.path().join("b.sock"), address(2)),
-        "{devices:?}"
-    );
+    ensure!(told(0) == (Interface::VfioUser, socket("a.sock"), address(1)), "{devices:?}");
+    ensure!(told(1) == (Interface::VhostUserBlk, socket("b.sock"), address(2)), "{devices:?}");
     ensure!(devices.iter().all(|device| device.problem.is_none()), "{devices:?}");
     let waiting = destination.as_destination()?.devices()?;
     ensure!(waiting[0].id.as_deref() == Some("a") && waiting[0].address.is_none(), "{waiting:?}");

@@ -2,14 +2,18 @@
 
 use crate::agent;
 use crate::daemon;
-use crate::hypervisor::{Device, Hypervisor, text};
+use crate::hypervisor::{self, Device, Hypervisor, text};
 use crate::qmp::{self, Monitor};
+use anyhow::ensure;
 use api::config::{Config, Door};
 use api::rest::Interface;
 use api::size::Size;
 use clap::Args;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// Of a name of QEMU's, in bytes.
+const NODE_NAME_MAX: usize = 31;
 
 /// What `attach` takes.
 #[derive(Args)]
@@ -35,6 +39,9 @@ struct Way {
     /// Print arguments of QEMU.
     #[arg(long)]
     qemu: bool,
+    /// Print arguments of QEMU for the NVMe controller that it emulates, over a virtio-blk disk by its block driver: slower, and all of its state is QEMU's.
+    #[arg(long)]
+    qemu_nvme: bool,
     /// Print elements of a libvirt domain.
     #[arg(long)]
     libvirt: bool,
@@ -67,9 +74,13 @@ pub(crate) fn attach(config: &Config, file: &Path, arguments: &Attach) -> anyhow
     let Attach { name, way, memory, device_only, bus } = arguments;
     let device = find(config, file, name)?;
     let Some(path) = &way.qmp else {
-        let to = match (way.libvirt, way.cloud_hypervisor) {
-            (true, _) => Hypervisor::Libvirt,
-            (_, true) => Hypervisor::Cloud,
+        let to = match way {
+            Way { libvirt: true, .. } => Hypervisor::Libvirt,
+            Way { cloud_hypervisor: true, .. } => Hypervisor::Cloud,
+            Way { qemu_nvme: true, .. } => {
+                check_node(&device, name)?;
+                Hypervisor::QemuNvme
+            }
             _ => Hypervisor::Qemu,
         };
         return Ok(text(to, &device, (!device_only).then_some(*memory), bus.as_deref()));
@@ -81,11 +92,25 @@ pub(crate) fn attach(config: &Config, file: &Path, arguments: &Attach) -> anyhow
     Ok(format!("{name}: {said}"))
 }
 
+/// Whether an ssd can be a block node of QEMU's.
+fn check_node(device: &Device, name: &str) -> anyhow::Result<()> {
+    ensure!(
+        device.door == Door::VhostUser,
+        "ssd \"{name}\" is an NVMe controller itself: say --qemu, or make it a disk (`vhost_socket` instead of `socket`) for QEMU's own controller"
+    );
+    ensure!(
+        device.id.len() <= NODE_NAME_MAX,
+        "QEMU's block nodes have names of at most {NODE_NAME_MAX} characters, and \"{}\" is longer: give the ssd a shorter name",
+        device.id
+    );
+    Ok(())
+}
+
 /// Unplugs and waits. The ssd need not be in the configuration any more.
 pub(crate) fn detach(arguments: &Detach) -> anyhow::Result<String> {
     let Detach { name, qmp: path, wait, even_if_qemu_aborts } = arguments;
     let mut monitor = Monitor::connect(path)?;
-    let id = format!("godwit-{name}");
+    let id = hypervisor::id(name);
     let said = qmp::detach(&mut monitor, &id, Duration::from_secs(*wait), *even_if_qemu_aborts)?;
     Ok(format!("{name}: {said}"))
 }
@@ -114,5 +139,5 @@ fn find(config: &Config, file: &Path, name: &str) -> anyhow::Result<Device> {
         Interface::Nvme => Door::VfioUser,
         Interface::VirtioBlk => Door::VhostUser,
     };
-    Ok(Device { id: format!("godwit-{}", ssd.name), door, socket: ssd.socket.into() })
+    Ok(Device { id: hypervisor::id(&ssd.name), door, socket: ssd.socket.into() })
 }

@@ -96,7 +96,7 @@ impl Destination {
         self.qmp.execute("stop", json!({})).map(drop)
     }
 
-    /// The guest's devices that are served over a unix socket by vhost-user-blk or vfio-user. Their PCI addresses are known when the guest has come.
+    /// The guest's devices that are served from outside QEMU, by vhost-user-blk or vfio-user. Their PCI addresses are known when the guest has come.
     pub fn devices(&mut self) -> Result<Vec<Device>, Error> {
         device::devices(&mut self.qmp)
     }

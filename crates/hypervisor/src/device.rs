@@ -1,4 +1,4 @@
-//! Which of QEMU's devices are served over which unix sockets.
+//! Which of QEMU's devices are served from outside, and by whom.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -14,6 +14,9 @@ use crate::qmp::Qmp;
 /// Devices that have an id, and those that have none.
 const SHELVES: [&str; 2] = ["/machine/peripheral", "/machine/peripheral-anon"];
 
+/// QEMU's block driver for a vhost-user-blk server.
+const BLOCK_DRIVER: &str = "virtio-blk-vhost-user";
+
 /// How a device is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Interface {
@@ -21,6 +24,26 @@ pub enum Interface {
     VhostUserBlk,
     /// Any PCI device by vfio-user. QEMU migrates nothing of it, and does not say so.
     VfioUser,
+    /// A block node of QEMU's own by vhost-user (its driver `virtio-blk-vhost-user`), under whatever device QEMU emulates. QEMU migrates all of that but the data.
+    BlockNode,
+}
+
+/// By what a device's server can be told from others.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Server {
+    /// Its socket, as QEMU was told it: it may be relative to QEMU's working folder.
+    Socket(PathBuf),
+    /// The node's name, all that QEMU (up to 11.1) says of a block node: not its socket.
+    Node(String),
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(path) => path.display().fmt(f),
+            Self::Node(name) => write!(f, "block node {}", quote(name)),
+        }
+    }
 }
 
 /// Where a PCI device is.
@@ -43,14 +66,16 @@ impl fmt::Display for PciAddress {
 /// A device of the guest's that a process outside QEMU serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Device {
-    /// The `id` that QEMU was given for it.
+    /// The `id` that QEMU was given for it. Of a block node: its name.
     pub id: Option<String>,
-    /// Its path in QEMU's object model.
+    /// Its path in QEMU's object model. Of a block node: its name.
     pub path: String,
     /// How it is served.
     pub interface: Interface,
-    /// The server's socket, as QEMU was told it: it may be relative to QEMU's working folder.
-    pub socket: PathBuf,
+    /// Who serves it.
+    pub server: Server,
+    /// Of a block node: its size.
+    pub size_bytes: Option<u64>,
     /// Unknown while the guest's firmware has not numbered the bus, for a device without an id, and for one that is not on PCI.
     pub address: Option<PciAddress>,
     /// Why the device cannot be migrated as it is, and what to do.
@@ -76,7 +101,30 @@ pub(crate) fn devices(qmp: &mut Qmp) -> Result<Vec<Device>, Error> {
             device.address = device.id.as_ref().and_then(|id| addresses.get(id).copied());
         }
     }
+    found.extend(block_nodes(qmp)?);
     Ok(found)
+}
+
+/// In the order of their names: QEMU's own is another each time.
+fn block_nodes(qmp: &mut Qmp) -> Result<Vec<Device>, Error> {
+    let told = qmp.execute("query-named-block-nodes", json!({ "flat": true }))?;
+    let nodes = told.as_array().into_iter().flatten().filter(|node| node["drv"] == BLOCK_DRIVER);
+    let mut found: Vec<Device> = nodes.filter_map(block_node).collect();
+    found.sort_unstable_by(|one, other| one.path.cmp(&other.path));
+    Ok(found)
+}
+
+fn block_node(node: &Value) -> Option<Device> {
+    let name = node["node-name"].as_str()?;
+    Some(Device {
+        id: Some(name.to_owned()),
+        path: name.to_owned(),
+        interface: Interface::BlockNode,
+        server: Server::Node(name.to_owned()),
+        size_bytes: node["image"]["virtual-size"].as_u64(),
+        address: None,
+        problem: None,
+    })
 }
 
 /// An object's children: their names and types.
@@ -100,7 +148,15 @@ fn vhost_user_blk(qmp: &mut Qmp, id: Option<String>, path: String) -> Result<Dev
         return Err(qmp.error("devices", Fault::Unfit(text)));
     };
     let problem = (!connected).then(|| "QEMU is not connected to the disk's server".to_owned());
-    Ok(Device { id, path, interface: Interface::VhostUserBlk, socket, address: None, problem })
+    Ok(Device {
+        id,
+        path,
+        interface: Interface::VhostUserBlk,
+        server: Server::Socket(socket),
+        size_bytes: None,
+        address: None,
+        problem,
+    })
 }
 
 /// The path in `unix:PATH`, `unix:PATH,server=on` and `disconnected:unix:PATH`, and whether it is connected.
@@ -124,7 +180,15 @@ fn vfio_user(qmp: &mut Qmp, id: Option<String>, path: String) -> Result<Device, 
         "a vfio-user device without an id cannot be migrated: start QEMU with an id for it (-device vfio-user-pci,id=...)"
             .to_owned()
     });
-    Ok(Device { id, path, interface: Interface::VfioUser, socket, address: None, problem })
+    Ok(Device {
+        id,
+        path,
+        interface: Interface::VfioUser,
+        server: Server::Socket(socket),
+        size_bytes: None,
+        address: None,
+        problem,
+    })
 }
 
 /// The path in `vfio-user:PATH base BAR 0[0]`, in which QEMU writes slashes and brackets as `\x2f`.

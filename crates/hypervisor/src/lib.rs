@@ -33,7 +33,7 @@ pub mod qmp;
 pub mod source;
 
 pub use destination::{Destination, DestinationNow, DestinationWord};
-pub use device::{Device, Interface, PciAddress};
+pub use device::{Device, Interface, PciAddress, Server};
 pub use error::{Error, Fault};
 pub use migration::Status;
 pub use pci::{CONFIG_BYTES, PciState, Vector};

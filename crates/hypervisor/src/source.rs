@@ -137,7 +137,7 @@ impl Source {
         Ok(())
     }
 
-    /// The guest's devices that are served over a unix socket by vhost-user-blk or vfio-user. May be asked at any time.
+    /// The guest's devices that are served from outside QEMU, by vhost-user-blk or vfio-user. May be asked at any time.
     pub fn devices(&mut self) -> Result<Vec<Device>, Error> {
         device::devices(&mut self.qmp)
     }

@@ -8,6 +8,13 @@ mod cloud;
 mod libvirt;
 mod qemu;
 
+const ID: &str = "godwit-";
+
+/// How an ssd's device is called.
+pub(crate) fn id(name: &str) -> String {
+    format!("{ID}{name}")
+}
+
 /// An ssd as a guest's device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Device {
@@ -21,7 +28,12 @@ pub(crate) struct Device {
 impl Device {
     pub(crate) fn new(ssd: &Ssd) -> std::io::Result<Self> {
         let socket = std::path::absolute(&ssd.socket)?;
-        Ok(Self { id: format!("godwit-{}", ssd.name), door: ssd.door, socket })
+        Ok(Self { id: id(&ssd.name), door: ssd.door, socket })
+    }
+
+    /// The ssd's.
+    fn name(&self) -> &str {
+        self.id.strip_prefix(ID).unwrap_or(&self.id)
     }
 
     fn path(&self) -> String {
@@ -33,6 +45,8 @@ impl Device {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hypervisor {
     Qemu,
+    /// With the NVMe controller that QEMU emulates, over a virtio-blk disk.
+    QemuNvme,
     Libvirt,
     Cloud,
 }
@@ -42,6 +56,7 @@ pub(crate) enum Hypervisor {
 pub(crate) fn text(to: Hypervisor, device: &Device, memory: Option<Size>, bus: Option<&str>) -> String {
     match to {
         Hypervisor::Qemu => qemu::arguments(device, memory, bus),
+        Hypervisor::QemuNvme => qemu::emulated(device, memory, bus),
         Hypervisor::Libvirt => libvirt::xml(device, memory),
         Hypervisor::Cloud => cloud::arguments(device, memory),
     }

@@ -2,7 +2,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{Interface, PciAddress, devices, region_socket, unix_socket};
+use super::{Interface, PciAddress, Server, devices, region_socket, unix_socket};
 use crate::peer::qemu;
 
 fn child(name: &str, kind: &str) -> Value {
@@ -40,26 +40,39 @@ fn answer(command: &str, arguments: &Value) -> Result<Value, &'static str> {
                 { "bus": 5, "slot": 31, "function": 7, "qdev_id": "a" },
             ] } },
         ] }])),
+        ("query-named-block-nodes", _) => Ok(json!([
+            { "node-name": "godwit-e", "drv": "virtio-blk-vhost-user", "file": "json:{\"driver\": \"virtio-blk-vhost-user\"}" },
+            { "node-name": "#block1", "drv": "raw" },
+            { "node-name": "godwit-d", "drv": "virtio-blk-vhost-user", "image": { "virtual-size": 4096 } },
+        ])),
         _ => Err("what?"),
     }
 }
 
 #[test]
-fn each_device_is_found_with_its_socket_and_its_place() {
+fn each_device_is_found_with_its_server_and_its_place() {
     let (mut qmp, _) = qemu(answer);
     let found = devices(&mut qmp).unwrap();
-    let told: Vec<_> = found
-        .iter()
-        .map(|one| (one.id.as_deref(), one.interface, one.socket.to_str().unwrap(), one.address))
-        .collect();
+    let told: Vec<_> =
+        found.iter().map(|one| (one.id.as_deref(), one.interface, one.server.clone(), one.address)).collect();
     let address = PciAddress { bus: 5, slot: 31, function: 7 };
+    let socket = |path: &str| Server::Socket(path.into());
+    let node = |name: &str| Server::Node(name.to_owned());
     let wanted = [
-        (Some("a"), Interface::VfioUser, "/run/a b.sock", Some(address)),
-        (Some("b"), Interface::VhostUserBlk, "/run/b.sock", None),
-        (None, Interface::VfioUser, "/run/c.sock", None),
+        (Some("a"), Interface::VfioUser, socket("/run/a b.sock"), Some(address)),
+        (Some("b"), Interface::VhostUserBlk, socket("/run/b.sock"), None),
+        (None, Interface::VfioUser, socket("/run/c.sock"), None),
+        (Some("godwit-d"), Interface::BlockNode, node("godwit-d"), None),
+        (Some("godwit-e"), Interface::BlockNode, node("godwit-e"), None),
     ];
     assert_eq!(told, wanted);
     assert_eq!(address.to_string(), "05:1f.7");
+    assert_eq!(found[0].server.to_string(), "/run/a b.sock");
+    assert_eq!(found[3].server.to_string(), "block node godwit-d");
+    assert_eq!(
+        found.iter().map(|one| one.size_bytes).collect::<Vec<_>>(),
+        [None, None, None, Some(4096), None]
+    );
     assert!(found[0].problem.is_none() && found[1].problem.is_none());
     assert!(found[2].problem.as_ref().unwrap().contains("without an id"));
     assert_eq!(found[2].path, "/machine/peripheral-anon/device[1]");

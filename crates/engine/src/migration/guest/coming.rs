@@ -68,7 +68,7 @@ impl Coming {
             let config = house.config(name).with_context(|| {
                 format!("its guest has ssd \"{name}\", too, which is not in the configuration here")
             })?;
-            let path = config.hypervisor.with_context(|| {
+            let path = config.hypervisor.clone().with_context(|| {
                 format!("ssd \"{name}\" has no `hypervisor` here: write the QMP socket of the QEMU that waits for its guest")
             })?;
             ensure!(
@@ -76,23 +76,24 @@ impl Coming {
                 "the ssds of one guest name different sockets as their `hypervisor`: write the same for all"
             );
             at = Some(path);
-            wanted.push((config.socket, id, name));
+            wanted.push((config, id));
         }
         let mut qemu = Destination::connect(&at.unwrap_or_default(), QMP_PATIENCE)?;
         qemu.check()?;
         let devices = qemu.devices()?;
         ensure!(
             devices.len() == wanted.len(),
-            "the QEMU that waits has {} devices at sockets like Godwit's, and the guest comes with {} ssds: start it as the source was",
+            "the QEMU that waits has {} devices that might be Godwit's, and the guest comes with {} ssds: start it as the source was",
             devices.len(),
             wanted.len()
         );
-        for (socket, id, name) in wanted {
-            let there = devices.iter().find(|device| super::is_same(&device.socket, &socket));
+        for (config, id) in wanted {
+            let name = &config.name;
+            let there = devices.iter().find(|device| super::serves(&config, &device.server));
             let there = there.with_context(|| {
                 format!(
                     "the QEMU that waits has no device at {}, the socket of ssd \"{name}\"",
-                    socket.display()
+                    config.socket.display()
                 )
             })?;
             ensure!(
@@ -270,7 +271,7 @@ pub(in crate::migration) fn run_what_came(house: &House, path: &Path) -> anyhow:
         configs.iter().any(|config| config.name == name && config.hypervisor.as_deref() == Some(path))
     };
     let is_served = |device: &hypervisor::Device| {
-        let config = configs.iter().find(|config| super::is_same(&config.socket, &device.socket));
+        let config = configs.iter().find(|config| super::serves(config, &device.server));
         let number =
             config.filter(|config| is_its(&config.name)).and_then(|config| house.number(&config.name));
         number.is_some_and(|number| house.ssd(number).is_some())

@@ -3,7 +3,7 @@
 //! A hypervisor that has completed its migration, and has not run its guest since, tells that all of the guest is at the other host. If one of the guest's
 //! ssds is there too, the guest can only go on there, and the others follow; else it goes on here ([`super::call_back`]).
 
-use super::{QMP_PATIENCE, ssd_at};
+use super::{QMP_PATIENCE, ssd_of};
 use crate::passage::{Passage, Standing};
 use crate::run::House;
 use api::config;
@@ -23,7 +23,7 @@ fn gone(house: &House, qemu: &mut Source) -> Result<Vec<bool>, Error> {
         let standing = house.pools().map(|pools| Passage::of(&config, pools).standing());
         matches!(standing, Ok(Standing::Away(away)) if matches!(away.word, "granted" | "gone"))
     };
-    Ok(qemu.devices()?.iter().filter_map(|device| ssd_at(house, &device.socket)).map(is_gone).collect())
+    Ok(qemu.devices()?.iter().filter_map(|device| ssd_of(house, &device.server)).map(is_gone).collect())
 }
 
 /// The machine of a migration from here, by its journal: after a crash, or when that could not be written.

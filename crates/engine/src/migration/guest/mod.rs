@@ -23,7 +23,7 @@ use crate::run::House;
 use crate::terms::Hold;
 use anyhow::{Context, bail, ensure};
 use api::config::{self, Door};
-use hypervisor::{CONFIG_BYTES, Destination, Device, Interface, PciState, Source, SourceNow, Vector};
+use hypervisor::{CONFIG_BYTES, Destination, Device, Interface, PciState, Server, Source, SourceNow, Vector};
 use nvme::pci::MSIX_CAP;
 use state::controller::{ControllerV1, VectorV1};
 use std::path::Path;
@@ -34,6 +34,8 @@ const QMP_PATIENCE: Duration = Duration::from_secs(10);
 /// For a guest that is called back to run.
 const CALL_BACK: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(10);
+/// A block node of QEMU's that is an ssd has its name behind this.
+const NODE: &str = "godwit-";
 
 /// The QEMU at a QMP socket, and those of its devices that are ssds served here, by their names.
 ///
@@ -44,12 +46,14 @@ pub(super) fn ssds_of(house: &House, qmp: &Path) -> anyhow::Result<(Source, Vec<
     qemu.check()?;
     let mut ssds = Vec::new();
     for device in qemu.devices()? {
-        let Some(config) = ssd_at(house, &device.socket) else {
+        let Some(config) = ssd_of(house, &device.server) else {
             bail!(
-                "its device at {} is not served by this godwitd: only a guest all of whose disks come along can be moved",
-                device.socket.display()
+                "its device at {} is not served by this godwitd: only a guest all of whose disks come along can be moved{}",
+                device.server,
+                naming(&device)
             );
         };
+        check_size(house, &config, &device)?;
         // What a hypervisor leaves behind of a controller is carried here.
         if let Some(problem) = device.problem.as_ref().filter(|_| config.door == Door::VhostUser) {
             bail!("ssd \"{}\": {problem}", config.name);
@@ -60,9 +64,45 @@ pub(super) fn ssds_of(house: &House, qmp: &Path) -> anyhow::Result<(Source, Vec<
     Ok((qemu, ssds))
 }
 
-/// The ssd of the configuration whose clients come by a socket.
-fn ssd_at(house: &House, socket: &Path) -> Option<config::Ssd> {
-    house.configs().into_iter().find(|config| is_same(&config.socket, socket))
+/// The ssd of the configuration that a device's server is.
+fn ssd_of(house: &House, server: &Server) -> Option<config::Ssd> {
+    house.configs().into_iter().find(|config| serves(config, server))
+}
+
+fn serves(config: &config::Ssd, server: &Server) -> bool {
+    match server {
+        Server::Socket(path) => is_same(&config.socket, path),
+        // As `godwit attach` names it.
+        Server::Node(name) => {
+            config.door == Door::VhostUser && name.strip_prefix(NODE) == Some(config.name.as_str())
+        }
+    }
+}
+
+/// Whether a block node can be the ssd whose name it has.
+fn check_size(house: &House, config: &config::Ssd, node: &Device) -> anyhow::Result<()> {
+    let ssd = house.number(&config.name).and_then(|number| house.ssd(number));
+    if let (Some(ssd), Some(its)) = (ssd, node.size_bytes) {
+        let ours = ssd.limits().capacity_bytes;
+        ensure!(
+            its == ours,
+            "its {} has {its} bytes, and ssd \"{}\" {ours}: the node has another ssd's name{}",
+            node.server,
+            config.name,
+            naming(node)
+        );
+    }
+    Ok(())
+}
+
+/// What to do about a device that is nobody's, if its name was all there was to go by.
+fn naming(device: &Device) -> &'static str {
+    match device.server {
+        Server::Socket(_) => "",
+        Server::Node(_) => {
+            " (QEMU does not say at which socket a block node is: give it the node-name that `godwit attach NAME --qemu-nvme` prints)"
+        }
+    }
 }
 
 fn is_same(one: &Path, other: &Path) -> bool {
@@ -107,12 +147,12 @@ fn controllers(
 ) -> anyhow::Result<Vec<(Device, Passenger)>> {
     let mut found = Vec::new();
     for device in qemu.devices()?.into_iter().filter(|device| device.interface == Interface::VfioUser) {
-        let config = ssd_at(house, &device.socket);
+        let config = ssd_of(house, &device.server);
         let number =
             config.filter(|config| is_its(&config.name)).and_then(|config| house.number(&config.name));
-        let passenger = number.and_then(|number| house.passenger(number)).with_context(|| {
-            format!("its device at {} is no ssd of this guest's", device.socket.display())
-        })?;
+        let passenger = number
+            .and_then(|number| house.passenger(number))
+            .with_context(|| format!("its device at {} is no ssd of this guest's", device.server))?;
         found.push((device, passenger));
     }
     Ok(found)
@@ -172,13 +212,13 @@ fn once_back(house: &House, path: &Path) -> anyhow::Result<bool> {
         SourceNow::SwitchingOver | SourceNow::GivingUp => {}
         SourceNow::Completed => {
             for device in qemu.devices()? {
-                let number = ssd_at(house, &device.socket).and_then(|config| house.number(&config.name));
+                let number = ssd_of(house, &device.server).and_then(|config| house.number(&config.name));
                 ensure!(
                     number
                         .and_then(|number| house.ssd(number))
                         .is_some_and(|ssd| ssd.terms.hold() == Hold::Open),
                     "its device at {} is not served here any more, or not yet again",
-                    device.socket.display()
+                    device.server
                 );
             }
             qemu.run()?;

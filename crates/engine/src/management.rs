@@ -7,6 +7,7 @@
 //! ```
 //! The management controller asks one thing of a controller at a time, and of few controllers at once.
 
+mod memory;
 mod tracking;
 
 pub(crate) use tracking::Trackers;
@@ -14,6 +15,7 @@ pub(crate) use tracking::Trackers;
 use crate::message::{Address, Life, Message};
 use crate::passenger::Passenger;
 use crate::run::House;
+use crate::ssd::Ssd;
 use nvme::management::{Order, Report, Trouble};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, PoisonError};
@@ -29,6 +31,13 @@ pub(crate) struct Ask {
     pub(crate) order: Order,
     pub(crate) life: Life,
     pub(crate) home: Address,
+}
+
+/// A management controller begins anew: whatever its predecessor tracked, it does not. Before anything of this life is asked.
+pub(crate) fn begin_anew(desk: &Desk, life: Life, home: &Address) {
+    let home = Arc::clone(home);
+    // It waits for no such ticket.
+    ask(Some(desk), Ask { ticket: 0, cntlid: 0, order: Order::EndAll, life, home });
 }
 
 /// Where orders go.
@@ -63,9 +72,10 @@ pub(crate) fn serve(house: &Arc<House>, inbox: &Receiver<Ask>) {
             answer(&home, life, ticket, report);
             continue;
         }
+        let begun = begin(house, cntlid, order);
         let (house, address) = (Arc::clone(house), Arc::clone(&home));
         let work = move || {
-            let report = carry_out(&house, cntlid, order);
+            let report = carry_out(&house, cntlid, begun);
             answer(&home, life, ticket, report);
         };
         if let Err(error) = std::thread::Builder::new().name("managed".to_owned()).spawn(work) {
@@ -75,7 +85,29 @@ pub(crate) fn serve(house: &Arc<House>, inbox: &Receiver<Ask>) {
     }
 }
 
-fn carry_out(house: &Arc<House>, cntlid: u16, order: Order) -> Report {
+/// An order, and what of it is done in the order in which they come: nothing that is begun later may be undone by it.
+struct Begun {
+    order: Order,
+    /// How often all tracking was ended before.
+    era: u64,
+    /// Those whose logs of memory are over, and those whose drives nobody asks about.
+    ended: (Vec<Passenger>, Vec<Arc<Ssd>>),
+}
+
+fn begin(house: &House, cntlid: u16, order: Order) -> Begun {
+    let ended = match order {
+        Order::Track(false) => {
+            tracking::forget(house, cntlid);
+            Default::default()
+        }
+        Order::EndAll => (memory::end_all(house), tracking::forget_all(house)),
+        _ => Default::default(),
+    };
+    Begun { era: house.trackers.era(), order, ended }
+}
+
+fn carry_out(house: &Arc<House>, cntlid: u16, begun: Begun) -> Report {
+    let Begun { order, era, ended } = begun;
     let configs = house.configs.lock().unwrap_or_else(PoisonError::into_inner);
     if order == Order::List {
         let mut all: Vec<u16> = configs.iter().filter_map(|ssd| ssd.controller_id).collect();
@@ -86,6 +118,14 @@ fn carry_out(house: &Arc<House>, cntlid: u16, order: Order) -> Report {
     match order {
         Order::Track(on) => tracking::track(house, cntlid, on),
         Order::Harvest { most, whole } => tracking::harvest(house, cntlid, most, whole),
+        Order::TrackMemory(what) => memory::track(house, cntlid, &what, era),
+        Order::EndMemory => memory::end(house, cntlid),
+        Order::EndAll => {
+            memory::let_go(&ended.0);
+            tracking::let_go(house, &ended.1);
+            Report::Done
+        }
+        Order::HarvestMemory { most, heard } => memory::harvest(house, cntlid, most, heard),
         order => match passenger_of(house, cntlid) {
             Some(passenger) => passenger.manage(order),
             None => Report::Failed(Trouble::NoController),

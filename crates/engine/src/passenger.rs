@@ -98,6 +98,11 @@ impl Passenger {
         &self.ssd
     }
 
+    /// Where it is.
+    pub(crate) fn home(&self) -> &Address {
+        &self.home
+    }
+
     /// The state of the device, which may change at once, with a client or without.
     pub(crate) fn peek(&self) -> Option<Box<ControllerV1>> {
         match self.manage(management::Order::Save) {

@@ -583,6 +583,10 @@ impl House {
         })?;
         if let Some(log) = log {
             ssd.written.restore(log);
+            if config.controller_id.is_none() {
+                // It is not managed any more.
+                ssd.written.disarm_managed();
+            }
         }
         if ssd.profile.role == Kind::Management {
             ssd.management.get_or_init(|| self.management.0.clone());

@@ -12,7 +12,8 @@ use crate::clock::Clock;
 use crate::home::HandedOn;
 use crate::interrupts::Table;
 use crate::keeper::{Keeper, PowerCycle};
-use crate::message::{Address, Call, Client, Message, Settlement};
+use crate::management;
+use crate::message::{Address, Call, Client, Life, Message, Settlement};
 use crate::passenger::Passenger;
 use crate::records::Records;
 use crate::serve::controller;
@@ -286,6 +287,10 @@ impl Keeping {
         self.keeper.power_on(self.ssd.id.0, PowerCycle { ended, parts, record: kept })?;
         if self.ssd.record_path().is_some() {
             self.records.note(&self.ssd, record.clone());
+        }
+        if let Some(desk) = self.ssd.management.get() {
+            let life = Life { ssd: self.ssd.id, number: self.power.number };
+            management::begin_anew(desk, life, &self.home);
         }
         self.settle(controller, Arc::new(MemoryMap::empty()), Table::default(), None, None);
         self.record = record;

@@ -1,12 +1,13 @@
 //! What an ssd's controller writes into its guest, logged for this engine itself: QEMU up to 11.1 copies a guest with a vfio-user device and asks
-//! nobody what the device has written. Who moves such a guest has it told.
+//! nobody what the device has written. Who moves such a guest has it told. Or for a management controller, whose host asks ([`managed`]).
 //!
 //! ```text
 //!  arm: a log, kept by the keeper --> every map that the ssd's home adopts has it --> take, again and again --> disarm
 //! ```
-//! One at a time: a client that asked for a log of its own ([`crate::session`]) keeps this one out, and the other way round. Armed, it outlives
+//! One at a time: a client that asked for a log of its own ([`crate::session`]) keeps these out, and the other way round. Armed, it outlives
 //! sessions and engines. A device that stands still writes nothing; its next home adopts its map with the log.
 
+pub(crate) mod managed;
 mod touch;
 
 pub(crate) use touch::touch;
@@ -16,6 +17,7 @@ use crate::message::{Address, Call};
 use crate::session::{call_home, mapping_errno};
 use crate::ssd::Ssd;
 use link::control::Role;
+use managed::Tracking;
 use memory::{Access, Iova, Mapping, MemoryMap, SharedRegion, WriteLog};
 use rustix::io::Errno;
 use rustix::thread::Timespec;
@@ -30,12 +32,12 @@ const ARMED: u64 = 1;
 /// How often a home is asked that has no time now.
 const TRIES: u32 = 3000;
 
-/// The file: a word that says whether the log is armed, and a page further the marks. Sparse.
+/// The file: a word that says whether the log is armed and for whom, what a management controller tracks, and a page further the marks. Sparse.
 #[derive(zerocopy::FromBytes)]
 #[repr(C, align(4096))]
 struct LogFile {
     armed: AtomicU64,
-    unused: [AtomicU64; 511],
+    tracked: [AtomicU64; 511],
     marks: [AtomicU64; MARK_WORDS],
 }
 
@@ -67,6 +69,17 @@ enum Whose {
     Nobodys,
     Clients,
     Engines(Armed),
+    Managers(Armed, Arc<Tracking>),
+}
+
+impl Whose {
+    /// A log of this engine, for whomever.
+    fn armed(&self) -> Option<&Armed> {
+        match self {
+            Self::Engines(armed) | Self::Managers(armed, _) => Some(armed),
+            Self::Nobodys | Self::Clients => None,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -74,6 +87,8 @@ struct State {
     whose: Whose,
     /// What the ssd's home has of its guest's memory.
     memory: Vec<(Iova, u64)>,
+    /// And all that it reaches, by its client, too.
+    reached: Vec<(Iova, u64)>,
 }
 
 /// See the module.
@@ -85,10 +100,16 @@ pub(crate) struct Written {
 impl Written {
     /// As a predecessor left it.
     pub(crate) fn restore(&self, file: OwnedFd) {
-        let found = SharedRegion::<LogFile>::from_fd(file).ok();
-        let Some(file) = found.filter(|file| file.armed.load(Ordering::Acquire) == ARMED) else { return };
-        if let Ok(armed) = Armed::over(file) {
-            self.state().whose = Whose::Engines(armed);
+        let Ok(file) = SharedRegion::<LogFile>::from_fd(file) else { return };
+        let whose = match file.armed.load(Ordering::Acquire) {
+            ARMED => Armed::over(file).map(Whose::Engines),
+            managed::ARMED => Tracking::found(&file)
+                .and_then(|tracking| Ok(Whose::Managers(Armed::over(file)?, Arc::new(tracking)))),
+            _ => return,
+        };
+        match whose {
+            Ok(whose) => self.state().whose = whose,
+            Err(error) => tracing::error!(%error, "a log of written pages is lost"),
         }
     }
 
@@ -99,7 +120,7 @@ impl Written {
     pub(crate) fn begin_clients(&self) -> Result<(), Errno> {
         let mut state = self.state();
         match state.whose {
-            Whose::Engines(_) => return Err(Errno::BUSY),
+            Whose::Engines(_) | Whose::Managers(..) => return Err(Errno::BUSY),
             Whose::Nobodys | Whose::Clients => state.whose = Whose::Clients,
         }
         Ok(())
@@ -117,11 +138,12 @@ impl Written {
     pub(crate) fn on(&self, map: Arc<MemoryMap>) -> Arc<MemoryMap> {
         let mut state = self.state();
         state.memory = mapped(&map).collect();
-        match &state.whose {
-            Whose::Engines(armed) if map.log().is_none_or(|log| !Arc::ptr_eq(log, &armed.log)) => {
+        state.reached = map.regions().map(|region| (region.iova(), region.len())).collect();
+        match (&state.whose, state.whose.armed()) {
+            (_, Some(armed)) if map.log().is_none_or(|log| !Arc::ptr_eq(log, &armed.log)) => {
                 Arc::new(map.with_log(Some(Arc::clone(&armed.log))))
             }
-            Whose::Nobodys if map.log().is_some() => Arc::new(map.with_log(None)),
+            (Whose::Nobodys, _) if map.log().is_some() => Arc::new(map.with_log(None)),
             _ => map,
         }
     }
@@ -141,22 +163,27 @@ pub(crate) fn arm(ssd: &Ssd, home: &Address) -> anyhow::Result<()> {
     let fd = file.fd().map(|fd| fd.try_clone_to_owned()).transpose()?;
     {
         let mut state = ssd.written.state();
-        anyhow::ensure!(matches!(state.whose, Whose::Nobodys), Errno::BUSY);
+        let logged = matches!(state.whose, Whose::Managers(..));
+        let busy = || anyhow::Error::from(Errno::BUSY);
+        anyhow::ensure!(!logged, busy().context("a migration management controller tracks what it writes"));
+        anyhow::ensure!(matches!(state.whose, Whose::Nobodys), busy());
         state.whose = Whose::Engines(Armed::over(file)?);
     }
-    // A successor finds it with the ssd, before anything is written.
-    let kept = match (&ssd.keeper, fd) {
-        (Some(keeper), Some(fd)) => {
-            let parts = vec![(Role::WRITTEN, fd)];
-            keeper.power_on(ssd.id.0, PowerCycle { ended: None, parts, record: None })
-        }
-        _ => Ok(()),
-    };
-    let armed = kept.map_err(anyhow::Error::from).and_then(|()| Ok(adopt_anew(home, ssd)?));
+    let armed = begin(ssd, home, fd);
     if armed.is_err() {
         let _ = disarm(ssd, home);
     }
     armed
+}
+
+/// What has been armed takes effect.
+fn begin(ssd: &Ssd, home: &Address, file: Option<OwnedFd>) -> anyhow::Result<()> {
+    // A successor finds it with the ssd, before anything is written.
+    if let (Some(keeper), Some(file)) = (&ssd.keeper, file) {
+        let parts = vec![(Role::WRITTEN, file)];
+        keeper.power_on(ssd.id.0, PowerCycle { ended: None, parts, record: None })?;
+    }
+    Ok(adopt_anew(home, ssd)?)
 }
 
 /// Says which pages were written since they were last taken, by their addresses, and forgets them: each when `page` is done with it. Copy them after that.

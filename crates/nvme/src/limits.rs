@@ -40,3 +40,8 @@ pub const DMRL: u8 = 0;
 pub const MARKS_MAX: usize = 1024;
 /// Copy descriptor formats, one bit each (CDFS): format 0 alone.
 pub const CDFS: u16 = 1;
+
+/// Ranges of host memory that a management controller tracks at once, of all controllers (CMMRTD, NMMRTD).
+pub const MEMORY_RANGES_MAX: u16 = 1024;
+/// Coarsest granularity at which it does (MAXMRTG), as a power of two of 4 KiB: 1 GiB.
+pub const MEMORY_GRANULARITY_MAX: u8 = 18;

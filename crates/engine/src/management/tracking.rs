@@ -9,14 +9,18 @@ use dirty::{Map, PAGE_BYTES};
 use nvme::management::{Change, Order, Report, Trouble};
 use state::ssd::NamespaceV1;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Blocks that one change names at most.
 const BLOCKS_MAX: u64 = 1 << 31;
 
 /// The maps, by what the management controller calls their controllers.
 #[derive(Default)]
-pub(crate) struct Trackers(Mutex<BTreeMap<u16, Arc<Tracker>>>);
+pub(crate) struct Trackers {
+    maps: Mutex<BTreeMap<u16, Arc<Tracker>>>,
+    /// How often the tracking of all memory ([`super::memory`]) was ended. Held while some is begun or ended.
+    era: Mutex<u64>,
+}
 
 struct Tracker {
     ssd: Arc<Ssd>,
@@ -26,8 +30,20 @@ struct Tracker {
 }
 
 impl Trackers {
+    fn maps(&self) -> MutexGuard<'_, BTreeMap<u16, Arc<Tracker>>> {
+        self.maps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn of(&self, cntlid: u16) -> Option<Arc<Tracker>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&cntlid).map(Arc::clone)
+        self.maps().get(&cntlid).map(Arc::clone)
+    }
+
+    pub(super) fn lock_era(&self) -> MutexGuard<'_, u64> {
+        self.era.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn era(&self) -> u64 {
+        *self.lock_era()
     }
 
     /// Nothing was written to the drive of a controller that is tracked.
@@ -42,11 +58,12 @@ pub(super) fn track(house: &Arc<House>, cntlid: u16, on: bool) -> Report {
         stop(house, cntlid);
         return Report::Failed(Trouble::NoController);
     };
+    let ssd = passenger.ssd();
     if !on {
-        stop(house, cntlid);
+        // It is forgotten already; this is for those that write.
+        let _ = tell(ssd, house.duty.crew());
         return Report::Done;
     }
-    let ssd = passenger.ssd();
     let Some(map) = pages_of(ssd).and_then(|pages| Map::new(pages).ok()).map(Arc::new) else {
         tracing::error!(
             ssd = ssd.name,
@@ -61,7 +78,7 @@ pub(super) fn track(house: &Arc<House>, cntlid: u16, on: bool) -> Report {
         return Report::Failed(Trouble::Busy);
     }
     let tracker = Tracker { ssd: Arc::clone(ssd), map, turn: Mutex::default() };
-    house.trackers.0.lock().unwrap_or_else(PoisonError::into_inner).insert(cntlid, Arc::new(tracker));
+    house.trackers.maps().insert(cntlid, Arc::new(tracker));
     match passenger.manage(Order::Look) {
         // Without a client it is disabled.
         Report::Failed(Trouble::NoController) => Report::Standing { suspended: false, enabled: false },
@@ -69,10 +86,31 @@ pub(super) fn track(house: &Arc<House>, cntlid: u16, on: bool) -> Report {
     }
 }
 
-fn stop(house: &House, cntlid: u16) {
-    let tracker = house.trackers.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&cntlid);
+/// Its map is not to be written to any more. Done at once, whatever its reactors do.
+pub(super) fn forget(house: &House, cntlid: u16) {
+    let tracker = house.trackers.maps().remove(&cntlid);
     if let Some(tracker) = tracker {
         tracker.ssd.watch.track(None);
+    }
+}
+
+/// Nor any other. Those that are to be told by [`let_go`].
+pub(super) fn forget_all(house: &House) -> Vec<Arc<Ssd>> {
+    let all = std::mem::take(&mut *house.trackers.maps());
+    let ssds: Vec<_> = all.into_values().map(|tracker| Arc::clone(&tracker.ssd)).collect();
+    ssds.iter().for_each(|ssd| ssd.watch.track(None));
+    ssds
+}
+
+pub(super) fn let_go(house: &House, ssds: &[Arc<Ssd>]) {
+    // Who writes and does not hear it notes for nobody.
+    ssds.iter().for_each(|ssd| _ = tell(ssd, house.duty.crew()));
+}
+
+fn stop(house: &House, cntlid: u16) {
+    let tracker = house.trackers.of(cntlid);
+    forget(house, cntlid);
+    if let Some(tracker) = tracker {
         let _ = tell(&tracker.ssd, house.duty.crew());
     }
 }

@@ -8,6 +8,7 @@ use crate::pool::Purpose;
 use crate::records::Records;
 use crate::run::{House, is_busy};
 use crate::serve::{Kept, open_ssd};
+use crate::served::Served;
 use crate::ssd::Ssd;
 use crate::terms::Hold;
 use crate::vhost;
@@ -69,6 +70,13 @@ impl House {
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let waiting = slots.absent.get(&number).and_then(|absent| absent.waiting.as_ref());
         slots.open.get(&number).or(waiting)?.passenger()
+    }
+
+    /// The controllers of all ssds.
+    pub(crate) fn passengers(&self) -> Vec<Passenger> {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting = slots.absent.values().filter_map(|absent| absent.waiting.as_ref());
+        slots.open.values().chain(waiting).filter_map(Served::passenger).collect()
     }
 
     /// `None`: this engine is about to end.

@@ -24,7 +24,11 @@ impl Wire {
             Order::Suspend => self.suspend(),
             Order::Resume => self.end_suspension(),
             Order::Load(state) => self.install(&state),
+            // Of others than the session.
             Order::List | Order::Track(_) | Order::Harvest { .. } => Err(Trouble::Failed),
+            Order::TrackMemory(_) | Order::EndMemory | Order::EndAll | Order::HarvestMemory { .. } => {
+                Err(Trouble::Failed)
+            }
         };
         done.map_or_else(Report::Failed, |()| Report::Done)
     }

@@ -15,6 +15,7 @@ mod house;
 mod load;
 mod management;
 mod many;
+mod memory;
 mod metrics;
 mod passage;
 mod passengers;

@@ -12,27 +12,27 @@ use guest::vfio_user::{Client, state};
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-const MANAGEMENT: &str = "[management]\nname = \"m\"\nsocket = \"DIR/m.sock\"\n";
+pub(crate) const MANAGEMENT: &str = "[management]\nname = \"m\"\nsocket = \"DIR/m.sock\"\n";
 /// By which the ssd "disk" is known to the management controller.
-const DISK: u32 = 3;
+pub(crate) const DISK: u32 = 3;
 const PIECE: usize = 512;
-const INVALID_CONTROLLER: (u8, u8) = (1, 0x1f);
+pub(crate) const INVALID_CONTROLLER: (u8, u8) = (1, 0x1f);
 const NOT_SUSPENDED: (u8, u8) = (1, 0x3a);
 const SEQUENCE: (u8, u8) = (0, 0x0c);
-const INVALID_FIELD: (u8, u8) = (0, 0x02);
+pub(crate) const INVALID_FIELD: (u8, u8) = (0, 0x02);
 const INTERRUPTED: (u8, u8) = (0, 0x21);
 const ONLY: u32 = 0b11;
 
-fn house() -> House {
+pub(crate) fn house() -> House {
     let disk = format!("{FILE}\ncontroller_id = {DISK}");
     House::start_with(&[("disk", &disk)], 2, MANAGEMENT)
 }
 
 /// Whoever manages.
-struct Manager(Driver);
+pub(crate) struct Manager(pub(crate) Driver);
 
 impl Manager {
-    fn connect(house: &House) -> Self {
+    pub(crate) fn connect(house: &House) -> Self {
         let deadline = Instant::now() + Duration::from_secs(20);
         let client = loop {
             match Client::connect(house.socket("m")) {
@@ -51,11 +51,11 @@ impl Manager {
         self.0.admin(Sqe::new(0x41).cdw10(cdw10).cdw11(cdw11)).unwrap()
     }
 
-    fn suspend(&mut self) -> Completion {
+    pub(crate) fn suspend(&mut self) -> Completion {
         self.send(0, 1 << 16 | DISK)
     }
 
-    fn resume(&mut self) -> Completion {
+    pub(crate) fn resume(&mut self) -> Completion {
         self.send(1, DISK)
     }
 
@@ -103,11 +103,11 @@ impl Manager {
 }
 
 #[track_caller]
-fn ok(done: Completion) {
+pub(crate) fn ok(done: Completion) {
     assert_eq!(done.status.code(), (0, 0));
 }
 
-fn small(house: &House) -> Driver {
+pub(crate) fn small(house: &House) -> Driver {
     let options = Options { ram_bytes: 8 << 20, timeout: Duration::from_secs(20), ..Options::default() };
     house.connect_with("disk", options)
 }
@@ -143,7 +143,7 @@ fn a_controller_is_suspended_under_load_and_goes_on() {
 }
 
 impl Manager {
-    fn connect_after(before: Self, house: &House) -> Self {
+    pub(crate) fn connect_after(before: Self, house: &House) -> Self {
         drop(before);
         Self::connect(house)
     }

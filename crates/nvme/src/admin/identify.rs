@@ -183,7 +183,9 @@ impl Controller {
         page.kas = limits::KAS;
         (page.sqes, page.cqes) = (0x66, 0x44);
         page.oncs = Oncs::new().with_tss(true);
-        page.trattr = Trattr::new().with_tudcs(true);
+        page.trattr = Trattr::new().with_thmcs(true).with_tudcs(true);
+        (page.cmmrtd, page.nmmrtd) = (limits::MEMORY_RANGES_MAX, limits::MEMORY_RANGES_MAX);
+        page.maxmrtg = limits::MEMORY_GRANULARITY_MAX;
         (page.mcudmq, page.mnsudmq) = (DATA_QUEUES_MAX, DATA_QUEUES_MAX);
         page.mcdqpc = PAGES_MAX;
         page.psd[0].mp = 2500;

@@ -181,9 +181,10 @@ fn command_effects(role: Role) -> CommandsSupportedAndEffects {
                 plain.with_nic(true).with_csp(SCOPE_SUBSYSTEM)
             }
             AdminOpcode::GetLbaStatus => plain.with_csp(SCOPE_NAMESPACE),
-            AdminOpcode::TrackSend | AdminOpcode::MigrationSend | AdminOpcode::MigrationReceive => {
-                plain.with_csp(SCOPE_SUBSYSTEM)
-            }
+            AdminOpcode::TrackSend
+            | AdminOpcode::TrackReceive
+            | AdminOpcode::MigrationSend
+            | AdminOpcode::MigrationReceive => plain.with_csp(SCOPE_SUBSYSTEM),
             _ => plain.with_csp(SCOPE_CONTROLLER),
         };
     }

@@ -7,6 +7,7 @@ use spec::nvme::migration::{
     MigrationSendSelect, SequenceIndicator, SetControllerStateCdw11, SuspendCdw11, SuspendType,
 };
 use spec::nvme::registers::Cc;
+use spec::nvme::tracking::TrackedMemoryAttributes;
 use spec::nvme::{Command, Status};
 use state::controller::ControllerV1;
 use zerocopy::{FromZeros, IntoBytes};
@@ -56,7 +57,7 @@ fn offset_of(command: &Command) -> Result<u64, Failure> {
 }
 
 /// The controller that a command is about: bits 15:0 of dword 11 in all of them.
-fn cntlid_of(command: &Command) -> u16 {
+pub(super) fn cntlid_of(command: &Command) -> u16 {
     SuspendCdw11::from_bits(command.cdw11).cntlid()
 }
 
@@ -238,6 +239,7 @@ impl Controller {
                 self.log_resumed(cntlid);
                 Ok(Step::Done(0))
             }
+            (What::TrackMemory, report) => self.memory_is_tracked(slot, &command, &report, replayed),
             (_, Report::Failed(trouble)) => {
                 self.management.drop_copies(cntlid);
                 Err(failure(trouble))
@@ -259,6 +261,10 @@ impl Controller {
             (What::CreateQueue, Report::Standing { .. }) => self.create_queue(&command, replayed),
             (What::StartLogging, Report::Standing { suspended, .. }) => {
                 self.start_logging(&command, suspended, host)
+            }
+            (What::HarvestMemory, Report::Memory { granularity, runs, more, suspended }) => {
+                let attributes = TrackedMemoryAttributes::new().with_mtr(more).with_susp(suspended);
+                self.send_memory(&command, granularity, &runs, attributes)
             }
             (What::Piece, Report::Standing { suspended, .. }) => {
                 let asked = Asked::of(&command)?;
@@ -362,12 +368,16 @@ fn fit(
     })
 }
 
-fn failure(trouble: Trouble) -> Failure {
+pub(super) fn failure(trouble: Trouble) -> Failure {
     match trouble {
-        Trouble::NoController | Trouble::AtWork => Failure::Status(Status::INVALID_CONTROLLER_IDENTIFIER, 44),
+        Trouble::NoController | Trouble::AtWork | Trouble::Tracked { .. } => {
+            Failure::Status(Status::INVALID_CONTROLLER_IDENTIFIER, 44)
+        }
         Trouble::NotSuspended => Status::CONTROLLER_NOT_SUSPENDED.into(),
+        Trouble::Suspended => Status::CONTROLLER_SUSPENDED.into(),
         Trouble::Busy => Status::COMMAND_INTERRUPTED.into(),
-        Trouble::Refused => Status::INVALID_FIELD.into(),
+        Trouble::Refused | Trouble::NotMemory | Trouble::TooMany => Status::INVALID_FIELD.into(),
+        Trouble::NoRoom { .. } => Status::NOT_ENOUGH_RESOURCES.into(),
         Trouble::Failed => Status::INTERNAL_ERROR.into(),
     }
 }

@@ -5,6 +5,7 @@ mod features;
 mod format;
 mod identify;
 mod log;
+mod memory;
 mod migration;
 mod namespaces;
 pub(crate) mod queue;
@@ -78,7 +79,7 @@ const SUPPORTED: [AdminOpcode; 18] = [
 ];
 
 /// As [`SUPPORTED`], of a migration management controller.
-const SUPPORTED_BY_MANAGEMENT: [AdminOpcode; 11] = [
+const SUPPORTED_BY_MANAGEMENT: [AdminOpcode; 12] = [
     AdminOpcode::GetLogPage,
     AdminOpcode::Identify,
     AdminOpcode::Abort,
@@ -87,6 +88,7 @@ const SUPPORTED_BY_MANAGEMENT: [AdminOpcode; 11] = [
     AdminOpcode::AsyncEventRequest,
     AdminOpcode::KeepAlive,
     AdminOpcode::TrackSend,
+    AdminOpcode::TrackReceive,
     AdminOpcode::MigrationSend,
     AdminOpcode::MigrationReceive,
     AdminOpcode::ControllerDataQueue,
@@ -114,10 +116,7 @@ impl Controller {
             Ok(Step::Later) => {}
             Ok(Step::Defer) => self.work.defer(slot, command),
             Err(Failure::Status(status, location)) => {
-                let status = with_dnr(status);
-                let logged =
-                    self.note_error(0, command.cid(), status.with_more(true), 0, command.nsid, location);
-                self.answer(slot, Answer::of(status.with_more(logged)));
+                self.fail(slot, &command, Answer::of(status), location);
             }
             Err(Failure::Remote) => {
                 self.needs_remote = true;
@@ -126,6 +125,13 @@ impl Controller {
                 }
             }
         }
+    }
+
+    /// A command failed; the error log says so, too.
+    fn fail(&mut self, slot: u16, command: &Command, answer: Answer, location: u16) {
+        let status = with_dnr(answer.status);
+        let logged = self.note_error(0, command.cid(), status.with_more(true), 0, command.nsid, location);
+        self.answer(slot, Answer { status: status.with_more(logged), ..answer });
     }
 
     fn dispatch(&mut self, slot: u16, command: &Command, host: &mut impl Host) -> Outcome {
@@ -151,6 +157,7 @@ impl Controller {
             }
             AdminOpcode::Identify => self.identify(command),
             AdminOpcode::TrackSend => self.track_send(slot, command, host),
+            AdminOpcode::TrackReceive => self.track_receive(slot, command, host),
             AdminOpcode::ControllerDataQueue => self.controller_data_queue(slot, command, host),
             AdminOpcode::MigrationSend => self.migration_send(slot, command, host),
             AdminOpcode::MigrationReceive => self.migration_receive(slot, command, host),

@@ -116,8 +116,10 @@ impl Controller {
 
     pub(super) fn track_send(&mut self, slot: u16, command: &Command, host: &mut impl Host) -> Outcome {
         let fields = TrackSendCdw10::from_bits(command.cdw10);
-        if TrackSendSelect(fields.sel()) != TrackSendSelect::LogUserDataChanges || fields.lact() > 1 {
-            return Err(invalid_field(10));
+        match TrackSendSelect(fields.sel()) {
+            TrackSendSelect::LogUserDataChanges if fields.lact() <= 1 => {}
+            TrackSendSelect::TrackMemoryChanges => return self.track_memory(slot, command, host),
+            _ => return Err(invalid_field(10)),
         }
         let Some(mut queue) = DataQueue::load(&self.region, cdqid_of(command)) else {
             return Err(Status::INVALID_CONTROLLER_DATA_QUEUE.into());
@@ -205,11 +207,16 @@ impl Controller {
         self.pump_logs(host);
     }
 
-    /// A controller level reset ends all queues (Base 2.1, 8.1.6).
+    /// A controller level reset ends all queues (Base 2.1, 8.1.6), and all tracking of memory (8.1.12).
     pub(crate) fn end_logs(&mut self, host: &mut impl Host) {
-        let all: Vec<_> =
-            if self.is_management() { DataQueue::all(&self.region).collect() } else { Vec::new() };
+        if !self.is_management() {
+            return;
+        }
+        let all: Vec<_> = DataQueue::all(&self.region).collect();
         all.into_iter().for_each(|queue| self.delete_queue(queue, host));
+        // Nobody waits for it.
+        let ticket = self.management.ticket();
+        host.manage(ticket, 0, Order::EndAll);
     }
 
     /// When the controllers are to be asked again.

@@ -6,9 +6,8 @@
 //! ```
 //! Whether a controller is suspended is the controller's own state, which outlives processes; nothing of it is kept here. What is kept are bytes on
 //! their way: a state that is read in pieces, and one that comes in pieces. A successor knows of neither: the first is taken anew, the
-//! second is a Command Sequence Error. The queues in which changes are logged are in the region ([`log`]).
-//!
-//! Not implemented: host memory tracking (Track Send and Track Receive of memory).
+//! second is a Command Sequence Error. The queues in which changes are logged are in the region ([`log`]). Which memory of a controller's host is tracked
+//! is known with the controller, too; here only whose last report the host has had, and a successor takes it that none was.
 
 pub mod format;
 pub(crate) mod log;
@@ -25,6 +24,15 @@ use format::{Parts, Received};
 const JOBS_MAX: usize = 8;
 /// States that are read in pieces at once, and states that come in pieces.
 const TRANSFERS_MAX: usize = 4;
+
+/// Memory of a controller's host that is to be tracked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Its grain, as a power of two of 4 KiB.
+    pub granularity: u8,
+    /// Address and bytes of each range: of whole grains, and not empty. As the host gave them: some may have pages in common.
+    pub ranges: Vec<(u64, u64)>,
+}
 
 /// What is asked of whoever has the controllers, by controller identifier.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +57,20 @@ pub enum Order {
         most: u32,
         /// Say that all of each namespace may have changed.
         whole: bool,
+    },
+    /// From the report on, what it writes into this memory of its host is noted.
+    TrackMemory(Memory),
+    /// Not any more; one of which nothing is noted is as it is to be.
+    EndMemory,
+    /// Of no controller any more, and nothing of what is written to their drives. The identifier means nothing. An order to track memory that was given
+    /// before is not begun after this.
+    EndAll,
+    /// Say what it has written there since this was said: [`Report::Memory`].
+    HarvestMemory {
+        /// So many runs at most; the others are said later.
+        most: u32,
+        /// What was said last has arrived; otherwise it is said again.
+        heard: bool,
     },
 }
 
@@ -98,6 +120,17 @@ pub enum Report {
         /// There is more.
         more: bool,
     },
+    /// What was written into its host's memory.
+    Memory {
+        /// The grain, as it was asked for.
+        granularity: u8,
+        /// First address, and how many grains.
+        runs: Vec<(u64, u32)>,
+        /// There is more.
+        more: bool,
+        /// It was suspended from before they were looked for.
+        suspended: bool,
+    },
     /// It is not done.
     Failed(Trouble),
 }
@@ -115,6 +148,22 @@ pub enum Trouble {
     Busy,
     /// The state is not one of this controller.
     Refused,
+    /// It is suspended.
+    Suspended,
+    /// Its host's memory is tracked already, and whether it is this memory.
+    Tracked {
+        /// By the same granularity and ranges.
+        same: bool,
+    },
+    /// Its host has no memory there.
+    NotMemory,
+    /// Together with those of other controllers they are more than [`MEMORY_RANGES_MAX`](crate::limits::MEMORY_RANGES_MAX).
+    TooMany,
+    /// So many ranges could be tracked, at any granularity.
+    NoRoom {
+        /// None, while somebody else logs what it writes.
+        ranges: u32,
+    },
     /// Something of this host's has failed.
     Failed,
 }
@@ -154,6 +203,10 @@ pub(crate) enum What {
     Begin,
     /// A state that came whole, for the controller whose state is asked for.
     Fit(Received, Parts),
+    /// Its host's memory is tracked from now on.
+    TrackMemory,
+    /// What was written there.
+    HarvestMemory,
 }
 
 /// A state that comes in pieces.
@@ -199,6 +252,8 @@ pub(crate) struct Management {
     pub(crate) unarmed: BTreeSet<u16>,
     /// When controllers that are logged are asked again.
     pub(crate) harvest_at: Now,
+    /// Controllers of which the host has had the last report of its memory.
+    pub(crate) heard: BTreeSet<u16>,
 }
 
 impl Management {

@@ -5,6 +5,7 @@ mod commands;
 mod growth;
 mod life;
 mod management;
+mod memory;
 mod namespaces;
 mod random;
 mod reserved;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use block::Now;
 use nvme::controller::saved::{Place, check};
 use nvme::management::format::UUID;
-use nvme::management::{Change, Order, Report, Trouble};
+use nvme::management::{Change, Memory, Order, Report, Trouble};
 use nvme::profile::{GODWIT_1, GODWIT_MANAGEMENT_1};
 use spec::nvme::identify::IdentifyController;
 use spec::nvme::log::CommandsSupportedAndEffects;
@@ -32,6 +32,41 @@ pub(crate) struct Managed {
     pub(crate) tracked: bool,
     /// What was written since it was said.
     pub(crate) changed: Vec<Change>,
+    /// The memory of its host that is tracked, what was written there and not told, and what was told last.
+    pub(crate) memory: Option<Memory>,
+    pub(crate) written: Vec<(u64, u32)>,
+    pub(crate) told: Vec<(u64, u32)>,
+    /// Why its memory cannot be tracked.
+    pub(crate) trouble: Option<Trouble>,
+}
+
+impl Managed {
+    fn memory_order(&mut self, order: Order) -> Report {
+        match order {
+            Order::HarvestMemory { most, heard } => {
+                if self.memory.is_none() {
+                    return Report::Failed(Trouble::NoController);
+                }
+                let again = std::mem::take(&mut self.told);
+                if !heard {
+                    self.written.splice(0..0, again);
+                }
+                let count = self.written.len().min(most as usize);
+                self.told = self.written.drain(..count).collect();
+                let granularity = self.memory.as_ref().map_or(0, |memory| memory.granularity);
+                let (runs, more) = (self.told.clone(), !self.written.is_empty());
+                return Report::Memory { granularity, runs, more, suspended: self.suspended };
+            }
+            _ if self.suspended => return Report::Failed(Trouble::Suspended),
+            Order::TrackMemory(memory) => match (&self.memory, self.trouble) {
+                (_, Some(trouble)) => return Report::Failed(trouble),
+                (Some(here), _) => return Report::Failed(Trouble::Tracked { same: *here == memory }),
+                (None, None) => (self.memory, self.told) = (Some(memory), Vec::new()),
+            },
+            _ => self.memory = None,
+        }
+        Report::Done
+    }
 }
 
 /// A management controller and those it manages, by identifier.
@@ -67,6 +102,10 @@ pub(crate) fn house(worlds: Vec<World>) -> House {
         suspended: false,
         tracked: false,
         changed: Vec::new(),
+        memory: None,
+        written: Vec::new(),
+        told: Vec::new(),
+        trouble: None,
     });
     House { manager, managed: (1..).zip(managed).collect() }
 }
@@ -93,10 +132,17 @@ impl House {
         if order == Order::List {
             return Report::Controllers(self.managed.keys().copied().collect());
         }
+        if order == Order::EndAll {
+            self.managed.values_mut().for_each(|managed| managed.memory = None);
+            return Report::Done;
+        }
         let Some(managed) = self.managed.get_mut(&cntlid) else {
             return Report::Failed(Trouble::NoController);
         };
         match order {
+            Order::TrackMemory(_) | Order::EndMemory | Order::HarvestMemory { .. } => {
+                return managed.memory_order(order);
+            }
             Order::Suspend => managed.suspended = true,
             Order::Resume if !managed.suspended => return Report::Failed(Trouble::NotSuspended),
             Order::Resume => managed.suspended = false,
@@ -123,7 +169,7 @@ impl House {
                 let changes = managed.changed.drain(..count).collect();
                 return Report::Changes { changes, more: !managed.changed.is_empty() };
             }
-            Order::List => unreachable!("answered above"),
+            Order::List | Order::EndAll => unreachable!("answered above"),
         }
         Report::Done
     }
@@ -208,7 +254,12 @@ fn identify_says_what_a_management_controller_is() {
     let page = IdentifyController::read_from_bytes(&house.manager.data(4096)).unwrap();
     assert_eq!((page.oacs.into_bits(), page.cntrltype, page.cntlid, page.nn), (1 << 11, 3, 0, 0));
     assert_eq!((page.hmpre, page.cmic.mcs()), (0, true));
-    assert_eq!((page.trattr.into_bits(), page.cmmrtd), (2, 0), "user data is tracked, and no memory");
+    assert_eq!(
+        page.trattr.into_bits(),
+        3,
+        "memory and user data are tracked, and ranges may be of any length"
+    );
+    assert_eq!((page.cmmrtd, page.nmmrtd, page.minmrtg, page.maxmrtg), (1024, 1024, 0, 18));
     assert_eq!((page.mcudmq, page.mnsudmq, page.mcmr, page.nmcmr, page.mcdqpc), (4, 4, 0, 0, 512));
     house.succeeds(command(0x06, 0, [0x20, 0]));
     let formats = house.manager.data(4096);
@@ -226,7 +277,7 @@ fn identify_says_what_a_management_controller_is() {
     house.succeeds(command(0x02, 0xffff_ffff, [1023 << 16 | 5, 0]));
     let effects = CommandsSupportedAndEffects::read_from_bytes(&house.manager.data(4096)).unwrap();
     let supported = (0..256).filter(|at| effects.acs[*at].csupp()).collect::<Vec<_>>();
-    assert_eq!(supported, [0x02, 0x06, 0x08, 0x09, 0x0a, 0x0c, 0x18, 0x3d, 0x41, 0x42, 0x45]);
+    assert_eq!(supported, [0x02, 0x06, 0x08, 0x09, 0x0a, 0x0c, 0x18, 0x3d, 0x3e, 0x41, 0x42, 0x45]);
     assert!(effects.iocs.iter().all(|effect| !effect.csupp()));
     for opcode in [0x01, 0x05, 0x0d, 0x80, 0x84] {
         house.fails(command(opcode, 0, [0, 0]), Status::INVALID_OPCODE);

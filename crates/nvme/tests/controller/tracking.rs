@@ -173,7 +173,7 @@ fn what_is_written_while_it_is_logged_is_in_the_queue() {
     house.writes(1, [24]);
     assert!(!slot(&house, 5).phase);
     house.fails(track(2, true), Status::INVALID_CONTROLLER_DATA_QUEUE);
-    house.fails(command(0x3d, 0, [1, 1]), Status::INVALID_FIELD);
+    house.fails(command(0x3d, 0, [2, 1]), Status::INVALID_FIELD);
     house.fails(command(0x3d, 0, [2 << 16, 1]), Status::INVALID_FIELD);
 }
 

@@ -1,10 +1,11 @@
-//! Tracking what a migratable controller changes (Base 2.1, 5.1.4 Controller Data Queue, 5.1.27 Track Send, 8.1.6; NVM 1.2, 5.3):
-//! command fields, and the entries of a user data migration queue.
+//! Tracking what a migratable controller changes (Base 2.1, 5.1.4 Controller Data Queue, 5.1.26 Track Receive, 5.1.27 Track Send, 8.1.6; NVM 1.2,
+//! 5.3): command fields, the entries of a user data migration queue, and the structures of host memory that is tracked.
 
 use core::mem::offset_of;
 
 use bitfield_struct::bitfield;
 use open_enum::open_enum;
+use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Controller Data Queue: what is done (Base 2.1, 5.1.4, SEL).
@@ -78,6 +79,112 @@ pub struct TrackSendCdw10 {
     #[bits(12)]
     __: u16,
 }
+
+/// Track Send Track Memory Changes, command dword 10 (Base 2.1, 5.1.27.1.2). Dword 11 names the controller.
+#[bitfield(u32)]
+#[derive(PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct TrackMemoryCdw10 {
+    /// Select: see [`TrackSendSelect`].
+    pub sel: u8,
+    __: u8,
+    /// Starts; 0 stops (TACT).
+    pub tact: bool,
+    #[bits(15)]
+    __: u16,
+}
+
+/// Track Memory Changes: what a host sends to start, before its ranges (Base 2.1, 5.1.27.1.2).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct TrackMemoryHeader {
+    /// Version: 0.
+    pub ver: u8,
+    /// Reserved.
+    pub reserved1: [u8; 2],
+    /// Requested granularity: `2^n` times 4 KiB.
+    pub rmrtg: u8,
+    /// Ranges that follow.
+    pub rnmrtd: U32,
+}
+
+const _: () = assert!(size_of::<TrackMemoryHeader>() == 8);
+
+/// A memory range tracking descriptor.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct MemoryRangeDescriptor {
+    /// First address, a multiple of the granularity.
+    pub saddr: U64,
+    /// Length, in units of the granularity.
+    pub len: U32,
+}
+
+const _: () = assert!(size_of::<MemoryRangeDescriptor>() == 12);
+
+/// Track Receive: what is asked for (Base 2.1, 5.1.26, SEL).
+#[open_enum]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum TrackReceiveSelect {
+    /// Tracked Memory Changes.
+    TrackedMemoryChanges = 0,
+}
+
+/// Track Receive, command dword 10 (Base 2.1, 5.1.26). Dword 11 names the controller, dword 12 has the number of dwords, 0's based.
+#[bitfield(u32)]
+#[derive(PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct TrackReceiveCdw10 {
+    /// Select: see [`TrackReceiveSelect`].
+    pub sel: u8,
+    #[bits(24)]
+    __: u32,
+}
+
+/// Tracked Memory Changes: what a host gets, before its descriptors (Base 2.1, 5.1.26.1.1).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct TrackedMemoryHeader {
+    /// Version: 0.
+    pub ver: u8,
+    /// Attributes.
+    pub attrb: TrackedMemoryAttributes,
+    /// The controller that is tracked.
+    pub cntlid: u16,
+    /// Descriptors that follow.
+    pub ntmcd: u32,
+    /// Granularity of their lengths: `2^n` times 4 KiB.
+    pub rpmpg: u16,
+    /// Reserved.
+    pub reserved10: [u8; 6],
+}
+
+const _: () = assert!(size_of::<TrackedMemoryHeader>() == 16);
+
+/// Attributes of a [`TrackedMemoryHeader`].
+#[bitfield(u8)]
+#[derive(PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct TrackedMemoryAttributes {
+    /// There is more to report.
+    pub mtr: bool,
+    /// The controller was suspended meanwhile.
+    pub susp: bool,
+    #[bits(6)]
+    __: u8,
+}
+
+/// A tracked memory changed descriptor.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct TrackedMemoryDescriptor {
+    /// First address, a multiple of the granularity.
+    pub saddr: u64,
+    /// Length, in units of the granularity.
+    pub len: u32,
+    /// Reserved.
+    pub reserved12: [u8; 4],
+}
+
+const _: () = assert!(size_of::<TrackedMemoryDescriptor>() == 16);
 
 /// Feature 21h, Controller Data Queue: dword 11 (Base 2.1, 5.1.25.1.23). Dword 12 is the head pointer, dword 13 the tail pointer trigger.
 #[bitfield(u32)]

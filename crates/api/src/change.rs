@@ -133,8 +133,10 @@ impl Plan {
             new;
         // By the engine's `isolation`. That it comes from another host, and with whom, is looked at when it is opened, and means nothing once
         // it has come.
-        let Ssd { limits, journal, controller_id, isolated: _, incoming: _, hypervisor: _, .. } = new;
-        if *limits != old.limits {
+        let Ssd { limits, limits_written, journal, controller_id, .. } = new;
+        let Ssd { isolated: _, incoming: _, hypervisor: _, .. } = new;
+        // What is written from now on may hold in place of what it came with, though the two configurations say the same.
+        if (*limits, *limits_written) != (old.limits, old.limits_written) {
             self.limited.push(name.clone());
         }
         let fixed = [
@@ -263,6 +265,10 @@ mod tests {
         let new = ssd("a", "1GiB", "[ssd.limits]\niops = 1000\n");
         let plan = between(&ssd("a", "1GiB", ""), &new).unwrap();
         assert_eq!(plan.to_string(), "~ ssd \"a\": limits");
+        // Whoever writes that there are none means it: the ssd may have come with some.
+        let none = ssd("a", "1GiB", "[ssd.limits]\nweight = 100\n");
+        assert_eq!(between(&ssd("a", "1GiB", ""), &none).unwrap().limited, ["a"]);
+        assert!(between(&none, &none).unwrap().is_empty());
         assert!(between(&new, &new).unwrap().is_empty());
     }
 

@@ -89,6 +89,8 @@ pub struct Ssd {
     pub identity: Identity,
     /// How much it may do.
     pub limits: Limits,
+    /// `[ssd.limits]` is written, and holds whatever limits it comes from another host with.
+    pub limits_written: bool,
     /// It shares by weight ([`Engine::isolation`]).
     pub isolated: bool,
 }
@@ -169,6 +171,12 @@ impl Ssd {
             Backend::Pool { volume: Some(volume), .. } => volume,
             _ => &self.name,
         }
+    }
+
+    /// The limits that are written for it. `None`: it has those that it came from another host with, if any.
+    #[must_use]
+    pub fn own_limits(&self) -> Option<Limits> {
+        self.limits_written.then_some(self.limits)
     }
 }
 
@@ -487,6 +495,7 @@ fn check_ssd(raw: &RawSsd, isolated: bool) -> Result<Ssd, Wrong> {
         profile: "godwit-1".to_owned(),
         controller_id: raw.controller_id.as_ref().map(|id| *id.get_ref()),
         limits: limits::check(raw.limits.as_ref())?,
+        limits_written: raw.limits.is_some(),
         isolated,
     })
 }

@@ -62,6 +62,8 @@ pub enum Request {
 pub enum EngineRequest {
     /// Its reactors and how busy they are, measured over a moment: [`Response::Reactors`].
     Reactors,
+    /// The limits in force of the ssds that are served: [`Response::Limits`].
+    Limits,
     /// Moves an ssd, its data and its ownership, to another host.
     Migrate {
         /// Its name.
@@ -119,11 +121,20 @@ pub struct MigrationTerms {
     /// How long one in a hundred of the guest's I/Os may take meanwhile, in thousandths of what it took before: the copy is slowed until it holds. 0: as
     /// long as it may.
     pub latency_budget_permille: u32,
+    /// It may lie in the clear at the other host, though it is encrypted here.
+    pub allow_unencrypted: bool,
 }
 
 impl Default for MigrationTerms {
     fn default() -> Self {
-        Self { bandwidth: 0, max_stun_us: 10_000, streams: 2, keep_source: false, latency_budget_permille: 0 }
+        Self {
+            bandwidth: 0,
+            max_stun_us: 10_000,
+            streams: 2,
+            keep_source: false,
+            latency_budget_permille: 0,
+            allow_unencrypted: false,
+        }
     }
 }
 
@@ -244,6 +255,16 @@ pub struct ReactorStatus {
     pub queue_pairs: u64,
 }
 
+/// The limits of an ssd that is served.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LimitsStatus {
+    /// The ssd.
+    pub ssd: String,
+    /// As the configuration says, or as it came from another host.
+    pub limits: crate::config::Limits,
+}
+
 /// What the daemon answers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -256,6 +277,8 @@ pub enum Response {
     Pool(Vec<PoolStatus>),
     /// The answer to [`EngineRequest::Reactors`].
     Reactors(Vec<ReactorStatus>),
+    /// The answer to [`EngineRequest::Limits`].
+    Limits(Vec<LimitsStatus>),
     /// The answer to [`EngineRequest::Timeline`].
     Timeline(Timeline),
     /// The answer to [`EngineRequest::Migrations`].
@@ -331,7 +354,7 @@ pub struct SsdStatus {
     /// Where its page of metrics (`docs/formats/ssd-metrics.md`) can be opened, by whoever may look into the keeper's process. Open it
     /// once: what is open stays good when the keeper replaces itself.
     pub metrics: Option<PathBuf>,
-    /// How much it may do.
+    /// How much it may do. The keeper says what the configuration says; an engine that is asked ([`EngineRequest::Limits`]) knows what it came with.
     pub limits: crate::config::Limits,
 }
 
@@ -479,6 +502,9 @@ pub struct VolumeStatus {
     pub thin: bool,
     /// A snapshot.
     pub read_only: bool,
+    /// The volume that it was made of, a snapshot or a clone, if that is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
     /// An ssd serves it now.
     pub served: bool,
     /// Its ownership epoch.

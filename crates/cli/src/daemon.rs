@@ -32,6 +32,13 @@ pub(crate) fn status(config: &Config, json: bool) -> anyhow::Result<String> {
     if let Ok(Response::Reactors(reactors)) = exchange(config, &Request::Engine(EngineRequest::Reactors)) {
         status.reactors = reactors;
     }
+    // The keeper knows the configuration's, and not what an ssd came with from another host.
+    if let Ok(Response::Limits(in_force)) = exchange(config, &Request::Engine(EngineRequest::Limits)) {
+        for ssd in &mut status.ssds {
+            let of_it = in_force.iter().find(|in_force| in_force.ssd == ssd.name);
+            ssd.limits = of_it.map_or(ssd.limits, |in_force| in_force.limits);
+        }
+    }
     if json { Ok(serde_json::to_string_pretty(&status)? + "\n") } else { Ok(in_words(&status)) }
 }
 

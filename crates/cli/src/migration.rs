@@ -45,6 +45,9 @@ pub(crate) struct Migrate {
     /// Keep what is left of it here, marked as stale, instead of wiping it.
     #[arg(long)]
     keep_source: bool,
+    /// Move it also when it is encrypted here and would lie in the clear at the other host, or when nobody can say.
+    #[arg(long)]
+    allow_unencrypted: bool,
     /// Return at once, and not when it has moved.
     #[arg(long)]
     no_wait: bool,
@@ -141,6 +144,7 @@ pub(crate) fn migrate(config: &Config, migrate: &Migrate) -> anyhow::Result<Stri
         streams: *streams,
         keep_source: *keep_source,
         latency_budget_permille: migrate.guest_latency_budget.unwrap_or(0),
+        allow_unencrypted: migrate.allow_unencrypted,
     };
     let (to, dry_run) = (to.clone(), *dry_run);
     let vm = vm.as_ref().map(std::path::absolute).transpose().context("the QMP socket")?;

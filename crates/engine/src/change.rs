@@ -306,7 +306,7 @@ impl House {
         for served in slots.open.values() {
             let ssd = served.ssd();
             if let Some(config) = ssds.iter().find(|config| config.name == ssd.name) {
-                terms::set_limits(ssd, &config.limits, now, self.duty.crew());
+                terms::set_limits(ssd, config.own_limits(), now, self.duty.crew());
             }
         }
         for absent in slots.absent.values_mut() {

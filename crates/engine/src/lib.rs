@@ -127,7 +127,7 @@ impl Engine {
     /// Changes the limits of a running ssd. `false`: there is none of that name.
     pub fn set_limits(&self, name: &str, limits: &Limits) -> bool {
         let Some(ssd) = self.ssds.iter().find(|ssd| ssd.name == name) else { return false };
-        terms::set_limits(ssd, limits, self.clock.at(clock::ticks()), self.duty.crew());
+        terms::set_limits(ssd, Some(*limits), self.clock.at(clock::ticks()), self.duty.crew());
         true
     }
 

@@ -8,6 +8,7 @@ use crate::interrupts::Table;
 use crate::keeper::Keeper;
 use crate::message::{Address, Call, Message, Settlement, SsdId};
 use crate::meter;
+use crate::migration::limits_that_came;
 use crate::pool::{Pools, Purpose};
 use crate::records::{Records, check_writable};
 use crate::session::{Means, Wire, call_home, power_off};
@@ -93,7 +94,7 @@ pub(crate) fn open_ssd(
         state: config.state.clone(),
         page,
         keeper,
-        terms: Terms::new(config),
+        terms: Terms::new(config, limits_that_came(config, pools)),
         watch: Watch::default(),
         management: OnceLock::new(),
         written: crate::written::Written::default(),

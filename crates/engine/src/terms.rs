@@ -38,18 +38,20 @@ pub(crate) enum Hold {
 }
 
 impl Terms {
-    /// Those of the configuration. The ssd's drive is there.
-    pub(crate) fn new(config: &config::Ssd) -> Arc<Self> {
+    /// Those of the configuration, else those that the ssd came with. Its drive is there.
+    pub(crate) fn new(config: &config::Ssd, came: Option<config::Limits>) -> Arc<Self> {
         let drive = match &config.backend {
             config::Backend::Uring { path, .. } => shared_drive(path),
             config::Backend::Pool { pool, .. } => shared(Place::Pool(pool.clone())),
             config::Backend::Drive { serial, .. } => shared(Place::Serial(serial.clone())),
             _ => Arc::default(),
         };
+        let wishes = Wishes { own: config.own_limits(), came, slowed: None };
+        let limits = wishes.limits();
         Arc::new(Self {
-            throttle: Mutex::new(Arc::new(Throttle::new(limits_of(&config.limits)))),
-            wishes: Mutex::new(Wishes { limits: config.limits, slowed: None }),
-            party: Arc::new(Party::new(drive, weight_of(&config.limits))),
+            throttle: Mutex::new(Arc::new(Throttle::new(limits_of(&limits)))),
+            wishes: Mutex::new(wishes),
+            party: Arc::new(Party::new(drive, weight_of(&limits))),
             isolated: config.isolated,
             hold: AtomicU8::new(0),
         })
@@ -65,6 +67,11 @@ impl Terms {
             isolated: true,
             hold: AtomicU8::new(0),
         })
+    }
+
+    /// By which the ssd is held, whatever slows it for a while.
+    pub(crate) fn limits(&self) -> config::Limits {
+        self.wishes.lock().unwrap_or_else(PoisonError::into_inner).limits()
     }
 
     /// The limits in force.
@@ -101,9 +108,16 @@ impl Terms {
     }
 }
 
-/// Changes an ssd's limits while it runs: its seats hear of it in their next turn. What was spent and what is owed stays so.
-pub(crate) fn set_limits(ssd: &Ssd, limits: &config::Limits, now: Now, crew: &Crew) {
-    ssd.terms.change(|wishes| wishes.limits = *limits, now);
+/// Changes an ssd's limits while it runs: its seats hear of it in their next turn. What was spent and what is owed stays so. `None`: none are
+/// written for it any more, and those that it came with hold.
+pub(crate) fn set_limits(ssd: &Ssd, own: Option<config::Limits>, now: Now, crew: &Crew) {
+    ssd.terms.change(|wishes| wishes.own = own, now);
+    crew.tell_all(|| Message::Limits(ssd.id));
+}
+
+/// Of an ssd that was opened before it came.
+pub(crate) fn set_limits_that_came(ssd: &Ssd, came: Option<config::Limits>, now: Now, crew: &Crew) {
+    ssd.terms.change(|wishes| wishes.came = came, now);
     crew.tell_all(|| Message::Limits(ssd.id));
 }
 
@@ -113,17 +127,22 @@ pub(crate) fn slow_writes(ssd: &Ssd, bytes_per_s: Option<u64>, now: Now, crew: &
     crew.tell_all(|| Message::Limits(ssd.id));
 }
 
-/// The limits of the configuration, and what a migration asks for beside them.
+/// The limits of the configuration, those that the ssd came with from another host, and what a migration asks for beside them.
 #[derive(Clone, Copy, Debug, Default)]
 struct Wishes {
-    limits: config::Limits,
+    own: Option<config::Limits>,
+    came: Option<config::Limits>,
     /// Bytes a second that may be written.
     slowed: Option<u64>,
 }
 
 impl Wishes {
+    fn limits(&self) -> config::Limits {
+        self.own.or(self.came).unwrap_or_default()
+    }
+
     fn in_force(&self) -> config::Limits {
-        let mut limits = self.limits;
+        let mut limits = self.limits();
         if let Some(slowed) = self.slowed {
             let allowed = limits.write_bandwidth.map_or(slowed, |rate| rate.per_second.min(slowed));
             limits.write_bandwidth = Some(config::Rate { per_second: allowed, burst: Some(allowed / 20) });

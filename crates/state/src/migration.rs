@@ -58,6 +58,48 @@ pub struct MigrationV1 {
     /// The QMP socket here of the hypervisor whose guest moves with the ssd. `None`: it moves without one.
     #[n(10)]
     pub hypervisor: Option<String>,
+    /// The limits that the ssd came to this host with, or comes with. `None`: of a build that did not say, or it never came from elsewhere.
+    #[n(11)]
+    pub limits: Option<LimitsV1>,
+}
+
+/// How much an ssd may do, as it came from another host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, CborLen)]
+#[cbor(map)]
+pub struct LimitsV1 {
+    /// Its share, relative to the others'.
+    #[n(0)]
+    pub weight: u16,
+    /// I/Os of all kinds.
+    #[n(1)]
+    pub iops: Option<RateV1>,
+    /// Reads.
+    #[n(2)]
+    pub read_iops: Option<RateV1>,
+    /// Writes.
+    #[n(3)]
+    pub write_iops: Option<RateV1>,
+    /// Bytes read and written.
+    #[n(4)]
+    pub bandwidth: Option<RateV1>,
+    /// Bytes read.
+    #[n(5)]
+    pub read_bandwidth: Option<RateV1>,
+    /// Bytes written.
+    #[n(6)]
+    pub write_bandwidth: Option<RateV1>,
+}
+
+/// So much a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, CborLen)]
+#[cbor(map)]
+pub struct RateV1 {
+    /// I/Os, or bytes.
+    #[n(0)]
+    pub per_second: u64,
+    /// What may come at once after a pause.
+    #[n(1)]
+    pub burst: Option<u64>,
 }
 
 /// How far the source is.

@@ -2,7 +2,8 @@
 
 use state::envelope::{self, EnvelopeError};
 use state::migration::{
-    DestinationStepV1, DestinationV1, MAGIC, MigrationError, MigrationV1, SourceStepV1, SourceV1, VERSION,
+    DestinationStepV1, DestinationV1, LimitsV1, MAGIC, MigrationError, MigrationV1, RateV1, SourceStepV1,
+    SourceV1, VERSION,
 };
 
 fn source() -> MigrationV1 {
@@ -18,12 +19,29 @@ fn source() -> MigrationV1 {
         closed: None,
         wiped: None,
         hypervisor: None,
+        limits: None,
     }
 }
 
 fn destination() -> MigrationV1 {
     let superseded = DestinationV1 { step: DestinationStepV1::Superseded, fenced_by: Some(9) };
     MigrationV1 { peer: "host-a".to_owned(), source: None, destination: Some(superseded), ..source() }
+}
+
+/// Of an ssd that came with limits.
+fn limited() -> MigrationV1 {
+    let rate = |per_second, burst| Some(RateV1 { per_second, burst });
+    let limits = LimitsV1 {
+        weight: 200,
+        iops: rate(1500, Some(30_000)),
+        read_iops: None,
+        write_iops: rate(1000, None),
+        bandwidth: rate(90 << 20, None),
+        read_bandwidth: None,
+        write_bandwidth: rate(1 << 40, Some(1 << 50)),
+    };
+    let owned = DestinationV1 { step: DestinationStepV1::Owned, fenced_by: None };
+    MigrationV1 { source: None, destination: Some(owned), limits: Some(limits), ..source() }
 }
 
 fn contradicts(record: &MigrationV1) -> bool {
@@ -35,13 +53,16 @@ fn the_golden_journals_of_version_1_are_read_for_ever() {
     let read = |golden| MigrationV1::from_bytes(golden).expect("readable");
     assert_eq!(read(&include_bytes!("golden/migration-source-v1.bin")[..]), source());
     assert_eq!(read(&include_bytes!("golden/migration-destination-v1.bin")[..]), destination());
+    assert_eq!(read(&include_bytes!("golden/migration-limits-v1.bin")[..]), limited());
 }
 
 #[test]
 fn what_is_written_now_is_the_golden_journals() {
-    for (name, record) in
-        [("migration-source-v1.bin", source()), ("migration-destination-v1.bin", destination())]
-    {
+    for (name, record) in [
+        ("migration-source-v1.bin", source()),
+        ("migration-destination-v1.bin", destination()),
+        ("migration-limits-v1.bin", limited()),
+    ] {
         let path = format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
         let bytes = record.to_bytes().expect("sound");
         if std::env::var_os("GODWIT_WRITE_GOLDEN").is_some() {
@@ -122,7 +143,7 @@ fn a_journal_that_contradicts_itself_says_nothing_of_who_owns() {
 
 #[test]
 fn any_changed_byte_with_a_good_checksum_is_refused_or_read_as_what_is_written_again() {
-    for record in [source(), destination()] {
+    for record in [source(), destination(), limited()] {
         let good = record.to_bytes().expect("sound");
         let body = &good[envelope::HEADER_BYTES..];
         for at in 0..body.len() {

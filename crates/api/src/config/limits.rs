@@ -3,6 +3,7 @@
 use super::{Wrong, wrong};
 use crate::size::Size;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::str::FromStr;
 use toml::Spanned;
 
@@ -65,6 +66,55 @@ impl Default for Limits {
             write_bandwidth: None,
             weight: WEIGHT_DEFAULT,
         }
+    }
+}
+
+impl Limits {
+    /// The nearest that a configuration could say: of limits that another host says.
+    #[must_use]
+    pub fn within_bounds(self) -> Self {
+        let rate = |rate: Option<Rate>, least: u64, most: u64| {
+            rate.map(|Rate { per_second, burst }| Rate {
+                per_second: per_second.clamp(least, most),
+                burst: burst.map(|burst| burst.clamp(1, BURST_MAX)),
+            })
+        };
+        let iops = |it| rate(it, IOPS_MIN, IOPS_MAX);
+        let bandwidth = |it| rate(it, BANDWIDTH_MIN, BANDWIDTH_MAX);
+        Self {
+            iops: iops(self.iops),
+            read_iops: iops(self.read_iops),
+            write_iops: iops(self.write_iops),
+            bandwidth: bandwidth(self.bandwidth),
+            read_bandwidth: bandwidth(self.read_bandwidth),
+            write_bandwidth: bandwidth(self.write_bandwidth),
+            weight: self.weight.clamp(1, WEIGHT_MAX),
+        }
+    }
+}
+
+impl fmt::Display for Limits {
+    /// `iops 1500 (burst 30000), bandwidth 90MiB, weight 200`, or `no limits, weight 100`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = |number: u64| number.to_string();
+        let size = |bytes: u64| Size { bytes }.to_string();
+        let told = |name: &str, rate: Option<Rate>, number: &dyn Fn(u64) -> String| {
+            rate.map(|Rate { per_second, burst }| {
+                let burst = burst.map(|burst| format!(" (burst {})", number(burst))).unwrap_or_default();
+                format!("{name} {}{burst}", number(per_second))
+            })
+        };
+        let rates = [
+            told("iops", self.iops, &count),
+            told("read_iops", self.read_iops, &count),
+            told("write_iops", self.write_iops, &count),
+            told("bandwidth", self.bandwidth, &size),
+            told("read_bandwidth", self.read_bandwidth, &size),
+            told("write_bandwidth", self.write_bandwidth, &size),
+        ];
+        let rates: Vec<String> = rates.into_iter().flatten().collect();
+        let rates = if rates.is_empty() { "no limits".to_owned() } else { rates.join(", ") };
+        write!(f, "{rates}, weight {}", self.weight)
     }
 }
 
@@ -187,6 +237,29 @@ mod tests {
         assert_eq!(limits, Ok(expected));
         assert_eq!(parse(""), Ok(Limits::default()));
         assert_eq!(parse("limits = { read_iops = 10 }\n").unwrap().read_iops.unwrap().per_second, 10);
+    }
+
+    #[test]
+    fn limits_that_another_host_says_are_brought_to_what_could_be_written_and_told_in_its_words() {
+        let rate = |per_second, burst| Some(Rate { per_second, burst });
+        let said = Limits {
+            iops: rate(0, Some(0)),
+            read_iops: rate(1500, Some(30_000)),
+            write_iops: rate(u64::MAX, Some(u64::MAX)),
+            bandwidth: rate(1, None),
+            read_bandwidth: rate(90 << 20, Some(1 << 30)),
+            write_bandwidth: rate(u64::MAX, None),
+            weight: 0,
+        };
+        let near = said.within_bounds();
+        assert_eq!((near.iops, near.write_iops), (rate(10, Some(1)), rate(100_000_000, Some(1 << 50))));
+        assert_eq!((near.bandwidth, near.write_bandwidth), (rate(1 << 20, None), rate(1 << 40, None)));
+        assert_eq!((near.read_iops, near.read_bandwidth), (said.read_iops, said.read_bandwidth));
+        assert_eq!(Limits { weight: u16::MAX, ..near }.within_bounds().weight, 10_000);
+        assert_eq!(near.within_bounds(), near);
+        let told = Limits { read_iops: near.read_iops, bandwidth: rate(90 << 20, None), ..Limits::default() };
+        assert_eq!(told.to_string(), "read_iops 1500 (burst 30000), bandwidth 90MiB, weight 100");
+        assert_eq!(Limits::default().to_string(), "no limits, weight 100");
     }
 
     #[test]

@@ -55,6 +55,7 @@ pub(super) fn check(raw: &Spanned<RawManagement>, ssds: &[Ssd]) -> Result<Ssd, W
         profile: MANAGEMENT_PROFILE.to_owned(),
         controller_id: None,
         limits: Limits::default(),
+        limits_written: false,
         isolated: false,
     })
 }

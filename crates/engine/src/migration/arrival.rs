@@ -1,12 +1,13 @@
 //! A migration's destination: drives the machine that says who owns the ssd, one word of the source at a time, while its blocks land.
 
+use super::along::{check_key, saved, there};
 use super::blocks::{Landing, pages_of};
 use super::case::Case;
 use super::gauge;
 use super::guest::{Coming, check_came, run_what_came};
 use super::journal::Journal;
 use super::listener::Known;
-use super::word::{FromDestination, SourceWord, to_destination};
+use super::word::{Along, FromDestination, SourceWord, There, to_destination};
 use crate::passage::Store;
 use crate::records::replace;
 use crate::run::House;
@@ -20,7 +21,7 @@ use std::collections::VecDeque;
 use std::net::{Shutdown, TcpStream};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use transfer::commit::{
@@ -54,6 +55,8 @@ pub(super) struct Arrival {
     config: config::Ssd,
     /// Who comes with it.
     guest: Option<Arc<Coming>>,
+    /// How it is at the source, by the first offer that says so.
+    along: OnceLock<Along>,
     inner: Mutex<Inner>,
 }
 
@@ -159,6 +162,7 @@ impl Arrival {
                 number,
                 config,
                 guest,
+                along: OnceLock::new(),
                 inner: Mutex::new(inner),
             };
             let mut inner = this.lock();
@@ -193,9 +197,23 @@ impl Arrival {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A word of the source's, and what is to be answered.
-    pub(super) fn hear(&self, epoch: u64, word: SourceWord) -> FromDestination {
+    /// An offer of it, and how it will be here.
+    pub(super) fn offered(&self, along: &Along) -> There {
+        let _said_before = self.along.set(along.clone());
+        there(&self.config, along)
+    }
+
+    /// A word of the source's, with the limits that the ssd has there by now, and what is to be answered.
+    pub(super) fn hear(
+        &self,
+        epoch: u64,
+        word: SourceWord,
+        limits: Option<config::Limits>,
+    ) -> FromDestination {
         let mut inner = self.lock();
+        if let Some(limits) = limits {
+            inner.bring(&limits);
+        }
         let answered = self.answer(&mut inner, to_destination(self.migration, epoch, word));
         answered_by(answered)
     }
@@ -437,6 +455,8 @@ impl Arrival {
     }
 
     fn land(&self) -> anyhow::Result<Landed> {
+        // The daemon may have been started with another configuration since it was offered.
+        self.along.get().map_or(Ok(()), |along| check_key(&self.config, along))?;
         let ssd = self.house.open_beside(self.number, &self.config)?;
         let pages = pages_of(&ssd).context("its size is no multiple of 4 KiB: nothing can be moved there")?;
         let landing = Landing::new(&ssd, pages, PORTS).context("its space cannot be made empty")?;
@@ -488,6 +508,20 @@ impl Inner {
 
     fn handle(&mut self, event: DestinationEvent) -> Vec<DestinationEffect> {
         self.machine.as_mut().map_or_else(Vec::new, |machine| machine.handle(event))
+    }
+
+    /// What the ssd is held to when it comes. Once it is owned here that is this host's affair.
+    fn bring(&mut self, limits: &config::Limits) {
+        let comes = match self.journal.last() {
+            None => true,
+            Some(Record::Destination(record)) => {
+                matches!(record.step, DestinationStep::Incoming | DestinationStep::Ready)
+            }
+            Some(Record::Source(_)) => false,
+        };
+        if comes {
+            self.journal.bring(saved(&limits.within_bounds()));
+        }
     }
 
     fn write(&mut self, record: DestinationRecord) -> anyhow::Result<()> {

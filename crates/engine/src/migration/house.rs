@@ -227,6 +227,7 @@ impl House {
             EngineRequest::Migrations => Response::Migrations(migrations.list()),
             EngineRequest::Timeline { ssd } => migrations.timeline(&ssd),
             EngineRequest::Steer { ssd, steer } => migrations.steer(&ssd, steer),
+            EngineRequest::Limits => Response::Limits(self.all_limits()),
             EngineRequest::Reactors => Response::Reactors(self.duty.reactors()),
         }
     }

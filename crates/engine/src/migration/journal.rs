@@ -2,6 +2,7 @@
 
 use crate::passage::Store;
 use anyhow::{Context, ensure};
+use state::migration::LimitsV1;
 use std::sync::Arc;
 use transfer::commit::{Parties, Record};
 
@@ -31,6 +32,11 @@ impl Journal {
 
     pub(super) fn parties(&self) -> &Parties {
         &self.parties
+    }
+
+    /// The limits that the ssd comes with, as the source says them last: they go with the next record.
+    pub(super) fn bring(&mut self, limits: LimitsV1) {
+        self.parties.limits = Some(limits);
     }
 
     pub(super) fn last(&self) -> Option<Record> {
@@ -132,6 +138,7 @@ mod tests {
             closed: false,
             wiped: false,
             hypervisor: None,
+            limits: None,
         };
         Journal::new(Arc::clone(paper) as Arc<dyn Store>, parties, [migration; 16], None)
     }

@@ -1,7 +1,8 @@
 //! The source's connection for what the two hosts say: one word, one answer, and a new connection when one breaks.
 
 use super::means::{Means, SILENCE};
-use super::word::{FromDestination, FromSource, Offer, receive, send, to_source};
+use super::word::{FromDestination, FromSource, Offer, There, receive, send, to_source};
+use api::config::Limits;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,16 +41,19 @@ impl Line {
         self.offer.migration.to_be_bytes()
     }
 
-    /// Asks what the destination thinks of the migration, by a new connection.
-    pub(super) fn offer(&mut self) -> io::Result<Result<(), String>> {
+    /// Asks what the destination thinks of the migration, by a new connection. One of an older release does not say how the ssd will be there.
+    pub(super) fn offer(&mut self) -> io::Result<Result<Option<There>, String>> {
         self.open = None;
         let mut stream = self.means.connect(&self.to, Protocol::Control)?;
         send(&mut stream, &FromSource::Offer(Box::new(self.offer.clone())))?;
-        match receive(&mut stream)? {
-            FromDestination::Welcome => {
-                self.open = Some(stream);
-                Ok(Ok(()))
-            }
+        let answer = receive(&mut stream)?;
+        match answer {
+            FromDestination::Welcome | FromDestination::Expected(_) => self.open = Some(stream),
+            _ => {}
+        }
+        match answer {
+            FromDestination::Welcome => Ok(Ok(None)),
+            FromDestination::Expected(there) => Ok(Ok(Some(there))),
             FromDestination::No { why } => Ok(Err(why)),
             FromDestination::Step { .. } | FromDestination::Noted => {
                 Err(io::Error::other("the destination answers an offer with something else"))
@@ -57,9 +61,13 @@ impl Line {
         }
     }
 
-    /// Says a step and hears the answer.
-    pub(super) fn say(&mut self, message: Message<ToDestination>) -> io::Result<Heard> {
-        self.ask(&FromSource::step(message))
+    /// Says a step, and what the ssd's limits are by now, and hears the answer.
+    pub(super) fn say(
+        &mut self,
+        message: Message<ToDestination>,
+        limits: Option<Limits>,
+    ) -> io::Result<Heard> {
+        self.ask(&FromSource::step(message, limits))
     }
 
     /// Asks for the destination's last word.
@@ -90,7 +98,9 @@ impl Line {
             }
             FromDestination::Noted => Heard::Noted,
             FromDestination::No { why } => Heard::No(why),
-            FromDestination::Welcome => return Err(io::Error::other("the destination greets twice")),
+            FromDestination::Welcome | FromDestination::Expected(_) => {
+                return Err(io::Error::other("the destination greets twice"));
+            }
         })
     }
 }

@@ -1,7 +1,7 @@
 //! Who brings ssds here: connections of other hosts, each proved to be one before it is heard.
 
 use super::Migrations;
-use super::arrival::{Arrival, Socket};
+use super::arrival::Socket;
 use super::guest;
 use super::means::{Means, prepare};
 use super::word::{FromDestination, FromSource, receive, send};
@@ -139,17 +139,17 @@ fn converse(house: &Arc<House>, migrations: &Migrations, mut stream: Incoming) -
     let FromSource::Offer(offer) = receive(&mut stream)? else {
         return send(&mut stream, &FromDestination::No { why: "an offer comes first".to_owned() });
     };
-    let arrival: Option<Arc<Arrival>> = match migrations.expect(house, &offer) {
-        Ok(arrival) => arrival,
+    let (arrival, there) = match migrations.expect(house, &offer) {
+        Ok(expected) => expected,
         Err(error) => return send(&mut stream, &FromDestination::No { why: format!("{error:#}") }),
     };
-    send(&mut stream, &FromDestination::Welcome)?;
+    send(&mut stream, &there.map_or(FromDestination::Welcome, FromDestination::Expected))?;
     // Who only asked has heard it.
     let Some(arrival) = arrival else { return Ok(()) };
     loop {
         let answer = match receive(&mut stream)? {
             FromSource::Offer(_) => FromDestination::No { why: "a connection is for one offer".to_owned() },
-            FromSource::Step { epoch, word } => arrival.hear(epoch, word),
+            FromSource::Step { epoch, word, limits } => arrival.hear(epoch, word, limits),
             FromSource::Ping => arrival.say_again(),
         };
         send(&mut stream, &answer)?;

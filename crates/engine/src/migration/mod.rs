@@ -7,6 +7,7 @@
 //! Who owns the ssd is decided by the two machines of `transfer::commit` and written in its journal ([`crate::passage`]); here is who drives
 //! them. Nothing of it runs on a reactor.
 
+mod along;
 mod arrival;
 pub(crate) mod blocks;
 mod case;
@@ -22,12 +23,14 @@ mod ports;
 mod sending;
 mod word;
 
+pub(crate) use along::limits_that_came;
 pub(crate) use blocks::{pages_of, tell};
 
 use crate::identities::identity_of;
 use crate::passage::{Passage, Standing, Store};
 use crate::pool;
 use crate::run::House;
+use along::Outlook;
 use anyhow::{Context, anyhow, bail, ensure};
 use api::config::{self, Backend, Door};
 use api::control::{MigrationStatus, MigrationTerms, Response, Steer};
@@ -49,7 +52,7 @@ use transfer::commit::{
     Destination, DestinationEvent, DestinationRecord, DestinationStep, Former, Message, Parties, Record,
     Source, SourceEffect, SourceStep, ToDestination,
 };
-use word::{Guest, Offer, VERSION};
+use word::{Guest, Offer, There, VERSION};
 
 /// Streams of one migration at most.
 const STREAMS_MAX: u16 = 64;
@@ -247,8 +250,9 @@ impl Migrations {
         if dry_run {
             return prepared.plan(house, to);
         }
+        let warnings = prepared.outlook.said();
         self.launch(house, prepared, to, terms, channel(), None)?;
-        Ok(format!("ssd \"{ssd}\" is on its way to {to}: see `godwit migration list`"))
+        Ok(format!("ssd \"{ssd}\" is on its way to {to}: see `godwit migration list`{warnings}"))
     }
 
     /// Begins to move a guest to another host with all the ssds that it has from here, by its QEMU's QMP socket.
@@ -279,6 +283,11 @@ impl Migrations {
             return Ok(plans.collect::<anyhow::Result<Vec<_>>>()?.join("\n"));
         }
         let names = guest.ssds.join("\", \"");
+        let warnings = guest.ssds.iter().zip(&prepared).map(|(ssd, prepared)| {
+            let said = prepared.outlook.said();
+            if said.is_empty() { said } else { format!("{said} (ssd \"{ssd}\")") }
+        });
+        let warnings = warnings.collect::<String>();
         let (say, words) = channel();
         let mut parts = Vec::new();
         for ((part, prepared), device) in prepared.into_iter().enumerate().zip(devices) {
@@ -303,7 +312,9 @@ impl Migrations {
         drop(say);
         let means = Arc::clone(self.means()?);
         let (house, to) = (Arc::clone(house), to.to_owned());
-        let told = format!("a guest with ssd \"{names}\" is on its way to {to}: see `godwit migration list`");
+        let told = format!(
+            "a guest with ssd \"{names}\" is on its way to {to}: see `godwit migration list`{warnings}"
+        );
         let leaving = Leaving { house, means, to, guest, qemu, path: qmp.to_owned(), terms, parts, words };
         let cases: Vec<_> = leaving.parts.iter().map(|part| Arc::clone(&part.case)).collect();
         if let Err(error) = std::thread::Builder::new().name("guest".to_owned()).spawn(move || leaving.run())
@@ -341,18 +352,22 @@ impl Migrations {
             _ => format!("ssd \"{ssd}\" has no place for a journal: give it a `state` or a `journal` in the configuration"),
         })?;
         let former = match passage.standing() {
-            Standing::Here(former) => former,
+            Standing::Here(former) => former.map(|former| *former),
             Standing::Away(away) => bail!("ssd \"{ssd}\" is {}: {}", away.word, away.why),
         };
         let mut offer = offer(&config, pool::random()?, size_of(house, &config)?)?;
         (offer.dry_run, offer.guest) = (true, guest.cloned());
+        let limits = house.limits_of(number).context("it is not served any more")?;
+        let along = along::offered(&config, limits, terms);
+        offer.along = Some(along.clone());
         // Before anything is on record: most that can be wrong is found here.
         let mut line = Line::new(Arc::clone(means), to, offer.clone());
-        line.offer()
-            .with_context(|| format!("cannot speak to {to}"))?
-            .map_err(|why| anyhow!("{to} refuses it: {why}"))?;
+        let there = line.offer().with_context(|| format!("cannot speak to {to}"))?;
+        let there = there.map_err(|why| anyhow!("{to} refuses it: {why}"))?;
+        let outlook =
+            along::outlook(ssd, &along, there.as_ref(), &along::snapshots(&config, house.pools()?))?;
         offer.dry_run = false;
-        Ok(Prepared { alone, number, config, store, former, offer })
+        Ok(Prepared { alone, number, config, store, former, offer, outlook })
     }
 
     /// Begins what was prepared.
@@ -365,13 +380,15 @@ impl Migrations {
         inbox: (Sender<Event>, Receiver<Event>),
         guest: Option<guest::Line>,
     ) -> anyhow::Result<Arc<Case>> {
-        let Prepared { alone: _alone, number, config, store, former, offer } = prepared;
+        let Prepared { alone: _alone, number, config, store, former, offer, .. } = prepared;
+        let limits = former.as_ref().and_then(|former| former.limits);
         let migration = offer.migration.to_be_bytes();
         let (source, effects) = first_step(former, migration)?;
         let uuid = identity_of(&config)?.namespace_ids(0).uuid;
         let (peer, keep) = (to.to_owned(), terms.keep_source);
         let hypervisor = guest.as_ref().map(|guest| guest.path.display().to_string());
-        let parties = Parties { ssd: uuid, peer, keep, closed: false, wiped: false, hypervisor };
+        // What it came here with is what it has when it stays.
+        let parties = Parties { ssd: uuid, peer, keep, closed: false, wiped: false, hypervisor, limits };
         let journal = Journal::new(store, parties, migration, None);
         let departure = Departure { number, journal, offer, terms, inbox, guest };
         self.send(house, departure, source, effects, None)
@@ -409,8 +426,13 @@ impl Migrations {
         Ok(begun)
     }
 
-    /// Whether what another host offers is expected here, and by whom it is heard. `None`: it only asked.
-    fn expect(&self, house: &Arc<House>, offer: &Offer) -> anyhow::Result<Option<Arc<Arrival>>> {
+    /// Whether what another host offers is expected here, by whom it is heard (`None`: it only asked), and how it will be here (`None`: it asked nothing of
+    /// that).
+    fn expect(
+        &self,
+        house: &Arc<House>,
+        offer: &Offer,
+    ) -> anyhow::Result<(Option<Arc<Arrival>>, Option<There>)> {
         ensure!(
             offer.version == VERSION,
             "this host speaks version {VERSION} of the migration's words, the source version {}: use one release on both",
@@ -418,26 +440,11 @@ impl Migrations {
         );
         ensure!(self.state().is_open, "the engine has just begun: ask again in a moment");
         if let Some(arrival) = self.arrival(offer.migration) {
-            return Ok(Some(arrival));
+            let there = offer.along.as_ref().map(|along| arrival.offered(along));
+            return Ok((Some(arrival), there));
         }
         let name = &offer.name;
-        let config = house.config(name).with_context(|| {
-            format!("no ssd \"{name}\" is expected here: add it to this host's configuration, with `incoming = true`, as it is at the source")
-        })?;
-        check_movable(&config)?;
-        let number = house.number(name).context("it has no number")?;
-        let size_bytes = config.size_bytes.context("it has no `size` here: write it in the configuration")?;
-        let device = device(&config, size_bytes)?;
-        if let Some(difference) = device.differs(&offer.device) {
-            bail!("ssd \"{name}\": {difference}");
-        }
-        if let Some(guest) = &offer.guest {
-            Coming::check(house, guest, name).context("its guest cannot come with it")?;
-        }
-        ensure!(
-            house.ssd(number).is_none(),
-            "ssd \"{name}\" is served here: it can only come where it is not"
-        );
+        let (config, number, there) = expected_here(house, offer)?;
         let store = Passage::of(&config, house.pools()?)
             .store()
             .map(Arc::clone)
@@ -459,18 +466,23 @@ impl Migrations {
         let former = store.read()?;
         let seen = seen(&config, former.as_deref(), offer)?;
         if offer.dry_run {
-            return Ok(None);
+            return Ok((None, there));
         }
         let guest = offer.guest.as_ref().map(|guest| state.coming(guest, &config));
         let uuid = identity_of(&config)?.namespace_ids(0).uuid;
         let peer = offer.from.clone();
         let hypervisor = guest.as_ref().map(|guest| guest.path().display().to_string());
-        let parties = Parties { ssd: uuid, peer, keep: false, closed: false, wiped: false, hypervisor };
+        let limits = offer.along.as_ref().map(|along| along::saved(&along.limits.within_bounds()));
+        let parties =
+            Parties { ssd: uuid, peer, keep: false, closed: false, wiped: false, hypervisor, limits };
         let (migration, record) = (offer.migration, None);
         let expected = Expected { migration, number, config, store, parties, record, seen, former, guest };
         let arrival = Arrival::new(house, expected);
+        if let Some(along) = &offer.along {
+            arrival.offered(along);
+        }
         self.keep(&mut state, &arrival);
-        Ok(Some(arrival))
+        Ok((Some(arrival), there))
     }
 
     /// A guest whose memory is to come.
@@ -516,17 +528,22 @@ struct Prepared<'a> {
     store: Arc<dyn Store>,
     former: Option<MigrationV1>,
     offer: Offer,
+    outlook: Outlook,
 }
 
 impl Prepared<'_> {
     /// What would be done.
     fn plan(self, house: &House, to: &str) -> anyhow::Result<String> {
-        Ok(format!(
-            "ssd \"{}\" can be moved to {to}: {} MiB of {} MiB are in use and would be copied. Nothing was done",
+        let mut told = vec![format!(
+            "ssd \"{}\" can be moved to {to}: {} MiB of {} MiB are in use and would be copied",
             self.config.name,
             allocated(house, self.number)? >> 20,
             self.offer.device.size_bytes >> 20
-        ))
+        )];
+        told.extend(self.outlook.details);
+        told.extend(self.outlook.warnings);
+        told.push("Nothing was done".to_owned());
+        Ok(told.join(". "))
     }
 }
 
@@ -538,6 +555,30 @@ struct Departure {
     terms: MigrationTerms,
     inbox: (Sender<Event>, Receiver<Event>),
     guest: Option<guest::Line>,
+}
+
+/// The ssd of this host that is offered, its number, and how it will be here.
+///
+/// # Errors
+/// There is none, or not the same, or it is here.
+fn expected_here(house: &Arc<House>, offer: &Offer) -> anyhow::Result<(config::Ssd, usize, Option<There>)> {
+    let name = &offer.name;
+    let config = house.config(name).with_context(|| {
+        format!("no ssd \"{name}\" is expected here: add it to this host's configuration, with `incoming = true`, as it is at the source")
+    })?;
+    check_movable(&config)?;
+    let number = house.number(name).context("it has no number")?;
+    let size_bytes = config.size_bytes.context("it has no `size` here: write it in the configuration")?;
+    let device = device(&config, size_bytes)?;
+    if let Some(difference) = device.differs(&offer.device) {
+        bail!("ssd \"{name}\": {difference}");
+    }
+    if let Some(guest) = &offer.guest {
+        Coming::check(house, guest, name).context("its guest cannot come with it")?;
+    }
+    ensure!(house.ssd(number).is_none(), "ssd \"{name}\" is served here: it can only come where it is not");
+    let there = offer.along.as_ref().map(|along| along::here(&config, along)).transpose()?;
+    Ok((config, number, there))
 }
 
 /// What is gone with the engine that opened it cannot arrive, and nothing of it is anywhere to leave.
@@ -638,6 +679,7 @@ fn offer(config: &config::Ssd, migration: [u8; 16], size_bytes: u64) -> anyhow::
         migration: u128::from_be_bytes(migration),
         dry_run: false,
         guest: None,
+        along: None,
         name: config.name.clone(),
         from: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         device: device(config, size_bytes)?,

@@ -285,7 +285,7 @@ impl Sending {
             SourceEffect::Send(message) => {
                 // The guest does not stand still for as long as a network may be silent.
                 self.line.set_patience(if course.frozen.is_some() { STUN_MAX } else { SILENCE });
-                let heard = self.line.say(message);
+                let heard = self.line.say(message, self.house.limits_of(self.number));
                 course.told |= course.step == Some(SourceStep::TakenBack);
                 self.hear(course, heard)
             }

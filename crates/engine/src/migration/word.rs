@@ -9,6 +9,7 @@
 //! ```
 //! A connection that breaks is replaced, with the same offer, and what was not answered is said again. `docs/formats/migration-control.md` has the fields.
 
+use api::config::Limits;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
 use transfer::commit::{Message, Pledge, ToDestination, ToSource};
@@ -37,6 +38,32 @@ pub(super) struct Offer {
     /// The guest that goes with it.
     #[serde(default)]
     pub(super) guest: Option<Guest>,
+    /// What goes along, and how the ssd is at the source. `None`: of an older release, or said already before the source's engine was restarted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) along: Option<Along>,
+}
+
+/// How an ssd is at the source, beside what its guest knows it by. Who says this is answered by [`FromDestination::Expected`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Along {
+    /// By which it is held.
+    pub(super) limits: Limits,
+    /// Its data is encrypted at rest.
+    pub(super) encrypted: bool,
+    /// It may lie in the clear at the destination all the same: an operator says so.
+    #[serde(default)]
+    pub(super) allow_unencrypted: bool,
+}
+
+/// How it will be at the destination.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct There {
+    /// By which it will be held.
+    pub(super) limits: Limits,
+    /// These are of the configuration there, whatever comes along.
+    pub(super) own_limits: bool,
+    /// Its data will be encrypted at rest.
+    pub(super) encrypted: bool,
 }
 
 /// A virtual machine that moves with its ssds.
@@ -106,6 +133,9 @@ pub(super) enum FromSource {
     Step {
         epoch: u64,
         word: SourceWord,
+        /// By which the ssd is held at the source by now. `None`: of an older release.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        limits: Option<Limits>,
     },
     /// Nothing new: how is it there?
     Ping,
@@ -116,6 +146,8 @@ pub(super) enum FromSource {
 #[serde(rename_all = "kebab-case")]
 pub(super) enum FromDestination {
     Welcome,
+    /// The same, to an offer that says what goes along.
+    Expected(There),
     No {
         why: String,
     },
@@ -150,7 +182,7 @@ pub(super) enum DestinationWord {
 }
 
 impl FromSource {
-    pub(super) fn step(message: Message<ToDestination>) -> Self {
+    pub(super) fn step(message: Message<ToDestination>, limits: Option<Limits>) -> Self {
         let word = match message.word {
             ToDestination::Open { round } => SourceWord::Open { round },
             ToDestination::Seal { round } => SourceWord::Seal { round },
@@ -159,7 +191,7 @@ impl FromSource {
             ToDestination::Closed => SourceWord::Closed,
             ToDestination::Fenced { epoch } => SourceWord::Fenced { epoch },
         };
-        Self::Step { epoch: message.pledge.epoch, word }
+        Self::Step { epoch: message.pledge.epoch, word, limits }
     }
 }
 
@@ -249,8 +281,9 @@ mod tests {
             ToDestination::Fenced { epoch: 11 },
         ] {
             let mut wire = Vec::new();
-            send(&mut wire, &FromSource::step(Message { pledge, word })).unwrap();
-            let FromSource::Step { epoch, word: back } = receive(&mut &wire[..]).unwrap() else {
+            send(&mut wire, &FromSource::step(Message { pledge, word }, None)).unwrap();
+            let FromSource::Step { epoch, word: back, limits: None } = receive(&mut &wire[..]).unwrap()
+            else {
                 panic!("no step")
             };
             assert_eq!(to_destination(7, epoch, back), Message { pledge, word });
@@ -270,6 +303,76 @@ mod tests {
         let error = receive::<FromSource>(&mut &[255, 255, 255, 255, 0][..]).unwrap_err();
         assert!(error.to_string().contains("at most"), "{error}");
         assert!(receive::<FromSource>(&mut &[2, 0, 0, 0, b'{', b'}'][..]).is_err());
+    }
+
+    /// The words as the release before this one had them, and what it said.
+    mod before {
+        use super::super::{Device, Guest, SourceWord};
+        use serde::{Deserialize, Serialize};
+
+        #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+        pub(super) struct Offer {
+            pub(super) version: u32,
+            pub(super) migration: u128,
+            #[serde(default)]
+            pub(super) dry_run: bool,
+            pub(super) name: String,
+            pub(super) from: String,
+            pub(super) device: Device,
+            #[serde(default)]
+            pub(super) guest: Option<Guest>,
+        }
+
+        #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        pub(super) enum FromSource {
+            Offer(Box<Offer>),
+            Step { epoch: u64, word: SourceWord },
+            Ping,
+        }
+
+        pub(super) const OFFER: &str = r#"{"offer":{"version":1,"migration":5,"dry_run":false,"name":"db-1","from":"a","device":{"size_bytes":1048576,"door":"vfio-user","profile":"godwit-1","serial":"S","nqn":"n","uuid":"u","lba_bytes":512},"guest":null}}"#;
+        pub(super) const GRANT: &str = r#"{"step":{"epoch":9,"word":{"grant":{"round":3}}}}"#;
+        pub(super) const WELCOME: &str = r#""welcome""#;
+    }
+
+    fn framed(text: &str) -> Vec<u8> {
+        [&u32::try_from(text.len()).unwrap().to_le_bytes()[..], text.as_bytes()].concat()
+    }
+
+    #[test]
+    fn words_of_the_release_before_are_understood_and_say_nothing_of_what_goes_along() {
+        let FromSource::Offer(offer) = receive(&mut &framed(before::OFFER)[..]).unwrap() else {
+            panic!("no offer")
+        };
+        assert_eq!((offer.along.as_ref(), offer.name.as_str()), (None, "db-1"));
+        let step = receive::<FromSource>(&mut &framed(before::GRANT)[..]).unwrap();
+        assert_eq!(step, FromSource::Step { epoch: 9, word: SourceWord::Grant { round: 3 }, limits: None });
+        // And is answered as it was: what an offer did not ask for is not said.
+        let mut wire = Vec::new();
+        send(&mut wire, &FromDestination::Welcome).unwrap();
+        assert_eq!(wire, framed(before::WELCOME));
+        assert!(matches!(receive(&mut &wire[..]), Ok(FromDestination::Welcome)));
+    }
+
+    #[test]
+    fn the_release_before_skips_what_goes_along() {
+        let FromSource::Offer(mut offer) = receive(&mut &framed(before::OFFER)[..]).unwrap() else {
+            panic!("no offer")
+        };
+        let limits = Limits { weight: 7, ..Limits::default() };
+        offer.along = Some(Along { limits, encrypted: true, allow_unencrypted: false });
+        let mut wire = Vec::new();
+        send(&mut wire, &FromSource::Offer(offer.clone())).unwrap();
+        assert_eq!(receive::<FromSource>(&mut &wire[..]).unwrap(), FromSource::Offer(offer));
+        let then = serde_json::from_str::<before::FromSource>(before::OFFER).unwrap();
+        assert_eq!(receive::<before::FromSource>(&mut &wire[..]).unwrap(), then);
+        let step = FromSource::Step { epoch: 9, word: SourceWord::Grant { round: 3 }, limits: Some(limits) };
+        wire.clear();
+        send(&mut wire, &step).unwrap();
+        assert_eq!(receive::<FromSource>(&mut &wire[..]).unwrap(), step);
+        let then = serde_json::from_str::<before::FromSource>(before::GRANT).unwrap();
+        assert_eq!(receive::<before::FromSource>(&mut &wire[..]).unwrap(), then);
     }
 
     #[test]

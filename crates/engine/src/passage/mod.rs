@@ -63,7 +63,7 @@ pub(crate) struct Passage {
 /// Whether an ssd may be opened.
 pub(crate) enum Standing {
     /// Its owner is here; `None`: it was never moved.
-    Here(Option<MigrationV1>),
+    Here(Option<Box<MigrationV1>>),
     /// It may not.
     Away(Away),
 }
@@ -106,7 +106,7 @@ impl Passage {
             Ok(Some(record)) if record.owned_here().is_none() => {
                 Standing::Away(Away::by(&record, &place(), is_file))
             }
-            Ok(record) => Standing::Here(record),
+            Ok(record) => Standing::Here(record.map(Box::new)),
             Err(error) => Standing::Away(Away::doubtful(&error, &place(), is_file)),
         }
     }

@@ -26,6 +26,7 @@ fn record(source: Option<SourceStepV1>, destination: Option<DestinationStepV1>) 
         closed: None,
         wiped: None,
         hypervisor: None,
+        limits: None,
     }
 }
 
@@ -79,7 +80,7 @@ fn an_ssd_is_opened_at_the_steps_whose_owner_is_here_and_at_no_other() {
         // Once there is a record, the configuration's word means nothing.
         for more in ["", "incoming = true\n"] {
             match (standing(folder.path(), more), word) {
-                (Standing::Here(Some(found)), None) => assert_eq!(found, record),
+                (Standing::Here(Some(found)), None) => assert_eq!(*found, record),
                 (Standing::Away(away), Some(word)) => {
                     assert_eq!((away.word, away.holds), (word, holds), "{record:?}");
                     assert!(away.why.contains("\"host-b\""), "{}", away.why);
@@ -177,7 +178,7 @@ fn in_a_pool_the_journal_is_kept_with_the_volume_and_the_pool_itself_obeys_it() 
         drop(landing);
         store.replace(&record.to_bytes().unwrap()[1..]).unwrap_err();
         match (passage.standing(), word) {
-            (Standing::Here(Some(found)), None) => assert_eq!(found, record),
+            (Standing::Here(Some(found)), None) => assert_eq!(*found, record),
             (Standing::Away(away), Some(word)) => assert_eq!(away.word, word),
             _ => panic!("{record:?}"),
         }
@@ -240,7 +241,8 @@ fn an_ssd_that_has_come_is_served_when_its_journal_says_so_and_not_before() {
     let away = house.away(ssd).unwrap().unwrap();
     assert_eq!(std::fs::metadata(folder.path().join("a.img")).unwrap().len(), 16 << 20, "its place is made");
     house.stay_away(3, super::Absent::new(ssd), &away);
-    let word = |step: Option<DestinationStepV1>| {
+    // The last word that is said, whenever those before it are heard.
+    let comes_to = |step: Option<DestinationStepV1>, word: Option<&str>| {
         if let Some(step) = step {
             let file = File::new(&folder.path().join("a.state.migration"));
             file.replace(&record(None, Some(step)).to_bytes().unwrap()).unwrap();
@@ -251,19 +253,15 @@ fn an_ssd_that_has_come_is_served_when_its_journal_says_so_and_not_before() {
             ToKeeper::Standing { ssd: 3, standing } => Some(standing.map(|standing| standing.word)),
             _ => None,
         };
-        while Instant::now() < until {
-            let heard = told.try_iter().filter_map(standing);
-            if let Some(last) = heard.last() {
-                return last;
-            }
+        while told.try_iter().filter_map(standing).last().is_none_or(|last| last.as_deref() != word) {
+            assert!(Instant::now() < until, "{word:?} is not said");
             std::thread::sleep(Duration::from_millis(1));
         }
-        panic!("nothing is said")
     };
-    assert_eq!(word(None).as_deref(), Some("incoming"));
-    assert_eq!(word(Some(DestinationStepV1::Ready)).as_deref(), Some("ready"));
+    comes_to(None, Some("incoming"));
+    comes_to(Some(DestinationStepV1::Ready), Some("ready"));
     assert!(house.slots.lock().unwrap().open.is_empty());
-    assert_eq!(word(Some(DestinationStepV1::Owned)), None);
+    comes_to(Some(DestinationStepV1::Owned), None);
     let served = house.slots.lock().unwrap().open.remove(&3).unwrap();
     house.arrive(3).unwrap_err();
     served.stop();

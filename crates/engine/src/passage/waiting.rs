@@ -114,6 +114,7 @@ impl House {
         let ssd = self.awaited(number).context("its device does not wait any more")?;
         let drive = when_free(|| Drive::open(config, None, Purpose::Serve, self.pools()?))?;
         ssd.drive.come(drive)?;
+        self.hold_to_what_came(number, config)?;
         // Before its I/O begins, for an engine that comes after this one.
         self.give(number, &ssd, true, false)?;
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);

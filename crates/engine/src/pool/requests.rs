@@ -137,7 +137,10 @@ impl Worker {
 
     fn status(&self) -> PoolStatus {
         let info = self.steward.pool().info();
+        let volumes = self.steward.pool().volumes();
+        let name_of = |id: VolumeId| volumes.iter().find(|volume| volume.id == id).map(|it| it.name.clone());
         let volume = |volume: volume::VolumeInfo| VolumeStatus {
+            parent: volume.parent.and_then(&name_of),
             served: self.steward.gate(volume.id).is_some(),
             name: volume.name,
             size_bytes: volume.size_bytes,
@@ -160,7 +163,7 @@ impl Worker {
             wiping: info.wiping,
             quarantined: info.quarantined,
             waiting: self.steward.waiting() as u64,
-            volumes: self.steward.pool().volumes().into_iter().map(volume).collect(),
+            volumes: volumes.iter().cloned().map(volume).collect(),
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::interrupts::Eventfd;
 use crate::keeper::Keeper;
 use crate::message::{Message, SsdId};
 use crate::meter;
+use crate::migration::limits_that_came;
 use crate::pool::Pools;
 use crate::serve::{Kept, backend_config};
 use crate::session::{map_errno, mapping_errno};
@@ -69,7 +70,7 @@ pub(crate) fn open_ssd(
         state: None,
         page,
         keeper,
-        terms: Terms::new(config),
+        terms: Terms::new(config, limits_that_came(config, pools)),
         watch: Watch::default(),
         management: OnceLock::new(),
         written: crate::written::Written::default(),

@@ -175,7 +175,7 @@ fn what_waits_at_a_gate_that_closes_is_not_answered_whenever_its_ring_is_stopped
     for stopped_before_it_closes in [false, true] {
         let ssd = faulty(Plan::default());
         with_disk_of(&ssd, |socket, crew| {
-            set_limits(&ssd, &limits, Now(0), crew);
+            set_limits(&ssd, Some(limits), Now(0), crew);
             let mut driver = Driver::connect(socket, Options::default()).unwrap();
             // The first may go, and the next are taken from the ring, and wait.
             let mut place = |at: u64| place(&mut driver, request::OUT, at * 8, vec![7; 4096], false).0;

@@ -11,16 +11,17 @@ use state::migration::{DestinationStepV1, DestinationV1, MigrationV1, SourceStep
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use transfer::tls::{Files, Identity};
 
 /// Two hosts of one authority.
-struct Hosts {
-    _folder: tempfile::TempDir,
-    sections: [String; 2],
-    addresses: [String; 2],
+pub(crate) struct Hosts {
+    folder: tempfile::TempDir,
+    pub(crate) sections: [String; 2],
+    pub(crate) addresses: [String; 2],
 }
 
 impl Hosts {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -31,7 +32,14 @@ impl Hosts {
         let ports = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
         let addresses = ports.each_ref().map(|port| port.local_addr().unwrap().to_string());
         let sections = [0, 1].map(|host| section(folder.path(), host, &authority, &addresses[host]));
-        Self { _folder: folder, sections, addresses }
+        Self { folder, sections, addresses }
+    }
+
+    /// What a host shows others.
+    pub(crate) fn identity(&self, host: usize) -> Identity {
+        let path = |what: &str| self.folder.path().join(what);
+        let (certificate, key) = (path(&format!("host-{host}.pem")), path(&format!("host-{host}.key")));
+        Identity::read(&Files { certificate, key, authority: path("ca.pem") }).unwrap()
     }
 }
 
@@ -49,7 +57,7 @@ fn section(folder: &Path, host: usize, authority: &Issuer<'static, KeyPair>, add
     )
 }
 
-const FILE: &str = "{ type = \"uring\", path = \"DIR/disk.img\", direct = false }";
+pub(crate) const FILE: &str = "{ type = \"uring\", path = \"DIR/disk.img\", direct = false }";
 const THIN: &str = "{ type = \"pool\", pool = \"p\", thin = true }";
 const FULL: &str = "{ type = \"pool\", pool = \"p\" }";
 
@@ -61,7 +69,7 @@ fn two_houses(hosts: &Hosts, here: &str, there: &str) -> [House; 2] {
 }
 
 /// Until the other host listens.
-fn migrate_soon(house: &House, to: &str, terms: MigrationTerms) {
+pub(crate) fn migrate_soon(house: &House, to: &str, terms: MigrationTerms) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while let Err(why) = migrate(house, to, terms) {
         assert!(why.contains("cannot speak") && Instant::now() < deadline, "{why}");
@@ -69,7 +77,7 @@ fn migrate_soon(house: &House, to: &str, terms: MigrationTerms) {
     }
 }
 
-fn migrate(house: &House, to: &str, terms: MigrationTerms) -> Result<String, String> {
+pub(crate) fn migrate(house: &House, to: &str, terms: MigrationTerms) -> Result<String, String> {
     let request = EngineRequest::Migrate { ssd: "vm".to_owned(), to: to.to_owned(), terms, dry_run: false };
     // An engine says that it serves before it speaks of migrations.
     let deadline = Instant::now() + Duration::from_secs(20);
@@ -84,7 +92,7 @@ fn migrate(house: &House, to: &str, terms: MigrationTerms) -> Result<String, Str
     }
 }
 
-fn terms() -> MigrationTerms {
+pub(crate) fn terms() -> MigrationTerms {
     // A debug build on a busy machine.
     MigrationTerms { max_stun_us: 2_000_000, ..MigrationTerms::default() }
 }
@@ -97,12 +105,12 @@ fn migrations(house: &House) -> Vec<MigrationStatus> {
     }
 }
 
-fn status(house: &House) -> MigrationStatus {
+pub(crate) fn status(house: &House) -> MigrationStatus {
     migrations(house).into_iter().find(|migration| migration.ssd == "vm").unwrap_or_default()
 }
 
 /// Until the migration is over at this house; `meanwhile` is done again and again.
-fn until_over(house: &House, mut meanwhile: impl FnMut()) -> MigrationStatus {
+pub(crate) fn until_over(house: &House, mut meanwhile: impl FnMut()) -> MigrationStatus {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let status = status(house);
@@ -116,7 +124,7 @@ fn until_over(house: &House, mut meanwhile: impl FnMut()) -> MigrationStatus {
 }
 
 /// Until the house says that the ssd is so.
-fn until_it_is(house: &House, state: &str) {
+pub(crate) fn until_it_is(house: &House, state: &str) {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         let status = house.status();
@@ -372,7 +380,7 @@ fn a_guests_io_is_looked_at_before_during_and_after_it_moves() {
     b.stop();
 }
 
-fn steer(house: &House, steer: Steer) {
+pub(crate) fn steer(house: &House, steer: Steer) {
     house.ask(&Request::Engine(EngineRequest::Steer { ssd: "vm".to_owned(), steer }));
 }
 
@@ -465,6 +473,7 @@ fn granted(peer: &str) -> MigrationV1 {
         closed: None,
         wiped: None,
         hypervisor: None,
+        limits: None,
     }
 }
 

@@ -93,6 +93,17 @@ impl House {
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let more = more.replace("DIR", &directory.path().display().to_string());
         let text = config_text(directory.path(), ssds, reactors) + &more;
+        Self::start_in(directory, text, reactors)
+    }
+
+    /// The daemon ends, and another is started with that configuration and what lies there.
+    pub(crate) fn restart(mut self, text: String) -> Self {
+        self.end();
+        let directory = std::mem::replace(&mut self.directory, tempfile::tempdir().unwrap());
+        Self::start_in(directory, text, self.reactors)
+    }
+
+    fn start_in(directory: TempDir, text: String, reactors: usize) -> Self {
         let (stopped, stop) = rustix::pipe::pipe().unwrap();
         let stats = directory.path().join("stats");
         let pid_file = directory.path().join("pid").display().to_string();
@@ -212,6 +223,10 @@ impl House {
 
     /// An engine that was killed is replaced first: with a dead one the keeper cannot make anything durable, and says so.
     pub(crate) fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
         let killed = self.killed.lock().unwrap().take();
         let deadline = Instant::now() + Duration::from_secs(20);
         while killed.is_some() && killed == self.pid() {

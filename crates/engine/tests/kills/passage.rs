@@ -24,6 +24,7 @@ fn at_source(step: SourceStepV1) -> MigrationV1 {
         closed: None,
         wiped: None,
         hypervisor: None,
+        limits: None,
     }
 }
 

@@ -130,6 +130,7 @@ impl Standing {
             closed,
             wiped,
             hypervisor: None,
+            limits: None,
         };
         Self { passage: record.to_bytes().ok(), at, epoch }
     }

@@ -684,6 +684,7 @@ fn read_back(record: Record) -> Record {
         closed: true,
         wiped: true,
         hypervisor: Some("/run/q".to_owned()),
+        limits: None,
     };
     let bytes = record.to_bytes(&parties).expect("every record that is reached can be saved");
     let (read, record) = Record::from_bytes(&bytes).expect("and read");

@@ -1,7 +1,7 @@
 //! The records of both machines as they are saved: to bytes, and back with every doubt told.
 
 use state::migration::{
-    DestinationStepV1, DestinationV1, MigrationError, MigrationV1, SourceStepV1, SourceV1,
+    DestinationStepV1, DestinationV1, LimitsV1, MigrationError, MigrationV1, SourceStepV1, SourceV1,
 };
 
 use super::{DestinationRecord, DestinationStep, Pledge, SourceRecord, SourceStep};
@@ -21,6 +21,8 @@ pub struct Parties {
     pub wiped: bool,
     /// The QMP socket here of the hypervisor whose guest moves with the ssd.
     pub hypervisor: Option<String>,
+    /// The limits that the ssd came here with, or comes with.
+    pub limits: Option<LimitsV1>,
 }
 
 /// What a journal says: which side it is of, and how far that is.
@@ -47,7 +49,7 @@ impl Record {
             }
         };
         let Pledge { migration, epoch } = pledge;
-        let Parties { ssd, peer, keep, closed, wiped, hypervisor } = parties.clone();
+        let Parties { ssd, peer, keep, closed, wiped, hypervisor, limits } = parties.clone();
         let [keep, closed, wiped] = [keep, closed, wiped].map(|it| it.then_some(true));
         MigrationV1 {
             ssd,
@@ -61,6 +63,7 @@ impl Record {
             closed,
             wiped,
             hypervisor,
+            limits,
         }
         .to_bytes()
     }
@@ -90,6 +93,7 @@ impl Record {
             closed,
             wiped,
             hypervisor,
+            limits,
         } = saved;
         let pledge = Pledge { migration, epoch };
         let record = match (source, destination) {
@@ -104,7 +108,7 @@ impl Record {
             _ => return Err(MigrationError::Contradiction("it is not of exactly one side")),
         };
         let [keep, closed, wiped] = [keep, closed, wiped].map(Option::unwrap_or_default);
-        Ok((Parties { ssd, peer, keep, closed, wiped, hypervisor }, record))
+        Ok((Parties { ssd, peer, keep, closed, wiped, hypervisor, limits }, record))
     }
 }
 

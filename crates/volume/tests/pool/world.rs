@@ -541,6 +541,7 @@ pub(crate) fn record(step: u32, now: u64, ahead: u64) -> (MigrationV1, Option<u6
             closed,
             wiped,
             hypervisor: None,
+            limits: None,
         },
         by,
     )

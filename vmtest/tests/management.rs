@@ -76,6 +76,16 @@ fn nvme_cli_suspends_saves_and_resumes_a_controller_under_load() -> Result<()> {
              od -An -tu1 -j2 -N1 /tmp/four; cmp -n 104 /tmp/three /tmp/four || true; wc -c </tmp/four; \
              nvme lm migration-send $m --sel=1 --cntlid=1")?;
         ensure!(lm.contains("4092"), "{lm}");
+        // 704 MiB of this guest's own memory from 16 MiB on, by 4 KiB: what a read stores is in there, and said once.
+        let told = run(
+            "printf '\\0\\0\\0\\0\\1\\0\\0\\0\\0\\0\\0\\1\\0\\0\\0\\0\\0\\300\\2\\0' >/tmp/ranges; \
+             nvme admin-passthru $m --opcode=0x3d --cdw10=$((1<<16|1)) --cdw11=1 -l 20 -w -i /tmp/ranges >/dev/null 2>&1; \
+             dd if=$d of=/dev/null bs=64k count=64 iflag=direct 2>/dev/null; send 0 $((1<<16|1)) >/dev/null; \
+             for report in 1 2; do nvme admin-passthru $m --opcode=0x3e --cdw11=1 --cdw12=16383 -l 65536 -r -b 2>/dev/null >/tmp/told; \
+             od -An -tu1 -N2 /tmp/told; od -An -tu4 -j4 -N4 /tmp/told; done; send 1 1 >/dev/null",
+        )?;
+        let told: Vec<u32> = told.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+        ensure!(told.len() == 6 && told[..2] == [0, 2] && told[2] > 0 && told[3..] == [0, 2, 0], "{told:?}");
         // Twice is too often, and says so.
         let refused = bed.vm().run(&format!("{WORDS}set +e; send 1 1"))?;
         ensure!(

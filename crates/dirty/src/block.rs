@@ -1,14 +1,14 @@
-//! A block: 4096 pages, and the word that says which of them are marked.
+//! A block: 4096 pages, and the words that name those of them that are marked.
 //!
 //! ```text
-//!  63   60 59                                                  0
-//! +-------+----------+----------+----------+---------+----------+
-//! | count | page 4   | page 3   | page 2   | page 1  | page 0   |   count 0 to 5: those pages, in the order they were marked
-//! +-------+----------+----------+----------+---------+----------+
-//! |  14   |                        0                            |   many, none of them since the last harvest
-//! |  15   |                        0                            |   many
-//! +-------+-----------------------------------------------------+
+//!  63    62  60 59                                                  0
+//! +-------+-----+----------+----------+----------+---------+----------+
+//! | below |  5  | page 4   | page 3   | page 2   | page 1  | page 0   |   head of a block: up to five pages by 12 bits
+//! +-------+-----+---------++--------+-+------+---+----+----+---+------+
+//! | below |  6  |  (zero) | page 5  | page 4 | page 3 | page 2 | ...  |   part of a block, 512 pages: up to six by 9 bits
+//! +-------+-----+---------+---------+--------+--------+--------+------+
 //! ```
+//! "Below": there may be more, in the parts below a head, in the bits below a part. Names stand in the order they were marked.
 
 use crate::map::ones;
 
@@ -16,81 +16,98 @@ use crate::map::ones;
 pub const BLOCK_PAGES: u64 = 4096;
 /// Words of a block's bits.
 pub(crate) const BLOCK_WORDS: usize = 64;
-/// Pages that a head can name.
-pub(crate) const FEW_MAX: u32 = 5;
-
-const PAGE_BITS: u32 = 12;
-const PAGE_MASK: u64 = BLOCK_PAGES - 1;
-const COUNT_SHIFT: u32 = 60;
-const NAMES_MASK: u64 = (1 << COUNT_SHIFT) - 1;
-/// The lowest bit of each name.
-const ONES: u64 = 0x001_001_001_001_001;
-/// The highest.
-const TOPS: u64 = ONES << (PAGE_BITS - 1);
+/// Parts of a block.
+pub(crate) const BLOCK_PARTS: usize = 8;
+/// Pages of a part.
+pub(crate) const PART_PAGES: u32 = 512;
+/// Words of a part's bits: a cache line.
+pub(crate) const PART_WORDS: usize = BLOCK_WORDS / BLOCK_PARTS;
 
 /// The word of a block.
+pub(crate) type Head = Names<12>;
+/// The word of a part.
+pub(crate) type Part = Names<9>;
+
+const COUNT_SHIFT: u32 = 60;
+const COUNT_MASK: u64 = 7;
+const NAMES_MASK: u64 = (1 << COUNT_SHIFT) - 1;
+
+/// A word of names, of so many bits each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Head(pub(crate) u64);
+pub(crate) struct Names<const WIDTH: u32>(pub(crate) u64);
 
-impl Head {
+impl<const WIDTH: u32> Names<WIDTH> {
     pub(crate) const NONE: Self = Self(0);
-    /// Many pages, all of which were harvested.
-    pub(crate) const MANY: Self = Self(14 << COUNT_SHIFT);
-    /// Many pages.
-    pub(crate) const MANY_NEW: Self = Self(15 << COUNT_SHIFT);
+    pub(crate) const BELOW: Self = Self(1 << 63);
+    /// Pages it can name.
+    pub(crate) const MAX: u32 = COUNT_SHIFT / WIDTH;
 
-    /// The pages it names; `None`: many.
+    const PAGE_MASK: u64 = (1 << WIDTH) - 1;
+    /// The lowest bit of each name.
+    const ONES: u64 = ((1 << (Self::MAX * WIDTH)) - 1) / Self::PAGE_MASK;
+    /// The highest.
+    const TOPS: u64 = Self::ONES << (WIDTH - 1);
+
     #[inline]
-    pub(crate) fn few(self) -> Option<u32> {
-        let count = self.0 >> COUNT_SHIFT;
-        (count <= u64::from(FEW_MAX)).then_some(count as u32)
+    pub(crate) fn of(word: u64) -> Self {
+        Self(word)
+    }
+
+    /// The bits of so many names.
+    const NAMED: [u64; 8] = {
+        let (mut named, mut count) = ([0; 8], 0);
+        while count < 8 {
+            let names = if count < Self::MAX { count } else { Self::MAX };
+            named[count as usize] = (1 << (names * WIDTH)) - 1;
+            count += 1;
+        }
+        named
+    };
+
+    /// Pages it names.
+    #[inline]
+    pub(crate) fn count(self) -> u32 {
+        (self.0 >> COUNT_SHIFT & COUNT_MASK) as u32
     }
 
     #[inline]
-    pub(crate) fn is_many(self) -> bool {
-        self.0 >= Self::MANY.0
+    pub(crate) fn is_below(self) -> bool {
+        self.0 >= Self::BELOW.0
     }
 
     /// Whether it names this page. All names are compared at once: a name that is equal leaves zero, and subtracting one from zero borrows.
     #[inline]
     pub(crate) fn names(self, page: u32) -> bool {
-        let Some(count) = self.few() else { return false };
-        let differs = (self.0 & NAMES_MASK) ^ (u64::from(page) * ONES);
-        let named = (1 << (count * PAGE_BITS)) - 1;
-        differs.wrapping_sub(ONES) & !differs & TOPS & named != 0
-    }
-
-    /// Whether no two of its names are the same: each is compared with those one to four places on, all at once.
-    #[inline]
-    pub(crate) fn is_distinct(self) -> bool {
-        let count = self.few().unwrap_or(0);
-        let mut equal = 0;
-        for apart in 1..FEW_MAX {
-            let differs = self.packed() ^ (self.packed() >> (apart * PAGE_BITS));
-            let named = (1 << (count.saturating_sub(apart) * PAGE_BITS)) - 1;
-            equal |= differs.wrapping_sub(ONES) & !differs & TOPS & named;
-        }
-        equal == 0
+        let differs = (self.0 & NAMES_MASK) ^ (u64::from(page) * Self::ONES);
+        let named = Self::NAMED[self.count() as usize & 7];
+        differs.wrapping_sub(Self::ONES) & !differs & Self::TOPS & named != 0
     }
 
     /// With these pages named too; `None`: it has no room for all.
     #[inline]
     pub(crate) fn with(self, first: u32, pages: u32) -> Option<Self> {
-        let mut head = self;
+        if pages > Self::MAX {
+            return None;
+        }
+        let mut word = self;
         for page in first..first.saturating_add(pages) {
-            if head.names(page) {
+            if word.names(page) {
                 continue;
             }
-            let count = head.few().filter(|count| *count < FEW_MAX)?;
-            head.0 = (head.0 | u64::from(page) << (count * PAGE_BITS)) + (1 << COUNT_SHIFT);
+            let count = word.count();
+            if count == Self::MAX {
+                return None;
+            }
+            word.0 = (word.0 | u64::from(page) << (count * WIDTH)) + (1 << COUNT_SHIFT);
         }
-        Some(head)
+        Some(word)
     }
 
-    /// The page with this place among those it names.
+    /// The pages it names.
     #[inline]
-    pub(crate) fn page(self, at: u32) -> u32 {
-        ((self.0 >> (at * PAGE_BITS)) & PAGE_MASK) as u32
+    #[expect(clippy::cast_possible_truncation, reason = "a name is short")]
+    pub(crate) fn pages(self) -> impl Iterator<Item = u32> {
+        (0..self.count()).map(move |at| (self.0 >> (at * WIDTH) & Self::PAGE_MASK) as u32)
     }
 
     /// Only the names, as they are written.
@@ -99,10 +116,30 @@ impl Head {
         self.0 & NAMES_MASK
     }
 
-    /// From names as they were written.
+    /// How many bits those are.
     #[inline]
-    pub(crate) fn unpacked(count: u32, names: u64) -> Self {
-        Self(u64::from(count) << COUNT_SHIFT | names & ((1 << (count * PAGE_BITS)) - 1))
+    pub(crate) fn packed_bits(self) -> u32 {
+        self.count() * WIDTH
+    }
+
+    /// All but the names, in four bits: how many there are, and 8 if there are marks below.
+    #[inline]
+    pub(crate) fn nibble(self) -> u8 {
+        (self.0 >> COUNT_SHIFT) as u8
+    }
+
+    /// From a nibble and names as they were written, and whatever follows them. A nibble that counts more names than there is room for gives
+    /// one that [`Names::is_sound`] refuses.
+    #[inline]
+    pub(crate) fn unpacked(nibble: u8, names: u64) -> Self {
+        let named = Self::NAMED[usize::from(nibble & 7)];
+        Self(u64::from(nibble) << COUNT_SHIFT | names & named)
+    }
+
+    /// Whether its count can be.
+    #[inline]
+    pub(crate) fn is_sound(self) -> bool {
+        self.count() <= Self::MAX
     }
 }
 
@@ -110,19 +147,25 @@ impl Head {
 #[derive(Clone, Copy, Debug)]
 pub enum Marks<'a> {
     /// One to five pages.
-    Few(Pages),
+    Few(Few),
     /// A bit for each page, the lowest first. Some are set.
     Many(&'a [u64; BLOCK_WORDS]),
 }
 
 /// A few pages of a block.
 #[derive(Clone, Copy, Debug)]
-pub struct Pages(pub(crate) Head);
+pub struct Few(pub(crate) Head);
 
-impl Pages {
-    /// In the order they were marked, each once, from the block's first page on.
-    pub fn iter(self) -> impl Iterator<Item = u32> {
-        (0..self.0.few().unwrap_or(0)).map(move |at| self.0.page(at))
+/// A block's bits.
+pub(crate) type Bits = [u64; BLOCK_WORDS];
+
+/// Adds pages to a block's bits, of which the first is `base`.
+#[inline]
+pub(crate) fn spread(pages: impl Iterator<Item = u32>, base: u32, bits: &mut Bits) {
+    for page in pages.map(|page| base + page) {
+        if let Some(word) = bits.get_mut((page / 64) as usize) {
+            *word |= 1 << (page % 64);
+        }
     }
 }
 
@@ -131,7 +174,10 @@ impl Marks<'_> {
     #[must_use]
     pub fn count(&self) -> u32 {
         match self {
-            Self::Few(pages) => pages.0.few().unwrap_or(0),
+            // A page that came from another host may be named twice.
+            Self::Few(Few(head)) => {
+                head.pages().fold(Head::NONE, |head, page| head.with(page, 1).unwrap_or(head)).count()
+            }
             Self::Many(words) => words.iter().map(|word| word.count_ones()).sum(),
         }
     }
@@ -141,10 +187,8 @@ impl Marks<'_> {
         let mut bits = [0; BLOCK_WORDS];
         let words = match self {
             Self::Many(words) => *words,
-            Self::Few(pages) => {
-                for page in pages.iter() {
-                    bits[(page / 64) as usize] |= 1 << (page % 64);
-                }
+            Self::Few(Few(head)) => {
+                spread(head.pages(), 0, &mut bits);
                 &bits
             }
         };
@@ -180,36 +224,43 @@ impl Marks<'_> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_head_names_five_pages_each_once_and_no_others() {
-        for pages in [[0, 1, 2, 3, 4], [4095, 0, 2048, 17, 4094], [7, 4095, 5, 3, 0]] {
-            let mut head = Head::NONE;
-            for (at, &page) in (0..).zip(&pages) {
-                assert!(!head.names(page), "{page}");
-                head = head.with(page, 1).expect("room");
-                assert_eq!(head.with(page, 1), Some(head), "once");
-                assert_eq!((head.few(), head.page(at)), (Some(at + 1), page));
+    fn each_once<const WIDTH: u32>(sets: &[&[u32]]) {
+        for pages in sets {
+            let mut word = Names::<WIDTH>::NONE;
+            for (at, &page) in pages.iter().enumerate() {
+                assert!(!word.names(page), "{page}");
+                word = word.with(page, 1).expect("room");
+                assert_eq!(word.with(page, 1), Some(word), "once");
+                assert_eq!(word.pages().collect::<Vec<_>>(), pages[..=at]);
             }
-            for page in 0..4096 {
-                assert_eq!(head.names(page), pages.contains(&page), "{page} of {pages:?}");
-                assert_eq!(head.with(page, 1).is_some(), pages.contains(&page));
+            assert_eq!(word.count(), Names::<WIDTH>::MAX);
+            let below = Names::<WIDTH>(word.0 | Names::<WIDTH>::BELOW.0);
+            for page in 0..1 << WIDTH {
+                assert_eq!(word.names(page), pages.contains(&page), "{page} of {pages:?}");
+                assert_eq!(below.names(page), word.names(page));
+                assert_eq!(word.with(page, 1).is_some(), pages.contains(&page));
             }
-            assert_eq!(Head::unpacked(5, head.packed()), head);
+            assert_eq!(Names::unpacked(word.nibble(), u64::MAX << word.packed_bits() | word.packed()), word);
+            assert_eq!(Names::unpacked(below.nibble(), below.packed()), below);
+            assert!(below.is_below() && !word.is_below() && below.is_sound());
         }
-        assert!(!Head::MANY.names(0) && Head::MANY_NEW.is_many() && Head::MANY_NEW.with(0, 1).is_none());
+        assert!(!Names::<WIDTH>::unpacked(7, u64::MAX).is_sound());
+        assert_eq!(Names::<WIDTH>::NONE.with(0, Names::<WIDTH>::MAX + 1), None);
     }
 
     #[test]
-    fn two_names_that_are_the_same_are_seen_wherever_they_stand() {
-        for count in 0..=FEW_MAX {
-            let names: u64 = (0..count).map(|at| u64::from(at * 800 + 1) << (at * PAGE_BITS)).sum();
-            assert!(Head::unpacked(count, names).is_distinct(), "{count}");
-            for (one, other) in (0..count).flat_map(|one| (0..one).map(move |other| (one, other))) {
-                let name = (names >> (other * PAGE_BITS)) & PAGE_MASK;
-                let same = names & !(PAGE_MASK << (one * PAGE_BITS)) | name << (one * PAGE_BITS);
-                assert!(!Head::unpacked(count, same).is_distinct(), "{one} as {other} of {count}");
-            }
-        }
+    fn a_word_names_as_many_pages_as_it_has_room_for_each_once_and_no_others() {
+        each_once::<12>(&[&[0, 1, 2, 3, 4], &[4095, 0, 2048, 17, 4094], &[7, 4095, 5, 3, 0]]);
+        each_once::<9>(&[&[0, 1, 2, 3, 4, 5], &[511, 0, 256, 17, 510, 1], &[7, 511, 5, 3, 0, 4]]);
+    }
+
+    #[test]
+    fn a_page_that_is_named_twice_is_counted_once() {
+        let marks = Marks::Few(Few(Head::unpacked(3, 0x005_007_005)));
+        assert_eq!(marks.count(), 2);
+        let mut runs = Vec::new();
+        marks.runs(|first, len| runs.push((first, len)));
+        assert_eq!(runs, [(5, 1), (7, 1)]);
     }
 
     #[test]
@@ -221,7 +272,7 @@ mod tests {
         assert_eq!(runs, [(1, 2), (63, 66), (4095, 1)]);
         let few = Head::NONE.with(9, 1).and_then(|head| head.with(7, 2)).expect("room");
         runs.clear();
-        Marks::Few(Pages(few)).runs(|first, len| runs.push((first, len)));
+        Marks::Few(Few(few)).runs(|first, len| runs.push((first, len)));
         assert_eq!(runs, [(7, 3)]);
     }
 }

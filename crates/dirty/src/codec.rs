@@ -1,46 +1,52 @@
 //! The compact form of a map at rest, for the switch-over (`docs/formats/compact-map.md`).
 //!
 //! ```text
-//!  version (1), pages (varint), then of each block that has marks, in order, the shortest of:
-//!   0ggg pppp  pppppppp    skip ggg blocks; one page by name, highest bits first
-//!   10gg gccc  names       skip ggg blocks; ccc = 2 to 5 pages by name, 12 bits each
-//!   c0                     end
-//!   c1 n                   skip n blocks
-//!   c2 n                   n blocks, all pages
-//!   c3 n  names            n pages by name, rising, 12 bits each
-//!   c4 n  first, last ...  n runs, rising, 12 bits each
-//!   c5    bits             a bit for each page
+//!  version (2), pages (varint), then regions of 64 blocks, in order:
+//!   varint 4n      end (n is 0)
+//!   varint 4n + 1  skip n regions; of the next, in columns:
+//!                    which blocks have marks: one byte for which of eight bytes are not zero, those bytes
+//!                    of each such block four bits: how many names, and 8 if its parts follow; 0: another form follows
+//!                    the names, 12 bits each
+//!                    of each such block that says so, in order, what follows:
+//!                      parts  of eight parts four bits each: how many names; the names, 9 bits each
+//!                      c2     all pages
+//!                      c3 n   n pages by name, rising, 12 bits each
+//!                      c4 n   n runs, rising, first and last by 12 bits each
+//!                      c5     a bit for each page
+//!   varint 4n + 2  skip n regions; varint: so many regions with all their pages
 //! ```
+//! In columns, since what comes next cannot be guessed: each column is written and read without a branch for it.
 
-use crate::block::{BLOCK_PAGES, BLOCK_WORDS, FEW_MAX, Head, Marks, Pages};
-use crate::map::{Bits, Map, ones};
+use crate::block::{BLOCK_PAGES, BLOCK_PARTS, BLOCK_WORDS, Bits, Head, PART_PAGES, Part};
+use crate::map::{Map, Open, REGION_BLOCKS, Region, ones};
 
-const VERSION: u8 = 1;
-const END: u8 = 0xc0;
-const SKIP: u8 = 0xc1;
+const VERSION: u8 = 2;
+/// Kinds of what a region begins with: its lowest bits.
+const END: u64 = 0;
+const COLUMNS: u64 = 1;
+const ALL: u64 = 2;
+const KIND_BITS: u32 = 2;
+/// Other forms of a block.
 const FULL: u8 = 0xc2;
 const LIST: u8 = 0xc3;
 const RUNS: u8 = 0xc4;
 const BITS: u8 = 0xc5;
-const FEW: u8 = 0x80;
-/// Blocks skipped by an item of names at most.
-const GAP_MAX: usize = 7;
 /// Bits of a name.
 const NAME_BITS: u32 = 12;
 const NAME_MASK: u32 = (1 << NAME_BITS) - 1;
 /// Runs of a block at most: every second page.
 const RUNS_MAX: usize = BLOCK_WORDS * 32;
-/// Bytes of the longest item: a token and a block's bits.
-const ITEM_MAX: usize = 1 + 10 + BLOCK_WORDS * 8 + 8;
+/// Bytes of a region at most: its columns, and of each block its bits or what is shorter; and what is stored beyond the last.
+const REGION_MAX: usize = 64 + REGION_BLOCKS * (1 + 8 + 1 + BLOCK_WORDS * 8) + 64;
 
 /// What was received is not the compact form of a map of this size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Damage {
     /// It ends too early.
-    #[error("the compact map ends before its end mark")]
+    #[error("the compact map ends before its end")]
     Truncated,
     /// Something follows.
-    #[error("{0} bytes follow the end mark of the compact map")]
+    #[error("{0} bytes follow the end of the compact map")]
     Trailing(usize),
     /// Another version.
     #[error("the compact map has version {0}; this build reads version {VERSION}")]
@@ -65,19 +71,20 @@ pub enum Damage {
 #[must_use]
 pub fn encode(map: &Map) -> Vec<u8> {
     let mut encoder = Encoder {
-        out: vec![0; 4 * ITEM_MAX],
+        out: Vec::new(),
+        buffer: vec![0; REGION_MAX],
         at: 0,
         next: 0,
         full: 0,
-        pages: map.pages(),
-        runs: Some(Box::new([0; RUNS_MAX])),
+        map,
+        runs: vec![0; RUNS_MAX],
     };
     encoder.byte(VERSION);
     encoder.varint(map.pages());
-    map.look(|block, marks| encoder.block(block, marks));
+    map.announced().filter(|region| region.marked != 0).for_each(|region| encoder.region(&region));
     encoder.end_full();
-    encoder.byte(END);
-    encoder.out.truncate(encoder.at);
+    encoder.varint(END);
+    encoder.flush();
     encoder.out
 }
 
@@ -96,155 +103,187 @@ pub fn decode(bytes: &[u8], map: &mut Map) -> Result<(), Damage> {
     if found != expected {
         return Err(Damage::Size { found, expected });
     }
-    let mut block = 0;
+    let mut region = 0;
     loop {
-        let token = input.byte()?;
-        match token {
-            0..END => {
-                let (count, gap, names) = input.few(token)?;
-                block += gap;
-                map.put(place(block, map)?, few(token, count, names, left(block, map))?);
+        let begin = input.varint()?;
+        let (kind, gap) = (begin & ((1 << KIND_BITS) - 1), begin >> KIND_BITS);
+        region += usize::try_from(gap).map_err(|_| Damage::Beyond(u64::MAX))?;
+        match kind {
+            END if gap == 0 && input.rest.is_empty() => return Ok(()),
+            END if gap == 0 => return Err(Damage::Trailing(input.rest.len())),
+            COLUMNS => {
+                input.columns(map, region)?;
+                region += 1;
             }
-            END if input.rest.is_empty() => return Ok(()),
-            END => return Err(Damage::Trailing(input.rest.len())),
-            SKIP => {
-                block = block.checked_add(input.varint()?).ok_or(Damage::Beyond(u64::MAX))?;
-                continue;
-            }
-            FULL => {
-                let count = input.varint()?;
-                let end = block.checked_add(count).ok_or(Damage::Beyond(u64::MAX))?;
-                if end.checked_mul(BLOCK_PAGES).is_none_or(|end| end > expected) {
-                    return Err(Damage::Beyond(end));
+            ALL => {
+                for _ in 0..input.varint()? {
+                    fill(map, region)?;
+                    region += 1;
                 }
-                map.mark(block * BLOCK_PAGES, count * BLOCK_PAGES);
-                block = end;
-                continue;
             }
-            LIST | RUNS | BITS => {
-                let (at, end) = (place(block, map)?, left(block, map));
-                let bits = map.open(at).ok_or(Damage::Beyond(block))?;
-                input.many(token, end, bits)?;
-            }
-            _ => return Err(Damage::Item(token)),
+            _ => return Err(Damage::Item(u8::try_from(begin).unwrap_or(u8::MAX))),
         }
-        block += 1;
     }
 }
 
-/// A block of the map.
-#[inline]
-fn place(block: u64, map: &Map) -> Result<usize, Damage> {
-    if left(block, map) == 0 {
-        return Err(Damage::Beyond(block));
+/// The blocks of a region, which has some: the first, and how many.
+fn blocks_of(map: &Map, region: usize) -> Result<(usize, usize), Damage> {
+    let beyond = Damage::Beyond((region as u64).saturating_mul(REGION_BLOCKS as u64));
+    let first = region.checked_mul(REGION_BLOCKS).ok_or(beyond)?;
+    let all = usize::try_from(map.pages().div_ceil(BLOCK_PAGES)).map_err(|_| beyond)?;
+    let blocks = all.saturating_sub(first).min(REGION_BLOCKS);
+    if blocks > 0 { Ok((first, blocks)) } else { Err(beyond) }
+}
+
+/// Marks all pages of a region.
+fn fill(map: &mut Map, region: usize) -> Result<(), Damage> {
+    let (first, blocks) = blocks_of(map, region)?;
+    map.put_region(region);
+    for block in first..first + blocks {
+        let end = left(block, map);
+        map.open(block).ok_or(Damage::Beyond(block as u64))?.set(0, end - 1);
     }
-    usize::try_from(block).map_err(|_| Damage::Beyond(block))
+    Ok(())
 }
 
 /// Pages that the map has in a block.
 #[inline]
-fn left(block: u64, map: &Map) -> u32 {
-    map.pages().saturating_sub(block.saturating_mul(BLOCK_PAGES)).min(BLOCK_PAGES) as u32
+fn left(block: usize, map: &Map) -> u32 {
+    map.pages().saturating_sub((block as u64).saturating_mul(BLOCK_PAGES)).min(BLOCK_PAGES) as u32
 }
 
-/// One to five names below `end`, no two the same.
-#[inline]
-fn few(token: u8, count: u32, names: u64, end: u32) -> Result<Head, Damage> {
-    let head = Head::unpacked(count.min(FEW_MAX), names);
-    let is_below = u64::from(end) == BLOCK_PAGES || (0..count.min(FEW_MAX)).all(|at| head.page(at) < end);
-    let sound = (1..=FEW_MAX).contains(&count) && is_below && head.is_distinct();
-    if sound { Ok(head) } else { Err(Damage::Item(token)) }
-}
-
-struct Encoder {
-    /// Longer than what is written, by an item at least.
+struct Encoder<'a> {
     out: Vec<u8>,
+    /// The region that comes behind that. It has room for any, so that there is none to be made for each of its stores.
+    buffer: Vec<u8>,
     at: usize,
-    /// The block after the last that was written.
+    /// The region after the last that was written.
     next: usize,
-    /// Blocks before that which are full and not written yet.
+    /// Regions before that which are full and not counted yet.
     full: u64,
-    pages: u64,
+    map: &'a Map,
     /// The runs of a block of many pages; kept for its memory.
-    runs: Option<Box<[u32; RUNS_MAX]>>,
+    runs: Vec<u32>,
 }
 
-impl Encoder {
-    #[inline]
-    fn block(&mut self, block: usize, marks: Marks<'_>) {
-        if self.out.len() - self.at < 2 * ITEM_MAX {
-            self.out.resize(self.out.len() * 2, 0);
-        }
-        match marks {
-            Marks::Few(Pages(head)) => self.few(block, head),
-            Marks::Many(bits) => self.many(block, bits),
-        }
-        self.next = block + 1;
-    }
-
-    #[inline]
-    fn few(&mut self, block: usize, head: Head) {
-        if self.full > 0 {
-            self.end_full();
-        }
-        let count = head.few().unwrap_or(0);
-        let gap = match block - self.next {
-            gap if gap <= GAP_MAX => gap,
-            _ => {
-                self.skip(block);
-                0
-            }
-        };
-        let (gap, names) = (gap as u64, head.packed());
-        // Byte by byte the lowest first, so the token stands before the names. No branch: the count cannot be guessed.
-        let one = gap << 4 | names >> 8 | (names & 0xff) << 8;
-        let token = u64::from(FEW) | gap << 3 | u64::from(count);
-        let is_one = count == 1;
-        self.put(if is_one { one } else { token | names << 8 }, 8);
-        // The last four bits of five names; what comes next overwrites the rest.
-        self.put(names >> 56, 1);
-        self.at -= 9;
-        self.at += 1 + names_bytes(count) - usize::from(is_one);
-    }
-
-    fn many(&mut self, block: usize, bits: &[u64; BLOCK_WORDS]) {
-        if bits.iter().all(|word| *word == u64::MAX) {
-            if block > self.next {
+impl Encoder<'_> {
+    fn region(&mut self, region: &Region<'_>) {
+        self.flush();
+        let gap = (region.number - self.next) as u64;
+        self.next = region.number + 1;
+        let is_full = region.below == u64::MAX
+            && ones(region.below)
+                .all(|at| self.map.bits(region.first + at, region.head(at)) == [u64::MAX; BLOCK_WORDS]);
+        if is_full {
+            if gap > 0 || self.full == 0 {
                 self.end_full();
-                self.skip(block);
+                self.varint(gap << KIND_BITS | ALL);
             }
             self.full += 1;
             return;
         }
         self.end_full();
-        let Some(mut found) = self.runs.take() else { return };
-        let (pages, runs) = runs_of(bits, &mut found);
-        self.many_of(block, bits, pages, found.get(..runs).unwrap_or(&[]));
-        self.runs = Some(found);
+        self.varint(gap << KIND_BITS | COLUMNS);
+        self.mask(region.marked);
+        self.map.fetch_parts(region.first, region.below);
+        let others = self.others(region);
+        self.heads(region, others);
+        self.map.fetch_bits(region.first, others);
+        for at in ones(region.below) {
+            if others >> at & 1 == 0 {
+                self.parts(&self.map.parts(region.first + at));
+            } else {
+                self.other(region.first + at, region.head(at));
+            }
+        }
+    }
+
+    /// The blocks of a region with marks below their parts too.
+    fn others(&self, region: &Region<'_>) -> u64 {
+        ones(region.below).fold(0, |others, at| {
+            let all = self.map.parts(region.first + at).iter().fold(0, |all, part| all | part.0);
+            others | u64::from(Part::of(all).is_below()) << at
+        })
+    }
+
+    /// Which blocks have marks.
+    fn mask(&mut self, mask: u64) {
+        let (present, mut at) = (self.at, self.at + 1);
+        let mut which = 0_u8;
+        for (place, byte) in mask.to_le_bytes().into_iter().enumerate() {
+            self.at = at;
+            self.byte(byte);
+            at += usize::from(byte != 0);
+            which |= u8::from(byte != 0) << place;
+        }
+        self.at = at;
+        if let Some(place) = self.buffer.get_mut(present) {
+            *place = which;
+        }
+    }
+
+    /// What the heads say.
+    fn heads(&mut self, region: &Region<'_>, others: u64) {
+        let mut nibbles = [0_u8; REGION_BLOCKS];
+        let count = region.marked.count_ones() as usize;
+        let (counts, rest) = self.buffer.split_at_mut(self.at + count.div_ceil(2));
+        let mut names = Packer::new(rest);
+        for (at, nibble) in ones(region.marked).zip(&mut nibbles) {
+            // All of a head or nothing of it, without a branch.
+            let head = Head::of(region.head(at).0 & (others >> at & 1).wrapping_sub(1));
+            *nibble = head.nibble();
+            names.push(head.packed(), head.packed_bits());
+        }
+        let bytes = names.end();
+        for (place, pair) in counts.iter_mut().skip(self.at).zip(nibbles.as_chunks().0) {
+            let [low, high]: [u8; 2] = *pair;
+            *place = low | high << 4;
+        }
+        self.at = counts.len() + bytes;
+    }
+
+    /// The parts of a block.
+    #[inline]
+    fn parts(&mut self, parts: &[Part; BLOCK_PARTS]) {
+        let counts =
+            (0..).step_by(4).zip(parts).fold(0, |all, (at, part)| all | u64::from(part.nibble()) << at);
+        self.put(counts, BLOCK_PARTS / 2);
+        let mut names = Packer::new(self.buffer.get_mut(self.at..).unwrap_or(&mut []));
+        parts.iter().for_each(|part| names.push(part.packed(), part.packed_bits()));
+        self.at += names.end();
+    }
+
+    /// A block of many pages, in the shortest of the other forms.
+    fn other(&mut self, block: usize, head: Head) {
+        let bits = self.map.bits(block, head);
+        if bits == [u64::MAX; BLOCK_WORDS] {
+            return self.byte(FULL);
+        }
+        let mut found = std::mem::take(&mut self.runs);
+        let (pages, runs) = runs_of(&bits, &mut found);
+        self.many(block, &bits, pages, found.get(..runs).unwrap_or(&[]));
+        self.runs = found;
     }
 
     /// A block of so many pages in so many runs, each packed as it is written.
-    fn many_of(&mut self, block: usize, bits: &[u64; BLOCK_WORDS], pages: u32, found: &[u32]) {
-        let runs = u32::try_from(found.len()).unwrap_or(u32::MAX);
-        if pages <= FEW_MAX {
-            let head = pages_of(bits).fold(Head::NONE, |head, page| head.with(page, 1).unwrap_or(head));
-            return self.few(block, head);
-        }
-        self.skip(block);
-        let plain = self.pages.saturating_sub(block as u64 * BLOCK_PAGES).min(BLOCK_PAGES).div_ceil(8);
-        if u64::from(pages.min(runs * 2) * 3 / 2) + 3 >= plain {
+    fn many(&mut self, block: usize, bits: &Bits, pages: u32, found: &[u32]) {
+        let count = u32::try_from(found.len()).unwrap_or(u32::MAX);
+        let plain = left(block, self.map).div_ceil(8);
+        if pages.min(count * 2) * 3 / 2 + 3 >= plain {
             self.byte(BITS);
             bits.iter().for_each(|word| self.put(*word, 8));
             // The last block may be shorter.
-            self.at -= BLOCK_WORDS * 8 - usize::try_from(plain).unwrap_or(BLOCK_WORDS * 8);
-        } else if runs * 2 < pages {
+            self.at -= BLOCK_WORDS * 8 - plain as usize;
+            return;
+        }
+        if count * 2 < pages {
             self.byte(RUNS);
-            self.varint(runs.into());
+            self.varint(count.into());
             found.iter().for_each(|run| self.put((*run).into(), 3));
         } else {
             self.byte(LIST);
             self.varint(pages.into());
-            if runs == pages {
+            if count == pages {
                 self.names(found.iter().map(|run| run & NAME_MASK));
             } else {
                 self.names(found.iter().flat_map(|run| (run & NAME_MASK)..=(run >> NAME_BITS)));
@@ -261,18 +300,15 @@ impl Encoder {
         }
     }
 
-    fn skip(&mut self, block: usize) {
-        if block > self.next {
-            self.byte(SKIP);
-            self.varint((block - self.next) as u64);
-            self.next = block;
-        }
+    fn flush(&mut self) {
+        self.out.extend_from_slice(self.buffer.get(..self.at).unwrap_or(&[]));
+        self.at = 0;
     }
 
+    /// Counts the full regions that were held back.
     fn end_full(&mut self) {
         let full = std::mem::take(&mut self.full);
         if full > 0 {
-            self.byte(FULL);
             self.varint(full);
         }
     }
@@ -293,10 +329,49 @@ impl Encoder {
     /// The lowest bytes of a word: eight are stored, so many count.
     #[inline]
     fn put(&mut self, word: u64, bytes: usize) {
-        if let Some(place) = self.out.get_mut(self.at..self.at + 8) {
-            place.copy_from_slice(&word.to_le_bytes());
-        }
+        put(&mut self.buffer, self.at, word);
         self.at += bytes;
+    }
+}
+
+/// Puts bits behind bits.
+struct Packer<'a> {
+    out: &'a mut [u8],
+    at: usize,
+    /// Bits that fill no byte yet: fewer than eight.
+    rest: u64,
+    bits: u32,
+}
+
+impl<'a> Packer<'a> {
+    fn new(out: &'a mut [u8]) -> Self {
+        Self { out, at: 0, rest: 0, bits: 0 }
+    }
+
+    /// At most 57 bits, or 60 where all that is pushed is a multiple of four.
+    #[inline]
+    fn push(&mut self, word: u64, bits: u32) {
+        let all = self.rest | word << self.bits;
+        put(self.out, self.at, all);
+        let (bytes, left) = ((self.bits + bits) / 8, (self.bits + bits) % 8);
+        self.at += bytes as usize;
+        // In two steps: it may be all of it.
+        self.rest = all >> (bytes * 4) >> (bytes * 4);
+        self.bits = left;
+    }
+
+    /// The bytes it took.
+    #[inline]
+    fn end(self) -> usize {
+        self.at + usize::from(self.bits > 0)
+    }
+}
+
+/// Stores eight bytes.
+#[inline]
+fn put(out: &mut [u8], at: usize, word: u64) {
+    if let Some(place) = out.get_mut(at..).and_then(|out| out.first_chunk_mut()) {
+        *place = word.to_le_bytes();
     }
 }
 
@@ -307,7 +382,7 @@ fn names_bytes(count: u32) -> usize {
 }
 
 /// Finds the runs of a block's bits, each packed as it is written: how many pages, how many runs. Runs that go on in the next word are one.
-fn runs_of(bits: &[u64; BLOCK_WORDS], found: &mut [u32; RUNS_MAX]) -> (u32, usize) {
+fn runs_of(bits: &Bits, found: &mut [u32]) -> (u32, usize) {
     let marked = (0..).zip(bits).fold(0, |marked, (at, word)| marked | u64::from(*word != 0) << at);
     let (mut pages, mut runs) = (0, 0_usize);
     // Nothing touches the first run.
@@ -329,18 +404,6 @@ fn runs_of(bits: &[u64; BLOCK_WORDS], found: &mut [u32; RUNS_MAX]) -> (u32, usiz
         }
     }
     (pages, runs)
-}
-
-/// The pages of a block's bits, rising.
-fn pages_of(bits: &[u64; BLOCK_WORDS]) -> impl Iterator<Item = u32> {
-    (0..).step_by(64).zip(bits).flat_map(|(base, word)| {
-        let mut rest = *word;
-        std::iter::from_fn(move || {
-            let at = (rest != 0).then(|| rest.trailing_zeros())?;
-            rest &= rest - 1;
-            Some(base + at)
-        })
-    })
 }
 
 struct Input<'a> {
@@ -374,25 +437,83 @@ impl<'a> Input<'a> {
         Err(Damage::Beyond(u64::MAX))
     }
 
-    /// What follows the token of an item of a few names: how many, blocks to skip, and the names, or more bits than that. Both kinds are worked
-    /// out and one is chosen: which kind comes next cannot be guessed, and a branch would be.
-    #[inline]
-    fn few(&mut self, token: u8) -> Result<(u32, u64, u64), Damage> {
-        let word = match self.rest.first_chunk() {
-            Some(chunk) => u64::from_le_bytes(*chunk),
-            None => self.rest.iter().rev().fold(0, |names, byte| names << 8 | u64::from(*byte)),
-        };
-        let is_one = token < FEW;
-        let one = u64::from(token & 15) << 8 | word & 0xff;
-        let count = if is_one { 1 } else { u32::from(token & 7) };
-        let gap = if is_one { token >> 4 } else { token >> 3 & 7 };
-        let bytes = names_bytes(count.min(FEW_MAX)) - usize::from(is_one);
-        self.rest = self.rest.get(bytes..).ok_or(Damage::Truncated)?;
-        Ok((count, gap.into(), if is_one { one } else { word }))
+    /// Which blocks have marks.
+    fn mask(&mut self) -> Result<u64, Damage> {
+        let which = self.byte()?;
+        ones(which.into()).try_fold(0, |mask, at| Ok(mask | u64::from(self.byte()?) << (8 * at)))
     }
 
-    /// The item of a block that has `end` pages, into its bits.
-    fn many(&mut self, token: u8, end: u32, mut bits: Bits<'_>) -> Result<(), Damage> {
+    /// A region in columns.
+    fn columns(&mut self, map: &mut Map, region: usize) -> Result<(), Damage> {
+        let (first, blocks) = blocks_of(map, region)?;
+        let mask = self.mask()?;
+        if blocks < REGION_BLOCKS && mask >> blocks != 0 {
+            return Err(Damage::Beyond((first + blocks) as u64));
+        }
+        map.put_region(region);
+        let counts = self.take((mask.count_ones() as usize).div_ceil(2))?;
+        let nibble = |count: usize| counts.get(count / 2).map_or(0, |both| both >> (count % 2 * 4) & 15);
+        // Those of which more follows, and those of which all does.
+        let (mut more, mut others) = (0, 0);
+        // Only the map's last block may be shorter.
+        let is_whole = u64::from(left(first + blocks - 1, map)) == BLOCK_PAGES;
+        let mut names = Unpacker { bytes: self.rest, at: 0 };
+        for (count, at) in ones(mask).enumerate() {
+            let nibble = nibble(count);
+            let head = Head::unpacked(nibble, names.look());
+            let block = first + at;
+            if !head.is_sound() || !is_whole && is_beyond(head.pages(), left(block, map)) {
+                return Err(Damage::Item(nibble));
+            }
+            names.at += head.packed_bits() as usize;
+            // Seldom at all where few are marked, often where many are.
+            if !(1..8).contains(&nibble) {
+                more |= 1 << at;
+                others |= u64::from(nibble == 0) << at;
+            }
+            map.put(block, head);
+        }
+        self.take(names.bytes_read())?;
+        map.fetch_parts(first, more);
+        for at in ones(more) {
+            if others >> at & 1 == 0 { self.parts(map, first + at)? } else { self.other(map, first + at)? }
+        }
+        Ok(())
+    }
+
+    /// The parts of a block.
+    fn parts(&mut self, map: &mut Map, block: usize) -> Result<(), Damage> {
+        let end = left(block, map);
+        let is_whole = u64::from(end) == BLOCK_PAGES;
+        let counts = self.take(BLOCK_PARTS / 2)?;
+        let mut names = Unpacker { bytes: self.rest, at: 0 };
+        for (at, base) in (0..BLOCK_PARTS).zip((0..).step_by(PART_PAGES as usize)) {
+            let nibble = counts.get(at / 2).map_or(0, |both| both >> (at % 2 * 4) & 15);
+            let part = Part::unpacked(nibble, names.look());
+            let is_beyond = !is_whole && is_beyond(part.pages().map(|page| base + page), end);
+            if is_beyond || !part.is_sound() || part.is_below() {
+                return Err(Damage::Item(nibble));
+            }
+            names.at += part.packed_bits() as usize;
+            map.put_part(block, base, part);
+        }
+        self.take(names.bytes_read())?;
+        Ok(())
+    }
+
+    /// Another form of a block.
+    fn other(&mut self, map: &mut Map, block: usize) -> Result<(), Damage> {
+        let (form, end) = (self.byte()?, left(block, map));
+        let mut bits = map.open(block).ok_or(Damage::Beyond(block as u64))?;
+        if form == FULL {
+            bits.set(0, end - 1);
+            return Ok(());
+        }
+        self.many(form, end, bits)
+    }
+
+    /// The form of a block that has `end` pages, into its bits.
+    fn many(&mut self, token: u8, end: u32, mut bits: Open<'_>) -> Result<(), Damage> {
         let damage = Damage::Item(token);
         let mut from = 0;
         match token {
@@ -427,7 +548,7 @@ impl<'a> Input<'a> {
                     add(two([*low, *high, 0]).0)?;
                 }
             }
-            _ => {
+            RUNS => {
                 let count = self.count(token)?;
                 for run in self.take(names_bytes(2 * count))?.as_chunks::<3>().0 {
                     let (first, last) = two(*run);
@@ -438,6 +559,7 @@ impl<'a> Input<'a> {
                     from = last + 1;
                 }
             }
+            _ => return Err(damage),
         }
         Ok(())
     }
@@ -446,6 +568,36 @@ impl<'a> Input<'a> {
     fn count(&mut self, token: u8) -> Result<u32, Damage> {
         let count = self.varint()?;
         u32::try_from(count).ok().filter(|count| *count <= 4096).ok_or(Damage::Item(token))
+    }
+}
+
+/// Whether a block that has `end` pages does not have all of these.
+#[cold]
+fn is_beyond(mut pages: impl Iterator<Item = u32>, end: u32) -> bool {
+    pages.any(|page| page >= end)
+}
+
+/// Takes bits from behind bits.
+struct Unpacker<'a> {
+    bytes: &'a [u8],
+    /// Bits that were taken.
+    at: usize,
+}
+
+impl Unpacker<'_> {
+    /// The bits that come next, at least 57, or 60 where all that is taken is a multiple of four; zeros behind the end.
+    #[inline]
+    fn look(&self) -> u64 {
+        let rest = self.bytes.get(self.at / 8..).unwrap_or(&[]);
+        let word = match rest.first_chunk() {
+            Some(chunk) => u64::from_le_bytes(*chunk),
+            None => rest.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)),
+        };
+        word >> (self.at % 8)
+    }
+
+    fn bytes_read(&self) -> usize {
+        self.at.div_ceil(8)
     }
 }
 

@@ -3,11 +3,13 @@
 //! ```text
 //!  regions  one bit for 1 GiB    anything marked there since the last harvest?
 //!     |
-//!  heads    one word for 16 MiB  nothing | up to five pages, named | many pages
-//!     |                                                               |
-//!  words    one bit for 4 KiB    looked at only where a head says "many"
+//!  heads    one word for 16 MiB  up to five pages by name, and whether there are more below
+//!     |
+//!  parts    one word for 2 MiB   up to six pages by name, and whether there are more below
+//!     |
+//!  words    one bit for 4 KiB
 //! ```
-//! A fresh [`Map`] is three stretches of memory that nobody has touched yet: the kernel hands pages of zeros in where marks land, so to arm an ssd of
+//! A fresh [`Map`] is four stretches of memory that nobody has touched yet: the kernel hands pages of zeros in where marks land, so to arm an ssd of
 //! 64 TiB costs no more than one of 1 GiB, and what is never written is never looked at. The grain starts at 1 GiB and splits where writes land.
 //!
 //! Threads mark ([`Map::mark`]) while another harvests ([`Map::take`]): each mark is in this harvest or in the next. At the
@@ -28,7 +30,7 @@ mod map;
 #[cfg(all(test, loom))]
 mod models;
 
-pub use block::{BLOCK_PAGES, Marks, Pages};
+pub use block::{BLOCK_PAGES, Few, Marks};
 pub use map::{Map, NoMemory, settle};
 
 /// Bytes in a page.

@@ -110,7 +110,7 @@ proptest! {
 
     #[test]
     fn any_bytes_are_a_map_or_an_error(
-        mut bytes in prop::collection::vec(prop_oneof![any::<u8>(), 0xc0..0xc8_u8, 0..8_u8], 0..600),
+        mut bytes in prop::collection::vec(prop_oneof![any::<u8>(), 0xc0..0xc8_u8, 0..8_u8, Just(0xff_u8)], 0..600),
         pages in prop_oneof![0..10_u64, 4000..5000_u64, Just(PAGES)],
     ) {
         let mut whole = encode(&Map::new(pages).unwrap());
@@ -123,6 +123,26 @@ proptest! {
             prop_assert_eq!(decode(&encode(&map), &mut again), Ok(()));
             prop_assert!(seen(&again) == seen(&map));
         }
+    }
+}
+
+/// Few pages in each of many parts, in an order that no name is next to its neighbour: each level gets some.
+#[test]
+fn a_page_is_found_on_whichever_level_it_stands() {
+    for pages in 1..200_u64 {
+        let map = Map::new(PAGES).unwrap();
+        let places: Vec<u64> = (0..pages).map(|at| at * 611 % 1021 + BLOCK_PAGES).collect();
+        for twice in places.iter().chain(&places) {
+            map.mark(*twice, 1);
+        }
+        let (runs, count) = modelled(places.iter().map(|page| (*page, 1)).collect());
+        assert_eq!((map.count(), count), (pages, pages));
+        assert_eq!(seen(&map), runs);
+        let mut other = Map::new(PAGES).unwrap();
+        decode(&encode(&map), &mut other).unwrap();
+        assert_eq!(taken(&other), runs);
+        assert_eq!(taken(&map), runs);
+        assert!(seen(&map).is_empty() && taken(&map).is_empty());
     }
 }
 
@@ -160,35 +180,57 @@ fn scattered_pages_take_two_and_a_half_bytes_and_clusters_far_less() {
 #[test]
 fn what_is_not_a_map_of_this_size_is_refused_with_the_reason() {
     let mut map = Map::new(5000).unwrap();
-    let start = |rest: &[u8]| [&[1, 0x88, 0x27], rest].concat();
-    assert_eq!(decode(&start(&[0xc0]), &mut map), Ok(()));
+    let start = |rest: &[u8]| [&[2, 0x88, 0x27], rest].concat();
+    // The columns of its one region, with marks in block 0, in block 1.
+    let first = |rest: &[u8]| start(&[&[1, 1, 1], rest].concat());
+    let second = |rest: &[u8]| start(&[&[1, 1, 2], rest].concat());
+    assert_eq!(decode(&start(&[0]), &mut map), Ok(()));
+    assert_eq!(decode(&start(&[2, 1, 0]), &mut map), Ok(()));
+    assert_eq!(map.count(), 5000);
     for (bytes, damage) in [
         (vec![], Damage::Truncated),
-        (vec![2], Damage::Version(2)),
-        (vec![1, 8, 0xc0], Damage::Size { found: 8, expected: 5000 }),
+        (vec![1], Damage::Version(1)),
+        (vec![2, 8, 0], Damage::Size { found: 8, expected: 5000 }),
         (start(&[]), Damage::Truncated),
-        (start(&[0xc0, 7, 7]), Damage::Trailing(2)),
-        (start(&[0xc6]), Damage::Item(0xc6)),
-        (start(&[0x05]), Damage::Truncated),
-        (start(&[0x80]), Damage::Item(0x80)),
-        (start(&[0x87, 1, 2, 3, 4, 5, 6, 7, 8]), Damage::Item(0x87)),
-        // Twice the same.
-        (start(&[0x82, 5, 0x50, 0, 0xc0]), Damage::Item(0x82)),
-        // Page 4096 + 904 is the first that is not there.
-        (start(&[0x13, 0x88, 0xc0]), Damage::Item(0x13)),
-        (start(&[0x20, 0, 0xc0]), Damage::Beyond(2)),
-        (start(&[0xc1, 0xff, 0xff, 0x7f, 0x01, 0, 0, 0xc0]), Damage::Beyond(2_097_151)),
-        (start(&[0xc1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1]), Damage::Beyond(u64::MAX)),
-        (start(&[0xc2, 2, 0xc0]), Damage::Beyond(2)),
+        (start(&[0, 7, 7]), Damage::Trailing(2)),
+        // An end that skips, no such kind.
+        (start(&[4]), Damage::Item(4)),
+        (start(&[3]), Damage::Item(3)),
+        // A region, a block, regions that are not there.
+        (start(&[5, 1, 1, 1]), Damage::Beyond(64)),
+        (start(&[1, 1, 4]), Damage::Beyond(2)),
+        (start(&[2, 2]), Damage::Beyond(64)),
+        (start(&[6, 1]), Damage::Beyond(64)),
+        (start(&[0xfd, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]), Damage::Beyond(u64::MAX)),
+        (start(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1]), Damage::Beyond(u64::MAX)),
+        (start(&[1]), Damage::Truncated),
+        (start(&[1, 3, 1]), Damage::Truncated),
+        // Names: none, one cut off, too many.
+        (first(&[]), Damage::Truncated),
+        (first(&[1, 5]), Damage::Truncated),
+        (first(&[6, 1, 2, 3, 4, 5, 6, 7, 8, 9]), Damage::Item(6)),
+        (first(&[15, 1, 2, 3, 4, 5, 6, 7, 8, 9]), Damage::Item(15)),
+        // Parts: none, a name cut off, seven, what there are none of below.
+        (first(&[8, 1, 0, 0]), Damage::Truncated),
+        (first(&[8, 1, 0, 0, 0, 9]), Damage::Truncated),
+        (first(&[8, 7, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]), Damage::Item(7)),
+        (first(&[8, 9, 0, 0, 0, 1, 0]), Damage::Item(9)),
+        // The last block has 904 pages: page 904 by a head, by its second part, and page 0 of its third.
+        (second(&[1, 0x88, 3, 0]), Damage::Item(1)),
+        (second(&[8, 0x10, 0, 0, 0, 0x88, 1, 0]), Damage::Item(1)),
+        (second(&[8, 0, 1, 0, 0, 0, 0, 0]), Damage::Item(1)),
+        // Another form: none, no such.
+        (first(&[0]), Damage::Truncated),
+        (first(&[0, 0xc6]), Damage::Item(0xc6)),
         // A list that falls, a run that ends before it begins, more than a block has.
-        (start(&[0xc3, 2, 7, 0x60, 0, 0xc0]), Damage::Item(0xc3)),
-        (start(&[0xc4, 1, 7, 0x60, 0, 0xc0]), Damage::Item(0xc4)),
-        (start(&[0xc3, 0x81, 0x20]), Damage::Item(0xc3)),
-        (start(&[0xc5, 1]), Damage::Truncated),
-        // The last block has 904 pages: page 904 alone, with one before it, at a run's end, as a bit.
-        (start(&[0xc1, 1, 0xc3, 1, 0x88, 3, 0xc0]), Damage::Item(0xc3)),
-        (start(&[0xc1, 1, 0xc3, 2, 0x87, 0x83, 0x38, 0xc0]), Damage::Item(0xc3)),
-        (start(&[0xc1, 1, 0xc4, 1, 0x87, 0x83, 0x38, 0xc0]), Damage::Item(0xc4)),
+        (first(&[0, 0xc3, 2, 7, 0x60, 0, 0]), Damage::Item(0xc3)),
+        (first(&[0, 0xc4, 1, 7, 0x60, 0, 0]), Damage::Item(0xc4)),
+        (first(&[0, 0xc3, 0x81, 0x20]), Damage::Item(0xc3)),
+        (first(&[0, 0xc5, 1]), Damage::Truncated),
+        // Page 904 again: alone, with one before it, at a run's end.
+        (second(&[0, 0xc3, 1, 0x88, 3, 0]), Damage::Item(0xc3)),
+        (second(&[0, 0xc3, 2, 0x87, 0x83, 0x38, 0]), Damage::Item(0xc3)),
+        (second(&[0, 0xc4, 1, 0x87, 0x83, 0x38, 0]), Damage::Item(0xc4)),
     ] {
         let found = decode(&bytes, &mut map);
         assert_eq!(found, Err(damage), "{bytes:x?}");
@@ -202,9 +244,25 @@ fn a_bit_behind_the_last_page_is_refused_and_the_last_is_not() {
     // One block, the last byte of its bits has three.
     for (last, sound) in [(0b100, true), (0b1000, false), (0x80, false)] {
         let mut map = Map::new(11).unwrap();
-        let found = decode(&[1, 11, 0xc5, 0, last, 0xc0], &mut map);
+        let found = decode(&[2, 11, 1, 1, 1, 0, 0xc5, 0, last, 0], &mut map);
         assert_eq!(found, if sound { Ok(()) } else { Err(Damage::Item(0xc5)) }, "{last:#x}");
         assert_eq!(seen(&map), if sound { vec![(10, 1)] } else { vec![] });
+    }
+}
+
+#[test]
+fn regions_that_are_full_are_counted_wherever_they_stand() {
+    let region = 64 * BLOCK_PAGES;
+    for (full, others) in [(0..5, 0), (1..3, 1), (2..6, 2), (0..0, 3)] {
+        let mut marks: Vec<u64> = full.map(|at| at * region).collect();
+        marks.push(8 * region);
+        let (map, mut other) = (Map::new(10 * region + 9).unwrap(), Map::new(10 * region + 9).unwrap());
+        marks.iter().for_each(|first| map.mark(*first, region));
+        (0..others).for_each(|at| map.mark((5 + at) * region + 9, 3 * at));
+        let bytes = encode(&map);
+        assert!(bytes.len() < 80, "{}", bytes.len());
+        decode(&bytes, &mut other).unwrap();
+        assert_eq!(seen(&other), seen(&map));
     }
 }
 
@@ -213,7 +271,8 @@ fn what_is_decoded_is_added_to_what_a_map_has() {
     let few = |map: &Map| [3, 70, 4095].iter().for_each(|page| map.mark(*page, 1));
     let many = |map: &Map| (0..4000).step_by(9).for_each(|page| map.mark(page, 2));
     let runs = |map: &Map| map.mark(100, 1000);
-    let marks: [&dyn Fn(&Map); 3] = [&few, &many, &runs];
+    let parts = |map: &Map| (0..9000).step_by(200).for_each(|page| map.mark(page + 7, 1));
+    let marks: [&dyn Fn(&Map); 4] = [&few, &many, &runs, &parts];
     for (first, second) in marks.iter().flat_map(|first| marks.map(|second| (first, second))) {
         let (mut map, both, other) =
             (Map::new(9000).unwrap(), Map::new(9000).unwrap(), Map::new(9000).unwrap());

@@ -22,6 +22,8 @@ pub(crate) struct Keeper {
 
 /// The version of the link from which on keepers know of ssds whose owner is elsewhere.
 const STANDING_SINCE: u32 = 3;
+/// And from which on they are told that rings need not be held any more.
+const FENCED_SINCE: u32 = 4;
 
 impl Keeper {
     pub(crate) fn new(link: Link) -> Self {
@@ -48,6 +50,13 @@ impl Keeper {
             }
             Some(Standing { word, why, .. }) => self.fault(Some(ssd), format!("{word}: {why}")),
             None => {}
+        }
+    }
+
+    /// All that dead engines' rings took has ended.
+    pub(crate) fn fenced(&self) {
+        if self.version.load(Ordering::Relaxed) >= FENCED_SINCE {
+            self.tell(&ToKeeper::Fenced);
         }
     }
 

@@ -424,6 +424,7 @@ impl House {
     /// Waits for what a dead engine had at the drives, then takes over or powers on every ssd.
     fn open_all(&self, config: &Config, welcome: &Welcome, told: Told) -> anyhow::Result<Ready> {
         let fenced = fence(told.rings)?;
+        self.keeper.fenced();
         let Told { mut saved, sessions, .. } = told;
         self.pools.get_or_init(|| Arc::new(self.open_pools(config, welcome, &saved)));
         let mut links: BTreeMap<usize, (Session, OwnedFd)> =

@@ -126,6 +126,8 @@ impl Keeper {
             ToKeeper::Standing { ssd, standing } if self.active == Some(generation) => {
                 self.stands(ssd, standing);
             }
+            // They hold the drives' locks, which the engine wants now.
+            ToKeeper::Fenced if self.active == Some(generation) => self.old_rings.clear(),
             ToKeeper::PoolAnswered { id, response } => self.pool_answered(id, &response),
             ToKeeper::PowerOn(_) | ToKeeper::Record { .. } | ToKeeper::Standing { .. } => {
                 if let Some(engine) = self.engines.get_mut(&generation) {

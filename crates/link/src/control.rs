@@ -388,6 +388,9 @@ pub enum ToKeeper {
         #[n(1)]
         standing: Option<Standing>,
     },
+    /// All that the rings of `Rings` took has ended: they are held for nobody any more. From version 4 on.
+    #[n(13)]
+    Fenced,
 }
 
 /// Why an ssd is not served, though nothing is wrong with it: its owner is elsewhere, or nobody can say where.

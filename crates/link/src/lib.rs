@@ -30,8 +30,9 @@ mod socket;
 use rustix::io::Errno;
 
 /// Version of both links as this build speaks them. A peer of version 1 or newer is understood as far as this one. Version 2: ssds have
-/// numbers of their own, and what is served can change. Version 3: an ssd can stand unserved because its owner is elsewhere.
-pub const VERSION: u32 = 3;
+/// numbers of their own, and what is served can change. Version 3: an ssd can stand unserved because its owner is elsewhere. Version 4: dead
+/// engines' rings go as soon as they have been waited for.
+pub const VERSION: u32 = 4;
 
 /// Why the conversation cannot go on.
 #[derive(Debug, thiserror::Error)]

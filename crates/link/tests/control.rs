@@ -76,6 +76,7 @@ fn every_message_arrives_as_it_was_sent() {
         ToKeeper::Fault { ssd: None, why: "the drive is slow".to_owned() },
         ToKeeper::Prepared(Prepared { change: 4, refused: Some("it is in use".to_owned()) }),
         ToKeeper::Changed { change: 4 },
+        ToKeeper::Fenced,
         ToKeeper::Standing { ssd: 2, standing: None },
         ToKeeper::Standing {
             ssd: 2,

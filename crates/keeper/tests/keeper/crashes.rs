@@ -68,6 +68,15 @@ fn kills_from_outside_are_replaced_and_blame_nobody() {
 }
 
 #[test]
+fn a_ring_that_was_waited_for_is_let_go_so_that_the_next_engine_can_lock_the_drive() {
+    let folder = tempfile::tempdir().expect("directory");
+    let running = Running::start(&format!("lock={}", folder.path().join("drive").display()));
+    for _ in 0..3 {
+        running.kill();
+    }
+}
+
+#[test]
 fn a_reply_to_a_dead_engines_request_is_dropped() {
     let running = Running::start("");
     let mut client = running.client("a");

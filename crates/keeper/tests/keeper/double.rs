@@ -47,6 +47,29 @@ impl Double {
         self.habits.split(' ').any(|word| word == habit || word == format!("{habit}@{}", self.generation))
     }
 
+    /// The word behind `habit=`.
+    fn habit(&self, habit: &str) -> Option<&str> {
+        self.habits.split(' ').find_map(|word| word.strip_prefix(habit)?.strip_prefix('='))
+    }
+
+    /// A drive with its lock, and a ring that holds it. Whoever comes later can have it when nobody holds the dead one's ring.
+    fn lock(&self, path: &str) {
+        let drive = std::fs::OpenOptions::new().create(true).append(true).open(path).expect("a drive");
+        if self.generation > 1 {
+            assert!(drive.try_lock().is_err(), "the ring is not held");
+            self.say(&ToKeeper::Fenced, &[]);
+        }
+        drive.lock().expect("locked");
+        let number = std::os::fd::AsRawFd::as_raw_fd(&drive).try_into().expect("a number");
+        self.say(&ToKeeper::Ring { number }, &[]);
+        assert!(matches!(
+            self.link.receive::<ToEngine>(Wait::Block),
+            Ok(Received::Message(ToEngine::RingKept { kept: true, .. }, _))
+        ));
+        // As long as this process lives.
+        std::mem::forget(drive);
+    }
+
     fn run(mut self) {
         loop {
             let message = match self.link.receive::<ToEngine>(Wait::Block) {
@@ -131,6 +154,9 @@ impl Double {
         }
         if self.has("die-at-start") {
             std::process::abort();
+        }
+        if let Some(path) = self.habit("lock") {
+            self.lock(path);
         }
         for slot in self.ssds.iter().filter(|slot| !slot.saved && !slot.parked) {
             power_on(&self.link, slot.number.expect("a number"), None);

@@ -18,4 +18,5 @@ pub mod image;
 pub mod kernel_log;
 pub mod load;
 pub mod migration;
+pub mod mirror;
 pub mod vm;

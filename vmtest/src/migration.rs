@@ -26,12 +26,21 @@ pub struct Migration {
 impl Migration {
     /// Begins to copy memory. It does not end before [`Migration::hurry`].
     pub fn begin(source: &Vm, destination: &Vm) -> Result<Self> {
+        Self::begin_by(source, destination, &FIRST)
+    }
+
+    /// Begins to copy memory as quickly as may be; the guest may stand still so long for the rest of it.
+    pub fn begin_quickly(source: &Vm, destination: &Vm, downtime_limit_ms: u64) -> Result<Self> {
+        Self::begin_by(source, destination, &Terms { bandwidth_bytes_s: 0, downtime_limit_ms })
+    }
+
+    fn begin_by(source: &Vm, destination: &Vm, terms: &Terms) -> Result<Self> {
         let (mut source, mut destination) = (source.as_source()?, destination.as_destination()?);
         destination.check()?;
         source.check()?;
         let (from, to) = UnixStream::pair().context("a socket for the memory")?;
         destination.expect(to.into())?;
-        source.begin(from.into(), &FIRST)?;
+        source.begin(from.into(), terms)?;
         Ok(Self { source, destination })
     }
 
@@ -44,6 +53,11 @@ impl Migration {
     /// Copies as quickly as may be. When this returns the guest stands still, and its disks have ended all I/O.
     pub fn hurry(&mut self) -> Result<()> {
         self.source.set_terms(&QUICK)?;
+        self.wait_held()
+    }
+
+    /// Until the guest stands still, and its disks have ended all I/O.
+    pub fn wait_held(&mut self) -> Result<()> {
         wait_for(&mut self.source, |word| *word == SourceWord::PreSwitchover)
     }
 

@@ -39,9 +39,10 @@ fn nvme_cli_suspends_saves_and_resumes_a_controller_under_load() -> Result<()> {
         let formats: String = formats.split_whitespace().collect();
         ensure!(formats == "01010000676f64776974806e966d652d73746174", "formats: {formats}");
         run(
-            "{ fio --name=load --filename=$d --size=16m --rw=randwrite --bs=4k --iodepth=16 --ioengine=io_uring --direct=1 \
+            "before=$(ios); { fio --name=load --filename=$d --size=16m --rw=randwrite --bs=4k --iodepth=16 --ioengine=io_uring --direct=1 \
              --verify=crc32c --verify_fatal=1 --verify_backlog=64 --time_based --runtime=10 >/tmp/fio 2>&1 \
-             && touch /tmp/verified; touch /tmp/ended; } & sleep 2",
+             && touch /tmp/verified; touch /tmp/ended; } & \
+             while [ $(ios) = $before ] && [ ! -e /tmp/ended ]; do sleep 0.1; done",
         )?;
         // Nothing of it moves while it is suspended.
         let counts = run(
@@ -49,7 +50,6 @@ fn nvme_cli_suspends_saves_and_resumes_a_controller_under_load() -> Result<()> {
         )?;
         let counts: Vec<&str> = counts.split_whitespace().collect();
         ensure!(counts.len() == 3 && counts[0] == counts[1] && counts[1] == counts[2], "{counts:?}");
-        ensure!(counts[0] != "0", "the load had not begun");
         // Version 0, suspended, with our data; an I/O queue a processor and more.
         let header = run(
             "od -An -tu1 -N3 /tmp/one; od -An -tu4 -j16 -N4 /tmp/one; od -An -tu4 -j32 -N4 /tmp/one; \
@@ -73,9 +73,10 @@ fn nvme_cli_suspends_saves_and_resumes_a_controller_under_load() -> Result<()> {
         // The same by the commands that nvme-cli has for it. Its file is a dword short of what it asked for.
         let lm = run("nvme lm migration-send $m --sel=0 --stype=1 --cntlid=1; \
              nvme lm migration-recv $m --sel=0 --csvi=1 --csuuidi=1 --cntlid=1 --numd=1023 --output-file=/tmp/four >/dev/null; \
-             od -An -tu1 -j2 -N1 /tmp/four; cmp -n 104 /tmp/three /tmp/four || true; wc -c </tmp/four; \
+             od -An -tu1 -j2 -N1 /tmp/four; wc -c </tmp/four; \
              nvme lm migration-send $m --sel=1 --cntlid=1")?;
-        ensure!(lm.contains("4092"), "{lm}");
+        // Suspended.
+        ensure!(["1", "4092"].iter().all(|word| lm.lines().any(|line| line.trim() == *word)), "{lm}");
         // 704 MiB of this guest's own memory from 16 MiB on, by 4 KiB: what a read stores is in there, and said once.
         let told = run(
             "printf '\\0\\0\\0\\0\\1\\0\\0\\0\\0\\0\\0\\1\\0\\0\\0\\0\\0\\300\\2\\0' >/tmp/ranges; \

@@ -21,6 +21,8 @@ use toml::Spanned;
 
 /// Most ssds of one daemon.
 pub const SSDS_MAX: usize = 1024;
+/// How a hypervisor calls an ssd's device, and its block node: this, and the ssd's name. A guest that moves is known by it.
+pub const DEVICE_PREFIX: &str = "godwit-";
 /// Most reactors.
 pub const REACTORS_MAX: usize = 64;
 /// Longest name of a volume.

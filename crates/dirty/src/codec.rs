@@ -67,7 +67,7 @@ pub enum Damage {
     Beyond(u64),
 }
 
-/// Makes the compact form. The map is at rest. At most the map's plain bits and one in a hundred more, and 16 bytes.
+/// Makes the compact form. The map is at rest. At most the map's plain bits and one in a hundred more, and 32 bytes.
 #[must_use]
 pub fn encode(map: &Map) -> Vec<u8> {
     let mut encoder = Encoder {
@@ -107,7 +107,8 @@ pub fn decode(bytes: &[u8], map: &mut Map) -> Result<(), Damage> {
     loop {
         let begin = input.varint()?;
         let (kind, gap) = (begin & ((1 << KIND_BITS) - 1), begin >> KIND_BITS);
-        region += usize::try_from(gap).map_err(|_| Damage::Beyond(u64::MAX))?;
+        let skipped = usize::try_from(gap).ok();
+        region = skipped.and_then(|gap| region.checked_add(gap)).ok_or(Damage::Beyond(u64::MAX))?;
         match kind {
             END if gap == 0 && input.rest.is_empty() => return Ok(()),
             END if gap == 0 => return Err(Damage::Trailing(input.rest.len())),
@@ -116,7 +117,11 @@ pub fn decode(bytes: &[u8], map: &mut Map) -> Result<(), Damage> {
                 region += 1;
             }
             ALL => {
-                for _ in 0..input.varint()? {
+                let regions = input.varint()?;
+                if regions == 0 {
+                    return Err(Damage::Item(u8::try_from(begin).unwrap_or(u8::MAX)));
+                }
+                for _ in 0..regions {
                     fill(map, region)?;
                     region += 1;
                 }

@@ -27,7 +27,7 @@ pub(crate) const REGION_BLOCKS: usize = 64;
 /// There is no memory, or no address space, for a map of that size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "no memory to trace {pages} pages: at most {PAGES_MAX} can be, and each takes an eighth of a byte of address space"
+    "no memory to trace {pages} pages: at most {PAGES_MAX} can be, and each takes a sixth of a byte of address space"
 )]
 pub struct NoMemory {
     /// What was asked for.

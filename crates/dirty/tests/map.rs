@@ -203,6 +203,9 @@ fn what_is_not_a_map_of_this_size_is_refused_with_the_reason() {
         (start(&[6, 1]), Damage::Beyond(64)),
         (start(&[0xfd, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]), Damage::Beyond(u64::MAX)),
         (start(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1]), Damage::Beyond(u64::MAX)),
+        // No regions at all, which would count up past the last number there is.
+        (start(&[2, 0, 0]), Damage::Item(2)),
+        (start(&[2, 1, 0xfd, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f, 1]), Damage::Beyond(u64::MAX)),
         (start(&[1]), Damage::Truncated),
         (start(&[1, 3, 1]), Damage::Truncated),
         // Names: none, one cut off, too many.

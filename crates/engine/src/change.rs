@@ -312,6 +312,10 @@ impl House {
         for absent in slots.absent.values_mut() {
             if let Some(config) = ssds.iter().find(|config| config.name == absent.config.name) {
                 absent.config = config.clone();
+                // By these it is held when it comes.
+                if let Some(waiting) = &absent.waiting {
+                    terms::set_limits(waiting.ssd(), config.own_limits(), now, self.duty.crew());
+                }
             }
         }
     }

@@ -116,7 +116,7 @@ fn carry_out(house: &Arc<House>, cntlid: u16, begun: Begun) -> Report {
     }
     drop(configs);
     match order {
-        Order::Track(on) => tracking::track(house, cntlid, on),
+        Order::Track(on) => tracking::track(house, cntlid, on, era),
         Order::Harvest { most, whole } => tracking::harvest(house, cntlid, most, whole),
         Order::TrackMemory(what) => memory::track(house, cntlid, &what, era),
         Order::EndMemory => memory::end(house, cntlid),

@@ -126,13 +126,13 @@ impl Keeper {
     pub(crate) fn pump(&mut self, number: u32, now: Instant) {
         let limits = self.options.limits.clone();
         let Some(session) = self.session_mut(number) else { return self.sync(number) };
-        let had_client = session.client.is_some();
         session.flush_client(now, &limits);
         // Failure shows as the link's end.
         let _ = session.flush_link();
         let gone = session.client.is_none();
         let never_seen = session.link.is_none() && session.next_seq == 0 && session.deposit.is_none();
-        if had_client && gone {
+        if gone {
+            // Also one that the clock has ended.
             self.poller.closed(Token::Client(number));
         }
         if gone && never_seen {

@@ -31,7 +31,7 @@ const DOWNTIME_MS: u64 = 300;
 #[command(name = "cargo xtask bench guests")]
 struct Arguments {
     /// Moves of each guest
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 5)]
     moves: u32,
     /// Only the ways whose names contain this
     #[arg(long, default_value = "")]
@@ -59,7 +59,7 @@ struct Took {
     total: Duration,
     /// From QEMU's STOP here to its RESUME there.
     downtime: Duration,
-    /// Of the guest's reads, as it saw them: before, and from the order to the end.
+    /// Of the guest's reads, as it saw them: before, and from a second before the order to the end.
     p99_us: Option<[f64; 2]>,
 }
 

@@ -1,6 +1,6 @@
 //! What a hypervisor needs to give an ssd to a guest, as text to be pasted.
 
-use api::config::{Door, Ssd};
+use api::config::{DEVICE_PREFIX, Door, Ssd};
 use api::size::Size;
 use std::path::PathBuf;
 
@@ -8,11 +8,9 @@ mod cloud;
 mod libvirt;
 mod qemu;
 
-const ID: &str = "godwit-";
-
 /// How an ssd's device is called.
 pub(crate) fn id(name: &str) -> String {
-    format!("{ID}{name}")
+    format!("{DEVICE_PREFIX}{name}")
 }
 
 /// An ssd as a guest's device.
@@ -33,7 +31,7 @@ impl Device {
 
     /// The ssd's.
     fn name(&self) -> &str {
-        self.id.strip_prefix(ID).unwrap_or(&self.id)
+        self.id.strip_prefix(DEVICE_PREFIX).unwrap_or(&self.id)
     }
 
     fn path(&self) -> String {

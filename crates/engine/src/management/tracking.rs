@@ -52,8 +52,8 @@ impl Trackers {
     }
 }
 
-/// Notes what is written from now on, in place of what was noted before; or nothing more.
-pub(super) fn track(house: &Arc<House>, cntlid: u16, on: bool) -> Report {
+/// Notes what is written from now on, in place of what was noted before; or nothing more. `era`: as it was when the order came.
+pub(super) fn track(house: &Arc<House>, cntlid: u16, on: bool, era: u64) -> Report {
     let Some(passenger) = passenger_of(house, cntlid) else {
         stop(house, cntlid);
         return Report::Failed(Trouble::NoController);
@@ -71,14 +71,25 @@ pub(super) fn track(house: &Arc<House>, cntlid: u16, on: bool) -> Report {
         );
         return Report::Failed(Trouble::Failed);
     };
-    ssd.watch.track(Some(Arc::clone(&map)));
+    let tracker = Arc::new(Tracker { ssd: Arc::clone(ssd), map, turn: Mutex::default() });
+    {
+        let ended = house.trackers.lock_era();
+        if *ended != era {
+            // Whoever asked has been reset.
+            return Report::Failed(Trouble::Failed);
+        }
+        ssd.watch.track(Some(Arc::clone(&tracker.map)));
+        house.trackers.maps().insert(cntlid, Arc::clone(&tracker));
+    }
     if let Err(error) = tell(ssd, house.duty.crew()) {
         tracing::warn!(ssd = ssd.name, %error, "its writes are not logged yet");
-        ssd.watch.track(None);
+        let ended = house.trackers.lock_era();
+        // It may be another life's by now.
+        if *ended == era {
+            forget(house, cntlid);
+        }
         return Report::Failed(Trouble::Busy);
     }
-    let tracker = Tracker { ssd: Arc::clone(ssd), map, turn: Mutex::default() };
-    house.trackers.maps().insert(cntlid, Arc::new(tracker));
     match passenger.manage(Order::Look) {
         // Without a client it is disabled.
         Report::Failed(Trouble::NoController) => Report::Standing { suspended: false, enabled: false },

@@ -47,9 +47,17 @@ fn of_saved(saved: &LimitsV1) -> Limits {
 
 /// The limits that an ssd came here with, by its journal: those by which it is held unless the configuration has its own.
 pub(crate) fn limits_that_came(config: &config::Ssd, pools: &Pools) -> Option<Limits> {
-    let bytes = Passage::of(config, pools).store()?.read().ok()??;
-    // What is wrong with a journal is said by who looks whether the ssd may be opened.
-    MigrationV1::from_bytes(&bytes).ok()?.limits.as_ref().map(of_saved)
+    let read = Passage::of(config, pools).store()?.read();
+    // Who looked whether the ssd may be opened could read it.
+    let failed = |error: &anyhow::Error| {
+        tracing::error!(
+            ssd = config.name,
+            error = format!("{error:#}"),
+            "it has none of the limits that it came with"
+        );
+    };
+    let record = read.and_then(|bytes| Ok(bytes.map(|bytes| MigrationV1::from_bytes(&bytes)).transpose()?));
+    record.inspect_err(failed).ok()??.limits.as_ref().map(of_saved)
 }
 
 impl House {

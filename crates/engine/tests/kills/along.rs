@@ -167,10 +167,16 @@ fn a_disk_whose_client_waits_for_it_has_the_limits_that_it_comes_with() {
     let b = start(&hosts, 1, &format!("{}hypervisor = \"DIR/qmp.sock\"\n", incoming(&backend)));
     until_it_is(&b, "incoming");
     let mut waiting = guest::vhost_user::Driver::connect(b.socket("vm"), Default::default()).unwrap();
+    // What is written for it meanwhile is of the device that waits, too.
+    let its = format!("{}hypervisor = \"DIR/qmp.sock\"\n", incoming(&backend));
+    b.apply_text(text(&b, &hosts, 1, &format!("{its}\n[ssd.limits]\niops = 700\n"))).unwrap();
     migrate_soon(&a, &hosts.addresses[1], terms());
     assert_eq!(until_over(&a, || {}).state, "moved");
     until_it_is(&b, "serving");
     assert_eq!(disk::read(&mut waiting, 0), vec![0; 4096]);
+    let iops = Some(Rate { per_second: 700, burst: None });
+    assert_eq!(in_force(&b), Limits { iops, ..Limits::default() });
+    b.apply_text(text(&b, &hosts, 1, &its)).unwrap();
     assert_eq!(in_force(&b), limits());
     b.kill();
     assert_eq!(disk::read(&mut waiting, 0), vec![0; 4096]);

@@ -22,7 +22,7 @@ use crate::passenger::Passenger;
 use crate::run::House;
 use crate::terms::Hold;
 use anyhow::{Context, bail, ensure};
-use api::config::{self, Door};
+use api::config::{self, DEVICE_PREFIX, Door};
 use hypervisor::{CONFIG_BYTES, Destination, Device, Interface, PciState, Server, Source, SourceNow, Vector};
 use nvme::pci::MSIX_CAP;
 use state::controller::{ControllerV1, VectorV1};
@@ -34,8 +34,6 @@ const QMP_PATIENCE: Duration = Duration::from_secs(10);
 /// For a guest that is called back to run.
 const CALL_BACK: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(10);
-/// A block node of QEMU's that is an ssd has its name behind this.
-const NODE: &str = "godwit-";
 
 /// The QEMU at a QMP socket, and those of its devices that are ssds served here, by their names.
 ///
@@ -74,7 +72,7 @@ fn serves(config: &config::Ssd, server: &Server) -> bool {
         Server::Socket(path) => is_same(&config.socket, path),
         // As `godwit attach` names it.
         Server::Node(name) => {
-            config.door == Door::VhostUser && name.strip_prefix(NODE) == Some(config.name.as_str())
+            config.door == Door::VhostUser && name.strip_prefix(DEVICE_PREFIX) == Some(config.name.as_str())
         }
     }
 }

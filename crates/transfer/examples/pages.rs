@@ -1,4 +1,4 @@
-//! How quickly pages move between two ends on this host: `cargo run --release -p transfer --example figures`.
+//! How quickly pages move between two ends on this host: `cargo run --release -p transfer --example pages`.
 //!
 //! Nothing is read from or written to a drive, and a socket pair has no network below it: this is what the crate itself costs.
 

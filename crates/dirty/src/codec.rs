@@ -103,7 +103,7 @@ pub fn decode(bytes: &[u8], map: &mut Map) -> Result<(), Damage> {
     if found != expected {
         return Err(Damage::Size { found, expected });
     }
-    let mut region = 0;
+    let mut region = 0_usize;
     loop {
         let begin = input.varint()?;
         let (kind, gap) = (begin & ((1 << KIND_BITS) - 1), begin >> KIND_BITS);

@@ -236,21 +236,14 @@ impl Keeper {
 
     /// An ssd is served no more; its client loses its device.
     fn let_go(&mut self, number: u32) -> Option<Ssd> {
-        let ssd = self.ssds.get(&number)?;
-        self.poller.set(Token::Listener(number), &ssd.listener, (false, false));
-        if let Some(session) = &ssd.session {
-            if let Some(client) = &session.client {
-                self.poller.set(Token::Client(number), &client.socket, (false, false));
-            }
-            if let Some(link) = &session.link {
-                self.poller.set(Token::Link(number), link.as_fd(), (false, false));
-            }
+        let mut ssd = self.ssds.remove(&number)?;
+        for token in [Token::Listener, Token::Client, Token::Link] {
+            self.poller.closed(token(number));
         }
         self.blame.forget(number);
         if let Some(engine) = self.active_mut() {
             engine.lost_session.take_if(|(lost, _)| *lost == number);
         }
-        let mut ssd = self.ssds.remove(&number)?;
         if let Some(session) = &mut ssd.session {
             session.end_client(EndReason::HangUp);
             if let Some(client) = session.client.take() {

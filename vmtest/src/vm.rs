@@ -289,6 +289,11 @@ impl Vm {
         }
     }
 
+    /// How long the guest stood still on its way from here to there: from its next STOP to the RESUME there.
+    pub fn downtime(&mut self, there: &mut Vm) -> Result<Duration> {
+        Ok(there.when("RESUME")?.saturating_sub(self.when("STOP")?))
+    }
+
     /// QEMU has not ended.
     pub fn is_alive(&mut self) -> Result<bool> {
         Ok(self.qemu.ended()?.is_none())

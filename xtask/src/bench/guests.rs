@@ -69,7 +69,7 @@ pub(super) fn command(arguments: &[String]) -> Result<()> {
     let godwitd = build("godwitd", "godwitd", true)?;
     build("cli", "godwit", true)?;
     let image = Image::ensure()?;
-    let nvme = || Ssd::new("a", SIZE_MIB).on(Backend::Uring);
+    let ssd = || Ssd::new("a", SIZE_MIB).on(Backend::Uring);
     let godwit = |ssd: Ssd, devices| -> Result<Way> {
         Ok(Way::Godwit { hosts: Box::new(Host::two(&godwitd, &[ssd])?), devices })
     };
@@ -79,20 +79,18 @@ pub(super) fn command(arguments: &[String]) -> Result<()> {
         (
             "godwit NVMe",
             "/dev/nvme0n1",
-            Box::new(|| godwit(nvme(), |vm, host| Ok(vm.vfio_user("a", &host.daemon.socket("a"))))),
+            Box::new(|| godwit(ssd(), |vm, host| Ok(vm.vfio_user("a", &host.daemon.socket("a"))))),
         ),
         (
             "godwit virtio-blk",
             "/dev/vda",
-            Box::new(|| {
-                godwit(nvme().as_disk(), |vm, host| Ok(vm.vhost_user("a", &host.daemon.socket("a"))))
-            }),
+            Box::new(|| godwit(ssd().as_disk(), |vm, host| Ok(vm.vhost_user("a", &host.daemon.socket("a"))))),
         ),
         (
             "godwit under QEMU's nvme",
             "/dev/nvme0n1",
             Box::new(|| {
-                godwit(nvme().as_disk(), |vm, host| {
+                godwit(ssd().as_disk(), |vm, host| {
                     let printed =
                         words(&host.daemon.tool(&["attach", "a", "--qemu-nvme", "--device-only"])?)?;
                     Ok(vm.arguments(printed.iter().map(String::as_str)))
@@ -119,23 +117,23 @@ pub(super) fn command(arguments: &[String]) -> Result<()> {
 fn moves(image: &Image, mut way: Way, disk: &str, moves: u32) -> Result<Vec<Took>> {
     let mut vm = way.guest()?.boot(image)?;
     way.here(&vm)?;
-    if !disk.is_empty() {
+    let probe = (!disk.is_empty()).then_some(Probe { disk });
+    if probe.is_some() {
         vm.run_ok(&format!("for i in $(seq 100); do [ -b {disk} ] && exit; sleep 0.1; done; exit 1"))?;
         let fill = format!("dd if=/dev/urandom of={disk} bs=1M count={FILLED_MIB} oflag=direct 2>&1");
         vm.run_within(PATIENCE, &fill)?.into_ok(&fill)?;
     }
     let mut all = Vec::new();
     for number in 1..=moves {
-        let probe = Probe { disk };
-        let before = probe.before(&mut vm)?;
+        let before = probe.as_ref().map(|probe| probe.before(&mut vm)).transpose()?;
         let mut there = way.wait_there(image)?;
-        probe.begin(&mut vm)?;
+        probe.iter().try_for_each(|probe| probe.begin(&mut vm))?;
         let began = Instant::now();
         way.go(&mut vm, &mut there).with_context(|| format!("move {number}"))?;
         let total = began.elapsed();
-        let downtime = there.when("RESUME")?.saturating_sub(vm.when("STOP")?);
+        let downtime = vm.downtime(&mut there)?;
         std::mem::replace(&mut vm, there).kill();
-        let during = probe.end(&mut vm)?;
+        let during = probe.as_ref().map(|probe| probe.end(&mut vm)).transpose()?;
         let p99_us = before.zip(during).map(|(before, during)| [before.p99_us, during.p99_us]);
         all.push(Took { total, downtime, p99_us });
         way.turn();
@@ -217,32 +215,23 @@ impl Probe<'_> {
         )
     }
 
-    fn before(&self, vm: &mut Vm) -> Result<Option<Measured>> {
-        if self.disk.is_empty() {
-            return Ok(None);
-        }
+    fn before(&self, vm: &mut Vm) -> Result<Measured> {
         vm.run_ok(&self.fio(BEFORE_S))?;
         self.figures(vm)
     }
 
     fn begin(&self, vm: &mut Vm) -> Result<()> {
-        if self.disk.is_empty() {
-            return Ok(());
-        }
         let fio = self.fio(3600);
         vm.run_ok(&format!("rm /run/probe.json; setsid {fio} < /dev/null > /run/probe.out 2>&1 & echo $! > /run/probe.pid; sleep 1")).map(drop)
     }
 
-    fn end(&self, vm: &mut Vm) -> Result<Option<Measured>> {
-        if self.disk.is_empty() {
-            return Ok(None);
-        }
+    fn end(&self, vm: &mut Vm) -> Result<Measured> {
         vm.run_ok("kill -INT $(cat /run/probe.pid); for i in $(seq 100); do [ -d /proc/$(cat /run/probe.pid) ] || exit 0; sleep 0.1; done; exit 1")?;
         self.figures(vm)
     }
 
-    fn figures(&self, vm: &mut Vm) -> Result<Option<Measured>> {
-        measured(&vm.run_ok("cat /run/probe.json")?).map(Some)
+    fn figures(&self, vm: &mut Vm) -> Result<Measured> {
+        measured(&vm.run_ok("cat /run/probe.json")?)
     }
 }
 

@@ -89,7 +89,7 @@ fn cross(
             .migrate(&hosts[1], &["--max-stun", &arguments.max_stun])
             .with_context(|| format!("move {number}\n{}", hosts[0].daemon.log_tail()))?;
         let total = began.elapsed();
-        let downtime = there.when("RESUME")?.saturating_sub(vm.when("STOP")?);
+        let downtime = vm.downtime(&mut there)?;
         let took = Took { total, downtime, stun: stun(&hosts[0])? };
         eprintln!("move {number}: {total:.1?}, downtime {downtime:.1?}, stun of the ssds {:.1?}", took.stun);
         moves.push(took);

@@ -26,3 +26,7 @@ pub mod vfio_user;
 pub mod vhost_user;
 
 pub use error::{Error, Result};
+
+/// What takes longer hangs, whatever it is that a test waits for. It is no measure of how fast anything is: a machine that has ten other
+/// things to do does not miss it.
+pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);

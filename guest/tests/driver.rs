@@ -90,7 +90,11 @@ fn a_completion_nobody_waited_for_survives_the_deletion_of_its_queue() {
     driver.create_queue_pair(1, 16).unwrap();
     let buffer = driver.ram().alloc(512).unwrap();
     let cid = driver.submit(1, Sqe::new(nvm::READ).nsid(1).prp(buffer.iova(), 0)).unwrap();
-    std::thread::sleep(Duration::from_millis(20));
+    let deadline = std::time::Instant::now() + guest::PATIENCE;
+    // The phase of the first entry.
+    while driver.cq(1).unwrap().ring().load_u64(8) >> 48 & 1 == 0 {
+        assert!(std::time::Instant::now() < deadline);
+    }
     driver.delete_sq(1).unwrap();
     assert_eq!(driver.poll(1).unwrap().unwrap().cid, cid);
     assert_eq!(driver.poll(1).unwrap(), None);

@@ -16,7 +16,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Daemon {
     directory: TempDir,
@@ -204,7 +204,8 @@ impl Session {
             std::thread::sleep(Duration::from_millis(5));
         }
         assert!(self.child.wait().unwrap().success());
-        while let Ok(bytes) = self.output.recv_timeout(Duration::from_millis(200)) {
+        // Until nobody has the terminal's other end.
+        while let Ok(bytes) = self.output.recv_timeout(PATIENCE) {
             self.seen.push_str(&String::from_utf8(bytes).unwrap());
         }
         self.seen

@@ -6,6 +6,7 @@ mod disk;
 
 use api::config::{Config, Limits, Rate};
 use engine::Engine;
+use guest::PATIENCE;
 use guest::nvme::{Driver, Options, Sqe};
 use guest::vhost_user;
 use std::collections::VecDeque;
@@ -96,6 +97,19 @@ impl Nvme {
         }
         self.done - before
     }
+
+    fn run_until(&mut self, done: u64, opcode: u8) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.done < done {
+            self.turn(opcode, 8, 8);
+            assert!(Instant::now() < deadline, "{} of {done}", self.done);
+        }
+    }
+}
+
+/// What a limit lets through since `start`, however long that was.
+fn allowed(per_second: u64, start: Instant) -> u64 {
+    per_second * start.elapsed().as_millis() as u64 / 1000 + 1
 }
 
 /// Not more than the limit allows, and not nothing; how much less is the machine's and the guest's own lateness. The exact rate is tested in crate `qos`.
@@ -118,21 +132,21 @@ fn a_guest_is_held_to_its_limit_whatever_its_queues_and_reactors() {
 #[test]
 fn bandwidth_is_limited_and_a_burst_goes_first() {
     let host =
-        Host::start(&[("a", "socket", "write_bandwidth = \"20MiB\"\nwrite_bandwidth_burst = \"10MiB\"")], 1);
+        Host::start(&[("a", "socket", "write_bandwidth = \"1MiB\"\nwrite_bandwidth_burst = \"40MiB\"")], 1);
     let mut guest = host.connect("a", 1);
     let start = Instant::now();
-    // 4 KiB at a time: within PRP1.
-    while guest.done < 10 << 8 {
+    // 4 KiB at a time: within PRP1. Without a burst it would take forty seconds.
+    while guest.done < 40 << 8 {
         guest.turn(WRITE, 8, 32);
-        assert!(start.elapsed() < Duration::from_secs(5));
+        assert!(
+            start.elapsed() < Duration::from_secs(35),
+            "40 MiB at once, but {} of them came",
+            guest.done >> 8
+        );
     }
-    let burst = start.elapsed();
-    assert!(burst < Duration::from_millis(450), "10 MiB at once, but it took {burst:?}");
-    let (start, before) = (Instant::now(), guest.done);
     guest.run_for(Duration::from_millis(700), WRITE, 8, 32);
-    let expected = 20 * 256 * start.elapsed().as_millis() as u64 / 1000;
-    // The burst was over a little before this began.
-    assert_near(guest.done - before, expected + 20 * 256 * burst.as_millis() as u64 / 1000);
+    let allowed = (40 << 8) + 256 * start.elapsed().as_millis() as u64 / 1000;
+    assert!(guest.done <= allowed + 1, "{} of {allowed}", guest.done);
     // Reads are not writes.
     assert!(guest.run_for(Duration::from_millis(300), READ, 8, 32) > 0);
 }
@@ -141,44 +155,47 @@ fn bandwidth_is_limited_and_a_burst_goes_first() {
 fn limits_change_while_a_guest_waits_for_them() {
     let host = Host::start(&[("a", "socket", "iops = 10")], 2);
     let mut guest = host.connect("a", 2);
+    let start = Instant::now();
     guest.run_for(Duration::from_millis(300), READ, 8, 8);
-    assert!(guest.done <= 5, "{}", guest.done);
+    assert!(guest.done <= allowed(10, start) + 1, "{}", guest.done);
     let iops = |per_second| Limits { iops: Some(Rate { per_second, burst: None }), ..Limits::default() };
     assert!(host.engine.set_limits("a", &iops(3000)));
-    let done = guest.run_for(Duration::from_millis(500), READ, 8, 8);
-    assert!((20..=1600).contains(&done), "{done}");
+    let (start, before) = (Instant::now(), guest.done);
+    // More than ten a second give until a test is given up.
+    guest.run_until(before + 1200, READ);
+    let done = guest.done - before;
+    assert!(done <= allowed(3000, start) + 100, "{done}");
     assert!(host.engine.set_limits("a", &Limits::default()));
-    let start = Instant::now();
-    let before = guest.done;
-    while guest.done < before + 20_000 {
-        guest.turn(READ, 8, 8);
-        assert!(start.elapsed() < Duration::from_secs(10), "nothing limits it any more");
-    }
+    // Nothing limits it any more.
+    guest.run_until(guest.done + 20_000, READ);
     assert!(host.engine.set_limits("a", &iops(100)));
     guest.run_for(Duration::from_millis(50), READ, 8, 8);
-    let done = guest.run_for(Duration::from_millis(500), READ, 8, 8);
-    assert!((10..=60).contains(&done), "{done}");
+    let (start, before) = (Instant::now(), guest.done);
+    guest.run_until(before + 20, READ);
+    let done = guest.done - before;
+    assert!(done <= allowed(100, start) + 10, "{done}");
     assert!(!host.engine.set_limits("b", &iops(1)));
 }
 
 #[test]
 fn an_ssd_at_its_limit_neither_holds_another_nor_keeps_the_reactor_awake() {
-    let host = Host::start(&[("held", "socket", "iops = 50"), ("free", "socket", "")], 1);
+    let host = Host::start(&[("held", "socket", "iops = 10"), ("free", "socket", "")], 1);
     let mut held = host.connect("held", 1);
     held.run_for(Duration::from_millis(50), READ, 8, 32);
     {
         let mut free = host.connect("free", 1);
         let start = Instant::now();
+        // With the other's limit it would take 200 seconds.
         while free.done < 2000 {
             free.turn(READ, 8, 1);
-            assert!(start.elapsed() < Duration::from_secs(5), "{}", free.done);
+            assert!(start.elapsed() < PATIENCE, "{}", free.done);
         }
     }
     // The thread's own CPU time: the machine may be busy.
-    let before = reactors_cpu();
+    let (start, before) = (Instant::now(), reactors_cpu());
     held.run_for(Duration::from_millis(600), READ, 8, 32);
-    let spent = reactors_cpu() - before;
-    assert!(spent < Duration::from_millis(120), "{spent:?} of 600 ms, to wait");
+    let (spent, of) = (reactors_cpu() - before, start.elapsed());
+    assert!(spent < of / 5, "{spent:?} of {of:?}, to wait");
 }
 
 /// CPU time of the reactor: the newest thread of that name. Those of tests before may not have ended.
@@ -203,21 +220,24 @@ fn a_guest_that_leaves_or_resets_while_it_is_held_does_not_wait_for_its_limit() 
         let mut guest = loop {
             match Driver::connect_with(host.socket("a"), Options::default()) {
                 Ok(driver) => break driver,
-                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+                Err(error) => assert!(start.elapsed() < PATIENCE, "{error}"),
             }
+            std::thread::sleep(Duration::from_millis(5));
         };
-        guest.create_queue_pair(1, 64).unwrap();
+        (1..=6).for_each(|qid| guest.create_queue_pair(qid, 64).unwrap());
         let buffer = guest.ram().clone().alloc(4096).unwrap();
-        for _ in 0..60 {
-            guest.place(1, Sqe::new(READ).nsid(1).prp(buffer.iova(), 0).qword(10, 0).cdw12(7)).unwrap();
+        // They would take 36 seconds.
+        for at in 0..360 {
+            let sqe = Sqe::new(READ).nsid(1).prp(buffer.iova(), 0).qword(10, 0).cdw12(7);
+            guest.place(at % 6 + 1, sqe).unwrap();
         }
-        guest.ring(1).unwrap();
+        (1..=6).for_each(|qid| guest.ring(qid).unwrap());
         std::thread::sleep(Duration::from_millis(20));
-        guest.delete_queue_pair(1).unwrap();
+        (1..=6).for_each(|qid| guest.delete_queue_pair(qid).unwrap());
         guest.create_queue_pair(1, 64).unwrap();
     }
-    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
     host.engine.stop().unwrap();
+    assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
 }
 
 #[test]
@@ -238,13 +258,13 @@ fn a_virtio_disk_is_held_to_its_limit_and_a_ring_that_stops_is_not() {
         std::thread::sleep(Duration::from_micros(500));
     }
     assert_near(done, 500 * start.elapsed().as_millis() as u64 / 1000 + 5);
-    // At ten a second what was taken from the ring would take long.
-    let iops = Some(Rate { per_second: 10, burst: None });
+    // At one a second what was taken from the ring would take long.
+    let iops = Some(Rate { per_second: 1, burst: None });
     assert!(host.engine.set_limits("d", &Limits { iops, ..Limits::default() }));
     std::thread::sleep(Duration::from_millis(20));
     let start = Instant::now();
     driver.stop(0).unwrap();
-    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     drop(driver);
     host.engine.stop().unwrap();
 }

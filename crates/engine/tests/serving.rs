@@ -4,11 +4,11 @@
 
 mod host;
 
+use guest::PATIENCE;
 use guest::nvme::{Driver, Options, Sqe};
 use guest::vfio_user::state;
 use host::{FILE, Host, RAM, pattern, read, write};
 use std::os::fd::AsFd;
-use std::time::Duration;
 
 #[test]
 fn what_is_written_is_read_back_on_every_backend_with_data() {
@@ -158,7 +158,7 @@ fn completions_interrupt_by_msix() {
     }
     for qid in 1..=3_u16 {
         read(&mut driver, qid, 0, 4096);
-        let fired = driver.wait_interrupt(usize::from(qid), Duration::from_secs(5)).unwrap();
+        let fired = driver.wait_interrupt(usize::from(qid), PATIENCE).unwrap();
         assert!(fired.is_some(), "vector {qid}");
     }
     host.stop();
@@ -208,7 +208,7 @@ fn a_client_that_shrinks_its_memory_is_hung_up_on_and_harms_nobody() {
     let sqe = Sqe::new(1).nsid(1).prp(0x70_0000_0000, 0).qword(10, 0).cdw12(7);
     let _ = bad.submit(1, sqe);
     let mut byte = [0];
-    bad.client().stream().set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    bad.client().stream().set_read_timeout(Some(PATIENCE)).unwrap();
     let got = std::io::Read::read(&mut bad.client().stream(), &mut byte);
     assert_eq!(got.unwrap(), 0, "the engine hung up");
     write(&mut good, 1, 0, &pattern(1, 4096));

@@ -40,7 +40,7 @@ impl Default for Options {
             ram_iova: 0x1_0000_0000,
             share_ram: true,
             admin_depth: 64,
-            timeout: Duration::from_secs(10),
+            timeout: crate::PATIENCE,
         }
     }
 }

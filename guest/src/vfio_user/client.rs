@@ -79,7 +79,7 @@ impl Client {
     /// Speaks over a stream that is connected already.
     #[must_use]
     pub fn from_stream(stream: UnixStream) -> Self {
-        let timeout = Duration::from_secs(10);
+        let timeout = crate::PATIENCE;
         Client { stream, next_id: 0, timeout, memory: None, version: None, dma_served: 0 }
     }
 

@@ -70,7 +70,7 @@ impl Client {
     /// Takes a connected socket.
     #[must_use]
     pub fn new(stream: UnixStream) -> Self {
-        Client { stream, timeout: Duration::from_secs(10), acknowledged: false }
+        Client { stream, timeout: crate::PATIENCE, acknowledged: false }
     }
 
     /// How long an answer may take.

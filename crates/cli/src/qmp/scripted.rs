@@ -1,6 +1,6 @@
 //! A QEMU by script, for tests.
 
-use super::{GREETING_PATIENCE, Monitor};
+use super::{Monitor, PATIENCE};
 use ::hypervisor::Qmp;
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Write};
@@ -34,5 +34,5 @@ pub(super) fn monitor(
             }
         }
     });
-    Monitor::over(Qmp::over(ours, Path::new("qmp"), GREETING_PATIENCE).unwrap())
+    Monitor::over(Qmp::over(ours, Path::new("qmp"), PATIENCE).unwrap())
 }

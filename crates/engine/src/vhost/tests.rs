@@ -19,6 +19,8 @@ use block::{Fault, Now};
 use disk::{Checked, kinds, place, read, transfer, wait, write};
 use frontend::vfio_user::Shutdown;
 use frontend::vhost_user::{Limits, serve};
+use guest::PATIENCE;
+use guest::ram::Buffer;
 use guest::vhost_user::ring::Piece;
 use guest::vhost_user::{Driver, Options, request};
 use std::convert::Infallible;
@@ -26,7 +28,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const IOERR: u8 = 1;
 const UNSUPPORTED: u8 = 2;
@@ -170,8 +172,9 @@ fn hold(ssd: &Ssd, hold: Hold, crew: &Crew) {
 /// Its owner is elsewhere by then, where its guest finds it: an error would be believed.
 #[test]
 fn what_waits_at_a_gate_that_closes_is_not_answered_whenever_its_ring_is_stopped() {
-    let one = config::Rate { per_second: 1, burst: Some(1) };
-    let limits = config::Limits { iops: Some(one), ..config::Limits::default() };
+    // The second would have to wait for more than an hour.
+    let one = config::Rate { per_second: 1, burst: Some(4096) };
+    let limits = config::Limits { bandwidth: Some(one), ..config::Limits::default() };
     for stopped_before_it_closes in [false, true] {
         let ssd = faulty(Plan::default());
         with_disk_of(&ssd, |socket, crew| {
@@ -181,7 +184,11 @@ fn what_waits_at_a_gate_that_closes_is_not_answered_whenever_its_ring_is_stopped
             let mut place = |at: u64| place(&mut driver, request::OUT, at * 8, vec![7; 4096], false).0;
             let buffers: Vec<_> = (0..4).map(&mut place).collect();
             driver.queues[0].publish().unwrap();
-            std::thread::sleep(Duration::from_millis(20));
+            let status = |buffer: &Buffer| buffer.bytes(4096 + 64, 1)[0];
+            let deadline = Instant::now() + PATIENCE;
+            while status(&buffers[0]) == request::UNANSWERED {
+                assert!(Instant::now() < deadline);
+            }
             hold(&ssd, Hold::Frozen, crew);
             if !stopped_before_it_closes {
                 hold(&ssd, Hold::Closed, crew);
@@ -195,7 +202,7 @@ fn what_waits_at_a_gate_that_closes_is_not_answered_whenever_its_ring_is_stopped
                 }
                 assert!(stop.join().unwrap().is_err());
             });
-            let statuses: Vec<u8> = buffers.iter().map(|buffer| buffer.bytes(4096 + 64, 1)[0]).collect();
+            let statuses: Vec<u8> = buffers.iter().map(status).collect();
             assert_eq!(statuses[1..], [request::UNANSWERED; 3]);
         });
     }

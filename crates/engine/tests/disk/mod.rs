@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+use guest::PATIENCE;
 use guest::mapping::Mapping;
 use guest::ram::Buffer;
 use guest::verify::load::Load;
@@ -20,7 +21,7 @@ pub(crate) const WHOLE: &str = "{ type = \"uring\", path = \"DIR/whole.img\", di
 /// After a backend: limits that are reached at once.
 pub(crate) const LIMITS: &str = "[ssd.limits]\niops = 20000\nwrite_bandwidth = \"40MiB\"\n";
 /// Longer without any answer is a hang.
-const HANG: Duration = Duration::from_secs(20);
+const HANG: Duration = PATIENCE;
 
 /// A disk's part of a configuration; `DIR` stands for the directory.
 pub(crate) fn config(name: &str, backend: &str, directory: &Path) -> String {
@@ -61,7 +62,7 @@ pub(crate) struct Checked {
 impl Checked {
     /// The one before may still be leaving: a client that comes too early is turned away and tries again.
     pub(crate) fn connect(socket: &Path, lanes: u16, depth: usize, options: Options, seed: u64) -> Self {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + PATIENCE;
         let door = loop {
             match VhostDoor::connect(socket, lanes, depth, options) {
                 Ok(door) => break door,
@@ -149,7 +150,7 @@ pub(crate) fn place(
 
 /// Until one request of the first ring is answered.
 pub(crate) fn wait(driver: &mut Driver) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + PATIENCE;
     while driver.queues[0].ring.take().is_none() {
         assert!(Instant::now() < deadline);
         std::thread::yield_now();

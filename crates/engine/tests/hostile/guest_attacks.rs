@@ -2,6 +2,7 @@
 
 use crate::host::{FILE, RAM};
 use crate::siege::{Chance, Siege, create_rings, page_io};
+use guest::PATIENCE;
 use guest::nvme::{Driver, Sqe, reg};
 use guest::ram::Ram;
 use guest::vfio_user::region;
@@ -61,7 +62,7 @@ fn row_5_a_completion_queue_that_is_never_acknowledged_holds_up_nothing_but_itse
             }
             driver.write_doorbell(qid as usize * 2, 60).unwrap();
             let posted = || (0..4).filter(|at| cq.load_u64(at * 16 + 8) >> 48 & 1 == 1).count();
-            let deadline = Instant::now() + Duration::from_secs(5);
+            let deadline = Instant::now() + PATIENCE;
             while posted() < 3 {
                 assert!(Instant::now() < deadline);
             }
@@ -90,7 +91,7 @@ fn row_7_shadow_doorbells_come_twice_under_io_and_lose_their_memory() {
         };
         let collect = |driver: &mut Driver| {
             (1..=3).for_each(|qid| {
-                (0..20).for_each(|_| _ = driver.wait_any(qid, Duration::from_secs(5)).unwrap().ok().unwrap());
+                (0..20).for_each(|_| _ = driver.wait_any(qid, PATIENCE).unwrap().ok().unwrap());
             });
         };
         for _ in 0..10 {
@@ -191,34 +192,38 @@ fn row_9_commands_that_change_while_they_are_fetched_are_one_or_the_other() {
                 );
             }
         });
-        let (deadline, mut tails, mut done) =
-            (Instant::now() + Duration::from_millis(1200), [0_u32; 2], 0_u64);
-        while Instant::now() < deadline {
+        let start = Instant::now();
+        let (mut tails, mut done) = ([0_u32; 2], 0_u64);
+        while done <= 1000 || start.elapsed() < Duration::from_millis(1200) {
+            assert!(start.elapsed() < PATIENCE, "{done}");
             for (tail, qid) in tails.iter_mut().zip(1_u16..) {
                 // A ring of 64 with 32 of them outstanding.
                 *tail = (*tail + 16) % 64;
                 driver.write_doorbell(usize::from(qid) * 2, *tail).unwrap();
                 for _ in 0..16 {
-                    done += u64::from(driver.wait_any(qid, Duration::from_secs(5)).is_ok());
+                    done += u64::from(driver.wait_any(qid, PATIENCE).is_ok());
                 }
             }
         }
         stop.store(true, Ordering::Relaxed);
         mutator.join().unwrap();
-        assert!(done > 1000, "{done}");
         assert!(canary.to_vec().iter().all(|byte| *byte == 0xc5));
     });
 }
 
 #[test]
 fn row_11_storms_of_abort_deletion_reset_and_shutdown_with_io_in_flight() {
+    const KINDS: u64 = 7;
     Siege::run(FILE, 3, |siege| {
         let mut driver = siege.connect();
         let mut chance = Chance(11);
         let devctl = driver.find_capability(0x10).unwrap().unwrap() + 8;
-        let deadline = Instant::now() + Duration::from_secs(3);
-        let mut storms = [0; 7];
-        while Instant::now() < deadline {
+        let end = Instant::now() + Duration::from_secs(3);
+        // Each kind once, however long that takes, and then any.
+        for round in 0.. {
+            if round >= KINDS && Instant::now() > end {
+                break;
+            }
             queues(&mut driver, 6, 128);
             let data = driver.ram().clone().alloc(1 << 20).unwrap();
             let pages = chance.below(100);
@@ -228,9 +233,7 @@ fn row_11_storms_of_abort_deletion_reset_and_shutdown_with_io_in_flight() {
                 }
                 driver.ring(qid).unwrap();
             }
-            let kind = chance.below(7) as usize;
-            storms[kind] += 1;
-            match kind {
+            match if round < KINDS { round } else { chance.below(KINDS) } {
                 0 => (0..32).for_each(|cid| _ = driver.abort(chance.below(7) as u16 + 1, cid).unwrap()),
                 1 => (1..=6).for_each(|qid| {
                     // Out of order, and twice.
@@ -252,7 +255,6 @@ fn row_11_storms_of_abort_deletion_reset_and_shutdown_with_io_in_flight() {
             driver.client().region_write(region::CONFIG, 4, &0x0406_u16.to_le_bytes()).unwrap();
             restart(&mut driver);
         }
-        assert!(storms.iter().all(|count| *count > 0), "{storms:?}");
     });
 }
 
@@ -277,7 +279,7 @@ fn row_11_a_client_that_goes_in_the_middle_of_a_reset_format_or_sanitize() {
         }
         // A sanitize outlives its client; I/O is served when it has ended.
         let mut driver = siege.connect();
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + PATIENCE;
         driver.create_queue_pair(1, 16).unwrap();
         let data = driver.ram().clone().alloc(4096).unwrap();
         while driver.io(1, page_io(READ, data.iova(), 0)).unwrap().ok().is_err() {

@@ -2,6 +2,7 @@
 
 use crate::host::{FILE, RAM};
 use crate::siege::{Siege, create_rings, page_io};
+use guest::PATIENCE;
 use guest::ram::Ram;
 use rustix::fs::{Mode, OFlags};
 use std::os::fd::{AsFd, OwnedFd};
@@ -58,7 +59,7 @@ fn row_16_rings_in_a_file_that_is_cut_off_end_the_session_and_nothing_else() {
             (1..=3).for_each(|qid| driver.write_doorbell(qid * 2, 40).unwrap());
             file.set_len([0, 4096, 0x9000][round]).unwrap();
             (1..=3).for_each(|qid| driver.write_doorbell(qid * 2, 20).unwrap());
-            assert!(driver.client().is_closed(Duration::from_secs(5)), "round {round}");
+            assert!(driver.client().is_closed(PATIENCE), "round {round}");
         }
     });
 }

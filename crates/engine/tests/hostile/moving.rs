@@ -2,6 +2,7 @@
 
 use crate::host::{FILE, pattern, write};
 use crate::siege::{Chance, Siege, page_io};
+use guest::PATIENCE;
 use guest::nvme::{Driver, Sqe, reg};
 use guest::ram::Ram;
 use std::ops::RangeInclusive;
@@ -21,7 +22,7 @@ fn connect(siege: &Siege) -> (Driver, Arc<Ram>) {
 
 /// Waits for `count` completions of any queue and answers the engine's questions meanwhile.
 fn collect(driver: &mut Driver, queues: RangeInclusive<u16>, count: usize) {
-    let deadline = Instant::now() + Duration::from_secs(8);
+    let deadline = Instant::now() + PATIENCE;
     let mut ended = 0;
     while ended < count {
         for qid in queues.clone() {

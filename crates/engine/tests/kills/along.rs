@@ -6,6 +6,7 @@ use crate::house::House;
 use crate::load::Load;
 use api::config::{Limits, Rate};
 use api::control::{EngineRequest, MigrationTerms, PoolRequest, Request, Response, Steer};
+use guest::PATIENCE;
 use guest::nvme::Sqe;
 use serde_json::{Value, json};
 use state::migration::MigrationV1;
@@ -40,7 +41,7 @@ fn incoming(backend: &str) -> String {
 
 /// By which the engine holds "vm", once one serves it.
 fn in_force(house: &House) -> Limits {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         if let Response::Limits(all) = house.ask(&Request::Engine(EngineRequest::Limits))
             && let Some(vm) = all.iter().find(|limits| limits.ssd == "vm")
@@ -68,7 +69,7 @@ fn assert_held(house: &House) {
             ended.ok().unwrap();
             done += 1;
         }
-        assert!(start.elapsed() < Duration::from_secs(20), "{done} of the burst of {BURST}");
+        assert!(start.elapsed() < PATIENCE, "{done} of the burst of {BURST}");
         std::thread::sleep(Duration::from_millis(1));
     }
     let allowed = BURST + PER_SECOND * start.elapsed().as_millis() as u64 / 1000 + 1;
@@ -76,7 +77,7 @@ fn assert_held(house: &House) {
 }
 
 fn dry_run(house: &House, to: &str, terms: MigrationTerms) -> Result<String, String> {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let (ssd, to) = ("vm".to_owned(), to.to_owned());
         match house.ask(&Request::Engine(EngineRequest::Migrate { ssd, to, terms, dry_run: true })) {
@@ -197,7 +198,7 @@ fn what_is_encrypted_goes_to_a_host_without_a_key_only_by_an_operators_word() {
     driver.create_queue_pair(1, 64).unwrap();
     let buffer = driver.ram().clone().alloc_with(&secret).unwrap();
     driver.submit(1, Sqe::new(1).nsid(1).prp(buffer.iova(), 0).qword(10, 3).cdw12(0)).unwrap();
-    driver.wait_any(1, Duration::from_secs(20)).unwrap().ok().unwrap();
+    driver.wait_any(1, PATIENCE).unwrap().ok().unwrap();
     drop(driver);
     let refused = dry_run(&a, &hosts.addresses[1], terms()).unwrap_err();
     assert!(refused.contains("would lie in the clear here: give it `encryption`"), "{refused}");
@@ -304,7 +305,7 @@ fn a_host_of_the_release_before_takes_and_brings_ssds_as_it_did() {
     until_it_is(&b, "incoming");
     // Of the text: a migration's number is more than a JSON value holds.
     let (word, _along) = said[2].split_once(",\"along\":").unwrap();
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     let mut stream = loop {
         let socket = TcpStream::connect(&hosts.addresses[1]);
         if let Ok(socket) = socket {

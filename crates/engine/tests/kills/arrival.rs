@@ -6,9 +6,9 @@ use crate::travel::connect;
 use crate::{FILE, RAM};
 use ::state::controller::ControllerV1;
 use ::state::region::ControllerRegion;
-use guest::Error;
 use guest::nvme::{Driver, Options, Sqe};
 use guest::vfio_user::{Client, state};
+use guest::{Error, PATIENCE};
 use memory::SharedRegion;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering::Acquire;
@@ -34,7 +34,7 @@ fn loaded(region: &SharedRegion<ControllerRegion>) -> u32 {
 /// A region into which a state is loaded from now on.
 fn wait_for_load(regions: &[SharedRegion<ControllerRegion>]) -> &SharedRegion<ControllerRegion> {
     let before: Vec<u32> = regions.iter().map(loaded).collect();
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some((region, _)) = regions.iter().zip(&before).find(|(region, was)| loaded(region) != **was) {
             return region;
@@ -172,7 +172,7 @@ fn private_reactors(house: &House) -> usize {
 fn a_device_that_stands_still_keeps_nobody_waiting_for_the_reactor_that_it_had() {
     let ssds = [("disk", FILE)];
     let house = House::start(&ssds, 2);
-    let options = Options { share_ram: false, timeout: Duration::from_secs(20), ..Options::default() };
+    let options = Options { share_ram: false, ..Options::default() };
     let mut driver = house.connect_with("disk", options);
     driver.create_queue_pair(1, 16).unwrap();
     let buffer = driver.ram().clone().alloc_with(&[7; 4096]).unwrap();
@@ -182,14 +182,14 @@ fn a_device_that_stands_still_keeps_nobody_waiting_for_the_reactor_that_it_had()
     for mib in [96, 128] {
         assert_eq!(private_reactors(&house), 1);
         driver.client().set_migration_state(state::STOP).unwrap();
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + PATIENCE;
         while private_reactors(&house) > 0 {
             assert!(Instant::now() < deadline, "a reactor without an ssd goes on");
             std::thread::sleep(Duration::from_millis(1));
         }
         std::thread::scope(|scope| {
             let said = scope.spawn(|| house.apply_text(house.config(&ssds, mib)));
-            let deadline = Instant::now() + Duration::from_secs(10);
+            let deadline = Instant::now() + PATIENCE;
             while !said.is_finished() {
                 assert!(Instant::now() < deadline, "the growth waits for a reactor that is gone");
                 std::thread::sleep(Duration::from_millis(5));

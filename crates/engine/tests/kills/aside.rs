@@ -1,6 +1,7 @@
 //! Telling the devices of an engine in another process what a migration in it would tell them: one request a connection, "what name bytes".
 
 use engine::{Passenger, Passengers};
+use guest::PATIENCE;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -53,7 +54,7 @@ fn carry_out(passenger: &Passenger, what: &[u8], bytes: &[u8]) -> anyhow::Result
 
 /// To the engine that listens there, once it serves the ssd. What it says, or why not; "killed" if it ended meanwhile.
 pub(crate) fn tell(path: &Path, what: &str, name: &str, bytes: &[u8]) -> Result<Vec<u8>, String> {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         assert!(Instant::now() < deadline, "{what} {name}: no engine");
         let request = [format!("{what} {name} ").as_bytes(), bytes].concat();

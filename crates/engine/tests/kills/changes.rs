@@ -4,6 +4,7 @@ use super::disk::{self, Checked};
 use super::house::House;
 use super::load::Load;
 use super::{FILE, RAM};
+use guest::PATIENCE;
 use guest::vhost_user::{Driver, Options};
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,7 @@ fn change(house: &House, load: &mut Load, ssds: &[(&str, &str)], kill: Option<Du
 }
 
 fn a_disk_is_served(house: &House, name: &str, byte: u8) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     let mut driver = loop {
         match Driver::connect(house.socket(name), Options::default()) {
             Ok(driver) => break driver,
@@ -61,7 +62,7 @@ fn ssds_come_and_go_under_load_and_nothing_of_it_shows_on_another() {
         assert!(!house.socket("disk").exists() && !house.socket("nvme").exists());
         // Others may have the file now: nobody holds its lock.
         let file = house.drive("other.img");
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + PATIENCE;
         while file.try_lock().is_err() {
             assert!(Instant::now() < deadline, "the drive of a removed ssd is still locked");
             load.run_for(Duration::from_millis(2));
@@ -76,7 +77,7 @@ fn ssds_come_and_go_under_load_and_nothing_of_it_shows_on_another() {
 
 /// Back to one ssd, as soon as the others' clients have left.
 fn change_when_free(house: &House, load: &mut Load) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + PATIENCE;
     while let Err(why) = house.apply(&[("victim", RAM)]) {
         assert!(why.contains("a client is connected") && Instant::now() < deadline, "{why}");
         load.run_for(Duration::from_millis(2));
@@ -97,7 +98,7 @@ fn an_engine_killed_at_any_moment_of_a_change_leaves_all_of_it_to_the_next() {
         a_disk_is_served(&house, "disk", 2 * round + 2);
         std::thread::scope(|scope| {
             let applied = scope.spawn(|| {
-                let deadline = Instant::now() + Duration::from_secs(10);
+                let deadline = Instant::now() + PATIENCE;
                 while let Err(why) = house.apply(&all[..1]) {
                     assert!(why.contains("a client is connected") && Instant::now() < deadline, "{why}");
                 }

@@ -6,6 +6,7 @@ use crate::load::Load;
 use api::control::{
     EngineRequest, MigrationStatus, MigrationTerms, PoolRequest, Request, Response, Steer, Timeline,
 };
+use guest::PATIENCE;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use state::migration::{DestinationStepV1, DestinationV1, MigrationV1, SourceStepV1, SourceV1};
 use std::net::TcpListener;
@@ -70,7 +71,7 @@ fn two_houses(hosts: &Hosts, here: &str, there: &str) -> [House; 2] {
 
 /// Until the other host listens.
 pub(crate) fn migrate_soon(house: &House, to: &str, terms: MigrationTerms) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     while let Err(why) = migrate(house, to, terms) {
         assert!(why.contains("cannot speak") && Instant::now() < deadline, "{why}");
         std::thread::sleep(Duration::from_millis(10));
@@ -80,7 +81,7 @@ pub(crate) fn migrate_soon(house: &House, to: &str, terms: MigrationTerms) {
 pub(crate) fn migrate(house: &House, to: &str, terms: MigrationTerms) -> Result<String, String> {
     let request = EngineRequest::Migrate { ssd: "vm".to_owned(), to: to.to_owned(), terms, dry_run: false };
     // An engine says that it serves before it speaks of migrations.
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         match house.ask(&Request::Engine(request.clone())) {
             Response::Done(text) => return Ok(text),
@@ -97,21 +98,26 @@ pub(crate) fn terms() -> MigrationTerms {
     MigrationTerms { max_stun_us: 2_000_000, ..MigrationTerms::default() }
 }
 
-fn migrations(house: &House) -> Vec<MigrationStatus> {
+/// `None`: no engine knows yet.
+fn migrations(house: &House) -> Option<Vec<MigrationStatus>> {
     match house.ask(&Request::Engine(EngineRequest::Migrations)) {
-        Response::Migrations(list) => list,
-        Response::Error(_) => Vec::new(),
+        Response::Migrations(list) => Some(list),
+        Response::Error(_) => None,
         other => panic!("{other:?}"),
     }
 }
 
 pub(crate) fn status(house: &House) -> MigrationStatus {
-    migrations(house).into_iter().find(|migration| migration.ssd == "vm").unwrap_or_default()
+    migrations(house)
+        .unwrap_or_default()
+        .into_iter()
+        .find(|migration| migration.ssd == "vm")
+        .unwrap_or_default()
 }
 
 /// Until the migration is over at this house; `meanwhile` is done again and again.
 pub(crate) fn until_over(house: &House, mut meanwhile: impl FnMut()) -> MigrationStatus {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let status = status(house);
         if status.over {
@@ -125,7 +131,7 @@ pub(crate) fn until_over(house: &House, mut meanwhile: impl FnMut()) -> Migratio
 
 /// Until the house says that the ssd is so.
 pub(crate) fn until_it_is(house: &House, state: &str) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let status = house.status();
         let ssd = status.ssds.iter().find(|ssd| ssd.name == "vm").unwrap();
@@ -191,7 +197,7 @@ fn goes_and_comes_back(here: &str, there: &str) {
         migrate_soon(houses[0], to, terms());
         let moved = until_over(houses[0], || {});
         assert_eq!(moved.state, "moved", "{moved:?}");
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + PATIENCE;
         while let Some(left) = volume(houses[0]).filter(|left| *left != (0, "gone".to_owned())) {
             assert!(Instant::now() < deadline, "{left:?} is left at the source");
             std::thread::sleep(Duration::from_millis(5));
@@ -234,14 +240,14 @@ fn a_migration_that_is_cancelled_leaves_the_ssd_where_it_is_and_nothing_of_it_el
     // So slow that it does not end by itself.
     migrate_soon(&a, &hosts.addresses[1], MigrationTerms { bandwidth: 256 << 10, ..terms() });
     load.run_for(Duration::from_millis(300));
-    a.ask(&Request::Engine(EngineRequest::Steer { ssd: "vm".to_owned(), steer: Steer::Cancel }));
+    steer(&a, Steer::Cancel);
     let ended = until_over(&a, || load.run_for(Duration::from_millis(10)));
     assert_eq!(ended.state, "cancelled", "{ended:?}");
     load.run_for(Duration::from_millis(200));
     load.finish();
     until_it_is(&b, "dropped");
     // The source did not wait for that.
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     while !std::fs::read(b.path("disk.img")).unwrap().iter().all(|byte| *byte == 0) {
         assert!(Instant::now() < deadline, "what came is not wiped");
         std::thread::sleep(Duration::from_millis(5));
@@ -262,7 +268,9 @@ fn owner(houses: [&House; 2], deadline: Instant) -> Option<&House> {
         let serving = is.iter().filter(|state| *state == "serving").count();
         let settled =
             is.iter().all(|state| ["serving", "incoming", "gone", "dropped"].contains(&state.as_str()));
-        let over = houses.iter().all(|house| migrations(house).iter().all(|migration| migration.over));
+        let over = houses
+            .iter()
+            .all(|house| migrations(house).is_some_and(|all| all.iter().all(|migration| migration.over)));
         if settled && over && serving == 1 {
             return houses.into_iter().zip(is).find(|(_, state)| state == "serving").map(|(house, _)| house);
         }
@@ -283,7 +291,7 @@ fn killed_on_the_way(backend: &str, seed: u64) {
     victim.kill();
     load.run_for(Duration::from_millis(50));
     let left = load.leave();
-    let owner = owner([&a, &b], Instant::now() + Duration::from_secs(60)).unwrap();
+    let owner = owner([&a, &b], Instant::now() + PATIENCE).unwrap();
     let load = left.go_on(owner.connect("vm"));
     let left = load.leave();
     let (to, other) =
@@ -326,7 +334,7 @@ fn an_ssd_that_finds_a_full_pool_stays_where_it_is_and_goes_when_there_is_space(
     until_it_is(&b, "dropped");
     b.apply_text(b.config(&[("vm", &there)], 64) + &hosts.sections[1]).unwrap();
     let delete = PoolRequest::Delete { pool: "p".to_owned(), volume: "filler".to_owned() };
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     // Its doors close a moment after the change.
     while let Response::Error(why) = b.ask(&Request::Pool(delete.clone())) {
         assert!(why.contains("is served") && Instant::now() < deadline, "{why}");
@@ -380,8 +388,42 @@ fn a_guests_io_is_looked_at_before_during_and_after_it_moves() {
     b.stop();
 }
 
+/// As soon as an engine knows of it.
 pub(crate) fn steer(house: &House, steer: Steer) {
-    house.ask(&Request::Engine(EngineRequest::Steer { ssd: "vm".to_owned(), steer }));
+    let request = Request::Engine(EngineRequest::Steer { ssd: "vm".to_owned(), steer });
+    let deadline = Instant::now() + PATIENCE;
+    while let Response::Error(why) = house.ask(&request) {
+        if !why.contains("ask again") {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{why}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Who asks too early is told so, and not that nothing is under way.
+#[test]
+fn a_migration_is_in_the_first_list_of_each_engine() {
+    let hosts = Hosts::new();
+    let a = House::start_with(&[("vm", FILE)], 2, &hosts.sections[0]);
+    until_it_is(&a, "serving");
+    write_journal(&a, &granted("127.0.0.1:1"));
+    a.kill();
+    until_it_is(&a, "granted");
+    for _ in 0..20 {
+        let killed = a.kill();
+        let deadline = Instant::now() + PATIENCE;
+        let first = loop {
+            // What the one that was killed said last does not count.
+            let answer = migrations(&a).filter(|_| a.pid() != killed);
+            if let Some(list) = answer {
+                break list;
+            }
+            assert!(Instant::now() < deadline, "no engine answers");
+        };
+        assert!(first.iter().any(|one| one.ssd == "vm" && !one.over), "{first:?}");
+    }
+    a.stop();
 }
 
 #[test]
@@ -432,7 +474,6 @@ fn an_ssd_that_is_taken_back_goes_on_with_its_guests_commands() {
     let limits = "\n[ssd.limits]\niops = 20\niops_burst = 20\n";
     let a = House::start_with(&[("vm", &format!("{FILE}{limits}"))], 2, &hosts.sections[0]);
     let mut driver = a.connect("vm");
-    driver.set_timeout(Duration::from_secs(20));
     driver.create_queue_pair(1, 64).unwrap();
     let buffer = driver.ram().clone().alloc_with(&[0x5a; 512]).unwrap();
     // More than the burst: the last ones are taken, and wait.
@@ -443,7 +484,7 @@ fn an_ssd_that_is_taken_back_goes_on_with_its_guests_commands() {
     write_journal(&a, &granted("127.0.0.1:1"));
     a.kill();
     until_it_is(&a, "granted");
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     while a.status().ssds[0].state != "serving" {
         assert!(Instant::now() < deadline);
         steer(&a, Steer::Force);
@@ -453,7 +494,7 @@ fn an_ssd_that_is_taken_back_goes_on_with_its_guests_commands() {
     let reason = a.status().ssds[0].reason.clone().unwrap_or_default();
     assert!(reason.contains("it is used twice"), "{reason}");
     for _ in 0..50 {
-        driver.wait_any(1, Duration::from_secs(20)).unwrap().ok().unwrap();
+        driver.wait_any(1, PATIENCE).unwrap().ok().unwrap();
     }
     drop(driver);
     a.stop();
@@ -502,7 +543,7 @@ fn an_ssd_that_the_other_host_says_it_owns_is_not_taken_by_force() {
     until_it_is(&a, "granted");
     drop(port);
     b.kill();
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     while std::net::TcpStream::connect(address).is_err() {
         assert!(Instant::now() < deadline);
         std::thread::sleep(Duration::from_millis(1));

@@ -3,6 +3,7 @@
 use super::disk::{self, Checked, Logged, WHOLE, kinds, place, read, wait, write};
 use super::house::House;
 use super::{FILE, RAM};
+use guest::PATIENCE;
 use guest::mapping::Mapping;
 use guest::vhost_user::client::request;
 use guest::vhost_user::request::IN;
@@ -223,7 +224,7 @@ fn every_page_that_the_device_writes_is_in_the_dirty_log_whoever_dies_in_between
 pub(super) fn with_channel(house: &House, name: &str) -> (Driver, UnixStream) {
     let driver = connect_to(house, name, Options::default());
     let (ours, theirs) = UnixStream::pair().unwrap();
-    ours.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    ours.set_read_timeout(Some(PATIENCE)).unwrap();
     // MQ, REPLY_ACK, BACKEND_REQ, CONFIG.
     driver.client().tell(request::SET_PROTOCOL_FEATURES, &0x229_u64.to_le_bytes(), &[]).unwrap();
     driver.client().tell(SET_BACKEND_REQ_FD, &[], &[theirs.as_fd()]).unwrap();
@@ -278,7 +279,7 @@ fn a_client_whose_drive_shrank_before_the_engine_died_loses_its_session_and_not_
 
 /// Until the device has ended this client's session.
 fn wait_for_hang_up(driver: &Driver) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + PATIENCE;
     while driver.client().ask_number(1).is_ok() {
         assert!(Instant::now() < deadline, "it is still served");
         std::thread::sleep(Duration::from_millis(5));
@@ -290,7 +291,7 @@ fn connect(house: &House, options: Options) -> Driver {
 }
 
 fn connect_to(house: &House, name: &str, options: Options) -> Driver {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         match Driver::connect(house.socket(name), options) {
             Ok(driver) => return driver,

@@ -6,6 +6,7 @@ use super::house::House;
 use super::load::Load;
 use super::{FILE, RAM};
 use api::control::{PoolRequest, Request, Response};
+use guest::PATIENCE;
 use guest::nvme::{Driver, Sqe};
 use std::io::Read;
 use std::os::unix::net::UnixStream;
@@ -233,7 +234,7 @@ fn a_pool_that_is_the_only_change_is_open_at_once_and_one_that_cannot_be_is_refu
     house.apply_text(pool("q.img")).unwrap();
     assert_eq!(pools(&house), ["q: serving"]);
     house.kill();
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     while pools_of_the_next(&house).is_none() {
         assert!(Instant::now() < deadline, "no engine answers");
         std::thread::sleep(Duration::from_millis(2));

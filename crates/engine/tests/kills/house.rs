@@ -1,6 +1,7 @@
 //! A keeper on a thread of this process, with engines in processes of their own.
 
 use api::control::{Request, Response, Status};
+use guest::PATIENCE;
 use guest::nvme::{Driver, Options};
 use keeper::{Binary, EngineCommand, Keeper, Limits};
 use rustix::process::{Pid, Signal, kill_process};
@@ -13,8 +14,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// What a test of a busy debug build allows for half of all pauses.
-pub(crate) const KILLED_NS: u64 = 500_000_000;
+/// What a test of a busy debug build allows for the shortest of all pauses.
+pub(crate) const KILLED: Duration = Duration::from_millis(500);
 const PID_FILE: &str = "GODWIT_TEST_ENGINE_PID";
 
 /// What the test `engine_process` does when it is started as one.
@@ -169,13 +170,13 @@ impl House {
     }
 
     pub(crate) fn connect(&self, name: &str) -> Driver {
-        self.connect_with(name, Options { timeout: Duration::from_secs(20), ..Options::default() })
+        self.connect_with(name, Options::default())
     }
 
     /// The one before may still be leaving: a client that comes too early is turned away and tries again.
     pub(crate) fn connect_with(&self, name: &str, options: Options) -> Driver {
         let socket = self.directory.path().join(format!("{name}.sock"));
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + PATIENCE;
         loop {
             match Driver::connect_with(&socket, options) {
                 Ok(driver) => return driver,
@@ -228,7 +229,7 @@ impl House {
 
     fn end(&mut self) {
         let killed = self.killed.lock().unwrap().take();
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + PATIENCE;
         while killed.is_some() && killed == self.pid() {
             assert!(Instant::now() < deadline, "the engine that was killed is not replaced");
             std::thread::sleep(Duration::from_millis(1));

@@ -1,5 +1,6 @@
 //! Reads and writes of known blocks, several at a time, each answered exactly once, each byte compared.
 
+use guest::PATIENCE;
 use guest::nvme::{Driver, Sqe};
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 const BLOCK: usize = 4096;
 const BLOCKS: u64 = 4096;
 /// Longer without any completion is a hang.
-const HANG: Duration = Duration::from_secs(20);
+const HANG: Duration = PATIENCE;
 
 struct Operation {
     block: u64,
@@ -152,7 +153,7 @@ impl Load {
         }
     }
 
-    /// The longest time without a completion, until three thousand came or half a second went by.
+    /// The longest time without a completion, until three thousand came, or as many as a slow machine does in half a minute.
     pub(crate) fn run_until_progress(&mut self) -> Duration {
         let (start, until) = (Instant::now(), self.done + 3000);
         let mut longest = Duration::ZERO;

@@ -5,10 +5,10 @@ use crate::FILE;
 use crate::house::House;
 use crate::load::Load;
 use crate::travel::{connect, copy_disk};
-use guest::Error;
 use guest::nvme::{Completion, Driver, Options, Sqe};
 use guest::ram::Buffer;
 use guest::vfio_user::{Client, state};
+use guest::{Error, PATIENCE};
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
@@ -33,7 +33,7 @@ pub(crate) struct Manager(pub(crate) Driver);
 
 impl Manager {
     pub(crate) fn connect(house: &House) -> Self {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + PATIENCE;
         let client = loop {
             match Client::connect(house.socket("m")) {
                 Ok(client) => break client,
@@ -41,7 +41,7 @@ impl Manager {
             }
             std::thread::sleep(Duration::from_millis(10));
         };
-        let options = Options { ram_bytes: 8 << 20, timeout: Duration::from_secs(20), ..Options::default() };
+        let options = Options { ram_bytes: 8 << 20, ..Options::default() };
         let mut driver = Driver::attach(client, options).unwrap();
         driver.enable().unwrap();
         Self(driver)
@@ -108,7 +108,7 @@ pub(crate) fn ok(done: Completion) {
 }
 
 pub(crate) fn small(house: &House) -> Driver {
-    let options = Options { ram_bytes: 8 << 20, timeout: Duration::from_secs(20), ..Options::default() };
+    let options = Options { ram_bytes: 8 << 20, ..Options::default() };
     house.connect_with("disk", options)
 }
 
@@ -306,7 +306,7 @@ fn a_client_that_resets_its_suspended_controller_has_it_back_empty() {
         ok(manager.suspend());
         driver.place(1, Sqe::new(1).nsid(1).prp(buffer.iova(), 0).qword(10, 8).cdw12(7)).unwrap();
         driver.ring(1).unwrap();
-        let begun = Instant::now();
+        // Who waited for it to go on would be refused.
         if function {
             driver.client().reset().unwrap();
             driver
@@ -316,7 +316,6 @@ fn a_client_that_resets_its_suspended_controller_has_it_back_empty() {
         } else {
             driver.disable().unwrap();
         }
-        assert!(begun.elapsed() < Duration::from_secs(2), "it is not waited for");
         assert_eq!(manager.resume().status.code(), NOT_SUSPENDED);
         driver.enable().unwrap();
         driver.create_queue_pair(1, 64).unwrap();
@@ -402,7 +401,7 @@ fn a_copy_that_follows_the_log_of_changes_is_the_ssd_when_its_controller_is_susp
         if round % 3 == 2 {
             house.kill();
         }
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + PATIENCE;
         while follower.follow(&mut manager, &house) != Some(3) {
             assert!(Instant::now() < deadline, "no last entry");
             std::thread::sleep(Duration::from_millis(1));
@@ -415,7 +414,7 @@ fn a_copy_that_follows_the_log_of_changes_is_the_ssd_when_its_controller_is_susp
         load.run_until_progress();
     }
     ok(manager.0.admin(Sqe::new(0x3d).cdw11(1)).unwrap());
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     while follower.follow(&mut manager, &house) != Some(2) {
         assert!(Instant::now() < deadline, "no last entry");
     }

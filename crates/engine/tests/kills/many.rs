@@ -2,7 +2,6 @@
 
 use crate::house::House;
 use guest::nvme::{Driver, Options};
-use std::time::Duration;
 
 const SSDS: usize = 256;
 const QUEUES: u16 = 4;
@@ -21,7 +20,7 @@ fn an_engine_serves_256_ssds_with_four_queue_pairs_each_and_so_does_the_next_one
     let names: Vec<String> = (0..SSDS).map(|at| format!("ssd{at}")).collect();
     let ssds: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "{ type = \"null\" }")).collect();
     let house = House::start(&ssds, 2);
-    let options = Options { ram_bytes: 1 << 20, timeout: Duration::from_secs(60), ..Options::default() };
+    let options = Options { ram_bytes: 1 << 20, ..Options::default() };
     let mut drivers: Vec<Driver> = names.iter().map(|name| house.connect_with(name, options)).collect();
     for driver in &mut drivers {
         (1..=QUEUES).for_each(|qid| driver.create_queue_pair(qid, 16).unwrap());

@@ -4,9 +4,9 @@
 use crate::house::House;
 use crate::load::Load;
 use crate::management::{DISK, INVALID_CONTROLLER, INVALID_FIELD, Manager, house, ok, small};
-use guest::Error;
 use guest::nvme::{Completion, Sqe};
 use guest::ram::Ram;
+use guest::{Error, PATIENCE};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -220,7 +220,7 @@ fn memory_is_tracked_for_one_at_a_time_and_only_memory() {
     // Its client goes, and another has other memory: that is for the operator to know.
     drop(driver);
     // The engine hears of it by its keeper, in a moment.
-    let until = Instant::now() + Duration::from_secs(20);
+    let until = Instant::now() + PATIENCE;
     loop {
         match manager.receive() {
             Err(INVALID_CONTROLLER) => break,

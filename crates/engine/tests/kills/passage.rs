@@ -4,6 +4,7 @@ use super::disk;
 use super::house::House;
 use super::load::Load;
 use super::{FILE, RAM};
+use guest::PATIENCE;
 use guest::nvme::{Driver, Options};
 use state::migration::{DestinationStepV1, DestinationV1, MigrationV1, SourceStepV1, SourceV1};
 use std::io::Read;
@@ -39,7 +40,7 @@ fn journal(house: &House, name: &str, record: &MigrationV1) {
 
 /// As soon as the keeper says that it is so: its state, and why.
 fn await_state(house: &House, name: &str, state: &str) -> String {
-    let until = Instant::now() + Duration::from_secs(20);
+    let until = Instant::now() + PATIENCE;
     loop {
         let status = house.status();
         let ssd = status.ssds.iter().find(|ssd| ssd.name == name).unwrap();
@@ -55,7 +56,7 @@ fn await_state(house: &House, name: &str, state: &str) -> String {
 fn next_engine(house: &House) {
     let before = house.status().engine.generation;
     house.kill();
-    let until = Instant::now() + Duration::from_secs(20);
+    let until = Instant::now() + PATIENCE;
     loop {
         let engine = house.status().engine;
         if engine.generation > before && engine.state == "serving" {
@@ -68,7 +69,7 @@ fn next_engine(house: &House) {
 
 fn is_turned_away(house: &House, name: &str) -> bool {
     let mut socket = UnixStream::connect(house.socket(name)).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
     matches!(socket.read(&mut [0]), Ok(0))
 }
 
@@ -89,7 +90,6 @@ fn what_was_granted_is_not_served_by_whatever_engine_starts_and_goes_on_when_it_
     assert!(await_state(&house, "moved", "granted").contains("host-b"));
     load.run_for(Duration::from_millis(50));
     // Its guest's command waits; it is neither answered nor failed.
-    driver.set_timeout(Duration::from_secs(20));
     std::thread::scope(|scope| {
         let waits = scope.spawn(|| {
             driver.write(1, 1, 10, 1, &buffer).unwrap().ok().unwrap();
@@ -150,7 +150,7 @@ fn what_is_to_come_has_its_place_and_its_client_waits_for_it() {
     assert_eq!(std::fs::metadata(house.path("disk.img")).unwrap().len(), 64 << 20);
     let waits = std::thread::spawn({
         let socket = house.socket("moved");
-        let options = Options { timeout: Duration::from_secs(30), ..Options::default() };
+        let options = Options::default();
         move || Driver::connect_with(&socket, options).unwrap().identify(0, 1).unwrap()
     });
     for step in [DestinationStepV1::Incoming, DestinationStepV1::Ready] {

@@ -7,6 +7,7 @@ use super::{FILE, RAM};
 use api::config::Config;
 use api::control::{PoolRequest, PoolStatus, Request, Response};
 use engine::Engine;
+use guest::PATIENCE;
 use guest::nvme::{Driver, Options, Sqe};
 use guest::vhost_user::request;
 use std::path::Path;
@@ -34,7 +35,7 @@ fn call_up(house: &House, ssds: &[(&str, &str)], seed: u64, kills: bool) {
 
 /// Waits until who is off duty has nothing any more, and returns what the others have.
 fn settled(house: &House, on_duty: usize) -> Vec<(u64, u64)> {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let mut reactors = house.reactors();
         let rest = reactors.split_off(on_duty.min(reactors.len()));
@@ -60,7 +61,7 @@ fn come_and_go(backend: &str, seed: u64, kills: bool) {
     });
     load.run_for(Duration::from_millis(50));
     let pairs = |house: &House| settled(house, 2).iter().map(|(_, pairs)| *pairs).collect::<Vec<_>>();
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     while pairs(&house) != [2, 2] {
         load.run_for(Duration::from_millis(5));
         assert!(Instant::now() < deadline, "{:?}", house.reactors());
@@ -102,7 +103,7 @@ fn reactors_come_and_go_under_a_disks_load_and_cost_no_request_and_no_byte() {
             other.join().unwrap();
         });
         load.run_for(Duration::from_millis(50));
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + PATIENCE;
         while !settled(&house, 2).iter().all(|(_, rings)| *rings > 0) {
             load.run_for(Duration::from_millis(5));
             assert!(Instant::now() < deadline, "{:?}", house.reactors());
@@ -121,7 +122,7 @@ fn engine(directory: &Path, backend: &str, reactors: usize) -> (Engine, Driver) 
     );
     let config = Config::parse(Path::new("test.toml"), &text).unwrap();
     let engine = Engine::start(&config, Some(directory.join("stats"))).unwrap();
-    let options = Options { timeout: Duration::from_secs(20), ..Options::default() };
+    let options = Options::default();
     let driver = Driver::connect_with(directory.join("a.sock"), options).unwrap();
     (engine, driver)
 }
@@ -160,7 +161,7 @@ fn queues_that_are_deleted_made_and_reset_while_they_move_answer_as_ever() {
             let write = Sqe::new(1).nsid(1).prp(buffer.iova(), 0).cdw12(0);
             driver.submit(queue, write).unwrap();
             engine.move_queue_pair("a", queue, usize::try_from(odd(2, round * 4 + at) % 3).unwrap());
-            driver.wait_any(queue, Duration::from_secs(20)).unwrap().ok().unwrap();
+            driver.wait_any(queue, PATIENCE).unwrap().ok().unwrap();
             engine.move_queue_pair("a", queue, usize::try_from(odd(3, round * 4 + at) % 3).unwrap());
         }
         if round % 3 == 0 {
@@ -226,7 +227,7 @@ fn who_waits_for_space_keeps_its_reactor_and_goes_on_and_leaves_when_there_is_so
     let parked = begin(&mut nvme, 1, 1, 9 * EXTENT);
     let _parked = place(&mut disk, request::OUT, 9 * EXTENT, vec![6; 4096], false);
     disk.queues[0].publish().unwrap();
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     while pool(&house).waiting < 2 {
         assert!(Instant::now() < deadline);
     }

@@ -4,9 +4,9 @@
 use crate::FILE;
 use crate::house::House;
 use crate::load::Load;
-use guest::Error;
 use guest::nvme::{Driver, Options, Sqe};
 use guest::vfio_user::{Client, state};
+use guest::{Error, PATIENCE};
 use std::time::{Duration, Instant};
 
 const EINVAL: u32 = 22;
@@ -38,13 +38,10 @@ fn house() -> House {
 
 /// A client of the destination; the guest that was there may still be leaving.
 pub(crate) fn connect(house: &House) -> Client {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         match Client::connect(house.socket("disk")) {
-            Ok(mut client) => {
-                client.set_timeout(Duration::from_secs(20));
-                return client;
-            }
+            Ok(client) => return client,
             Err(error) => assert!(Instant::now() < deadline, "{error}"),
         }
         std::thread::sleep(Duration::from_millis(10));

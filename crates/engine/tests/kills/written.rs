@@ -30,7 +30,7 @@ fn all_of(ram: &Ram) -> (u64, u64) {
 
 /// A guest of 8 MiB, whose memory is looked at as a whole.
 fn small(house: &House) -> Driver {
-    let options = Options { ram_bytes: 8 << 20, timeout: Duration::from_secs(20), ..Options::default() };
+    let options = Options { ram_bytes: 8 << 20, ..Options::default() };
     house.connect_with("disk", options)
 }
 
@@ -61,7 +61,7 @@ fn changed(ram: &Ram, before: &[u8], after: &[u8]) -> BTreeSet<u64> {
 fn a_log_is_armed_reported_and_stopped_as_the_protocol_says() {
     for share_ram in [true, false] {
         let house = House::start(&[("disk", FILE)], 2);
-        let options = Options { share_ram, timeout: Duration::from_secs(20), ..Options::default() };
+        let options = Options { share_ram, ..Options::default() };
         let mut driver = house.connect_with("disk", options);
         driver.create_queue_pair(1, 64).unwrap();
         let (iova, len) = all_of(driver.ram());

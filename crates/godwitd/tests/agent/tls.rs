@@ -6,6 +6,9 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
+/// After this time the agent gives up those who say nothing.
+const GIVEN_UP: Duration = Duration::from_secs(10);
+
 type Issuer = CertifiedIssuer<'static, KeyPair>;
 
 fn authority() -> Issuer {
@@ -102,11 +105,13 @@ fn over_tcp_only_those_are_heard_whom_the_client_ca_signed() {
     assert!(!String::from_utf8_lossy(&answer).contains("HTTP"), "{answer:?}");
     assert!(ask(at, &server, Some(signed(&clients, "operator"))).is_ok(), "the others disturbed nobody");
     // Nor do those who say nothing, and whom the agent has not given up yet.
+    let begun = Instant::now();
     let silent: Vec<TcpStream> = (0..200).map(|_| TcpStream::connect(at).unwrap()).collect();
     assert!(ask(at, &server, Some(signed(&clients, "operator"))).is_ok());
     silent[0].set_nonblocking(true).unwrap();
     let heard = (&silent[0]).read(&mut [0]).map_err(|error| error.kind());
-    assert_eq!(heard, Err(std::io::ErrorKind::WouldBlock), "it was waited for");
+    let has_waited = begun.elapsed() > GIVEN_UP;
+    assert!(has_waited || heard == Err(std::io::ErrorKind::WouldBlock), "it was waited for: {heard:?}");
     agent.kill();
 }
 

@@ -1,6 +1,7 @@
 //! A client of an ssd's socket.
 
 use crate::double::frame;
+use guest::PATIENCE;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
 };
@@ -9,7 +10,6 @@ use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
 
 pub struct Client {
     pub stream: UnixStream,
@@ -28,8 +28,8 @@ pub struct Message {
 impl Client {
     pub fn connect(path: &Path) -> Self {
         let stream = UnixStream::connect(path).expect("connected");
-        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("set");
-        stream.set_write_timeout(Some(Duration::from_secs(20))).expect("set");
+        stream.set_read_timeout(Some(PATIENCE)).expect("set");
+        stream.set_write_timeout(Some(PATIENCE)).expect("set");
         Self { stream, next_id: 0 }
     }
 

@@ -1,10 +1,10 @@
 //! What clients are promised, and what hostile ones can do (hostile inputs, rows 16, 19 and 20).
 
 use crate::double::frame;
-use crate::harness::Running;
+use crate::harness::{Running, impatient};
 use rustix::event::{EventfdFlags, eventfd};
 use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 fn event() -> std::os::fd::OwnedFd {
     eventfd(0, EventfdFlags::CLOEXEC).expect("eventfd")
@@ -160,9 +160,8 @@ fn a_client_that_leaves_anywhere_in_a_message_ends_only_its_session() {
 
 #[test]
 fn a_message_that_comes_a_byte_at_a_time_is_cut_off_in_bounded_time() {
-    let running = Running::start("");
+    let running = Running::start_with("", impatient());
     let mut client = running.client("a");
-    let begun = Instant::now();
     let whole = frame(1, 9, 0, b"count");
     for byte in &whole[..15] {
         if std::io::Write::write_all(&mut client.stream, &[*byte]).is_err() {
@@ -171,13 +170,12 @@ fn a_message_that_comes_a_byte_at_a_time_is_cut_off_in_bounded_time() {
         std::thread::sleep(Duration::from_millis(50));
     }
     assert!(client.receive().is_none());
-    assert!(begun.elapsed() < Duration::from_secs(3));
     assert_eq!(running.client("a").call("hello"), "hello 1 0");
 }
 
 #[test]
 fn a_client_may_be_silent_between_messages_for_as_long_as_it_likes() {
-    let running = Running::start("");
+    let running = Running::start_with("", impatient());
     let mut client = running.client("a");
     client.call("count");
     std::thread::sleep(Duration::from_millis(700));
@@ -186,11 +184,9 @@ fn a_client_may_be_silent_between_messages_for_as_long_as_it_likes() {
 
 #[test]
 fn replies_never_read_end_the_session_in_bounded_time_and_disturb_nobody() {
-    let running = Running::start("");
+    let running = Running::start_with("", impatient());
     let mut client = running.client("a");
     let mut neighbour = running.client("b");
-    client.stream.set_write_timeout(Some(Duration::from_secs(5))).expect("set");
-    let begun = Instant::now();
     for id in 0..64 {
         if std::io::Write::write_all(&mut client.stream, &frame(id, 9, 0, b"big")).is_err() {
             break;
@@ -200,7 +196,6 @@ fn replies_never_read_end_the_session_in_bounded_time_and_disturb_nobody() {
         assert_eq!(neighbour.call("count"), format!("count 1 {count}"));
     }
     running.wait("rid of it", |status| !status.ssds[0].client);
-    assert!(begun.elapsed() < Duration::from_secs(5));
     assert_eq!(running.client("a").call("hello"), "hello 1 0");
 }
 
@@ -225,6 +220,7 @@ fn more_descriptors_than_a_message_may_carry_are_closed_and_the_engine_is_told()
 fn a_flood_of_commands_waits_in_the_clients_socket() {
     let running = Running::start("");
     let mut client = running.client("a");
+    // More answers than its socket has room for, and nobody reads them.
     client.send("sleep 300");
     let mut writer = client.stream.try_clone().expect("cloned");
     let sender = std::thread::spawn(move || {

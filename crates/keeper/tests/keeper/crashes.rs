@@ -98,7 +98,8 @@ fn a_client_that_comes_or_goes_while_no_engine_runs_is_taken_care_of_by_the_next
     let mut client = running.client("a");
     client.call("count");
     client.send("kill 1");
-    running.wait("down", |status| status.engine.state == "down");
+    // A busy machine may not see it before there is the next one, which is as good.
+    running.wait("down", |status| status.engine.state == "down" || status.engine.generation > 1);
     drop(client);
     let mut next = running.client("a");
     let mut other = running.client("b");

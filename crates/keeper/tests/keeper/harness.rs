@@ -3,6 +3,7 @@
 use crate::client::Client;
 use crate::double::{ENGINE, HABITS};
 use api::control::{Request, Response, Status};
+use guest::PATIENCE;
 use keeper::{Binary, EngineCommand, Keeper, Limits, Options};
 use std::io::{BufRead, BufReader, Write};
 use std::ops::Deref;
@@ -22,10 +23,28 @@ pub struct Running {
     _alone: MutexGuard<'static, ()>,
 }
 
+/// Patient with clients, as the tests' own threads may be late.
 pub fn limits() -> Limits {
+    let (probation, short_life) = (Duration::from_millis(300), Duration::ZERO);
+    Limits {
+        frame_time: PATIENCE,
+        send_time: PATIENCE,
+        pause_time: PATIENCE,
+        probation,
+        short_life,
+        ..Limits::default()
+    }
+}
+
+/// Of a daemon, but for the time that clients and engines have.
+pub fn patient() -> Limits {
+    Limits { frame_time: PATIENCE, send_time: PATIENCE, pause_time: PATIENCE, ..Limits::default() }
+}
+
+/// For clients that are late on purpose.
+pub fn impatient() -> Limits {
     let soon = Duration::from_millis(300);
-    let short_life = Duration::ZERO;
-    Limits { frame_time: soon, send_time: soon, probation: soon, short_life, ..Limits::default() }
+    Limits { frame_time: soon, send_time: soon, ..limits() }
 }
 
 impl Running {
@@ -123,7 +142,7 @@ impl House {
 
     pub fn question(&self, request: &Request) -> UnixStream {
         let mut socket = UnixStream::connect(self.path("control")).expect("connected");
-        socket.set_read_timeout(Some(Duration::from_secs(20))).expect("set");
+        socket.set_read_timeout(Some(PATIENCE)).expect("set");
         socket
             .write_all(format!("{}\n", serde_json::to_string(request).expect("JSON")).as_bytes())
             .expect("sent");
@@ -145,7 +164,7 @@ impl House {
             if wanted(&status) {
                 return status;
             }
-            assert!(begun.elapsed() < Duration::from_secs(20), "not {what}: {status:#?}");
+            assert!(begun.elapsed() < PATIENCE, "not {what}: {status:#?}");
             std::thread::sleep(Duration::from_millis(5));
         }
     }

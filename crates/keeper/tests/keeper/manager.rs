@@ -1,11 +1,12 @@
 //! A keeper under a service manager (its double), which can be killed and started again.
 
-use crate::harness::{House, options};
-use keeper::{Keeper, Limits, Notify, Options};
+use crate::harness::{House, options, patient};
+use guest::PATIENCE;
+use keeper::{Keeper, Notify, Options};
 use std::ops::Deref;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The configuration, in a process that is to be a keeper.
 const CONFIG: &str = "STORED_KEEPER_CONFIG";
@@ -22,7 +23,7 @@ fn keeper_options() -> Option<Options> {
         check: arguments("successions::keeper_check"),
     };
     let notify = Notify::from_environment();
-    Some(Options { notify, again: Some(again), ..options(&text, &habits, Limits::default()) })
+    Some(Options { notify, again: Some(again), ..options(&text, &habits, patient()) })
 }
 
 fn run(keeper: Keeper) {
@@ -81,10 +82,9 @@ impl Manager {
 
     /// Waits until someone answers again, and serves.
     pub fn back(&self) -> api::control::Status {
-        let mut tries = 0;
+        let begun = Instant::now();
         while UnixStream::connect(self.path("control")).is_err() {
-            tries += 1;
-            assert!(tries < 4000, "no keeper");
+            assert!(begun.elapsed() < PATIENCE, "no keeper");
             std::thread::sleep(Duration::from_millis(5));
         }
         self.serving()

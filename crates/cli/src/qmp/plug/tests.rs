@@ -121,7 +121,9 @@ fn refusal(result: anyhow::Result<String>) -> String {
     format!("{:#}", result.unwrap_err())
 }
 
+/// For who never lets go.
 const SHORT: Duration = Duration::from_millis(50);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
 fn a_device_goes_into_the_first_port_with_nothing_in_it() {
@@ -181,7 +183,7 @@ fn a_disk_that_qemu_refuses_leaves_no_socket_behind() {
 fn a_disk_is_out_when_the_guest_has_let_go_and_its_socket_is_closed() {
     let (mut monitor, model) = at(GREETING, Model { busy: 2, ..Model::new() });
     attach(&mut monitor, &device(Door::VhostUser, "/a.sock"), None).unwrap();
-    detach(&mut monitor, "godwit-a", SHORT, false).unwrap();
+    detach(&mut monitor, "godwit-a", PATIENCE, false).unwrap();
     let model = model.lock().unwrap();
     assert_eq!(model.chardevs, ["qmp"]);
     assert!(!model.devices.contains_key("godwit-a"));
@@ -189,9 +191,10 @@ fn a_disk_is_out_when_the_guest_has_let_go_and_its_socket_is_closed() {
 
 #[test]
 fn a_guest_that_holds_on_or_is_silent_is_told_apart() {
-    for (guest, says) in [(Some("DEVICE_UNPLUG_GUEST_ERROR"), "does not let"), (None, "has not let")] {
+    let holds_on = Some("DEVICE_UNPLUG_GUEST_ERROR");
+    for (guest, patience, says) in [(holds_on, PATIENCE, "does not let"), (None, SHORT, "has not let")] {
         let model = Model { guest, ..Model::new() }.with("godwit-a", "vhost-user-blk-pci", "p1");
-        let text = refusal(detach(&mut at(GREETING, model).0, "godwit-a", SHORT, false));
+        let text = refusal(detach(&mut at(GREETING, model).0, "godwit-a", patience, false));
         assert!(text.contains(says), "{text}");
     }
 }
@@ -200,17 +203,17 @@ fn a_guest_that_holds_on_or_is_silent_is_told_apart() {
 fn an_nvme_ssd_is_not_unplugged_from_a_qemu_that_would_abort_unless_one_insists() {
     let model = || Model::new().with("godwit-a", "vfio-user-pci", "p1");
     let (mut monitor, left) = at(GREETING, model());
-    let text = refusal(detach(&mut monitor, "godwit-a", SHORT, false));
+    let text = refusal(detach(&mut monitor, "godwit-a", PATIENCE, false));
     assert!(text.contains("QEMU 11.1.3: QEMU aborts"), "{text}");
     assert!(left.lock().unwrap().devices.contains_key("godwit-a"));
-    detach(&mut monitor, "godwit-a", SHORT, true).unwrap();
+    detach(&mut monitor, "godwit-a", PATIENCE, true).unwrap();
 }
 
 #[test]
 fn what_is_not_there_is_told_with_what_is_and_a_socket_left_alone_is_closed() {
-    let text = refusal(detach(&mut at(GREETING, Model::new()).0, "godwit-a", SHORT, false));
+    let text = refusal(detach(&mut at(GREETING, Model::new()).0, "godwit-a", PATIENCE, false));
     assert_eq!(text, "the guest has no device godwit-a; it has: p1, p2");
     let (mut monitor, model) = at(GREETING, Model { chardevs: vec!["godwit-a".to_owned()], ..Model::new() });
-    detach(&mut monitor, "godwit-a", SHORT, false).unwrap();
+    detach(&mut monitor, "godwit-a", PATIENCE, false).unwrap();
     assert!(model.lock().unwrap().chardevs.is_empty());
 }

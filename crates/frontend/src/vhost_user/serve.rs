@@ -216,16 +216,14 @@ impl Wire<'_> {
         sendmsg(&self.socket, &[IoSlice::new(bytes)], &mut control, flags)
     }
 
-    /// Waits until the socket is ready, the deadline has passed or we are told to stop.
+    /// Waits until the socket is ready, the deadline has passed or we are told to stop. What is there when we come to look is not late: we are.
     fn wait(&self, flags: PollFlags, deadline: Option<Instant>, late: EndReason) -> Result<(), EndReason> {
         loop {
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            if left.is_some_and(|left| left.is_zero()) {
-                return Err(late);
-            }
             let mut fds = [PollFd::new(&self.socket, flags), PollFd::new(self.shutdown, PollFlags::IN)];
             let timeout = left.and_then(|left| Timespec::try_from(left).ok());
             match poll(&mut fds, timeout.as_ref()) {
+                Ok(0) if left.is_some_and(|left| left.is_zero()) => return Err(late),
                 Ok(0) | Err(Errno::INTR) => {}
                 Ok(_) if !fds[1].revents().is_empty() => return Err(EndReason::Shutdown),
                 Ok(_) => return Ok(()),

@@ -5,7 +5,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::harness::*;
 use frontend::vfio_user::{Connection, EndReason, Limits, Listener, SessionEnd, Shutdown};
@@ -156,9 +156,7 @@ fn shutdown_stops_a_listener_with_and_without_a_client() {
     let server = Server::start(&path);
     let mut client = connect(&path);
     client.negotiate();
-    let begun = Instant::now();
     let ends = server.stop();
-    assert!(begun.elapsed() < Duration::from_secs(2));
     assert_eq!(ends[0].reason, EndReason::Shutdown);
     assert!(client.receive().is_none());
 }

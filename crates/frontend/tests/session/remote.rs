@@ -1,6 +1,6 @@
 //! Client memory without a descriptor: DMA_READ and DMA_WRITE over the same socket.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::harness::*;
 use frontend::vfio_user::{Errno, Limits, Receipt, Store};
@@ -140,10 +140,8 @@ fn before_the_version_and_after_the_end_memory_is_out_of_reach() {
     assert_eq!(remote.read(0, &mut [0]), Err(Errno::NOTCONN));
     running.client.negotiate();
     running.leave();
-    let begun = Instant::now();
     assert_eq!(remote.read(0, &mut [0]), Err(Errno::NOTCONN));
     assert_eq!(remote.write(0, &[0]), Err(Errno::NOTCONN));
-    assert!(begun.elapsed() < Duration::from_secs(1));
 }
 
 #[test]
@@ -152,10 +150,9 @@ fn a_client_that_leaves_frees_whoever_waits_for_it() {
     let remote = running.remote.clone();
     let caller = std::thread::spawn(move || remote.read(0, &mut [0]));
     running.client.receive().expect("a command");
-    let begun = Instant::now();
     running.leave();
+    // Who waited for the answer would be told that it took too long.
     assert_eq!(caller.join().expect("no panic"), Err(Errno::NOTCONN));
-    assert!(begun.elapsed() < Duration::from_secs(2));
 }
 
 #[test]

@@ -208,7 +208,15 @@ impl House {
 
     /// Answers what is asked of this process and its migrations.
     pub(crate) fn answer(self: &Arc<Self>, request: EngineRequest) -> Response {
-        let Some(migrations) = self.migrations() else {
+        let of_one = |request: &EngineRequest| {
+            matches!(
+                request,
+                EngineRequest::Migrations | EngineRequest::Timeline { .. } | EngineRequest::Steer { .. }
+            )
+        };
+        // Of migrations that are not known yet it does not say that there are none.
+        let migrations = self.migrations().filter(|all| all.is_known() || !of_one(&request));
+        let Some(migrations) = migrations else {
             return Response::Error("the engine does not serve yet: ask again in a moment".to_owned());
         };
         match request {

@@ -66,7 +66,9 @@ pub(crate) struct Migrations {
 
 #[derive(Default)]
 struct State {
-    /// What an engine before this one began is under way again: new ones may begin.
+    /// What an engine before this one began is among the cases: whoever asks may be told.
+    is_known: bool,
+    /// All of that is under way again: new ones may begin.
     is_open: bool,
     /// Those that are asked for, and not on record yet.
     beginning: BTreeSet<String>,
@@ -151,14 +153,10 @@ impl Migrations {
     /// # Errors
     /// It cannot listen: the ssds are served all the same.
     pub(crate) fn open(&self, house: &Arc<House>, config: Option<&config::Migration>) -> anyhow::Result<()> {
-        house.look_again()?;
-        for config in house.configs() {
-            if let Err(error) = self.go_on(house, &config) {
-                house
-                    .keeper
-                    .fault(None, format!("ssd \"{}\": its migration cannot go on: {error:#}", config.name));
-            }
-        }
+        let looked = self.go_on_with_all(house);
+        // There is no more to come, whatever was wrong.
+        self.state().is_known = true;
+        looked?;
         self.state().is_open = true;
         let Some(config) = config else { return Ok(()) };
         let (means, Some(listen)) = (self.means()?, config.listen) else { return Ok(()) };
@@ -170,6 +168,23 @@ impl Migrations {
             .name("hosts".to_owned())
             .spawn(move || listener::listen(&house, &means, &listener))?;
         Ok(())
+    }
+
+    fn go_on_with_all(&self, house: &Arc<House>) -> anyhow::Result<()> {
+        house.look_again()?;
+        for config in house.configs() {
+            if let Err(error) = self.go_on(house, &config) {
+                house
+                    .keeper
+                    .fault(None, format!("ssd \"{}\": its migration cannot go on: {error:#}", config.name));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether what is not among them is not under way.
+    pub(crate) fn is_known(&self) -> bool {
+        self.state().is_known
     }
 
     /// A migration that a journal tells of.

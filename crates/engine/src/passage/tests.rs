@@ -1,9 +1,11 @@
 use super::file::File;
 use super::{Away, Passage, Standing, Store};
+use crate::migration::Migrations;
 use crate::pool::{Pools, Purpose};
 use crate::run::House;
 use api::config::Config;
-use api::control::{PoolRequest, Response};
+use api::control::{EngineRequest, PoolRequest, Response};
+use guest::PATIENCE;
 use link::control::{Link, Received, ToKeeper};
 use link::frame::Wait;
 use state::migration::{DestinationStepV1, DestinationV1, MigrationV1, SourceStepV1, SourceV1};
@@ -248,7 +250,7 @@ fn an_ssd_that_has_come_is_served_when_its_journal_says_so_and_not_before() {
             file.replace(&record(None, Some(step)).to_bytes().unwrap()).unwrap();
         }
         house.arrive(3).unwrap();
-        let until = Instant::now() + Duration::from_secs(20);
+        let until = Instant::now() + PATIENCE;
         let standing = |message| match message {
             ToKeeper::Standing { ssd: 3, standing } => Some(standing.map(|standing| standing.word)),
             _ => None,
@@ -266,4 +268,18 @@ fn an_ssd_that_has_come_is_served_when_its_journal_says_so_and_not_before() {
     house.arrive(3).unwrap_err();
     served.stop();
     served.join().unwrap();
+}
+
+/// A list without what is under way would be believed.
+#[test]
+fn who_asks_for_migrations_before_they_are_known_is_not_told_that_there_are_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path(), "");
+    let (house, _told) = house(&config);
+    let migrations = house.migrations.get_or_init(|| Migrations::new(None));
+    let list = || house.answer(EngineRequest::Migrations);
+    let early = list();
+    assert!(matches!(&early, Response::Error(why) if why.contains("ask again")), "{early:?}");
+    migrations.open(&house, None).unwrap();
+    assert_eq!(list(), Response::Migrations(Vec::new()));
 }

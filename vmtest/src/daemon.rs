@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-const START_PATIENCE: Duration = Duration::from_secs(20);
-const STOP_PATIENCE: Duration = Duration::from_secs(20);
+/// Guests take all processors.
+const START_PATIENCE: Duration = Duration::from_secs(60);
+const STOP_PATIENCE: Duration = Duration::from_secs(60);
 const LOG_TAIL_LINES: usize = 40;
 /// The control socket in the daemon's folder.
 const CONTROL: &str = "control.sock";
@@ -392,11 +393,16 @@ fn configure(folder: &Path, ssds: &[Ssd]) -> Result<()> {
     fs::write(folder.join("godwit.toml"), text).context("write the daemon's configuration")
 }
 
-/// A socket left by a killed daemon is a file too, so its inode in the kernel's table is what counts: that of the daemon's network namespace.
-fn is_listening(daemon: u32, socket: &Path) -> bool {
-    let table = fs::read_to_string(format!("/proc/{daemon}/net/unix")).unwrap_or_default();
+/// Whether anybody listens at a socket in this process's network namespace. A socket left by a killed daemon is a file too, so the kernel's table is what
+/// counts; and what is bound there may not be listened at yet.
+pub fn is_listening(process: u32, socket: &Path) -> bool {
+    /// `__SO_ACCEPTCON`.
+    const LISTENS: u32 = 1 << 16;
+    let table = fs::read_to_string(format!("/proc/{process}/net/unix")).unwrap_or_default();
     let path = socket.to_string_lossy();
-    table.lines().any(|line| line.ends_with(&*path))
+    // Number, references, protocol, flags, type, state, inode, path.
+    let flags = |line: &str| u32::from_str_radix(line.split_whitespace().nth(3)?, 16).ok();
+    table.lines().any(|line| line.ends_with(&*path) && flags(line).is_some_and(|flags| flags & LISTENS != 0))
 }
 
 fn spawn(binary: &Path, folder: &Path) -> Result<Child> {

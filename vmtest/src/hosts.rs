@@ -118,11 +118,22 @@ impl Host {
         symlink(vm.mover_socket(), self.qmp()).context("link a QMP socket")
     }
 
-    /// Moves the guest from here; what `godwit migrate` said.
+    /// Moves the guest from here; what `godwit migrate` said. An engine that has just begun, here or there, is waited for.
     pub fn migrate(&self, to: &Host, more: &[&str]) -> Result<String> {
         let qmp = self.qmp();
         let words = ["migrate", "--vm", qmp.to_str().context("a path")?, "--to", &to.address];
-        self.daemon.tool(&[&words[..], more].concat())
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let said = self.daemon.tool(&[&words[..], more].concat());
+            // None of these is said of one that is under way.
+            let early = ["does not serve yet", "has just begun", "cannot speak to"];
+            let too_early = |why: &str| early.iter().any(|word| why.contains(word));
+            match said {
+                Err(error) if too_early(&error.to_string()) && Instant::now() < deadline => {}
+                said => return said,
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     /// Until the host's list of migrations is so.

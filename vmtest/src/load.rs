@@ -53,7 +53,7 @@ impl Load {
         vm.run_ok(&format!("dd if=/dev/urandom of=/tmp/known bs=1M count={KNOWN_MIB} 2>&1"))?;
         load.work(vm, "checker", "", CHECKER)?;
         for (number, disk) in (1..).zip(disks) {
-            vm.run_ok(&format!("for i in $(seq 100); do [ -b {disk} ] && exit; sleep 0.1; done; exit 1"))?;
+            vm.run_ok(&format!("for i in $(seq 600); do [ -b {disk} ] && exit; sleep 0.1; done; exit 1"))?;
             vm.run_ok(&format!("dd if=/tmp/known of={disk} bs=1M oflag=direct 2>&1"))?;
             load.work(vm, &format!("reader{number}"), disk, READER)?;
             load.work(vm, &format!("writer{number}"), disk, WRITER)?;
@@ -85,7 +85,7 @@ impl Load {
         let script = format!(
             "cd /run
             count() {{ cat $1.rounds 2>/dev/null | wc -l; }}
-            for i in $(seq 400); do
+            for i in $(seq 600); do
                 late=
                 for name in {}; do
                     [ $(count $name) -ge $(($(cat $name.before 2>/dev/null || echo 0) + {rounds})) ] || late=1
@@ -103,9 +103,9 @@ impl Load {
     pub fn end(self, vm: &mut Vm) -> Result<()> {
         let all =
             format!("cd /run; for name in {}; do [ -e $name.done ] || exit 1; done", self.names.join(" "));
-        vm.run_ok(&format!(
-            "touch /run/stop; for i in $(seq 400); do ({all}) && exit; sleep 0.2; done; exit 1"
-        ))?;
+        let script =
+            format!("touch /run/stop; for i in $(seq 600); do ({all}) && exit; sleep 0.2; done; exit 1");
+        vm.run_within(PATIENCE, &script)?.into_ok(&script)?;
         ensure!(boot_id(vm)? == self.boot, "another kernel runs");
         let bad = vm.run_ok("cat /run/bad 2>/dev/null || true")?;
         ensure!(bad.is_empty(), "the guest read what it should not: {bad}");

@@ -118,19 +118,21 @@ fn qemu_io_finds_a_disk_of_its_size_that_holds_patterns_and_zeros() -> Result<()
 fn a_bench_of_qemu_img_does_not_notice_that_the_engine_is_killed_and_upgraded() -> Result<()> {
     let mut bed = Bed::new()?;
     ended_well(bed.bench(&[])?)?;
-    let mut bench = bed.bench(&["-w", "--pattern=195", "--flush-interval=1000"])?;
     let mut kills = 0;
-    while bench.try_wait().context("look after qemu-img")?.is_none() {
-        std::thread::sleep(Duration::from_millis(150));
-        if kills % 4 == 3 {
-            bed.daemon.upgrade()?;
-        } else {
-            bed.daemon.kill_engine()?;
+    // Once, but on a machine that does all of it between two kills.
+    while kills <= KILLS_LEAST {
+        let mut bench = bed.bench(&["-w", "--pattern=195", "--flush-interval=1000"])?;
+        while bench.try_wait().context("look after qemu-img")?.is_none() {
+            std::thread::sleep(Duration::from_millis(150));
+            if kills % 4 == 3 {
+                bed.daemon.upgrade()?;
+            } else {
+                bed.daemon.kill_engine()?;
+            }
+            kills += 1;
         }
-        kills += 1;
+        ended_well(bench)?;
     }
-    ended_well(bench)?;
-    ensure!(kills > KILLS_LEAST, "the bench ended after {kills} kills");
     // It never comes to the last block.
     bed.qemu_io(&["read -P 195 0 67104768", "read -P 0 67104768 4k"])?;
     bed.daemon.stop()

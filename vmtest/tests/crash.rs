@@ -100,11 +100,14 @@ fn an_idle_guest_and_a_booting_one_outlive_the_engine() -> Result<()> {
         for _ in 0..3 {
             bed.vm().run_ok(
                 "dev=$(basename $(readlink -f /sys/class/nvme/nvme0/device)); cd /sys/bus/pci/drivers/nvme; \
-                 (sleep 0.05; echo $dev > unbind; echo $dev > bind) > /dev/null 2>&1 &",
+                 rm -f /tmp/bound; (sleep 0.05; echo $dev > unbind; echo $dev > bind; touch /tmp/bound) > /dev/null 2>&1 &",
             )?;
             std::thread::sleep(Duration::from_millis(100));
             bed.daemon().kill_engine()?;
-            bed.vm().run_ok("for n in $(seq 100); do [ -b /dev/nvme0n1 ] && break; sleep 0.1; done; sleep 0.5; cmp -n 8388608 /tmp/d /dev/nvme0n1")?;
+            // Until then it is the device that goes.
+            bed.vm().run_ok(
+                "for n in $(seq 600); do [ -e /tmp/bound ] && [ -b /dev/nvme0n1 ] && break; sleep 0.1; done; cmp -n 8388608 /tmp/d /dev/nvme0n1",
+            )?;
         }
         Ok(())
     })

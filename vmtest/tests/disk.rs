@@ -20,7 +20,7 @@ fn fio_verify(bed: &mut Bed, what: &str) -> Result<()> {
 /// The image loads what it needs to boot; the disk's driver is not among it.
 fn find_disk(bed: &mut Bed) -> Result<()> {
     bed.vm().run_ok(
-        "modprobe virtio_blk && for i in $(seq 100); do [ -b /dev/vda ] && exit; sleep 0.1; done; exit 1",
+        "modprobe virtio_blk && for i in $(seq 600); do [ -b /dev/vda ] && exit; sleep 0.1; done; exit 1",
     )?;
     Ok(())
 }
@@ -113,7 +113,7 @@ fn a_disk_whose_file_grew_is_larger_in_the_guest_after_an_upgrade_and_one_that_s
         let file = std::fs::File::options().write(true).open(bed.folder().join("a.img"))?;
         file.set_len(96 << 20)?;
         bed.daemon().upgrade()?;
-        let grown = "for i in $(seq 100); do [ $(blockdev --getsize64 /dev/vda) = 100663296 ] && exit; sleep 0.1; done; exit 1";
+        let grown = "for i in $(seq 600); do [ $(blockdev --getsize64 /dev/vda) = 100663296 ] && exit; sleep 0.1; done; exit 1";
         bed.vm().run_ok(grown)?;
         bed.vm().run_ok("resize2fs /dev/vda && sync && umount /mnt && e2fsck -fn /dev/vda")?;
         fio_verify(bed, "--filename=/dev/vda --offset=92m --size=4m --rw=randwrite --bs=4k --iodepth=16")?;

@@ -42,7 +42,7 @@ fn ssds(size_mib: u64) -> [Ssd; 2] {
 /// The guest sees the new size by itself: nobody asks its kernel to look.
 fn grow(bed: &mut Bed) -> Result<()> {
     bed.vm().run_ok(
-        "modprobe virtio_blk; for n in $(seq 100); do [ -b /dev/vda ] && exit; sleep 0.1; done; exit 1",
+        "modprobe virtio_blk; for n in $(seq 600); do [ -b /dev/vda ] && exit; sleep 0.1; done; exit 1",
     )?;
     bed.vm().run_ok(
         "head -c 8M /dev/urandom > /tmp/d && for d in nvme0n1 vda; do \

@@ -127,7 +127,7 @@ fn a_guest_that_has_gone_stands_still_and_can_be_taken_back() -> Result<()> {
     from.check()?;
     let io = "for d in vda nvme0n1; do dd if=/dev/urandom of=/dev/$d bs=1M count=4 oflag=direct 2>&1 || exit; done";
     source.run_ok(
-        "modprobe nvme; for i in $(seq 100); do [ -b /dev/nvme0n1 ] && exit; sleep 0.1; done; exit 1",
+        "modprobe nvme; for i in $(seq 600); do [ -b /dev/nvme0n1 ] && exit; sleep 0.1; done; exit 1",
     )?;
     source.run_ok(io)?;
     Ok(())
@@ -157,7 +157,7 @@ fn move_pci(guest: impl Fn(&Host) -> VmBuilder, config_file: &str) -> Result<(Pc
     let (here, there) = (Host::start()?, Host::start()?);
     let mut source = guest(&here).boot(&image)?;
     source.run_ok(
-        "modprobe nvme; for i in $(seq 100); do [ -b /dev/nvme0n1 ] && exit; sleep 0.1; done; exit 1",
+        "modprobe nvme; for i in $(seq 600); do [ -b /dev/nvme0n1 ] && exit; sleep 0.1; done; exit 1",
     )?;
     source.run_ok("for cpu in 1 2; do taskset $cpu dd if=/dev/nvme0n1 of=/dev/null bs=64k count=8 iflag=direct 2>&1; done")?;
     let config = source.run_ok(&format!("od -A x -t x4 {config_file}"))?;

@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use vmtest::bed::{Drive, with_guest};
 use vmtest::daemon::Ssd;
 
+const PATIENCE: Duration = Duration::from_secs(180);
 /// `$m` is the management controller, `$d` the namespace of the ssd; `send` is Migration Send; `state FILE` is Get Controller State.
 const WORDS: &str = r#"
     set -e
@@ -24,9 +25,8 @@ fn nvme_cli_suspends_saves_and_resumes_a_controller_under_load() -> Result<()> {
     }
     let ssds = [Ssd::new("a", 64).managed_as(1), Ssd::management("m")];
     with_guest(&ssds, |bed| {
-        let mut run = |script: &str| {
-            bed.vm().run_within(Duration::from_secs(60), &format!("{WORDS}{script}"))?.into_ok(script)
-        };
+        let mut run =
+            |script: &str| bed.vm().run_within(PATIENCE, &format!("{WORDS}{script}"))?.into_ok(script);
         let said = run("nvme id-ctrl $m")?;
         let has = |name: &str, value: &str| {
             said.lines()
@@ -44,9 +44,9 @@ fn nvme_cli_suspends_saves_and_resumes_a_controller_under_load() -> Result<()> {
              && touch /tmp/verified; touch /tmp/ended; } & \
              while [ $(ios) = $before ] && [ ! -e /tmp/ended ]; do sleep 0.1; done",
         )?;
-        // Nothing of it moves while it is suspended.
+        // Nothing of it moves while it is suspended, once the guest has seen what was answered before.
         let counts = run(
-            "send 0 $((1<<16|1)) >/tmp/sent; sleep 0.5; ios; sleep 1; ios; state /tmp/one; state /tmp/two; sleep 1; ios",
+            "send 0 $((1<<16|1)) >/tmp/sent; for n in 1 2 3 4 5 6; do last=$(ios); sleep 0.5; [ $last != $(ios) ] || break; done; ios; sleep 1; ios; state /tmp/one; state /tmp/two; sleep 1; ios",
         )?;
         let counts: Vec<&str> = counts.split_whitespace().collect();
         ensure!(counts.len() == 3 && counts[0] == counts[1] && counts[1] == counts[2], "{counts:?}");
@@ -63,9 +63,8 @@ fn nvme_cli_suspends_saves_and_resumes_a_controller_under_load() -> Result<()> {
         let (nvmecss, queues): (u32, u32) = (header[3].parse()?, header[5].parse()?);
         ensure!(nvmecss == 2 + 12 * queues && queues > 0 && header[4] != "0", "{header:?}");
         bed.daemon().kill_engine()?;
-        let mut run = |script: &str| {
-            bed.vm().run_within(Duration::from_secs(60), &format!("{WORDS}{script}"))?.into_ok(script)
-        };
+        let mut run =
+            |script: &str| bed.vm().run_within(PATIENCE, &format!("{WORDS}{script}"))?.into_ok(script);
         // It is suspended whatever process serves it. Then it goes on.
         let csup = run("state /tmp/three; od -An -tu1 -j2 -N1 /tmp/three")?;
         ensure!(csup.trim() == "1", "{csup}");

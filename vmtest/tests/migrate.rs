@@ -97,7 +97,7 @@ fn copy_disk(from: &Path, to: &Path) -> Result<()> {
 }
 
 fn begin_io(vm: &mut Vm) -> Result<()> {
-    vm.run_ok("for i in $(seq 100); do [ -b /dev/vda ] && exit; sleep 0.1; done; exit 1")?;
+    vm.run_ok("for i in $(seq 600); do [ -b /dev/vda ] && exit; sleep 0.1; done; exit 1")?;
     vm.run_ok(&format!(
         "dd if=/dev/urandom of=/tmp/known bs=1M count={KNOWN_MIB} 2>&1 && dd if=/tmp/known of=/dev/vda bs=1M oflag=direct 2>&1"
     ))?;
@@ -112,7 +112,7 @@ fn begin_io(vm: &mut Vm) -> Result<()> {
 /// Waits for a file in the guest; who waits for what when it does not come is said.
 fn wait_for(vm: &mut Vm, file: &str) -> Result<()> {
     let script = format!(
-        "for i in $(seq 400); do [ -e {file} ] && exit; sleep 0.2; done
+        "for i in $(seq 600); do [ -e {file} ] && exit; sleep 0.2; done
         ps; cat /run/bad /run/*.out /sys/block/vda/inflight; echo w > /proc/sysrq-trigger; dmesg | tail -60; exit 1"
     );
     vm.run_within(PATIENCE, &script)?.into_ok(&script).map(drop)

@@ -13,8 +13,8 @@ const FORMAT_PATIENCE: Duration = Duration::from_secs(120);
 /// by side since 6.12 and numbers the devices in the order in which that ends: nvme0n1 may be namespace 2.
 const BY_NSID: &str = r#"
     node() { grep -lx "$1" /sys/block/nvme0n*/nsid 2>/dev/null | sed 's,/sys/block/\(.*\)/nsid,/dev/\1,' | grep .; }
-    there() { for n in $(seq 100); do node $1 >/dev/null && [ -b $(node $1) ] && return 0; sleep 0.1; done; return 1; }
-    gone() { for n in $(seq 100); do node $1 >/dev/null || return 0; sleep 0.1; done; return 1; }
+    there() { for n in $(seq 600); do node $1 >/dev/null && [ -b $(node $1) ] && return 0; sleep 0.1; done; return 1; }
+    gone() { for n in $(seq 600); do node $1 >/dev/null || return 0; sleep 0.1; done; return 1; }
     id=$(nvme id-ctrl /dev/nvme0 | awk '/^cntlid/ { print $3 }')
     set -e
 "#;
@@ -26,7 +26,8 @@ fn run_ok(vm: &mut Vm, script: &str) -> Result<String> {
 
 fn format(vm: &mut Vm, namespace: u32, block_size: u32) -> Result<()> {
     let script = format!(
-        "{BY_NSID} nvme format $(node {namespace}) --block-size={block_size} --force; nvme ns-rescan /dev/nvme0; sleep 1"
+        "{BY_NSID} nvme format $(node {namespace}) --block-size={block_size} --force; nvme ns-rescan /dev/nvme0; \
+         for n in $(seq 600); do there {namespace}; [ $(blockdev --getss $(node {namespace})) = {block_size} ] && exit; sleep 0.1; done"
     );
     vm.run_within(FORMAT_PATIENCE, &script)?.into_ok(&script)?;
     let actual = run_ok(vm, &format!("blockdev --getss $(node {namespace})"))?;
@@ -125,7 +126,7 @@ fn formatting_one_namespace_leaves_the_other_its_data() -> Result<()> {
         }
         format(bed.vm(), 1, 4096)?;
         check_pattern(bed.vm(), 2)?;
-        run_ok(bed.vm(), "nvme format $(node 1) --ses=1 --force; sleep 1")?;
+        run_ok(bed.vm(), "nvme format $(node 1) --ses=1 --force; there 1")?;
         run_ok(
             bed.vm(),
             "dd if=$(node 1) bs=1M count=4 iflag=direct status=none | cmp -n 4194304 - /dev/zero",
@@ -140,7 +141,7 @@ fn a_sanitized_drive_holds_nothing_and_works() -> Result<()> {
         return Ok(());
     }
     with_guest(&[Ssd::new("a", 128)], |bed| {
-        let wait = "for n in $(seq 300); do nvme sanitize-log /dev/nvme0 | grep -q 'SPROG.*65535' && exit 0; sleep 0.1; done; \
+        let wait = "for n in $(seq 600); do nvme sanitize-log /dev/nvme0 | grep -q 'SPROG.*65535' && exit 0; sleep 0.1; done; \
                     nvme sanitize-log /dev/nvme0; exit 1";
         write_pattern(bed.vm(), 1)?;
         bed.vm().run_ok("nvme sanitize /dev/nvme0 -a 2")?;

@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
-use vmtest::daemon::{Daemon, Ssd, tool};
+use vmtest::daemon::{Daemon, Ssd, is_listening, tool};
 use vmtest::image::Image;
 use vmtest::kernel_log::nvme_complaints;
 use vmtest::vm::{Vm, VmBuilder};
@@ -53,7 +53,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 fn wait_for(vm: &mut Vm, condition: &str) -> Result<()> {
-    let script = format!("for n in $(seq 150); do {condition} && exit 0; sleep 0.1; done; exit 1");
+    let script = format!("for n in $(seq 600); do {condition} && exit 0; sleep 0.1; done; exit 1");
     vm.run_ok(&script).map(drop)
 }
 
@@ -124,8 +124,9 @@ fn a_guest_with_private_memory_is_told_what_to_change() -> Result<()> {
     qemu.args(["-nodefaults", "-display", "none", "-machine", "q35", "-accel", "tcg", "-m", "64M", "-S"]);
     let mut child = qemu.args(["-qmp", &monitor]).spawn().context("start QEMU")?;
     let refused = || -> Result<String> {
-        for _ in 0..300 {
-            if host.monitor.exists() {
+        // QEMU binds it before it listens at it.
+        for _ in 0..1200 {
+            if is_listening(child.id(), &host.monitor) {
                 break;
             }
             std::thread::sleep(std::time::Duration::from_millis(50));

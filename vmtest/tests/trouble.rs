@@ -38,7 +38,7 @@ fn a_function_level_reset_leaves_a_drive_that_starts_again() -> Result<()> {
         bed.vm().run_ok(
             "set -e; dev=$(readlink -f /sys/class/nvme/nvme0/device); name=$(basename $dev); grep flr $dev/reset_method; \
              cd /sys/bus/pci/drivers/nvme; echo $name > unbind; echo flr > $dev/reset_method; echo 1 > $dev/reset; \
-             echo $name > bind; for n in $(seq 50); do [ -b /dev/nvme0n1 ] && break; sleep 0.2; done; \
+             echo $name > bind; for n in $(seq 300); do [ -b /dev/nvme0n1 ] && break; sleep 0.2; done; \
              cmp -n 8388608 /tmp/d /dev/nvme0n1",
         )?;
         Ok(())
@@ -53,12 +53,15 @@ fn a_driver_unbound_and_bound_again_finds_its_data() -> Result<()> {
             bed.vm().run_ok(
                 "dev=$(basename $(readlink -f /sys/class/nvme/nvme0/device)); cd /sys/bus/pci/drivers/nvme; \
                  echo $dev > unbind && [ ! -e /dev/nvme0n1 ] && echo $dev > bind && \
-                 for n in $(seq 20); do [ -b /dev/nvme0n1 ] && break; sleep 0.2; done; [ -b /dev/nvme0n1 ]",
+                 for n in $(seq 300); do [ -b /dev/nvme0n1 ] && break; sleep 0.2; done; [ -b /dev/nvme0n1 ]",
             )?;
             bed.vm().run_ok("cmp -n 8388608 /tmp/d /dev/nvme0n1")?;
         }
         bed.vm()
-            .run_ok("rmmod nvme && modprobe nvme && sleep 1 && cmp -n 8388608 /tmp/d /dev/nvme0n1")
+            .run_ok(
+                "rmmod nvme && modprobe nvme && for n in $(seq 300); do [ -b /dev/nvme0n1 ] && break; sleep 0.2; done; \
+                 cmp -n 8388608 /tmp/d /dev/nvme0n1",
+            )
             .map(drop)
     })
 }
@@ -94,7 +97,7 @@ fn a_drive_unplugged_and_plugged_again_finds_its_data() -> Result<()> {
         ensure!(!bed.vm().run_ok("ls /dev")?.contains("nvme0n1"), "the drive is still there");
         let socket = bed.daemon().socket("a");
         bed.vm().plug_vfio_user("again", &socket, 1)?;
-        let wait = "for n in $(seq 100); do [ -b /dev/nvme0n1 ] && exit 0; sleep 0.2; done; exit 1";
+        let wait = "for n in $(seq 300); do [ -b /dev/nvme0n1 ] && exit 0; sleep 0.2; done; exit 1";
         bed.vm().run_ok(wait).context("the drive plugged in again does not appear")?;
         bed.vm().run_ok("cmp -n 8388608 /tmp/d /dev/nvme0n1").map(drop)
     })

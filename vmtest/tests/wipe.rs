@@ -25,7 +25,7 @@ fn guest(folder: &TempDir) -> Result<(Daemon, Vm)> {
     let mut vm = builder.boot(&Image::ensure()?)?;
     // QEMU fills the last sector with zeros; a program does not mind.
     vm.run_ok(
-        "modprobe virtio_blk; for i in $(seq 100); do [ -b /dev/vda ] && break; sleep 0.1; done; \
+        "modprobe virtio_blk; for i in $(seq 600); do [ -b /dev/vda ] && break; sleep 0.1; done; \
          dd if=/dev/vda of=/tmp/godwit bs=1M status=none && chmod +x /tmp/godwit",
     )?;
     Ok((daemon, vm))

@@ -208,18 +208,16 @@ impl House {
 
     /// Answers what is asked of this process and its migrations.
     pub(crate) fn answer(self: &Arc<Self>, request: EngineRequest) -> Response {
-        let of_one = |request: &EngineRequest| {
-            matches!(
-                request,
-                EngineRequest::Migrations | EngineRequest::Timeline { .. } | EngineRequest::Steer { .. }
-            )
-        };
-        // Of migrations that are not known yet it does not say that there are none.
-        let migrations = self.migrations().filter(|all| all.is_known() || !of_one(&request));
-        let Some(migrations) = migrations else {
+        let Some(migrations) = self.migrations() else {
             return Response::Error("the engine does not serve yet: ask again in a moment".to_owned());
         };
         match request {
+            // It does not say that there are none.
+            EngineRequest::Migrations | EngineRequest::Timeline { .. } | EngineRequest::Steer { .. }
+                if !migrations.is_known() =>
+            {
+                Response::Error("migrations are not known yet: ask again in a moment".to_owned())
+            }
             EngineRequest::Migrate { ssd, to, terms, dry_run } => {
                 match migrations.begin(self, &ssd, &to, terms, dry_run) {
                     Ok(text) => Response::Done(text),

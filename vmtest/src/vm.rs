@@ -145,13 +145,15 @@ impl VmBuilder {
         let mut command = self.command(image, folder.path());
         command.stdin(Stdio::null()).stdout(errors.try_clone()?).stderr(errors);
         let mut qemu = Qemu(command.spawn().with_context(|| format!("start {command:?}"))?);
-        let connect = |qemu: &mut Qemu| -> Result<(UnixStream, UnixStream)> {
-            Ok((accept(&agent_socket, qemu)?, accept(&qmp_socket, qemu)?))
+        let connect = |qemu: &mut Qemu| -> Result<(UnixStream, Qmp)> {
+            let agent = accept(&agent_socket, qemu)?;
+            // It may end for its devices' sake after it has connected.
+            let qmp = Qmp::over(accept(&qmp_socket, qemu)?, &folder.path().join("qmp"), QMP_PATIENCE)?;
+            Ok((agent, qmp))
         };
         let (agent, qmp) = connect(&mut qemu).with_context(|| {
             format!("QEMU says: {}", fs::read_to_string(&errors_path).unwrap_or_default().trim())
         })?;
-        let qmp = Qmp::over(qmp, &folder.path().join("qmp"), QMP_PATIENCE)?;
         Ok(Vm { qemu, agent: Agent::new(agent), qmp, earlier_log: String::new(), folder })
     }
 

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use transfer::tls::Incoming;
 
 /// From the source's word that the guest is here to the hypervisor's own.
@@ -171,7 +171,13 @@ impl Coming {
 
     /// Until the hypervisor has all of the guest; then its devices are set up, while the ssds pass from host to host.
     fn wait(&self, house: &House, mut qemu: Destination) {
-        let came = until_whole(&mut qemu).and_then(|()| restore(house, &mut qemu, &|name| self.has(name)));
+        let came = until_whole(&mut qemu).and_then(|()| {
+            let since = Instant::now();
+            restore(house, &mut qemu, &|name| self.has(name))?;
+            let took_us = since.elapsed().as_micros();
+            tracing::info!(ssds = ?self.guest.ssds, took_us, "a guest has come: its controllers are set up");
+            Ok(())
+        });
         let mut state = self.state();
         state.whole = match came {
             // Its hypervisor says so before its last word to the one at the source, which would run the guest again without that.
@@ -229,11 +235,14 @@ impl Coming {
             return Ok(());
         }
         state.tunnel = None;
+        let since = Instant::now();
         let run = match std::mem::take(&mut state.whole) {
             Whole::Yes(mut qemu) => let_run(house, &mut qemu, &|name| self.has(name)),
             Whole::NotYet => Err(anyhow!("nothing is known of its memory")),
             Whole::Never(why) => Err(anyhow!(why)),
         };
+        let took_us = since.elapsed().as_micros();
+        tracing::info!(ssds = ?self.guest.ssds, took_us, runs = run.is_ok(), "all of a guest's ssds are here");
         run.with_context(|| {
             format!(
                 "its guest is here, and does not run: look at QEMU ({}), then restart the engine (`godwit upgrade`), which lets it run",

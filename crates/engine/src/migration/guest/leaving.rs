@@ -204,24 +204,31 @@ impl Leaving {
         self.show("copying memory");
         self.wait_for_qemu(course, &tunnel, &SourceWord::PreSwitchover, None)?;
         // The guest stands still: what is said now is waited for in its time.
-        let deadline = Instant::now() + STUN_MAX;
+        let since = Instant::now();
+        let deadline = since + STUN_MAX;
         self.hold()?;
+        let read_us = since.elapsed().as_micros();
         while !all(&course.ready) {
             self.listen(course, LOOK_CLOSELY)?;
             if Instant::now() > deadline {
                 bail!("its ssds were not ready while it stood still: it goes on here");
             }
         }
+        let ready_us = since.elapsed().as_micros();
         // All of its devices stand still: what they wrote is the hypervisor's to copy now.
+        let mut pages = 0;
         for passenger in self.passengers() {
-            let start = Instant::now();
-            let pages =
+            pages +=
                 passenger.touch_written().context("its hypervisor is not told what its controller wrote")?;
-            let took_us = start.elapsed().as_micros();
-            tracing::info!(pages, took_us, "its hypervisor was told what a controller wrote into its guest");
         }
+        let told_us = since.elapsed().as_micros();
         self.qemu.go_on()?;
         self.wait_for_qemu(course, &tunnel, &SourceWord::Completed, Some(deadline))?;
+        let left_us = since.elapsed().as_micros();
+        tracing::info!(
+            ssds = ?self.guest.ssds, read_us, ready_us, pages, told_us, left_us,
+            "a guest that stands still has left: its interrupts were read, its ssds ready, its hypervisor told of pages"
+        );
         drop(tunnel);
         self.tell(|| Event::Vm(VmWord::Completed));
         Ok(())

@@ -16,7 +16,7 @@ use frontend::vfio_user::{
 use memory::{Access, Fault, Iova, MapError, Mapping, MappingError, MemoryMap, Remote};
 use nvme::host::Bar;
 use nvme::pci::{BAR0_BYTES, BAR4_BYTES};
-use state::session::{DmaMapV1, NegotiatedV1, VfioUserV1};
+use state::session::{AheadV1, DmaMapV1, NegotiatedV1, VfioUserV1};
 use state::ssd::SsdV1;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -54,6 +54,8 @@ pub(crate) struct Wire {
     still: Option<Box<migration::Still>>,
     /// The file of a state on its way, of a predecessor.
     kept_state: Option<OwnedFd>,
+    /// What a client in PRE_COPY reads.
+    ahead: Option<migration::Data>,
     /// What the device writes, if the client wants to know it.
     log: Option<logging::Log>,
 }
@@ -100,6 +102,7 @@ impl Wire {
             changed: false,
             still: None,
             kept_state: None,
+            ahead: None,
             log: None,
         })
     }
@@ -148,6 +151,8 @@ impl Wire {
         self.map = Arc::new(self.log.iter().fold(map, |map, log| log.on(&map)));
         self.table = table.clone();
         self.kept_state = saved.migration.and_then(|migration| migration.fd).map(fd).transpose()?;
+        let kept_ahead = |ahead: AheadV1| anyhow::Ok(migration::Data::kept_ahead(ahead, fd(ahead.fd)?)?);
+        self.ahead = saved.ahead.map(kept_ahead).transpose()?;
         self.saved = saved;
         Ok((Arc::clone(&self.map), table))
     }
@@ -433,6 +438,9 @@ impl Device for Wire {
         let migration = by_client.map(|still| still.saved());
         self.changed |= self.saved.migration != migration;
         self.saved.migration = migration;
+        let ahead = self.ahead.as_ref().map(migration::Data::ahead);
+        self.changed |= self.saved.ahead != ahead;
+        self.saved.ahead = ahead;
         if !std::mem::take(&mut self.changed) {
             return None;
         }
@@ -440,7 +448,8 @@ impl Device for Wire {
             Ok(bytes) => {
                 let state = self.still.as_mut().and_then(|still| still.take_made());
                 let log = self.log.as_mut().and_then(logging::Log::take_made);
-                let made = state.into_iter().chain(log).collect();
+                let ahead = self.ahead.as_mut().and_then(migration::Data::take_made);
+                let made = state.into_iter().chain(log).chain(ahead).collect();
                 Some(Deposit { bytes, keep: self.saved.descriptors(), made })
             }
             // Longer than any envelope: not with the limits on maps and vectors.

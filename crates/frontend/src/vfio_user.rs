@@ -11,8 +11,8 @@
 //! one command at a time and writes its reply. A [`RemoteMemory`] reaches client memory that came without a file
 //! descriptor, by DMA_READ and DMA_WRITE messages over the same socket.
 //!
-//! Not implemented: twin-socket mode, ioeventfds (GET_REGION_IO_FDS answers an empty list), of migration PRE_COPY and the
-//! peer-to-peer states.
+//! Not implemented: twin-socket mode, ioeventfds (GET_REGION_IO_FDS answers an empty list), of migration the peer-to-peer
+//! states.
 
 mod capabilities;
 mod channel;

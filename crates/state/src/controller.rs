@@ -15,6 +15,12 @@ pub const MAGIC: [u8; 8] = *b"GODWTCTL";
 pub const VERSION: u32 = 1;
 /// Longest state that is taken: all slots of all queues in use, and every mark that there may be.
 pub const STATE_BYTES_MAX: usize = 8 << 20;
+/// First eight bytes of an outline.
+pub const OUTLINE_MAGIC: [u8; 8] = *b"GODWTOUT";
+/// Version of outlines that this build writes, and the newest it reads.
+pub const OUTLINE_VERSION: u32 = 1;
+/// Longest outline that is taken.
+pub const OUTLINE_BYTES_MAX: usize = 64 << 10;
 
 /// A controller that stands still.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode, CborLen)]
@@ -77,6 +83,32 @@ pub struct IdentityV1 {
     #[n(4)]
     #[cbor(with = "minicbor::bytes")]
     pub nguid: [u8; 16],
+}
+
+/// What a state will be of, said while the controller runs: whoever is to take the state can refuse it before anything stands still.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode, CborLen)]
+#[cbor(map)]
+pub struct OutlineV1 {
+    /// Which ssd it is of.
+    #[n(0)]
+    pub identity: IdentityV1,
+    /// Its profile's name.
+    #[n(1)]
+    pub profile: String,
+    /// Bytes of the ssd.
+    #[n(2)]
+    pub capacity_bytes: u64,
+}
+
+/// With what a stream begins that may have an outline before its state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Begins {
+    /// Too little has come to say.
+    NotYet,
+    /// No outline.
+    Otherwise,
+    /// An outline; what follows begins at this byte.
+    Outline(OutlineV1, usize),
 }
 
 /// Properties that hold state (Base 2.1, 3.1.4).
@@ -346,5 +378,63 @@ impl ControllerV1 {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, ControllerError> {
         let (_version, body) = envelope::open(MAGIC, VERSION, bytes)?;
         minicbor::decode(body).map_err(|error| ControllerError::Body(error.to_string()))
+    }
+
+    /// The state in a stream that may have an outline before it.
+    ///
+    /// # Errors
+    /// As [`ControllerV1::from_bytes`], of either.
+    pub fn from_stream(bytes: &[u8]) -> Result<Self, ControllerError> {
+        match OutlineV1::at_head(bytes)? {
+            Begins::Outline(_, at) => Self::from_bytes(bytes.get(at..).unwrap_or_default()),
+            Begins::NotYet | Begins::Otherwise => Self::from_bytes(bytes),
+        }
+    }
+
+    /// What is said of it beforehand.
+    #[must_use]
+    pub fn outline(&self) -> OutlineV1 {
+        OutlineV1 {
+            identity: self.identity.clone(),
+            profile: self.record.profile.clone(),
+            capacity_bytes: self.record.capacity_bytes,
+        }
+    }
+}
+
+impl OutlineV1 {
+    /// The bytes that go ahead of a state.
+    ///
+    /// # Errors
+    /// [`ControllerError`] when they are more than [`OUTLINE_BYTES_MAX`].
+    pub fn to_bytes(&self) -> Result<Vec<u8>, ControllerError> {
+        let body = minicbor::to_vec(self).map_err(|error| ControllerError::Body(error.to_string()))?;
+        let bytes = envelope::seal(OUTLINE_MAGIC, OUTLINE_VERSION, &body)?;
+        if bytes.len() > OUTLINE_BYTES_MAX {
+            return Err(EnvelopeError::TooLong { len_bytes: bytes.len() }.into());
+        }
+        Ok(bytes)
+    }
+
+    /// Looks for an outline where a stream begins, of which at least the first [`OUTLINE_BYTES_MAX`] bytes that have come are given.
+    ///
+    /// # Errors
+    /// [`ControllerError`] names what is wrong with one that is there: damaged, too long, or written by a newer build.
+    pub fn at_head(bytes: &[u8]) -> Result<Begins, ControllerError> {
+        let magic = bytes.get(..OUTLINE_MAGIC.len()).unwrap_or(bytes);
+        if !OUTLINE_MAGIC.starts_with(magic) {
+            return Ok(Begins::Otherwise);
+        }
+        if bytes.len() < envelope::HEADER_BYTES {
+            return Ok(Begins::NotYet);
+        }
+        let len_bytes = envelope::record_bytes(bytes)?;
+        if len_bytes > OUTLINE_BYTES_MAX {
+            return Err(EnvelopeError::TooLong { len_bytes }.into());
+        }
+        let Some(record) = bytes.get(..len_bytes) else { return Ok(Begins::NotYet) };
+        let (_version, body) = envelope::open(OUTLINE_MAGIC, OUTLINE_VERSION, record)?;
+        let outline = minicbor::decode(body).map_err(|error| ControllerError::Body(error.to_string()))?;
+        Ok(Begins::Outline(outline, len_bytes))
     }
 }

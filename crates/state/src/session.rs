@@ -11,9 +11,10 @@ use crate::envelope::{self, EnvelopeError};
 
 /// First eight bytes of a vfio-user session's deposit.
 pub const MAGIC: [u8; 8] = *b"GODWTVFU";
-/// The newest version this build reads. Version 2: the device is not running. Version 3: what it writes is logged. All others are written as
-/// version 1, which a build from before can go on from; from these it must not, since it would let the device run, or write without a mark.
-pub const VERSION: u32 = 3;
+/// The newest version this build reads. Version 2: the device is not running. Version 3: what it writes is logged. Version 4: it is in PRE_COPY. All
+/// others are written as version 1, which a build from before can go on from; from these it must not, since it would let the device run, write without a
+/// mark, or not know where the client is in the stream.
+pub const VERSION: u32 = 4;
 /// More maps than any client may have.
 const MAPS_MAX: usize = 65_536;
 /// More ranges than any log may have.
@@ -55,6 +56,25 @@ pub struct VfioUserV1 {
     #[n(7)]
     #[cbor(default)]
     pub logging: Option<LoggingV1>,
+    /// The migration state is PRE_COPY, and this was or is to be read. Since version 4.
+    #[n(8)]
+    #[cbor(default)]
+    pub ahead: Option<AheadV1>,
+}
+
+/// What can be read of a device that runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, CborLen)]
+#[cbor(map)]
+pub struct AheadV1 {
+    /// Id of the file with it.
+    #[n(0)]
+    pub fd: u32,
+    /// Bytes in it.
+    #[n(1)]
+    pub len_bytes: u64,
+    /// Bytes of them that were read.
+    #[n(2)]
+    pub read_bytes: u64,
 }
 
 /// A log of the pages that the device writes.
@@ -157,10 +177,11 @@ impl VfioUserV1 {
     /// [`SessionError`] when it is longer than an envelope may be.
     pub fn to_bytes(&self) -> Result<Vec<u8>, SessionError> {
         let body = minicbor::to_vec(self).map_err(|error| SessionError::Body(error.to_string()))?;
-        let version = match (&self.logging, &self.migration) {
-            (Some(_), _) => VERSION,
-            (None, Some(_)) => 2,
-            (None, None) => 1,
+        let version = match (&self.ahead, &self.logging, &self.migration) {
+            (Some(_), ..) => VERSION,
+            (None, Some(_), _) => 3,
+            (None, None, Some(_)) => 2,
+            (None, None, None) => 1,
         };
         Ok(envelope::seal(MAGIC, version, &body)?)
     }
@@ -188,7 +209,9 @@ impl VfioUserV1 {
         let vectors = self.msix.iter().filter_map(|id| id.checked_sub(1));
         let state = self.migration.and_then(|migration| migration.fd);
         let log = self.logging.as_ref().map(|logging| logging.fd);
-        let mut ids: Vec<u32> = files.chain(self.intx).chain(vectors).chain(state).chain(log).collect();
+        let ahead = self.ahead.map(|ahead| ahead.fd);
+        let device = state.into_iter().chain(log).chain(ahead);
+        let mut ids: Vec<u32> = files.chain(self.intx).chain(vectors).chain(device).collect();
         ids.sort_unstable();
         ids.dedup();
         ids

@@ -2,8 +2,9 @@
 
 use state::SsdV1;
 use state::controller::{
-    AdminV1, CompletionQueueV1, ControllerError, ControllerV1, ErrorV1, FeatureV1, IdentityV1, MAGIC,
-    PostingV1, QueueCountersV1, RegistersV1, SlotV1, SubmissionQueueV1, VERSION, VectorV1, WordV1,
+    AdminV1, Begins, CompletionQueueV1, ControllerError, ControllerV1, ErrorV1, FeatureV1, IdentityV1, MAGIC,
+    OUTLINE_BYTES_MAX, OUTLINE_MAGIC, OUTLINE_VERSION, OutlineV1, PostingV1, QueueCountersV1, RegistersV1,
+    SlotV1, SubmissionQueueV1, VERSION, VectorV1, WordV1,
 };
 use state::envelope::EnvelopeError;
 use state::ssd::CountersV1;
@@ -105,4 +106,59 @@ fn damaged_truncated_newer_and_foreign_states_are_refused_by_name() {
     let newer = state::envelope::seal(MAGIC, VERSION + 1, b"?").expect("short");
     let text = ControllerV1::from_bytes(&newer).expect_err("refused").to_string();
     assert!(text.contains("use a newer build"), "{text}");
+}
+
+#[test]
+fn the_golden_outline_is_read_for_ever_and_written_now() {
+    let bytes = full().outline().to_bytes().expect("short");
+    if std::env::var_os("GODWIT_WRITE_GOLDEN").is_some() {
+        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/outline-v1.bin"), &bytes)
+            .expect("written");
+    }
+    let golden = include_bytes!("golden/outline-v1.bin");
+    let begins = OutlineV1::at_head(golden).expect("readable");
+    assert_eq!(begins, Begins::Outline(full().outline(), golden.len()));
+    assert_eq!(bytes, golden);
+}
+
+#[test]
+fn an_outline_is_found_as_soon_as_it_is_whole_and_what_follows_it_is_the_state() {
+    let (outline, state) = (full().outline().to_bytes().expect("short"), full().to_bytes().expect("short"));
+    let stream = [&outline[..], &state].concat();
+    for len in 0..stream.len() {
+        let expected = match len < outline.len() {
+            true => Begins::NotYet,
+            false => Begins::Outline(full().outline(), outline.len()),
+        };
+        assert_eq!(OutlineV1::at_head(&stream[..len]).expect("sound"), expected, "{len}");
+        assert!(ControllerV1::from_stream(&stream[..len]).is_err(), "{len}");
+    }
+    assert_eq!(ControllerV1::from_stream(&stream).expect("readable"), full());
+    assert_eq!(ControllerV1::from_stream(&state).expect("readable"), full());
+    for len in OUTLINE_MAGIC.len()..state.len() {
+        assert_eq!(OutlineV1::at_head(&state[..len]).expect("sound"), Begins::Otherwise, "{len}");
+    }
+    assert!(ControllerV1::from_stream(&[&outline[..], &stream].concat()).is_err(), "two of them");
+}
+
+#[test]
+fn damaged_long_and_newer_outlines_are_refused_by_name() {
+    let good = full().outline().to_bytes().expect("short");
+    for at in OUTLINE_MAGIC.len()..good.len() {
+        let mut bad = good.clone();
+        bad[at] ^= 0x10;
+        assert!(
+            !matches!(OutlineV1::at_head(&bad), Ok(Begins::Outline(..) | Begins::Otherwise)),
+            "byte {at}"
+        );
+    }
+    let long = state::envelope::seal(OUTLINE_MAGIC, 1, &vec![0; OUTLINE_BYTES_MAX]).expect("short");
+    // Before any of its body has come.
+    let refused = OutlineV1::at_head(&long[..20]);
+    assert!(matches!(refused, Err(ControllerError::Envelope(EnvelopeError::TooLong { .. }))), "{refused:?}");
+    let newer = state::envelope::seal(OUTLINE_MAGIC, OUTLINE_VERSION + 1, b"?").expect("short");
+    let text = OutlineV1::at_head(&newer).expect_err("refused").to_string();
+    assert!(text.contains("use a newer build"), "{text}");
+    let name = OutlineV1 { profile: "x".repeat(OUTLINE_BYTES_MAX), ..OutlineV1::default() };
+    assert!(name.to_bytes().is_err());
 }

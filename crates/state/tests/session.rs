@@ -2,7 +2,8 @@
 
 use state::envelope::EnvelopeError;
 use state::session::{
-    DmaMapV1, LoggedRangeV1, LoggingV1, MAGIC, MigrationV1, NegotiatedV1, SessionError, VERSION, VfioUserV1,
+    AheadV1, DmaMapV1, LoggedRangeV1, LoggingV1, MAGIC, MigrationV1, NegotiatedV1, SessionError, VERSION,
+    VfioUserV1,
 };
 
 /// A session with every field set.
@@ -23,6 +24,7 @@ fn full() -> VfioUserV1 {
         migration: None,
         made: None,
         logging: None,
+        ahead: None,
     }
 }
 
@@ -40,6 +42,33 @@ fn logged() -> VfioUserV1 {
         LoggedRangeV1 { iova: u64::MAX - 0xfff, size: 0x1000 },
     ];
     VfioUserV1 { logging: Some(LoggingV1 { fd: 1 << 31 | 1, ranges }), made: Some(2), ..stopped() }
+}
+
+/// As [`full`], with a log and in PRE_COPY.
+fn ahead() -> VfioUserV1 {
+    let ahead = AheadV1 { fd: 1 << 31 | 2, len_bytes: 120, read_bytes: 60 };
+    VfioUserV1 { ahead: Some(ahead), made: Some(3), migration: None, ..logged() }
+}
+
+#[test]
+fn the_golden_session_of_version_4_is_read_for_ever_and_written_now() {
+    let bytes = ahead().to_bytes().expect("short");
+    if std::env::var_os("GODWIT_WRITE_GOLDEN").is_some() {
+        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/session-v4.bin"), &bytes)
+            .expect("written");
+    }
+    let golden = include_bytes!("golden/session-v4.bin");
+    assert_eq!(VfioUserV1::from_bytes(golden).expect("readable"), ahead());
+    assert_eq!(bytes, golden);
+}
+
+/// It would say that the device is RUNNING, and refuse the client's next read.
+#[test]
+fn a_build_that_knows_no_pre_copy_refuses_a_session_in_it() {
+    for session in [ahead(), VfioUserV1 { logging: None, ..ahead() }] {
+        let opened = state::envelope::open(MAGIC, 3, &session.to_bytes().expect("short")).map(drop);
+        assert_eq!(opened, Err(EnvelopeError::Newer { found: 4, newest: 3 }));
+    }
 }
 
 #[test]
@@ -115,6 +144,7 @@ fn every_descriptor_is_named_once() {
     assert_eq!(full().descriptors(), [3, 7, 8, 9]);
     assert_eq!(stopped().descriptors(), [3, 7, 8, 9, 1 << 31]);
     assert_eq!(logged().descriptors(), [3, 7, 8, 9, 1 << 31, 1 << 31 | 1]);
+    assert_eq!(ahead().descriptors(), [3, 7, 8, 9, 1 << 31 | 1, 1 << 31 | 2]);
 }
 
 #[test]

@@ -12,6 +12,7 @@ pub mod state {
     pub const RUNNING: u32 = 2;
     pub const STOP_COPY: u32 = 3;
     pub const RESUMING: u32 = 4;
+    pub const PRE_COPY: u32 = 6;
 }
 
 const GET: u32 = 1 << 16;

@@ -1,14 +1,14 @@
 //! A device that stands still, and its state on the way out or in (vfio-user.rst, `VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE`).
 //!
 //! ```text
-//!  RUNNING                        the ssd has its home on a reactor
+//!  RUNNING, PRE_COPY              the ssd has its home on a reactor
 //!    | Halt: the groups drain, the home packs up
 //!  STOP, STOP_COPY, RESUMING      no reactor has the ssd: the session has it, and answers for it
 //!    | Settle: the way of every takeover
 //!  RUNNING
 //! ```
 //! What is read or written is a file of its own that the keeper keeps with the session, so that a successor of this process reads on and is
-//! written to where this one was.
+//! written to where this one was. A client that begins with PRE_COPY reads an outline first, which the other side checks as soon as it has come.
 
 use super::orders::ORDERED;
 use super::{Wire, bar, call_home, config_offset};
@@ -24,8 +24,10 @@ use nvme::controller::saved::{self, Holder, Place};
 use nvme::host::Bar;
 use nvme::pci;
 use rustix::fs::MemfdFlags;
-use state::controller::{ControllerV1, ErrorV1, STATE_BYTES_MAX};
-use state::session::MigrationV1;
+use state::controller::{
+    Begins, ControllerError, ControllerV1, ErrorV1, OUTLINE_BYTES_MAX, OutlineV1, STATE_BYTES_MAX,
+};
+use state::session::{AheadV1, MigrationV1};
 use state::ssd::SsdV1;
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -36,6 +38,8 @@ use std::time::Duration;
 
 /// How long the guest's commands may take to end. A client waits 5 s for an answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(3);
+/// Longest stream.
+const STREAM_BYTES_MAX: u64 = (OUTLINE_BYTES_MAX + STATE_BYTES_MAX) as u64;
 
 /// What a session needs to take an ssd from its home and to give it back.
 pub(crate) struct Means {
@@ -52,8 +56,8 @@ pub(super) struct Still {
     pub(super) is_ordered: bool,
 }
 
-/// A state on its way.
-struct Data {
+/// A stream on its way.
+pub(super) struct Data {
     id: u32,
     file: File,
     fd: Arc<OwnedFd>,
@@ -61,6 +65,8 @@ struct Data {
     read_bytes: u64,
     /// The keeper does not have it yet.
     is_new: bool,
+    /// It may begin with an outline that was not checked yet.
+    is_unread: bool,
 }
 
 impl Data {
@@ -71,7 +77,22 @@ impl Data {
 
     fn over(id: u32, fd: OwnedFd, len_bytes: u64, read_bytes: u64, is_new: bool) -> Result<Self, Errno> {
         let file = File::from(fd.try_clone().map_err(|error| errno(&error))?);
-        Ok(Self { id, file, fd: Arc::new(fd), len_bytes, read_bytes, is_new })
+        Ok(Self { id, file, fd: Arc::new(fd), len_bytes, read_bytes, is_new, is_unread: true })
+    }
+
+    /// As a predecessor left it in PRE_COPY.
+    pub(super) fn kept_ahead(ahead: AheadV1, fd: OwnedFd) -> Result<Self, Errno> {
+        Self::over(ahead.fd, fd, ahead.len_bytes, ahead.read_bytes, false)
+    }
+
+    /// What a successor of this process must know in PRE_COPY.
+    pub(super) fn ahead(&self) -> AheadV1 {
+        AheadV1 { fd: self.id, len_bytes: self.len_bytes, read_bytes: self.read_bytes }
+    }
+
+    /// The descriptor, if the keeper does not have it yet.
+    pub(super) fn take_made(&mut self) -> Option<MadeFd> {
+        std::mem::take(&mut self.is_new).then(|| MadeFd { id: self.id, fd: Arc::clone(&self.fd) })
     }
 
     /// The next bytes; fewer than asked for at the end.
@@ -85,7 +106,7 @@ impl Data {
 
     fn write(&mut self, data: &[u8]) -> Result<(), Errno> {
         let end = self.len_bytes.saturating_add(data.len() as u64);
-        if end > STATE_BYTES_MAX as u64 {
+        if end > STREAM_BYTES_MAX {
             return Err(Errno::INVAL);
         }
         self.file.write_all_at(data, self.len_bytes).map_err(|error| errno(&error))?;
@@ -94,7 +115,11 @@ impl Data {
     }
 
     fn whole(&self) -> Result<Vec<u8>, Errno> {
-        let len = usize::try_from(self.len_bytes.min(STATE_BYTES_MAX as u64)).unwrap_or(0);
+        self.head(STREAM_BYTES_MAX)
+    }
+
+    fn head(&self, bytes: u64) -> Result<Vec<u8>, Errno> {
+        let len = usize::try_from(self.len_bytes.min(bytes)).unwrap_or(0);
         let mut bytes = vec![0; len];
         self.file.read_exact_at(&mut bytes, 0).map_err(|error| errno(&error))?;
         Ok(bytes)
@@ -119,9 +144,7 @@ impl Still {
 
     /// The descriptor that the keeper does not have yet.
     pub(super) fn take_made(&mut self) -> Option<MadeFd> {
-        let data = self.data.as_mut().filter(|data| data.is_new)?;
-        data.is_new = false;
-        Some(MadeFd { id: data.id, fd: Arc::clone(&data.fd) })
+        self.data.as_mut()?.take_made()
     }
 
     /// Reads a region. Nothing is set off by it.
@@ -254,8 +277,9 @@ impl Wire {
         call_home(&self.home, &self.ssd, Call::ConfigRead { offset: 0, len: 1 }).map(drop)
     }
 
-    /// A reset of a device that stands still: it runs, and nothing of what it had accepted is carried out.
+    /// A reset of a device that stands still: it runs, and nothing of what it had accepted is carried out. One in PRE_COPY is RUNNING.
     pub(super) fn reset_still(&mut self) -> Result<(), Errno> {
+        self.ahead = None;
         if let Some(still) = &self.still {
             still.controller.abandon();
             self.run()?;
@@ -270,17 +294,103 @@ impl Wire {
         Some(still.controller.record())
     }
 
-    fn save_still(&mut self) -> Result<(), Errno> {
-        let now = self.now();
-        let still = self.still.as_mut().ok_or(Errno::INVAL)?;
-        let bytes = still.controller.save(now).to_bytes().map_err(|error| {
-            tracing::error!(ssd = self.ssd.name, %error, "its controller's state cannot be saved");
-            Errno::FBIG
-        })?;
+    /// The device runs, and its outline can be read.
+    fn begin_ahead(&mut self) -> Result<(), Errno> {
+        let Answer::State(state) = call_home(&self.home, &self.ssd, Call::Save)? else {
+            return Err(Errno::IO);
+        };
+        let outline = state.outline().to_bytes().map_err(|error| self.unsaved(&error))?;
         let mut data = Data::new(next_made(&mut self.saved.made))?;
-        data.write(&bytes)?;
-        (still.data, still.state) = (Some(data), State::StopCopy);
+        data.write(&outline)?;
+        self.ahead = Some(data);
         Ok(())
+    }
+
+    /// From PRE_COPY to STOP_COPY: the state follows the outline.
+    fn end_ahead(&mut self) -> Result<(), Errno> {
+        self.halt()?;
+        let Some(data) = self.ahead.take() else { return Err(Errno::INVAL) };
+        let outline_bytes = data.len_bytes;
+        match self.save_still(data) {
+            Ok(()) => Ok(()),
+            Err((errno, data)) => {
+                self.ahead = Some(Data { len_bytes: outline_bytes, ..data });
+                self.run().and(Err(errno))
+            }
+        }
+    }
+
+    /// Writes the state of the device, which stands still, to the end of a stream; or gives that back.
+    fn save_still(&mut self, mut data: Data) -> Result<(), (Errno, Data)> {
+        let now = self.now();
+        let Some(still) = &mut self.still else { return Err((Errno::INVAL, data)) };
+        let written = match still.controller.save(now).to_bytes() {
+            Ok(bytes) => data.write(&bytes),
+            Err(error) => Err(self.unsaved(&error)),
+        };
+        match (written, &mut self.still) {
+            (Ok(()), Some(still)) => {
+                (still.data, still.state) = (Some(data), State::StopCopy);
+                Ok(())
+            }
+            (written, _) => Err((written.err().unwrap_or(Errno::INVAL), data)),
+        }
+    }
+
+    fn unsaved(&self, error: &ControllerError) -> Errno {
+        tracing::error!(ssd = self.ssd.name, %error, "its controller's state cannot be saved");
+        Errno::FBIG
+    }
+
+    /// Takes the next bytes of a state, unless they show it to be another ssd's.
+    fn take_in(&mut self, bytes: &[u8]) -> Result<(), Errno> {
+        let Some(mut data) = self.still.as_mut().and_then(|still| still.data.take()) else {
+            return Err(Errno::INVAL);
+        };
+        let before = data.len_bytes;
+        let taken = data.write(bytes).and_then(|()| self.check_head(&mut data));
+        if taken.is_err() {
+            data.len_bytes = before;
+        }
+        if let Some(still) = &mut self.still {
+            still.data = Some(data);
+        }
+        taken
+    }
+
+    /// Looks at the outline as soon as all of it has come.
+    fn check_head(&self, data: &mut Data) -> Result<(), Errno> {
+        let Some(still) = self.still.as_ref().filter(|_| data.is_unread) else { return Ok(()) };
+        let checked = match OutlineV1::at_head(&data.head(OUTLINE_BYTES_MAX as u64)?) {
+            Ok(Begins::NotYet) => return Ok(()),
+            Ok(Begins::Otherwise) => Ok(()),
+            Ok(Begins::Outline(outline, _)) => {
+                let here = still.controller.record();
+                saved::check_outline(&outline, &self.place(&here)).map_err(anyhow::Error::from)
+            }
+            Err(error) => Err(error.into()),
+        };
+        checked.map_err(|error| self.refuse(&error))?;
+        data.is_unread = false;
+        Ok(())
+    }
+
+    fn refuse(&self, error: &anyhow::Error) -> Errno {
+        let error_text = format!("{error:#}");
+        tracing::warn!(ssd = self.ssd.name, error = error_text, "a controller's state is refused");
+        error.downcast_ref().map_or(Errno::INVAL, errno)
+    }
+
+    /// What a state is loaded into. `here`: the ssd's record as it is.
+    fn place<'a>(&'a self, here: &'a SsdV1) -> Place<'a> {
+        Place {
+            region: &self.power.region,
+            doorbells: &self.power.doorbells,
+            profile: &self.ssd.profile,
+            identity: &self.ssd.identity,
+            record: here,
+            block_bytes: self.ssd.limits().block_bytes,
+        }
     }
 
     /// The state that was written becomes the device's, or the device is in ERROR.
@@ -302,15 +412,8 @@ impl Wire {
 
     /// Loads the state in a file. `here`: the ssd's record as it is.
     fn load(&self, data: &Data, here: &SsdV1) -> Result<(SsdV1, Vec<ErrorV1>), Errno> {
-        let refuse = |error: anyhow::Error| {
-            tracing::warn!(
-                ssd = self.ssd.name,
-                error = format!("{error:#}"),
-                "a controller's state is refused"
-            );
-            error.downcast_ref().map_or(Errno::INVAL, errno)
-        };
-        let state = ControllerV1::from_bytes(&data.whole()?).map_err(|error| refuse(error.into()))?;
+        let refuse = |error: anyhow::Error| self.refuse(&error);
+        let state = ControllerV1::from_stream(&data.whole()?).map_err(|error| refuse(error.into()))?;
         if saved::is_loaded(&self.power.region, data.id) {
             // By a predecessor, which did not live to answer, and may have let the device run.
             return Ok((here.clone(), state.errors));
@@ -324,14 +427,7 @@ impl Wire {
     /// # Errors
     /// Why it is refused, or [`std::io::Error`]: the record cannot be kept. Then the device is as it was.
     pub(super) fn load_state(&self, state: &ControllerV1, file: u32, here: &SsdV1) -> anyhow::Result<SsdV1> {
-        let place = Place {
-            region: &self.power.region,
-            doorbells: &self.power.doorbells,
-            profile: &self.ssd.profile,
-            identity: &self.ssd.identity,
-            record: here,
-            block_bytes: self.ssd.limits().block_bytes,
-        };
+        let place = self.place(here);
         let checked = saved::check(state, &place, self.now())?;
         let kept = self.means.records.keep_now(&self.ssd, checked.record().clone());
         if let Err(error) = kept {
@@ -357,7 +453,11 @@ pub(super) fn next_made(made: &mut Option<u32>) -> u32 {
 
 impl Migration for Wire {
     fn state(&self) -> State {
-        self.still.as_ref().filter(|still| !still.is_ordered).map_or(State::Running, |still| still.state)
+        match self.still.as_ref().filter(|still| !still.is_ordered) {
+            Some(still) => still.state,
+            None if self.ahead.is_some() => State::PreCopy,
+            None => State::Running,
+        }
     }
 
     fn step(&mut self, step: Transition) -> Result<(), Errno> {
@@ -367,7 +467,16 @@ impl Migration for Wire {
         match step {
             Transition::Stop => self.halt(),
             Transition::Run => self.run(),
-            Transition::Save => self.save_still(),
+            Transition::Save => {
+                let data = Data::new(next_made(&mut self.saved.made))?;
+                self.save_still(data).map_err(|(errno, _)| errno)
+            }
+            Transition::BeginPreCopy => self.begin_ahead(),
+            Transition::EndPreCopy => {
+                self.ahead = None;
+                Ok(())
+            }
+            Transition::StopCopy => self.end_ahead(),
             Transition::EndLoad => self.load_still(),
             Transition::EndSave | Transition::Load => {
                 let data = match step {
@@ -382,11 +491,12 @@ impl Migration for Wire {
     }
 
     fn read(&mut self, bytes: usize) -> Result<Vec<u8>, Errno> {
-        self.still.as_mut().and_then(|still| still.data.as_mut()).ok_or(Errno::INVAL)?.read(bytes)
+        let stopped = self.still.as_mut().and_then(|still| still.data.as_mut());
+        stopped.or(self.ahead.as_mut()).ok_or(Errno::INVAL)?.read(bytes)
     }
 
     fn write(&mut self, data: &[u8]) -> Result<(), Errno> {
-        self.still.as_mut().and_then(|still| still.data.as_mut()).ok_or(Errno::INVAL)?.write(data)
+        self.take_in(data)
     }
 
     fn logging(&mut self) -> Option<&mut dyn Logging> {

@@ -15,6 +15,8 @@ const NONE: fn(At) -> Option<Side> = |_| None;
 /// Where a journey is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum At {
+    Outlined,
+    Foretold,
     Stopped,
     HalfRead,
     Read,
@@ -53,30 +55,40 @@ pub(crate) fn copy_disk(from: &House, to: &House) {
     std::os::unix::fs::FileExt::write_all_at(&to.drive("disk.img"), &bytes, 0).unwrap();
 }
 
-/// Brings the guest over. `kill`: whose engine is killed at which point.
-fn travel(driver: &mut Driver, from: &House, to: &House, kill: impl Fn(At) -> Option<Side>) {
+/// Brings the guest over. `ahead`: the destination hears of what it is to take while the guest runs. `kill`: whose engine is killed at which point.
+fn travel(driver: &mut Driver, from: &House, to: &House, ahead: bool, kill: impl Fn(At) -> Option<Side>) {
     let kill = |at| match kill(at) {
         Some(Side::Source) => _ = from.kill(),
         Some(Side::Destination) => _ = to.kill(),
         None => {}
     };
     let source = driver.client();
+    let mut there = None;
+    if ahead {
+        source.set_migration_state(state::PRE_COPY).unwrap();
+        // Some of it is read when the device stands still.
+        let outline = source.migration_read(60).unwrap();
+        assert_eq!(outline.len(), 60);
+        kill(At::Outlined);
+        assert_eq!(source.migration_state().unwrap(), state::PRE_COPY);
+        let client = there.insert(connect(to));
+        client.set_migration_state(state::RESUMING).unwrap();
+        client.migration_write(&outline).unwrap();
+        kill(At::Foretold);
+    }
     source.set_migration_state(state::STOP_COPY).unwrap();
     kill(At::Stopped);
     let mut bytes = source.migration_read(300).unwrap();
     assert_eq!(bytes.len(), 300);
     kill(At::HalfRead);
-    loop {
-        let more = source.migration_read(256).unwrap();
-        bytes.extend_from_slice(&more);
-        if more.len() < 256 {
-            break;
-        }
-    }
+    bytes.extend_from_slice(&read_all(source));
     kill(At::Read);
     copy_disk(from, to);
-    let mut there = connect(to);
-    there.set_migration_state(state::RESUMING).unwrap();
+    let mut there = there.unwrap_or_else(|| {
+        let mut client = connect(to);
+        client.set_migration_state(state::RESUMING).unwrap();
+        client
+    });
     kill(At::Resuming);
     let (first, second) = bytes.split_at(bytes.len() / 2);
     there.migration_write(first).unwrap();
@@ -91,13 +103,26 @@ fn travel(driver: &mut Driver, from: &House, to: &House, kill: impl Fn(At) -> Op
     drop(source);
 }
 
+/// What can be read yet.
+fn read_all(client: &mut Client) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    loop {
+        let more = client.migration_read(256).unwrap();
+        bytes.extend_from_slice(&more);
+        if more.len() < 256 {
+            return bytes;
+        }
+    }
+}
+
 #[test]
 fn a_guest_goes_to_another_daemon_and_back_under_load_and_nothing_is_lost_or_done_twice() {
     let houses = [house(), house()];
     let mut load = Load::new(houses[0].connect("disk"), 3, 64, 5);
     for journey in 0..6 {
         load.run_for(Duration::from_millis(20));
-        travel(load.driver(), &houses[journey % 2], &houses[1 - journey % 2], NONE);
+        let ahead = journey >= 3;
+        travel(load.driver(), &houses[journey % 2], &houses[1 - journey % 2], ahead, NONE);
     }
     load.run_until_progress();
     println!("{} operations", load.finish());
@@ -107,6 +132,9 @@ fn a_guest_goes_to_another_daemon_and_back_under_load_and_nothing_is_lost_or_don
 #[test]
 fn a_guest_arrives_though_the_engine_of_either_side_is_killed_at_any_point_of_its_journey() {
     let points = [
+        (At::Outlined, Side::Source),
+        (At::Foretold, Side::Source),
+        (At::Foretold, Side::Destination),
         (At::Stopped, Side::Source),
         (At::HalfRead, Side::Source),
         (At::Read, Side::Source),
@@ -121,7 +149,8 @@ fn a_guest_arrives_though_the_engine_of_either_side_is_killed_at_any_point_of_it
     for (journey, (point, side)) in points.into_iter().enumerate() {
         load.run_for(Duration::from_millis(10));
         let kill = |at| (at == point).then_some(side);
-        travel(load.driver(), &houses[journey % 2], &houses[1 - journey % 2], kill);
+        let ahead = journey % 2 == 0 || matches!(point, At::Outlined | At::Foretold);
+        travel(load.driver(), &houses[journey % 2], &houses[1 - journey % 2], ahead, kill);
         load.run_until_progress();
     }
     println!("{} operations", load.finish());
@@ -198,6 +227,54 @@ fn a_state_that_is_damaged_or_of_another_ssd_is_refused_and_a_reset_leads_out() 
         driver.write(1, 1, 0, 8, &buffer).unwrap().ok().unwrap();
     }
     drop(driver);
+    house.stop();
+}
+
+#[test]
+fn in_pre_copy_a_device_runs_and_says_of_which_ssd_its_state_will_be() {
+    let house = House::start(&[("disk", FILE), ("other", "{ type = \"ram\" }")], 1);
+    let mut driver = house.connect("disk");
+    driver.create_queue_pair(1, 16).unwrap();
+    let buffer = driver.ram().clone().alloc(4096).unwrap();
+    driver.client().set_migration_state(state::PRE_COPY).unwrap();
+    let outline = read_all(driver.client());
+    assert_eq!(read_all(driver.client()), [0; 0], "no more can be said yet");
+    driver.write(1, 1, 0, 8, &buffer).unwrap().ok().unwrap();
+    // As often as a client likes.
+    driver.client().set_migration_state(state::RUNNING).unwrap();
+    assert!(driver.client().migration_read(8).is_err(), "a device that runs has nothing to read");
+    driver.client().set_migration_state(state::PRE_COPY).unwrap();
+    assert_eq!(read_all(driver.client()), outline);
+    driver.client().set_migration_state(state::STOP_COPY).unwrap();
+    let rest = read_all(driver.client());
+    assert!(driver.client().set_migration_state(state::PRE_COPY).is_err(), "Linux knows no such way");
+    // It takes its own, in pieces of any size.
+    driver.client().set_migration_state(state::RESUMING).unwrap();
+    for byte in &outline {
+        driver.client().migration_write(&[*byte]).unwrap();
+    }
+    driver.client().migration_write(&rest).unwrap();
+    driver.client().set_migration_state(state::RUNNING).unwrap();
+    driver.write(1, 1, 0, 8, &buffer).unwrap().ok().unwrap();
+    // Another hears of it at once, and what is refused was not taken.
+    let mut other = house.connect_with("other", Options::default());
+    other.client().set_migration_state(state::RESUMING).unwrap();
+    let (first, last) = outline.split_at(outline.len() - 1);
+    let mut damaged = outline.clone();
+    damaged[outline.len() - 1] ^= 1;
+    other.client().migration_write(first).unwrap();
+    let whole = [last, &rest].concat();
+    for bad in [last, &damaged[first.len()..], &whole[..]] {
+        let refused = other.client().migration_write(bad);
+        assert!(matches!(refused, Err(Error::Refused { errno: EINVAL, .. })), "{refused:?}");
+        assert_eq!(other.client().migration_state().unwrap(), state::RESUMING);
+    }
+    assert!(other.client().set_migration_state(state::STOP).is_err(), "an outline is no state");
+    assert_eq!(other.client().migration_state().unwrap(), state::ERROR);
+    driver.client().set_migration_state(state::PRE_COPY).unwrap();
+    driver.client().reset().unwrap();
+    assert_eq!(driver.client().migration_state().unwrap(), state::RUNNING);
+    drop((driver, other));
     house.stop();
 }
 

@@ -2,11 +2,12 @@
 //! protocol v2), and what a device does for it.
 //!
 //! ```text
-//!              +---- STOP_COPY     MIG_DATA_READ
-//!  RUNNING -- STOP
-//!              +---- RESUMING      MIG_DATA_WRITE        any -- a transition that failed for good --> ERROR -- reset --> RUNNING
+//!  PRE_COPY -------> STOP_COPY     MIG_DATA_READ, in both: one stream
+//!     |                  |
+//!  RUNNING -- STOP ------+
+//!                        +---- RESUMING      MIG_DATA_WRITE    any -- a transition that failed for good --> ERROR -- reset --> RUNNING
 //! ```
-//! Not implemented: PRE_COPY (an NVMe controller's state is a few kilobytes: there is nothing to copy ahead) and the peer-to-peer states.
+//! Not implemented: the peer-to-peer states, which are not part of vfio-user.
 
 use rustix::io::Errno;
 use spec::vfio_user as wire;
@@ -32,6 +33,8 @@ pub enum State {
     StopCopy,
     /// As `Stop`, and it takes a state.
     Resuming,
+    /// It runs, and what can be said ahead of its state can be read.
+    PreCopy,
 }
 
 impl State {
@@ -43,6 +46,7 @@ impl State {
             MigState::Running => Some(Self::Running),
             MigState::StopCopy => Some(Self::StopCopy),
             MigState::Resuming => Some(Self::Resuming),
+            MigState::PreCopy => Some(Self::PreCopy),
             _ => None,
         }
     }
@@ -55,6 +59,7 @@ impl State {
             Self::Running => MigState::Running,
             Self::StopCopy => MigState::StopCopy,
             Self::Resuming => MigState::Resuming,
+            Self::PreCopy => MigState::PreCopy,
         }
     }
 }
@@ -74,17 +79,26 @@ pub enum Transition {
     Load,
     /// RESUMING to STOP: the state that was written becomes the device's, or is refused.
     EndLoad,
+    /// RUNNING to PRE_COPY: what can be said ahead of the state can be read.
+    BeginPreCopy,
+    /// PRE_COPY to RUNNING: what was not read is dropped.
+    EndPreCopy,
+    /// PRE_COPY to STOP_COPY: as [`Transition::Stop`] and [`Transition::Save`]. What was not read stays to be read, and the state follows it.
+    StopCopy,
 }
 
 impl Transition {
-    /// The first step from one state to another; `None`: there is no way.
+    /// The first step from one state to another; `None`: there is no way (`vfio_mig_get_next_state` of Linux).
     fn first(from: State, to: State) -> Option<Self> {
         match (from, to) {
-            (State::Error, _) | (_, State::Error) => None,
+            (State::Error, _) | (_, State::Error) | (State::StopCopy, State::PreCopy) => None,
+            (State::PreCopy, State::StopCopy) => Some(Self::StopCopy),
+            (State::PreCopy, _) => Some(Self::EndPreCopy),
+            (State::Running, State::PreCopy) => Some(Self::BeginPreCopy),
             (State::Running, _) => Some(Self::Stop),
             (State::StopCopy, _) => Some(Self::EndSave),
             (State::Resuming, _) => Some(Self::EndLoad),
-            (State::Stop, State::Running) => Some(Self::Run),
+            (State::Stop, State::Running | State::PreCopy) => Some(Self::Run),
             (State::Stop, State::StopCopy) => Some(Self::Save),
             (State::Stop, State::Resuming) => Some(Self::Load),
             (State::Stop, State::Stop) => None,
@@ -95,17 +109,18 @@ impl Transition {
     pub fn end(self) -> State {
         match self {
             Self::Stop | Self::EndSave | Self::EndLoad => State::Stop,
-            Self::Run => State::Running,
-            Self::Save => State::StopCopy,
+            Self::Run | Self::EndPreCopy => State::Running,
+            Self::Save | Self::StopCopy => State::StopCopy,
             Self::Load => State::Resuming,
+            Self::BeginPreCopy => State::PreCopy,
         }
     }
 }
 
-/// The steps from one state to another: the shortest way, with STOP_COPY and RESUMING only at its ends.
+/// The steps from one state to another: the shortest way, with STOP_COPY, RESUMING and PRE_COPY only at its ends.
 ///
 /// # Errors
-/// EINVAL: ERROR is no goal, and only a reset leads out of it.
+/// EINVAL: ERROR is no goal, and only a reset leads out of it; no way leads from STOP_COPY to PRE_COPY.
 pub fn steps(from: State, to: State) -> Result<Vec<Transition>, Errno> {
     let (mut at, mut steps) = (from, Vec::new());
     if from == State::Error || to == State::Error {
@@ -121,7 +136,7 @@ pub fn steps(from: State, to: State) -> Result<Vec<Transition>, Errno> {
 
 /// A device that can be migrated.
 ///
-/// The session's duty: a step is taken only from the state where it begins; data is read only in STOP_COPY and written only in RESUMING,
+/// The session's duty: a step is taken only from the state where it begins; data is read only in PRE_COPY and STOP_COPY and written only in RESUMING,
 /// and at most [`super::frame::DATA_BYTES_MAX`] bytes at a time. The device's duty: a step that succeeds ends in its state, one that fails
 /// leaves the state as it was, or ERROR; a reset ends in RUNNING.
 pub trait Migration {
@@ -129,7 +144,7 @@ pub trait Migration {
     fn state(&self) -> State;
     /// Takes one step; done when it returns.
     fn step(&mut self, step: Transition) -> Result<(), Errno>;
-    /// The next bytes of the state; fewer than asked for: these are the last.
+    /// The next bytes of the stream; fewer than asked for: these are the last, in PRE_COPY of those there are as yet.
     fn read(&mut self, bytes: usize) -> Result<Vec<u8>, Errno>;
     /// The next bytes of a state.
     fn write(&mut self, data: &[u8]) -> Result<(), Errno>;
@@ -174,7 +189,10 @@ pub(super) fn feature(
     match &request.ask {
         // The reply to a probe and to a set is the request (vfio-user.rst, "VFIO_USER_DEVICE_FEATURE").
         Ask::Probe(_) => Ok(Reply::new(header, request.payload)),
-        Ask::MigrationFlags => got(header, request, MigrationFlags::STOP_COPY.bits().as_bytes()),
+        Ask::MigrationFlags => {
+            let flags = MigrationFlags::STOP_COPY.bits() | MigrationFlags::PRE_COPY.bits();
+            got(header, request, flags.as_bytes())
+        }
         Ask::State => {
             let device_state = migration.state().to_wire().0;
             got(header, request, wire::MigDeviceState { device_state, data_fd: -1 }.as_bytes())
@@ -238,7 +256,7 @@ fn got(header: &Header, request: &FeatureRequest<'_>, data: &[u8]) -> Result<Rep
 /// Carries out a MIG_DATA_READ.
 pub(super) fn data_read(header: &Header, bytes: usize, device: &mut dyn Device) -> Result<Reply, Errno> {
     let migration = device.migration().ok_or(Errno::OPNOTSUPP)?;
-    if migration.state() != State::StopCopy {
+    if !matches!(migration.state(), State::StopCopy | State::PreCopy) {
         return Err(Errno::INVAL);
     }
     let data = migration.read(bytes)?;

@@ -7,8 +7,14 @@ const GET: u32 = 1 << 16;
 const SET: u32 = 1 << 17;
 const PROBE: u32 = 1 << 18;
 const EBUSY: u32 = 16;
-const STATES: [(u32, State); 5] =
-    [(0, State::Error), (1, State::Stop), (2, State::Running), (3, State::StopCopy), (4, State::Resuming)];
+const STATES: [(u32, State); 6] = [
+    (0, State::Error),
+    (1, State::Stop),
+    (2, State::Running),
+    (3, State::StopCopy),
+    (4, State::Resuming),
+    (6, State::PreCopy),
+];
 
 fn running(state: State, prepare: impl FnOnce(&mut Machine)) -> Running {
     let mut running = Running::start_device(Limits::default(), |device| prepare(device.migrates(state)));
@@ -75,7 +81,6 @@ fn flags_and_sizes_that_make_no_sense_are_refused_before_the_device_hears_of_the
         feature(SET | 2, &u32s(&[1])),
         feature(SET | 2, &state(0)),
         feature(SET | 2, &state(5)),
-        feature(SET | 2, &state(6)),
         feature(SET | 2, &state(7)),
         feature(SET | 2, &state(8)),
         feature(SET | 2, &state(u32::MAX)),
@@ -89,10 +94,10 @@ fn flags_and_sizes_that_make_no_sense_are_refused_before_the_device_hears_of_the
     }
     assert!(running.take_calls().is_empty());
     let flags = running.client.call(FEATURE, &u32s(&[16, GET | 1]));
-    assert_eq!(flags.payload, [u32s(&[16, GET | 1]), u64s(&[1])].concat(), "STOP_COPY and no more");
+    assert_eq!(flags.payload, [u32s(&[16, GET | 1]), u64s(&[5])].concat(), "STOP_COPY, PRE_COPY and no more");
 }
 
-/// `vfio_mig_get_next_state` of Linux without P2P and PRE_COPY.
+/// `vfio_mig_get_next_state` of Linux without P2P.
 #[test]
 fn every_pair_of_states_is_gone_through_by_the_shortest_way_or_refused() {
     for (from_number, from) in STATES {
@@ -101,7 +106,7 @@ fn every_pair_of_states_is_gone_through_by_the_shortest_way_or_refused() {
             let answer = running.client.call(FEATURE, &feature(SET | 2, &u32s(&[to_number, 0])));
             let calls = running.take_calls();
             let expected: &[&str] = match (from, to) {
-                (State::Error, _) | (_, State::Error) => {
+                (State::Error, _) | (_, State::Error) | (State::StopCopy, State::PreCopy) => {
                     answer.expect_error(EINVAL);
                     assert!(calls.is_empty(), "{from:?} {to:?}");
                     let now = running.client.call(FEATURE, &feature(GET | 2, &[]));
@@ -109,6 +114,13 @@ fn every_pair_of_states_is_gone_through_by_the_shortest_way_or_refused() {
                     continue;
                 }
                 (from, to) if from == to => &[],
+                (State::PreCopy, State::StopCopy) => &["StopCopy"],
+                (State::PreCopy, State::Running) => &["EndPreCopy"],
+                (State::PreCopy, State::Stop) => &["EndPreCopy", "Stop"],
+                (State::PreCopy, _) => &["EndPreCopy", "Stop", "Load"],
+                (State::Running, State::PreCopy) => &["BeginPreCopy"],
+                (State::Stop, State::PreCopy) => &["Run", "BeginPreCopy"],
+                (State::Resuming, State::PreCopy) => &["EndLoad", "Run", "BeginPreCopy"],
                 (State::Running, State::Stop) => &["Stop"],
                 (State::Running, State::StopCopy) => &["Stop", "Save"],
                 (State::Running, _) => &["Stop", "Load"],
@@ -144,20 +156,23 @@ fn a_step_that_fails_ends_the_way_and_the_state_is_what_the_device_says() {
 }
 
 #[test]
-fn data_is_read_in_stop_copy_only_and_the_last_piece_is_shorter_than_asked_for() {
-    for (_, state) in STATES.into_iter().filter(|(_, state)| *state != State::StopCopy) {
+fn data_is_read_in_stop_copy_and_pre_copy_only_and_the_last_piece_is_shorter_than_asked_for() {
+    let is_read = |state: State| matches!(state, State::StopCopy | State::PreCopy);
+    for (_, state) in STATES.into_iter().filter(|(_, state)| !is_read(*state)) {
         let mut running = running(state, |machine| machine.data = vec![1; 9]);
         running.client.call(MIG_READ, &u32s(&[16, 8])).expect_error(EINVAL);
     }
-    let mut running = running(State::StopCopy, |machine| machine.data = vec![1, 2, 3, 4, 5]);
-    for bad in [vec![8], vec![11, 4], vec![u32::MAX, u32::MAX], vec![1 << 21, (1 << 20) + 1], vec![12, 4, 0]]
-    {
-        running.client.call(MIG_READ, &u32s(&bad)).expect_error(EINVAL);
-    }
-    for (size, data) in [(3, vec![1, 2, 3]), (3, vec![4, 5]), (3, vec![]), (0, vec![])] {
-        let answer = running.client.call(MIG_READ, &u32s(&[64, size]));
-        let bytes = u32::try_from(data.len()).expect("small");
-        assert_eq!(answer.payload, [u32s(&[8 + bytes, bytes]), data].concat());
+    for state in [State::StopCopy, State::PreCopy] {
+        let mut running = running(state, |machine| machine.data = vec![1, 2, 3, 4, 5]);
+        let too_many = (1 << 20) + 1;
+        for bad in [vec![8], vec![11, 4], vec![u32::MAX, u32::MAX], vec![1 << 21, too_many], vec![12, 4, 0]] {
+            running.client.call(MIG_READ, &u32s(&bad)).expect_error(EINVAL);
+        }
+        for (size, data) in [(3, vec![1, 2, 3]), (3, vec![4, 5]), (3, vec![]), (0, vec![])] {
+            let answer = running.client.call(MIG_READ, &u32s(&[64, size]));
+            let bytes = u32::try_from(data.len()).expect("small");
+            assert_eq!(answer.payload, [u32s(&[8 + bytes, bytes]), data].concat());
+        }
     }
 }
 

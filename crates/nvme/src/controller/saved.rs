@@ -18,8 +18,8 @@ use memory::{DoorbellPage, SharedRegion};
 use spec::nvme::log::ErrorInformation;
 use spec::nvme::registers::{Cc, Csts};
 use state::controller::{
-    AdminV1, CompletionQueueV1, ControllerV1, ErrorV1, FeatureV1, IdentityV1, PostingV1, QueueCountersV1,
-    RegistersV1, SlotV1, SubmissionQueueV1, VectorV1,
+    AdminV1, CompletionQueueV1, ControllerV1, ErrorV1, FeatureV1, IdentityV1, OutlineV1, PostingV1,
+    QueueCountersV1, RegistersV1, SlotV1, SubmissionQueueV1, VectorV1,
 };
 use state::region::{
     ControllerRegion, LAYOUT_VERSION, MAGIC, QUEUES_MAX, SLOT_ACCEPTED, SLOT_FREE, SLOT_POSTING, SLOTS_MAX,
@@ -255,7 +255,7 @@ pub struct Checked<'a> {
 /// # Errors
 /// [`Refused`] names what differs, or what makes no sense.
 pub fn check<'a>(state: &'a ControllerV1, place: &'a Place<'a>, now: Now) -> Result<Checked<'a>, Refused> {
-    check_identity(state, place)?;
+    check_outline(&state.outline(), place)?;
     check_record_of(state, place)?;
     check_registers(state, place)?;
     check_queues(state, place)?;
@@ -339,11 +339,15 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn check_identity(state: &ControllerV1, place: &Place<'_>) -> Result<(), Refused> {
-    let (theirs, ours) = (&state.identity, identity_of(place.identity));
+/// Checks that a state of which this was said would be of the ssd here. For a place that may be used: nothing of it is looked at but what it is of.
+///
+/// # Errors
+/// [`Refused::Other`] names what differs.
+pub fn check_outline(outline: &OutlineV1, place: &Place<'_>) -> Result<(), Refused> {
+    let (theirs, ours) = (&outline.identity, identity_of(place.identity));
     let profile = place.profile.name.to_owned();
-    same("profile", &state.record.profile, &profile, |name| format!("{name:?}"))?;
-    same("capacity", &state.record.capacity_bytes, &place.record.capacity_bytes, |n| format!("{n} bytes"))?;
+    same("profile", &outline.profile, &profile, |name| format!("{name:?}"))?;
+    same("capacity", &outline.capacity_bytes, &place.record.capacity_bytes, |n| format!("{n} bytes"))?;
     same("serial number", &theirs.serial, &ours.serial, |serial| {
         format!("{:?}", String::from_utf8_lossy(serial).trim_end())
     })?;

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use block::{Now, Request, Submitted};
+use block::{Now, Outcome, Request, Submitted, Token};
 use memory::{DoorbellPage, MemoryMap, SharedRegion};
 use nvme::controller::{Controller, ControllerConfig, Host};
 use nvme::crash;
@@ -21,6 +21,7 @@ use nvme::sink::{GroupCommand, GroupEvent, Sink};
 use state::SsdV1;
 use state::region::{ControllerRegion, QUEUES_MAX};
 
+use crate::crossing::watch::Watch;
 use crate::disk::Disk;
 use crate::rng::Rng;
 
@@ -48,6 +49,8 @@ pub struct Outside {
     pub map: Arc<MemoryMap>,
     /// The ssd's identity.
     pub identity: Identity,
+    /// What is noted at the doors to the drive, while the ssd is copied elsewhere.
+    pub watch: Option<Watch>,
 }
 
 #[derive(Debug)]
@@ -78,6 +81,8 @@ struct Links {
     table: Arc<NamespaceTable>,
     to_group: Vec<VecDeque<GroupCommand>>,
     moving: Moving,
+    /// Once all have drained it stands still, until it is let go on.
+    halted: bool,
     rng: Rng,
 }
 
@@ -98,7 +103,7 @@ struct Errand<'a> {
 impl Host for Errand<'_> {
     fn submit(&mut self, request: &Request<'_>) -> Submitted {
         crash::point();
-        self.outside.disk.submit(HOME, request)
+        self.outside.submit(HOME, request)
     }
 
     fn interrupt(&mut self, vector: u16) {
@@ -197,7 +202,7 @@ struct Desk<'a> {
 impl Sink for Desk<'_> {
     fn submit(&mut self, request: &Request<'_>) -> Submitted {
         crash::point();
-        self.outside.disk.submit(self.door, request)
+        self.outside.submit(self.door, request)
     }
 
     fn interrupt(&mut self, vector: u16) {
@@ -212,6 +217,22 @@ impl Sink for Desk<'_> {
 }
 
 impl Outside {
+    fn submit(&mut self, door: usize, request: &Request<'_>) -> Submitted {
+        let submitted = self.disk.submit(door, request);
+        if let Some(watch) = &mut self.watch {
+            watch.submitted(door, request, submitted);
+        }
+        submitted
+    }
+
+    fn reap(&mut self, door: usize) -> Option<(Token, Outcome)> {
+        let ended = self.disk.reap(door)?;
+        if let Some(watch) = &mut self.watch {
+            watch.ended(door, ended.0);
+        }
+        Some(ended)
+    }
+
     fn raise(&mut self, vector: u16) {
         if let Some(line) = self.interrupts.get_mut(usize::from(vector)) {
             *line = true;
@@ -253,6 +274,7 @@ impl Engine {
             table,
             to_group: vec![VecDeque::new(); groups],
             moving: if rng.one_in(6) { Moving::Wanted } else { Moving::No },
+            halted: false,
             rng,
         };
         let mut engine = Self { controller, groups: Vec::new(), to_home: Vec::new(), links };
@@ -330,7 +352,7 @@ impl Engine {
     pub fn home_turn(&mut self, now: Now, record_ok: bool, outside: &mut Outside) {
         let Self { controller, links, to_home, .. } = self;
         let mut errand = Errand { links, outside };
-        if let Some((token, outcome)) = errand.outside.disk.reap(HOME) {
+        if let Some((token, outcome)) = errand.outside.reap(HOME) {
             controller.complete(token, outcome, now, &mut errand);
         }
         let from = errand.links.rng.below(to_home.len());
@@ -364,7 +386,7 @@ impl Engine {
         }
         let silent =
             self.to_home.iter().all(VecDeque::is_empty) && links.to_group.iter().all(VecDeque::is_empty);
-        if links.moving == Moving::Paused && links.gathers.is_empty() && silent {
+        if links.moving == Moving::Paused && links.gathers.is_empty() && silent && !links.halted {
             assert!(self.groups.iter().all(|group| group.in_flight() == 0), "a paused group has drained");
             links.moving = Moving::No;
             let groups = 1 + links.rng.below(3);
@@ -385,13 +407,36 @@ impl Engine {
         }
     }
 
+    /// It comes to stand still: nothing of the guest's begins any more, what is at the drive ends, and the rest stays where it is.
+    pub fn halt(&mut self) {
+        self.links.halted = true;
+        if self.links.moving == Moving::No {
+            self.links.moving = Moving::Wanted;
+        }
+    }
+
+    /// It goes on.
+    pub fn go_on(&mut self) {
+        self.links.halted = false;
+    }
+
+    /// Whether it stands still: nothing changes any more, neither the drive nor the guest's memory nor the region.
+    #[must_use]
+    pub fn stands_still(&self, outside: &Outside) -> bool {
+        let links = &self.links;
+        let silent =
+            self.to_home.iter().all(VecDeque::is_empty) && links.to_group.iter().all(VecDeque::is_empty);
+        let rests = links.moving == Moving::Paused && links.gathers.is_empty() && self.controller.is_quiet();
+        links.halted && silent && rests && outside.writing.is_none() && outside.disk.in_flight() == 0
+    }
+
     /// A turn of the reactor of one group, as `Seat::turn`.
     pub fn group_turn(&mut self, at: usize, now: Now, outside: &mut Outside) {
         let (Some(group), Some(reports)) = (self.groups.get_mut(at), self.to_home.get_mut(at)) else {
             return;
         };
         let mut desk = Desk { door: at, reports, outside };
-        while let Some((token, outcome)) = desk.outside.disk.reap(at) {
+        while let Some((token, outcome)) = desk.outside.reap(at) {
             group.complete(token, outcome, &mut desk);
         }
         group.poll(now, &mut desk);

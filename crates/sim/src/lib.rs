@@ -5,10 +5,12 @@
 //!  Guest (driver + auditor) --rings, doorbells, registers--> Engine { Controller, QueueGroups } --requests--> Disk
 //!     ^ what every sector may hold: Ledger                     ^ dies at any point of nvme::crash, is replaced
 //! ```
-//! A second world, [`pool`], is a pool's: many volumes on one drive, whose bytes must stay apart.
+//! A second world, [`pool`], is a pool's: many volumes on one drive, whose bytes must stay apart. A third, [`crossing`], has two hosts and a wire:
+//! the ssd moves between them with its guest.
 //!
 //! What is modelled and what is not: README.md.
 
+pub mod crossing;
 pub mod disk;
 pub mod engine;
 pub mod guest;

@@ -22,8 +22,30 @@ struct Arguments {
     #[arg(long)]
     all: bool,
     /// The world of a pool instead of a controller's
-    #[arg(long)]
+    #[arg(long, conflicts_with = "crossing")]
     pool: bool,
+    /// The world of two hosts and a wire
+    #[arg(long)]
+    crossing: bool,
+}
+
+/// Which world.
+#[derive(Clone, Copy)]
+enum World {
+    Controller,
+    Pool,
+    Crossing,
+}
+
+impl World {
+    /// The word by which it is asked for.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Controller => "",
+            Self::Pool => "--pool ",
+            Self::Crossing => "--crossing ",
+        }
+    }
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -46,25 +68,30 @@ fn main() -> ExitCode {
         );
         return ExitCode::FAILURE;
     }
+    let world = match (arguments.pool, arguments.crossing) {
+        (true, _) => World::Pool,
+        (_, true) => World::Crossing,
+        _ => World::Controller,
+    };
     match arguments.seed {
-        Some(seed) => replay(seed, arguments.pool),
-        None => search(&arguments),
+        Some(seed) => replay(seed, world),
+        None => search(&arguments, world),
     }
 }
 
 /// What came of a seed, in words, and how often something ended.
-fn run(seed: u64, pool: bool, trace: bool) -> Result<(String, u64), String> {
-    let said = |violation: sim::guest::Violation| violation.0;
-    if pool {
-        let report = sim::pool::run(seed, trace).map_err(said)?;
-        return Ok((format!("{report:?}"), report.crashes));
-    }
-    let report = sim::run(seed, trace).map_err(said)?;
-    Ok((format!("{report:?}"), report.crashes))
+fn run(seed: u64, world: World, trace: bool) -> Result<(String, u64), String> {
+    let told = |report: &dyn std::fmt::Debug, crashes| (format!("{report:?}"), crashes);
+    let result = match world {
+        World::Controller => sim::run(seed, trace).map(|report| told(&report, report.crashes)),
+        World::Pool => sim::pool::run(seed, trace).map(|report| told(&report, report.crashes)),
+        World::Crossing => sim::crossing::run(seed, trace).map(|report| told(&report, report.crashes)),
+    };
+    result.map_err(|violation| violation.0)
 }
 
-fn replay(seed: u64, pool: bool) -> ExitCode {
-    match run(seed, pool, true) {
+fn replay(seed: u64, world: World) -> ExitCode {
+    match run(seed, world, true) {
         Ok((report, _)) => {
             println!("seed {seed}: {report}");
             ExitCode::SUCCESS
@@ -76,7 +103,7 @@ fn replay(seed: u64, pool: bool) -> ExitCode {
     }
 }
 
-fn search(arguments: &Arguments) -> ExitCode {
+fn search(arguments: &Arguments, world: World) -> ExitCode {
     let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let first = arguments.from.unwrap_or_else(|| since_epoch.map_or(0, |time| time.as_secs() << 20));
     let begun = Instant::now();
@@ -84,12 +111,11 @@ fn search(arguments: &Arguments) -> ExitCode {
     while begun.elapsed() < arguments.time {
         let seed = first.wrapping_add(seeds);
         seeds += 1;
-        match run(seed, arguments.pool, false) {
+        match run(seed, world, false) {
             Ok((_, more)) => crashes += more,
             Err(violation) => {
                 failed += 1;
-                let world = if arguments.pool { "--pool " } else { "" };
-                println!("{violation}\nreplay: cargo xtask sim {world}--seed {seed}");
+                println!("{violation}\nreplay: cargo xtask sim {}--seed {seed}", world.word());
                 if !arguments.all {
                     break;
                 }

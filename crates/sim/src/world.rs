@@ -79,7 +79,7 @@ pub fn run(seed: u64, trace: bool) -> Result<Report, Violation> {
     }
 }
 
-fn message(panic: &(dyn Any + Send)) -> String {
+pub(crate) fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "?".to_owned())
 }
@@ -98,7 +98,7 @@ fn namespaces() -> Vec<NamespaceV1> {
     vec![of(1, 0, 9), of(2, 1, 12)]
 }
 
-fn guest_memory() -> (Arc<MemoryMap>, (usize, usize)) {
+pub(crate) fn guest_memory() -> (Arc<MemoryMap>, (usize, usize)) {
     let made = SharedRegion::<Ram>::memfd("sim").and_then(|ram| {
         let fd = ram.fd().map(|fd| fd.try_clone_to_owned());
         fd.unwrap_or_else(|| Err(std::io::Error::other("private memory")))
@@ -150,6 +150,7 @@ impl World {
             interrupts: vec![false; 129],
             map: Arc::clone(&ram),
             identity,
+            watch: None,
         };
         let shapes: Vec<(u32, u8, u64)> =
             namespaces().iter().map(|ns| (ns.nsid, ns.lba_shift, ns.blocks)).collect();

@@ -9,12 +9,30 @@ const BURST: Duration = Duration::from_millis(20);
 /// As a pace: none.
 pub const UNLIMITED: u64 = u64::MAX;
 
-/// Time, as an argument.
+/// What one stream has to do.
+pub type Work<'a> = Box<dyn FnOnce() + Send + 'a>;
+
+/// Time, as an argument. Whoever makes it up has to know who waits for whom: so the threads of a copy wait for one another by it, too.
 pub trait Clock: Sync {
     /// Never falls.
     fn now(&self) -> Duration;
+
     /// Waits.
     fn sleep(&self, time: Duration);
+
+    /// Waits for so long at most until other threads have done what `look` looks for; whether they have. `look` itself waits as long as it is told.
+    fn wait(&self, time: Duration, look: &mut dyn FnMut(Duration) -> bool) -> bool {
+        look(time)
+    }
+
+    /// Does all of it at once, and returns when all is done.
+    fn at_once(&self, works: Vec<Work<'_>>) {
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = works.into_iter().map(|work| scope.spawn(work)).collect();
+            // One that panicked has left no outcome.
+            threads.into_iter().for_each(|thread| drop(thread.join()));
+        });
+    }
 }
 
 /// The host's own clock.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dirty::{Map, NoMemory, PAGE_BYTES, PAGES_MAX, codec};
 
-use crate::control::{Clock, Control, Progress, per_second, time_of};
+use crate::control::{Clock, Control, Progress, Work, per_second, time_of};
 use crate::frame::{
     Cancel, Limits, MAP_BYTES_MAX, Plan, STATE_BYTES_MAX, STREAMS_MAX, STRIPE_PAGES, stream_of,
 };
@@ -132,23 +132,22 @@ impl Shift {
     }
 
     /// One stream is done. Calls `beat` from time to time until all are.
-    fn leave(&self, failed: bool, mut beat: impl FnMut()) {
+    fn leave(&self, failed: bool, clock: &dyn Clock, mut beat: impl FnMut()) {
         if failed {
             self.over.store(true, Relaxed);
         }
-        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        *left -= 1;
+        *self.left.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
         self.done.notify_all();
-        while *left > 0 {
-            let (back, late) =
-                self.done.wait_timeout(left, HEARTBEAT).unwrap_or_else(PoisonError::into_inner);
-            left = back;
-            if late.timed_out() && *left > 0 {
-                drop(left);
-                beat();
-                left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-            }
+        while !clock.wait(HEARTBEAT, &mut |time| self.have_all_left(time)) {
+            beat();
         }
+    }
+
+    /// Whether all streams are done, within so long.
+    fn have_all_left(&self, time: Duration) -> bool {
+        let left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.done.wait_timeout_while(left, time, |left| *left > 0);
+        *waited.unwrap_or_else(PoisonError::into_inner).0 == 0
     }
 }
 
@@ -344,16 +343,20 @@ impl<'a, C: Read + Write + Send> Precopy<'a, C> {
         let context = &self.context;
         let work = |stream: &mut Stream<C>| {
             let done = stream.pass(context, &ending, &shift);
-            shift.leave(done.is_err(), || stream.keep_alive(context.control));
+            shift.leave(done.is_err(), context.clock, || stream.keep_alive(context.control));
             done
         };
-        let outcomes: Vec<Result<(), Error>> = match &mut self.streams[..] {
-            [stream] => vec![work(stream)],
-            streams => std::thread::scope(|scope| {
-                let threads: Vec<_> = streams.iter_mut().map(|stream| scope.spawn(|| work(stream))).collect();
-                threads.into_iter().map(|thread| thread.join().unwrap_or(Err(Error::Aside))).collect()
-            }),
-        };
+        let mut outcomes: Vec<Result<(), Error>> = self.streams.iter().map(|_| Err(Error::Aside)).collect();
+        let work = &work;
+        match (&mut self.streams[..], &mut outcomes[..]) {
+            ([stream], [outcome]) => *outcome = work(stream),
+            (streams, outcomes) => {
+                let works = streams.iter_mut().zip(outcomes);
+                let works =
+                    works.map(|(stream, outcome)| Box::new(move || *outcome = work(stream)) as Work<'_>);
+                context.clock.at_once(works.collect());
+            }
+        }
         let mut aside = Ok(());
         for outcome in outcomes {
             match outcome {

@@ -257,16 +257,9 @@ impl QueueGroup {
     fn give_up_tickets(&mut self, sink: &mut impl Sink) {
         for sq in self.sqs.iter().flatten() {
             for live in sq.live.iter() {
-                let ticket = match (live.state, live.partner) {
-                    (_, Some(super::live::Partner::Write(_))) => {
-                        ticket_of(live.accepted.sqid(), live.accepted.slot())
-                    }
-                    (
-                        State::Retry | State::Backend | State::Persisting,
-                        Some(super::live::Partner::Compare(compare)),
-                    ) => ticket_of(live.accepted.sqid(), compare),
-                    _ => continue,
-                };
+                // Said once for a pair, by its Write.
+                let Some(super::live::Partner::Compare(_)) = live.partner else { continue };
+                let ticket = ticket_of(live.accepted.sqid(), live.accepted.slot());
                 sink.report(GroupEvent::ExclusiveDone { ticket });
             }
         }

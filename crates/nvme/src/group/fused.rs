@@ -107,7 +107,8 @@ impl QueueGroup {
         };
         park(compare, State::Grant, Partner::Write(write_slot));
         park(write, State::Partner, Partner::Compare(slot));
-        sink.report(GroupEvent::WantExclusive { ticket: ticket_of(sqid, slot), nsid, sqid });
+        // Its ticket is the Write's slot: the Compare's is free for the next command as soon as that is answered, while this pair still has the namespace.
+        sink.report(GroupEvent::WantExclusive { ticket: ticket_of(sqid, write_slot), nsid, sqid });
     }
 
     /// Why a half cannot run, as far as can be known now.
@@ -119,9 +120,12 @@ impl QueueGroup {
         }
     }
 
-    /// The namespace is held everywhere: the pair runs.
-    pub(super) fn granted(&mut self, sqid: u16, slot: u16, sink: &mut impl Sink) {
+    /// The namespace is held everywhere: the pair with this Write runs.
+    pub(super) fn granted(&mut self, sqid: u16, write: u16, sink: &mut impl Sink) {
         let Some(Some(sq)) = self.sqs.get_mut(usize::from(sqid)) else { return };
+        let Some(Partner::Compare(slot)) = sq.live.get_mut(write).and_then(|live| live.partner) else {
+            return;
+        };
         let Some(live) = sq.live.get_mut(slot).filter(|live| live.state == State::Grant) else { return };
         live.state = State::Retry;
         self.go_on_or_wait(sqid, slot, sink);
@@ -148,7 +152,7 @@ impl QueueGroup {
             }
             (Partner::Compare(compare), _) => {
                 debug_assert_ne!(compare, slot);
-                sink.report(GroupEvent::ExclusiveDone { ticket: ticket_of(sqid, compare) });
+                sink.report(GroupEvent::ExclusiveDone { ticket: ticket_of(sqid, slot) });
             }
         }
     }

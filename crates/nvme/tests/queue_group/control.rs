@@ -407,6 +407,39 @@ fn fused_pairs_under_holds_run_one_after_the_other_and_nothing_hangs() {
     assert_eq!((answers, held), (8, None));
 }
 
+/// Base 2.1, 3.4.2: the slot of a Compare is free as soon as that is answered, while its pair still has the namespace.
+#[test]
+fn a_pair_that_comes_between_the_halves_of_another_is_granted_in_its_turn() {
+    let mut world = World::new();
+    world.drive.mode = Mode::Later;
+    world.poke(DATA, &world.drive.disk[512..1024]);
+    let ask = |world: &mut World| {
+        for (opcode, fuse) in [(NvmOpcode::Compare, 1), (NvmOpcode::Write, 2)] {
+            let mut half = world.command(opcode, 1, 1, 1);
+            half.cdw0.set_fuse(fuse);
+            world.put(&half);
+        }
+        world.ring();
+        world.turn();
+        match core::mem::take(&mut world.drive.events)[..] {
+            [GroupEvent::WantExclusive { ticket, .. }] => ticket,
+            ref events => panic!("{events:?}"),
+        }
+    };
+    let first = ask(&mut world);
+    world.tell(GroupCommand::Granted { ticket: first });
+    world.deliver_one();
+    assert_eq!(world.reap().len(), 1, "the Compare is answered, the Write is at the drive");
+    let second = ask(&mut world);
+    assert_ne!(second, first, "the end of one is not taken for that of the other");
+    world.deliver_one();
+    let ended = core::mem::take(&mut world.drive.events);
+    assert!(matches!(ended[..], [GroupEvent::ExclusiveDone { ticket }] if ticket == first), "{ended:?}");
+    world.tell(GroupCommand::Granted { ticket: second });
+    world.deliver();
+    assert_eq!(world.reap().len(), 3);
+}
+
 /// Base 2.1, 3.3: entries come in the order of positions; docs/formats/controller-region.md.
 #[test]
 fn answers_of_a_deleted_queue_leave_no_hole_in_a_completion_queue_that_was_unmapped() {

@@ -263,6 +263,14 @@ impl World {
         self.group.flush(&mut self.drive);
     }
 
+    /// What the drive has finished first.
+    pub(crate) fn deliver_one(&mut self) {
+        if let Some((token, outcome)) = self.drive.later.pop_front() {
+            self.group.complete(token, outcome, &mut self.drive);
+        }
+        self.group.flush(&mut self.drive);
+    }
+
     /// New entries of the completion queue.
     pub(crate) fn reap(&mut self) -> Vec<Completion> {
         let mut found = Vec::new();

@@ -23,15 +23,13 @@ pub enum Broken {
     RecordNotDurable,
     /// The controller begins afresh at the destination.
     StateLeftOut,
-    /// A destination that begins anew goes on in what is there: its space is not made empty.
+    /// What was given up is left at the destination, and the next copy arrives on top of it.
     NotEmptied,
-    /// What a stale copy holds is not known to be stale: a source that has begun again after its crash says that the rest has been sent.
-    SealedUnsent,
 }
 
 impl Broken {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 11] = [
         Self::GrantBeforeJournal,
         Self::ServeBeforeGrant,
         Self::ServeAfterGrant,
@@ -43,6 +41,5 @@ impl Broken {
         Self::RecordNotDurable,
         Self::StateLeftOut,
         Self::NotEmptied,
-        Self::SealedUnsent,
     ];
 }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use block::Now;
 use nvme::controller::saved::{Place, check};
 use nvme::controller::{Controller, ControllerConfig};
-use nvme::crash;
 use nvme::profile::GODWIT_1;
 use state::controller::ControllerV1;
 use transfer::commit::{
@@ -101,7 +100,7 @@ impl World {
             return;
         }
         let Ok((machine, effects)) = Destination::begin(pledge, round, seen) else { return };
-        crash::point();
+        self.point(at, 40);
         let process = self.process(at);
         process.sending = None;
         process.arriving = Some(Arriving::new(machine, effects, None));
@@ -162,7 +161,7 @@ impl World {
     }
 
     fn arrive_effect(&mut self, at: usize, effect: DestinationEffect) -> Checked {
-        crash::point();
+        self.point(at, 40);
         let now = self.now;
         match effect {
             DestinationEffect::Write(record) => self.write_destination(at, record),
@@ -182,7 +181,9 @@ impl World {
             DestinationEffect::Stop => self.process(at).engine = None,
             DestinationEffect::Wipe => {
                 self.end_landing(at);
-                self.hosts[at].wipe();
+                if self.broken != Some(Broken::NotEmptied) {
+                    self.hosts[at].wipe();
+                }
                 self.hosts[at].power_off_controller();
                 self.hosts[at].has_memory = false;
             }
@@ -239,7 +240,7 @@ impl World {
     }
 
     fn load(&mut self, at: usize, state: &[u8]) -> Checked {
-        crash::point();
+        self.point(at, 40);
         let now = Now(self.now);
         let Ok(state) = ControllerV1::from_bytes(state) else {
             return violation!("a controller's state that cannot be read");
@@ -270,7 +271,7 @@ impl World {
             Err(refused) => return violation!("a controller's state is refused: {refused}"),
         };
         outside.record = checked.record().clone();
-        crash::point();
+        nvme::crash::point();
         if self.broken != Some(Broken::StateLeftOut)
             && let Err(refused) = checked.load(1, now)
         {

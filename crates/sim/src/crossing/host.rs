@@ -50,7 +50,7 @@ impl Journal {
             hypervisor: Some("/qmp".to_owned()),
             limits: None,
         };
-        assert!(self.writing.is_none(), "one record is written at a time");
+        assert!(self.writing.is_none() || self.is_note, "one record is written at a time");
         let Ok(bytes) = record.to_bytes(&parties) else { panic!("a record that cannot be saved") };
         (self.writing, self.is_note) = (Some(bytes), is_note);
     }
@@ -210,6 +210,8 @@ pub(super) struct Host {
     /// Points that the next or present process lives.
     pub(super) fuel: u64,
     pub(super) off_until: u64,
+    /// It loses power then.
+    pub(super) doom_at: Option<u64>,
     /// It does not come back.
     pub(super) lost: bool,
 }
@@ -245,6 +247,7 @@ impl Host {
             is_first,
             fuel: u64::MAX,
             off_until: 0,
+            doom_at: None,
             lost: false,
         }
     }

@@ -88,6 +88,8 @@ struct Trouble {
     cancels: bool,
     /// A host is lost for good.
     losses: bool,
+    /// An operator then takes the ssd at the other, where that loses nothing.
+    force: bool,
 }
 
 /// Where the guest is.
@@ -111,6 +113,12 @@ pub(crate) struct World {
     wire: Wire,
     trouble: Trouble,
     calm: bool,
+    /// Percent of steps in which the guest does something.
+    pace: usize,
+    /// What ends now ends for want of power.
+    dark: bool,
+    /// An operator has taken the ssd by force.
+    forced: bool,
     broken: Option<Broken>,
     migrations: u8,
     /// The epochs that the ssd was served by, and where.
@@ -192,6 +200,7 @@ impl World {
                 power,
                 cancels: rng.percent(40),
                 losses: power && rng.percent(25),
+                force: rng.percent(50),
             }
         };
         let record = SsdV1 {
@@ -215,6 +224,7 @@ impl World {
         let guest = Guest::new(Rng::new(rng.word()), habits, Arc::clone(&hosts[0].ram), &shapes);
         let mut wire = Wire::new(Rng::new(rng.word()));
         wire.repeats = trouble.cuts;
+        let pace = rng.pick(&[40, 40, 10, 3]).unwrap_or(40);
         Self {
             rng,
             now: 1,
@@ -226,6 +236,9 @@ impl World {
             wire,
             trouble,
             calm: false,
+            pace,
+            dark: false,
+            forced: false,
             broken,
             migrations: 0,
             epochs: Vec::new(),
@@ -260,7 +273,7 @@ impl World {
         for at in 0..2 {
             self.host_step(at)?;
         }
-        if self.vm.running && self.rng.percent(40) {
+        if self.vm.running && self.rng.percent(if self.calm { 40 } else { self.pace }) {
             self.guest_step()?;
         }
         for _ in 0..self.rng.below(4) {
@@ -272,9 +285,19 @@ impl World {
 
     fn make_trouble(&mut self) -> Checked {
         if self.calm {
+            self.take_by_force();
             return Ok(());
         }
-        let Trouble { cuts, power, losses, cancels, .. } = self.trouble;
+        let Trouble { cuts, power, cancels, .. } = self.trouble;
+        // The hypervisor that waits at the other side ends.
+        if cancels && self.rng.one_in(2500) {
+            self.lose_guest(1 - self.vm.place);
+        }
+        for at in 0..2 {
+            if self.hosts[at].doom_at.take_if(|when| *when <= self.now).is_some() {
+                self.cut_power(at)?;
+            }
+        }
         if cuts {
             match self.rng.below(3000) {
                 0..6 => self.wire.cut_one(self.now),
@@ -293,12 +316,89 @@ impl World {
         if power && self.rng.one_in(4000) {
             let at = self.rng.below(2);
             self.cut_power(at)?;
-            self.hosts[at].lost = losses && self.rng.percent(50) && !self.hosts[1 - at].lost;
         }
         if cancels && self.rng.one_in(1500) {
             self.cancel();
         }
         Ok(())
+    }
+
+    /// Before an effect: its process may end here, or its host lose power, once in so many.
+    fn point(&mut self, at: usize, once_in: usize) {
+        let Trouble { crashes, power, .. } = self.trouble;
+        let ends = !self.calm && (crashes || power) && self.rng.one_in(once_in);
+        self.dark = ends && power && (!crashes || self.rng.percent(50));
+        if ends {
+            self.guest.say(|| format!("host {at}: here"));
+            crash::arm(1);
+        }
+        crash::point();
+    }
+
+    /// What is likely to be in the way of what follows a record.
+    fn trouble_after(&mut self, at: usize, record: Record) {
+        use transfer::commit::{DestinationStep, SourceStep};
+        if self.calm {
+            return;
+        }
+        let Trouble { power, cancels, .. } = self.trouble;
+        let granted = matches!(record, Record::Source(record) if record.step == SourceStep::Granted);
+        let step = match record {
+            Record::Destination(record) => Some(record.step),
+            Record::Source(_) => None,
+        };
+        if cancels && granted && self.rng.one_in(3) {
+            self.lose_guest(1 - at);
+        }
+        if cancels && step == Some(DestinationStep::Ready) && self.rng.one_in(6) {
+            self.guest.say(|| format!("an operator cancels at host {at}"));
+            if let Some(arriving) = &mut self.process(at).arriving {
+                arriving.inbox.push_back(DestinationEvent::Cancel);
+            }
+        }
+        let owned = step == Some(DestinationStep::Owned);
+        let steps = self.rng.pick(&[3, 30, 300]).unwrap_or(1);
+        if power && self.rng.one_in(if granted || owned { 3 } else { 8 }) {
+            let host = if owned { at } else { self.rng.below(2) };
+            self.hosts[host].doom_at = Some(self.now + self.rng.below(steps) as u64 * STEP_NS);
+        }
+    }
+
+    /// The hypervisor that waits at a host ends, and its device with it.
+    fn lose_guest(&mut self, at: usize) {
+        let is_idle = self.hosts[at].process.as_ref().is_none_or(|process| process.engine.is_none());
+        if self.vm.place != at && self.hosts[at].has_memory && is_idle {
+            self.guest.say(|| format!("the hypervisor that waits at host {at} ends"));
+            self.hosts[at].has_memory = false;
+            self.hosts[at].power_off_controller();
+        }
+    }
+
+    /// An operator knows that a host is lost for good, and takes the ssd at the other, where all that was answered is there.
+    fn take_by_force(&mut self) {
+        let Some(lost) = (0..2).find(|at| self.hosts[*at].lost).filter(|_| self.trouble.force) else {
+            return;
+        };
+        let (at, lost_owns) = (1 - lost, self.hosts[lost].owns());
+        let came_whole = self.hosts[at].has_memory;
+        if !self.rng.one_in(2000) {
+            return;
+        }
+        let Some(process) = &mut self.hosts[at].process else { return };
+        if let Some(sending) = &mut process.sending
+            && sending.step == Some(transfer::commit::SourceStep::Granted)
+            && !lost_owns
+        {
+            sending.inbox.push_back(transfer::commit::SourceEvent::Force);
+            self.forced = true;
+        }
+        if let Some(arriving) = &mut process.arriving
+            && arriving.step == Some(transfer::commit::DestinationStep::Ready)
+            && came_whole
+        {
+            arriving.inbox.push_back(DestinationEvent::Force);
+            self.forced = true;
+        }
     }
 
     /// An operator gives a migration up, at either side.
@@ -315,6 +415,7 @@ impl World {
 
     fn host_step(&mut self, at: usize) -> Checked {
         if self.hosts[at].process.is_none() {
+            self.hosts[at].doom_at = None;
             self.wire.deafen(at);
             let host = &self.hosts[at];
             let may = !host.lost && self.now >= host.off_until;
@@ -331,7 +432,8 @@ impl World {
         if self.rng.percent(25) {
             self.hosts[at].outside.disk.step();
         }
-        if self.rng.percent(30) {
+        let slow = self.broken == Some(Broken::RecordNotDurable);
+        if if slow { self.rng.one_in(200) } else { self.rng.percent(30) } {
             self.in_host(at, |world| world.end_write(at))?;
         }
         if self.rng.percent(60) {
@@ -345,7 +447,7 @@ impl World {
 
     /// One thing that the machine of a host does.
     fn turn(&mut self, at: usize) -> Checked {
-        if self.hosts[at].journal.is_writing() {
+        if self.hosts[at].journal.is_writing() && self.broken != Some(Broken::RecordNotDurable) {
             return Ok(());
         }
         let process = self.hosts[at].process.as_ref();
@@ -377,6 +479,9 @@ impl World {
     fn ended(&mut self, at: usize, end: &(dyn Any + Send)) -> Checked {
         if !end.is::<Crash>() {
             return violation!("host {at} panics: {}", message(end));
+        }
+        if std::mem::take(&mut self.dark) {
+            return self.cut_power(at);
         }
         self.report.crashes += 1;
         self.guest.say(|| format!("--- the engine of host {at} ends"));
@@ -415,11 +520,13 @@ impl World {
         self.report.power_losses += 1;
         self.die(at)?;
         let off = self.rng.below(3000) as u64 * STEP_NS;
+        let other_lost = self.hosts[1 - at].lost;
         let host = &mut self.hosts[at];
         host.outside.disk.power_loss();
         host.power_off_controller();
         host.has_memory = false;
         host.off_until = self.now + off;
+        host.lost = self.trouble.losses && self.rng.percent(30) && !other_lost;
         if self.vm.place == at {
             self.vm.running = false;
             self.vm.in_call = false;

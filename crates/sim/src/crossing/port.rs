@@ -132,7 +132,7 @@ impl World {
     }
 
     fn land(&mut self, at: usize, ask: &Ask) -> Answer {
-        crash::point();
+        self.point(at, 1500);
         let disk = &mut self.hosts[at].outside.disk;
         match ask {
             Ask::Write { start_bytes, bytes } => {
@@ -147,7 +147,7 @@ impl World {
 
     /// What a copy needs of who drives it.
     fn answer_copy(&mut self, at: usize, ask: Ask) -> Result<Answer, Violation> {
-        crash::point();
+        self.point(at, 60);
         let now = Now(self.now);
         let not_halted = self.broken == Some(Broken::NotHalted);
         let Host { outside, process, .. } = &mut self.hosts[at];
@@ -209,8 +209,11 @@ impl World {
         }
         let durable = journal.read().map(|(_, record)| record);
         self.guest.say(|| format!("host {at}: on record: {durable:?}"));
+        if let Some(record) = durable {
+            self.trouble_after(at, record);
+        }
         if !is_note {
-            crash::point();
+            self.point(at, 30);
             self.written(at);
         }
         Ok(())

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use dirty::{Map, PAGE_BYTES};
 use memory::Iova;
-use nvme::crash;
 use transfer::commit::{
     Former, Message, Record, Source, SourceEffect, SourceEvent, SourceRecord, SourceStep, ToDestination,
     VmWord,
@@ -95,7 +94,7 @@ impl World {
     }
 
     fn send_effect(&mut self, at: usize, effect: SourceEffect) -> Checked {
-        crash::point();
+        self.point(at, 40);
         let now = self.now;
         match effect {
             SourceEffect::Write(record) => self.write_source(at, record),
@@ -194,12 +193,6 @@ impl World {
         let process = self.process(at);
         let serves = process.engine.is_some() && !process.frozen;
         let Some(sending) = &mut process.sending else { return };
-        if broken == Some(Broken::SealedUnsent) && round != 1 {
-            // As if what was sent in another round were good in this one.
-            sending.inbox.push_back(SourceEvent::SwitchOver);
-            sending.inbox.push_back(SourceEvent::Frozen);
-            return;
-        }
         // A copy whose last pass has begun cannot be opened again, nor one whose engine was killed.
         let fresh = round == 1 && sending.copying.is_none() && serves;
         let pages = CAPACITY as u64 / PAGE_BYTES;

@@ -1,0 +1,34 @@
+//! The fixed set of seeds of the world of a crossing: every other in each test, so that they run beside one another. And what this world breaks on
+//! purpose, each with a seed that shows it.
+
+use sim::crossing::broken::Broken;
+use sim::crossing::{Report, run, run_with};
+
+/// Seeds of each test.
+const SEEDS: u64 = 60;
+
+fn search(first: u64) {
+    let mut sum = Report::default();
+    for seed in (first..).step_by(2).take(SEEDS as usize) {
+        match run(seed, false) {
+            Ok(report) => {
+                sum.crossings += report.crossings;
+                sum.crashes += report.crashes;
+                sum.power_losses += report.power_losses;
+                sum.cuts += report.cuts;
+            }
+            Err(violation) => panic!("{}\nreplay: cargo xtask sim --crossing --seed {seed}", violation.0),
+        }
+    }
+    assert!(sum.crossings > SEEDS / 2 && sum.crashes > SEEDS && sum.power_losses > 0 && sum.cuts > SEEDS);
+}
+
+#[test]
+fn a_guest_that_crosses_reads_what_it_wrote_whatever_is_in_its_way() {
+    search(0);
+}
+
+#[test]
+fn there_is_one_owner_after_every_crossing_wherever_a_host_ends() {
+    search(1);
+}

@@ -179,14 +179,17 @@ impl Actor {
 
 /// All of them.
 pub(super) struct Actors {
-    asks: (Sender<(ActorId, Ask)>, Receiver<(ActorId, Ask)>),
+    /// Where each says what it asks, and where that is heard.
+    say: Sender<(ActorId, Ask)>,
+    heard: Receiver<(ActorId, Ask)>,
     list: Vec<Actor>,
     next: ActorId,
 }
 
 impl Default for Actors {
     fn default() -> Self {
-        Self { asks: channel(), list: Vec::new(), next: 0 }
+        let (say, heard) = channel();
+        Self { say, heard, list: Vec::new(), next: 0 }
     }
 }
 
@@ -197,7 +200,7 @@ impl Actors {
         let id = self.next;
         self.next += 1;
         self.list.push(Actor { id, host, role, pending: None, since: 0, parent, replies, thread: None });
-        Port { id, asks: self.asks.0.clone(), replies: inbox, dead: false }
+        Port { id, asks: self.say.clone(), replies: inbox, dead: false }
     }
 
     /// A thread of the process.
@@ -244,7 +247,7 @@ impl Actors {
     pub(super) fn resume(&mut self, id: ActorId, reply: Reply, now: u64) -> Result<(), String> {
         let Some(actor) = self.get(id) else { return Ok(()) };
         let _ = actor.replies.send(reply);
-        let Ok((who, ask)) = self.asks.1.recv() else { return Ok(()) };
+        let Ok((who, ask)) = self.heard.recv() else { return Ok(()) };
         assert_eq!(who, id, "one actor runs at a time");
         match ask {
             Ask::Ended => self.remove(id),

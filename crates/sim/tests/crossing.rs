@@ -5,7 +5,7 @@ use sim::crossing::broken::Broken;
 use sim::crossing::{Report, run, run_with};
 
 /// Seeds of each test.
-const SEEDS: u64 = 60;
+const SEEDS: u64 = 100;
 
 /// What is broken, and a seed that notices.
 const BROKEN: [(Broken, u64); 11] = [

@@ -9,6 +9,7 @@ use godwit_fuzz::edge::Edge;
 use godwit_fuzz::guest::{self, Place};
 use godwit_fuzz::rig::Rig;
 use libfuzzer_sys::fuzz_target;
+use nvme::profile::GODWIT_2;
 use state::SsdV1;
 
 #[derive(Arbitrary, Clone, Debug)]
@@ -103,6 +104,7 @@ impl Go {
                     (0..3).for_each(|which| rig.deliver(which, 255));
                     rig.complete(0, Outcome::Done);
                     rig.persisted(true);
+                    rig.surveyed();
                 }
             }
         }
@@ -175,7 +177,10 @@ fn step(rig: &mut Rig, step: &Step) {
             rig.complete(usize::from(*which), outcome);
         }
         Step::Moods(moods) => rig.moods(moods),
-        Step::Persisted(ok) => rig.persisted(*ok),
+        Step::Persisted(ok) => {
+            rig.persisted(*ok);
+            rig.surveyed();
+        }
         Step::Consume => rig.consume(),
         Step::Settle => rig.settle(),
         Step::Memory(shape) => rig.memory(shape & !32),
@@ -201,7 +206,7 @@ fn step(rig: &mut Rig, step: &Step) {
 }
 
 fn run(input: &Input) -> u64 {
-    let mut rig = Rig::new(&SsdV1::default(), input.shape & 16);
+    let mut rig = Rig::of(&GODWIT_2, &SsdV1::default(), input.shape & 16);
     rig.enable();
     assert_eq!(rig.csts() & 3, 1, "a proper enable");
     for one in &input.steps {

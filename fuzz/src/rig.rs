@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use block::{Fault, Limits, Now, Op, Outcome, Request, Submitted, Token};
+use block::{Fault, Limits, Now, Op, Outcome, Range, Request, Submitted, Token};
 use memory::{DoorbellPage, MemoryMap, Segment, SharedRegion};
-use nvme::controller::{Bar, Controller, ControllerConfig, Host};
+use nvme::controller::{Bar, Controller, ControllerConfig, Host, Survey};
 use nvme::group::{GroupConfig, QueueGroup};
 use nvme::namespace::{Gate, NamespaceTable, SubsystemGate};
 use nvme::management::Order;
-use nvme::profile::{GODWIT_1, Identity, IdentityConfig};
+use nvme::profile::{GODWIT_1, Identity, IdentityConfig, Profile};
 use nvme::queue::conclude;
 use nvme::sink::{GroupCommand, GroupEvent, Sink};
 use state::SsdV1;
@@ -52,6 +52,7 @@ pub struct Engine {
     to_home: VecDeque<GroupEvent>,
     gathers: BTreeMap<u32, usize>,
     writing: Option<SsdV1>,
+    survey: Option<(u32, Range, usize)>,
     stable: SsdV1,
     table: Arc<NamespaceTable>,
     map: Arc<MemoryMap>,
@@ -157,6 +158,13 @@ impl Host for Engine {
         unreachable!("an I/O controller manages nobody");
     }
 
+    fn survey(&mut self, ticket: u32, range: Range, runs_max: usize) {
+        assert!(range.end_bytes().expect("no wrap") <= CAPACITY_BYTES && range.len_bytes > 0, "outside the ssd");
+        assert!(runs_max > 0 && self.survey.is_none(), "two looks at a time");
+        self.note(range.start_bytes ^ u64::from(ticket) << 1);
+        self.survey = Some((ticket, range, runs_max));
+    }
+
     fn namespaces(&mut self, table: &Arc<NamespaceTable>) {
         self.table = Arc::clone(table);
     }
@@ -190,6 +198,7 @@ impl Sink for Engine {
 pub struct Rig {
     pub engine: Engine,
     pub controller: Controller,
+    profile: &'static Profile,
     groups: [QueueGroup; GROUPS],
     pub region: Arc<SharedRegion<ControllerRegion>>,
     pub page: Arc<SharedRegion<DoorbellPage>>,
@@ -233,10 +242,20 @@ pub fn controller(
     record: &SsdV1,
     now: u64,
 ) -> Controller {
+    controller_of(&GODWIT_1, region, page, record, now)
+}
+
+fn controller_of(
+    profile: &Profile,
+    region: &Arc<SharedRegion<ControllerRegion>>,
+    page: &Arc<SharedRegion<DoorbellPage>>,
+    record: &SsdV1,
+    now: u64,
+) -> Controller {
     let config = ControllerConfig {
         region: Arc::clone(region),
         doorbells: Arc::clone(page),
-        profile: GODWIT_1,
+        profile: profile.clone(),
         identity: identity(),
         capacity_bytes: CAPACITY_BYTES,
         limits: limits(),
@@ -247,9 +266,15 @@ pub fn controller(
 impl Rig {
     #[must_use]
     pub fn new(record: &SsdV1, shape: u8) -> Self {
+        Self::of(&GODWIT_1, record, shape)
+    }
+
+    /// Of another device model.
+    #[must_use]
+    pub fn of(profile: &'static Profile, record: &SsdV1, shape: u8) -> Self {
         guest::clear();
         let page = Arc::new(SharedRegion::<DoorbellPage>::private());
-        Self::over(region::fresh(), page, record, shape)
+        Self::with(profile, region::fresh(), page, record, shape)
     }
 
     /// Over a region that may have been in use.
@@ -260,7 +285,17 @@ impl Rig {
         record: &SsdV1,
         shape: u8,
     ) -> Self {
-        let controller = controller(&region, &page, record, 0);
+        Self::with(&GODWIT_1, region, page, record, shape)
+    }
+
+    fn with(
+        profile: &'static Profile,
+        region: Arc<SharedRegion<ControllerRegion>>,
+        page: Arc<SharedRegion<DoorbellPage>>,
+        record: &SsdV1,
+        shape: u8,
+    ) -> Self {
+        let controller = controller_of(profile, &region, &page, record, 0);
         let engine = Engine {
             who: Who::Home,
             pending: VecDeque::new(),
@@ -270,6 +305,7 @@ impl Rig {
             to_home: VecDeque::new(),
             gathers: BTreeMap::new(),
             writing: None,
+            survey: None,
             stable: record.clone(),
             table: Arc::clone(controller.namespaces()),
             map: guest::map(shape),
@@ -279,6 +315,7 @@ impl Rig {
         let mut rig = Self {
             engine,
             controller,
+            profile,
             groups,
             region,
             page,
@@ -355,6 +392,22 @@ impl Rig {
             self.engine.stable = record;
         }
         self.home(|controller, now, host| controller.persisted(ok, now, host));
+        self.check();
+    }
+
+    /// The drive's map is looked at: every other page is allocated, to the byte.
+    pub fn surveyed(&mut self) {
+        let Some((ticket, range, runs_max)) = self.engine.survey.take() else { return };
+        let end = range.end_bytes().expect("no wrap");
+        let mut found = Survey { runs: Vec::new(), end_bytes: end };
+        for start in (range.start_bytes..end).step_by(8192) {
+            found.runs.push(Range { start_bytes: start, len_bytes: (end - start).min(4096) });
+            if found.runs.len() == runs_max {
+                found.end_bytes = found.runs.last().and_then(|run| run.end_bytes()).unwrap_or(end);
+                break;
+            }
+        }
+        self.home(|controller, now, host| controller.surveyed(ticket, Ok(found), now, host));
         self.check();
     }
 
@@ -496,11 +549,12 @@ impl Rig {
             self.engine.stable = record;
         }
         self.engine.pending.clear();
+        self.engine.survey = None;
         self.engine.to_home.clear();
         self.engine.to_groups.iter_mut().for_each(VecDeque::clear);
         self.engine.gathers.clear();
         let record = self.engine.stable.clone();
-        self.controller = controller(&self.region, &self.page, &record, self.now);
+        self.controller = controller_of(self.profile, &self.region, &self.page, &record, self.now);
         self.engine.table = Arc::clone(self.controller.namespaces());
         for sqid in 1..self.region.sqs.len() {
             let sqid = u16::try_from(sqid).expect("few");
@@ -552,6 +606,7 @@ impl Rig {
     fn is_moving(&self) -> bool {
         !self.engine.pending.is_empty()
             || self.engine.writing.is_some()
+            || self.engine.survey.is_some()
             || !self.engine.to_home.is_empty()
             || self.engine.to_groups.iter().any(|queue| !queue.is_empty())
     }
@@ -568,6 +623,7 @@ impl Rig {
                 self.complete(0, Outcome::Done);
             }
             self.persisted(true);
+            self.surveyed();
             self.consume();
             self.poll(1);
             still = if self.is_moving() { 0 } else { still + 1 };

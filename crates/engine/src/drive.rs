@@ -9,12 +9,16 @@ use block::{Backend, Limits};
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 use std::io;
+use std::ops::{ControlFlow, Range};
 use std::os::fd::OwnedFd;
 use std::sync::OnceLock;
 
-/// What a file has, as its file system tells it; all of a device.
-fn data_of(file: &OwnedFd, end_bytes: u64, each: &mut dyn FnMut(u64, u64)) -> io::Result<()> {
-    let mut at = 0;
+/// Takes the first byte of a run, and the one behind its last.
+pub(crate) type Each<'a> = &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>;
+
+/// What a file has there, as its file system tells it; all of a device.
+fn data_of(file: &OwnedFd, bytes: Range<u64>, each: Each<'_>) -> io::Result<()> {
+    let (mut at, end_bytes) = (bytes.start, bytes.end);
     while at < end_bytes {
         let start = match seek(file, SeekFrom::Data(at)) {
             Ok(start) => start,
@@ -22,17 +26,20 @@ fn data_of(file: &OwnedFd, end_bytes: u64, each: &mut dyn FnMut(u64, u64)) -> io
             Err(Errno::NXIO) => return Ok(()),
             // It has no holes, or tells nobody of them.
             Err(Errno::INVAL | Errno::OPNOTSUPP) => {
-                each(at, end_bytes);
+                let _ = each(at, end_bytes);
                 return Ok(());
             }
             Err(error) => return Err(error.into()),
         };
-        let end = seek(file, SeekFrom::Hole(start))?.min(end_bytes);
-        if start >= end {
+        if start >= end_bytes {
             return Ok(());
         }
-        each(start, end);
-        at = end;
+        // It may have become a hole meanwhile, and so it is up to there.
+        let end = seek(file, SeekFrom::Hole(start))?.min(end_bytes);
+        if start < end && each(start, end).is_break() {
+            return Ok(());
+        }
+        at = end.max(start + 1);
     }
     Ok(())
 }
@@ -132,13 +139,22 @@ impl Drive {
     /// Calls `each` with the first byte and the one behind the last of each run that may be other than zeros, in order. What is written
     /// meanwhile may be missing.
     pub(crate) fn allocated(&self, end_bytes: u64, each: &mut dyn FnMut(u64, u64)) -> io::Result<()> {
+        self.allocated_in(0..end_bytes, &mut |start, end| {
+            each(start, end);
+            ControlFlow::Continue(())
+        })
+    }
+
+    /// As [`Drive::allocated`], of this part, until `each` has enough.
+    pub(crate) fn allocated_in(&self, bytes: Range<u64>, each: Each<'_>) -> io::Result<()> {
         match self {
             Self::Own(drive) => match drive.descriptor()? {
-                Some(file) => return data_of(&file, end_bytes, each),
-                None => each(0, end_bytes),
+                Some(file) => return data_of(&file, bytes, each),
+                None if bytes.is_empty() => {}
+                None => _ = each(bytes.start, bytes.end),
             },
-            Self::Pooled(volume) => volume.allocated(each),
-            Self::Awaited(_) => return self.there().ok_or_else(Self::missing)?.allocated(end_bytes, each),
+            Self::Pooled(volume) => volume.allocated_in(bytes, each),
+            Self::Awaited(_) => return self.there().ok_or_else(Self::missing)?.allocated_in(bytes, each),
         }
         Ok(())
     }

@@ -12,19 +12,20 @@ mod waiting;
 
 use crate::crew::Crew;
 use crate::interrupts::Table;
-use crate::management::{self, Ask};
+use crate::management;
 use crate::message::{Answer, Call, Client, News, Settlement};
 use crate::records::Records;
 use crate::seat::{Seat, Stand, Turn};
+use crate::survey::Ask;
 use backend::uring::Rings;
-use block::{Backend, Now, Request, Submitted};
+use block::{Backend, Now, Range, Request, Submitted};
 use freezing::Freezing;
 use leaving::Leaving;
 use links::Links;
 pub(crate) use links::{Goal, HandedOn};
 use memory::MemoryMap;
 use nvme::controller::Controller;
-use nvme::host::Host;
+use nvme::host::{Host, Survey, Unsurveyed};
 use nvme::management::{Order, Report};
 use nvme::namespace::NamespaceTable;
 use nvme::sink::{GroupCommand, GroupEvent, Sink};
@@ -83,7 +84,15 @@ impl Host for Errand<'_> {
 
     fn manage(&mut self, ticket: u32, cntlid: u16, order: Order) {
         let (life, home) = (self.seat.life(), Arc::clone(&self.links.this));
-        management::ask(self.seat.ssd.management.get(), Ask { ticket, cntlid, order, life, home });
+        management::ask(
+            self.seat.ssd.management.get(),
+            management::Ask { ticket, cntlid, order, life, home },
+        );
+    }
+
+    fn survey(&mut self, ticket: u32, range: Range, runs_max: usize) {
+        let (ssd, life, home) = (Arc::clone(&self.seat.ssd), self.seat.life(), Arc::clone(&self.links.this));
+        self.links.records.survey(Ask { ticket, range, runs_max, ssd, life, home });
     }
 
     fn namespaces(&mut self, table: &Arc<NamespaceTable>) {
@@ -243,6 +252,16 @@ impl Home {
         }
         let Self { seat, controller, links, .. } = self;
         controller.managed(ticket, report, now, &mut Errand { seat, links });
+        self.settle(now);
+    }
+
+    /// What was found in the drive's map.
+    pub(crate) fn surveyed(&mut self, ticket: u32, found: Result<Survey, Unsurveyed>, now: Now) {
+        if self.freezing.is_wanted() {
+            return;
+        }
+        let Self { seat, controller, links, .. } = self;
+        controller.surveyed(ticket, found, now, &mut Errand { seat, links });
         self.settle(now);
     }
 

@@ -41,6 +41,7 @@ mod session;
 mod slot;
 mod ssd;
 pub mod stats;
+mod survey;
 mod terms;
 mod vhost;
 mod waits;

@@ -9,7 +9,7 @@ use crate::vhost::Order;
 use crate::watch::Heard;
 use memory::{MemoryMap, Remote};
 use nvme::controller::Controller;
-use nvme::host::Bar;
+use nvme::host::{Bar, Survey, Unsurveyed};
 use nvme::management::Report;
 use nvme::namespace::NamespaceTable;
 use nvme::sink::{GroupCommand, GroupEvent};
@@ -53,6 +53,8 @@ pub(crate) enum Message {
     Persisted(Life, bool),
     /// To the home of a management controller: what became of an order, by its ticket.
     Managed(Life, u32, Box<Report>),
+    /// To the home of a controller that looked at its drive's map: what it found, by its ticket.
+    Surveyed(Life, u32, Result<Survey, Unsurveyed>),
     /// The ssd's limits were changed.
     Limits(SsdId),
     /// Its writes are noted from now on, or not any more; it is frozen, or thawed. Heard when what was at the drive has ended.
@@ -87,7 +89,10 @@ impl Message {
             | Self::Group(id, _)
             | Self::Interrupts(id, _) => Some(*id),
             Self::Vhost(id, _) => Some(*id),
-            Self::News(life, _) | Self::Persisted(life, _) | Self::Managed(life, ..) => Some(life.ssd),
+            Self::News(life, _)
+            | Self::Persisted(life, _)
+            | Self::Managed(life, ..)
+            | Self::Surveyed(life, ..) => Some(life.ssd),
             Self::Look | Self::Stop | Self::Muster | Self::Survey(_) | Self::Options(_) => None,
         }
     }

@@ -407,6 +407,11 @@ impl Reactor {
                 Some(Place::Home(_)) => {}
                 _ => self.forward(life.ssd, Message::Managed(life, ticket, report)),
             },
+            Message::Surveyed(life, ticket, found) => match self.find(life.ssd) {
+                Some(Place::Home(home)) if home.seat.life() == life => home.surveyed(ticket, found, now),
+                Some(Place::Home(_)) => {}
+                _ => self.forward(life.ssd, Message::Surveyed(life, ticket, found)),
+            },
             Message::Limits(id) => self.limits_changed(id),
             Message::Watch(id, heard) => self.heed(id, heard),
             Message::Vhost(id, order) => self.order(id, order, now),

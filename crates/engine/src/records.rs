@@ -1,8 +1,9 @@
 //! The record keeper: one thread that writes the ssds' records, in the order they come, so that no reactor waits for a
-//! file and no older record overtakes a newer one.
+//! file and no older record overtakes a newer one. Threads that look at drives' maps are started by it, too ([`crate::survey`]).
 
 use crate::message::{Address, Life, Message};
 use crate::ssd::Ssd;
+use crate::survey::{self, Ask};
 use link::control::ToKeeper;
 use state::ssd::SsdV1;
 use std::fs::File;
@@ -24,6 +25,8 @@ enum Job {
         record: Box<SsdV1>,
         reply_to: ReplyTo,
     },
+    /// Begin a look at a drive's map.
+    Survey(Box<Ask>),
     /// Say when all before this is written.
     Finish(SyncSender<()>),
 }
@@ -79,6 +82,11 @@ impl Records {
         done.recv().map_err(io::Error::other)?
     }
 
+    /// Has somebody look at a drive's map.
+    pub(crate) fn survey(&self, ask: Ask) {
+        let _ = self.sender.send(Job::Survey(Box::new(ask)));
+    }
+
     fn send(&self, ssd: &Arc<Ssd>, record: SsdV1, reply_to: ReplyTo) {
         // The keeper lives as long as a sender; it cannot be gone.
         let _ = self.sender.send(Job::Write { ssd: Arc::clone(ssd), record: Box::new(record), reply_to });
@@ -89,6 +97,10 @@ fn keep(jobs: &Receiver<Job>) {
     for job in jobs {
         let (ssd, record, reply_to) = match job {
             Job::Write { ssd, record, reply_to } => (ssd, record, reply_to),
+            Job::Survey(ask) => {
+                survey::begin(*ask);
+                continue;
+            }
             Job::Finish(reply) => {
                 let _ = reply.send(());
                 continue;

@@ -15,6 +15,24 @@ pub enum Bar {
     Msix,
 }
 
+/// What was found in a range of the drive.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Survey {
+    /// Runs of bytes, ascending and apart, that may be other than never written.
+    pub runs: Vec<block::Range>,
+    /// The byte up to which was looked.
+    pub end_bytes: u64,
+}
+
+/// Why there is no [`Survey`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unsurveyed {
+    /// Not now: to be tried again.
+    Busy,
+    /// The drive's map cannot be read.
+    Failed,
+}
+
 /// The engine, as the controller sees it. No method calls back into the controller; answers come later.
 pub trait Host {
     /// Starts a request on the home reactor's backend. Tokens have bit 63 set; the answer is
@@ -34,6 +52,10 @@ pub trait Host {
     /// [`Controller::managed`](crate::controller::Controller::managed), once, or never if the process ends. Only a controller of
     /// [`Role::Management`](crate::profile::Role::Management) asks.
     fn manage(&mut self, ticket: u32, cntlid: u16, order: Order);
+    /// Looks which of this range of the drive has been written, and ends after `runs_max` runs. What was written before this is said is found. Answered by
+    /// [`Controller::surveyed`](crate::controller::Controller::surveyed), once, or never if the process ends. At most one is
+    /// outstanding.
+    fn survey(&mut self, ticket: u32, range: block::Range, runs_max: usize);
     /// The table that groups made from now on start with.
     fn namespaces(&mut self, table: &Arc<NamespaceTable>);
 }

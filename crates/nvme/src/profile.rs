@@ -57,6 +57,8 @@ pub struct Profile {
     pub io_queues: u16,
     /// Interrupt vectors.
     pub vectors: u16,
+    /// Get LBA Status says which blocks are allocated (AOCS.RALBAS).
+    pub tells_allocated: bool,
 }
 
 /// Profile "godwit-1".
@@ -75,7 +77,12 @@ pub const GODWIT_1: Profile = Profile {
     mqes_z: limits::MQES_Z,
     io_queues: limits::IO_QUEUES_MAX,
     vectors: limits::VECTORS_MAX,
+    tells_allocated: false,
 };
+
+/// Profile "godwit-2": as "godwit-1", and says which blocks are allocated.
+pub const GODWIT_2: Profile =
+    Profile { name: "godwit-2", firmware: "2.0", tells_allocated: true, ..GODWIT_1 };
 
 /// Profile "godwit-management-1".
 pub const GODWIT_MANAGEMENT_1: Profile = Profile {
@@ -89,7 +96,7 @@ pub const GODWIT_MANAGEMENT_1: Profile = Profile {
 
 impl Profile {
     /// Every profile this build can show.
-    pub const ALL: [&'static Self; 2] = [&GODWIT_1, &GODWIT_MANAGEMENT_1];
+    pub const ALL: [&'static Self; 3] = [&GODWIT_1, &GODWIT_2, &GODWIT_MANAGEMENT_1];
 
     /// The profile with this name.
     #[must_use]

@@ -140,6 +140,10 @@ impl Host for Errand<'_> {
         unreachable!("an I/O controller manages nobody");
     }
 
+    fn survey(&mut self, _ticket: u32, _range: block::Range, _runs_max: usize) {
+        unreachable!("its profile tells nobody what is allocated");
+    }
+
     fn namespaces(&mut self, table: &Arc<NamespaceTable>) {
         self.links.table = Arc::clone(table);
     }

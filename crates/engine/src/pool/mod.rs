@@ -15,6 +15,7 @@ mod wake;
 
 pub(crate) use wake::here;
 
+use crate::drive::Each;
 use crate::keeper::Keeper;
 use crate::mailbox::Mailbox;
 use crate::migration::house::when_free;
@@ -28,6 +29,7 @@ use block::{Backend, Limits};
 use disk::PoolDisk;
 use std::collections::BTreeMap;
 use std::io::{self, Read as _};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -426,17 +428,22 @@ impl Volume {
         self.open.drive.descriptor()
     }
 
-    /// Calls `each` with the first byte and the one behind the last of each run that has extents.
-    pub(crate) fn allocated(&self, each: &mut dyn FnMut(u64, u64)) {
+    /// Calls `each` with what lies in these bytes of each run that has extents, until it has enough.
+    pub(crate) fn allocated_in(&self, bytes: Range<u64>, each: Each<'_>) {
         let map = self.gate.map();
-        let end_bytes = |extent: u32| (u64::from(extent) * map.extent_bytes()).min(map.size_bytes());
-        let mut extents = (0..map.extents()).peekable();
+        let end_bytes = bytes.end.min(map.size_bytes());
+        let start_of = |extent: u32| (u64::from(extent) * map.extent_bytes()).clamp(bytes.start, end_bytes);
+        let Some((first, _)) = map.locate(bytes.start).filter(|_| !bytes.is_empty()) else { return };
+        let behind = u32::try_from(end_bytes.div_ceil(map.extent_bytes())).unwrap_or(map.extents());
+        let mut extents = (first..behind).peekable();
         while let Some(first) = extents.find(|extent| map.entry(*extent) != Entry::Unmapped) {
             let mut end = first + 1;
             while extents.next_if(|extent| map.entry(*extent) != Entry::Unmapped).is_some() {
                 end += 1;
             }
-            each(end_bytes(first), end_bytes(end));
+            if each(start_of(first), start_of(end)).is_break() {
+                return;
+            }
         }
     }
 

@@ -6,8 +6,8 @@ use spec::nvme::identify::capabilities::{
     Cmic, Ctratt, Frmw, Lpa, Oacs, Oaes, Oncs, Sanicap, Sgls, Trattr, Vwc,
 };
 use spec::nvme::identify::{
-    Cns, ControllerList, Csi, Dlfeat, Flbas, Fpi, IDENTIFY_BYTES, IdentifyController, IdentifyControllerNvm,
-    IdentifyNamespace, IdentifyNamespaceIndependent, IdentifyNamespaceNvm, LbaFormat,
+    AOCS_RALBAS, Cns, ControllerList, Csi, Dlfeat, Flbas, Fpi, IDENTIFY_BYTES, IdentifyController,
+    IdentifyControllerNvm, IdentifyNamespace, IdentifyNamespaceIndependent, IdentifyNamespaceNvm, LbaFormat,
     NamespaceIdDescriptorHeader, NamespaceList, Nidt, Nmic, Nsfeat,
 };
 use spec::nvme::{Command, NSID_BROADCAST, Status};
@@ -65,7 +65,7 @@ impl Controller {
             Cns::Controller => Ok(self.controller().as_bytes().to_vec()),
             Cns::ControllerCommandSet => {
                 csi()?;
-                Ok(controller_nvm().as_bytes().to_vec())
+                Ok(self.controller_nvm().as_bytes().to_vec())
             }
             Cns::ActiveNamespaceList => self.namespace_list(nsid, active),
             Cns::AllocatedNamespaceList => self.namespace_list(nsid, any),
@@ -236,6 +236,14 @@ impl Controller {
         page
     }
 
+    fn controller_nvm(&self) -> IdentifyControllerNvm {
+        let mut page = IdentifyControllerNvm::new_zeroed();
+        page.dmrl = limits::DMRL;
+        page.aocs = u16::from(self.profile.tells_allocated) * AOCS_RALBAS;
+        page.ver = 0x0001_0100;
+        page
+    }
+
     fn describe_model(&self, page: &mut IdentifyController) {
         let profile = &self.profile;
         (page.vid, page.ssvid) = (profile.vendor_id, profile.subsystem_vendor_id);
@@ -303,6 +311,7 @@ fn common_namespace() -> Namespace {
     }
 }
 
+/// TLBAAG is not reported: what is allocated is tracked by the drive, and another host's may do so in other units.
 fn namespace_nvm() -> Vec<u8> {
     IdentifyNamespaceNvm::new_zeroed().as_bytes().to_vec()
 }
@@ -314,13 +323,6 @@ fn independent(ns: &Namespace) -> Vec<u8> {
     page.fpi = Fpi::new().with_fpii(true);
     page.nstat = u8::from(ns.gate == Gate::Open);
     page.as_bytes().to_vec()
-}
-
-fn controller_nvm() -> IdentifyControllerNvm {
-    let mut page = IdentifyControllerNvm::new_zeroed();
-    page.dmrl = limits::DMRL;
-    page.ver = 0x0001_0100;
-    page
 }
 
 /// Controllers from `from` upwards.

@@ -4,6 +4,7 @@ mod events;
 mod features;
 mod format;
 mod identify;
+pub(crate) mod lba_status;
 mod log;
 mod memory;
 mod migration;
@@ -172,7 +173,7 @@ impl Controller {
             AdminOpcode::DoorbellBufferConfig => self.doorbell_buffer_config(slot, command, host),
             AdminOpcode::FormatNvm => self.format_nvm(slot, command, host),
             AdminOpcode::Sanitize => self.sanitize_command(slot, command, host),
-            AdminOpcode::GetLbaStatus => self.get_lba_status(command),
+            AdminOpcode::GetLbaStatus => self.get_lba_status(slot, command, host),
             _ => Err(Failure::Status(Status::INVALID_OPCODE, 0)),
         }
     }

@@ -1,4 +1,4 @@
-//! Namespace Management (Base 2.1, 5.1.21; NVM 1.1, 4.1.6), Namespace Attachment (5.1.20), Get LBA Status (NVM 1.1, 4.2.1).
+//! Namespace Management (Base 2.1, 5.1.21; NVM 1.1, 4.1.6) and Namespace Attachment (5.1.20).
 
 use std::sync::Arc;
 
@@ -7,23 +7,15 @@ use spec::nvme::admin::{
     NamespaceManagementSelect, NamespaceSelectCdw10,
 };
 use spec::nvme::identify::{ControllerList, Csi, Flbas, IDENTIFY_BYTES};
-use spec::nvme::nvm::LBA_STATUS_WRITTEN_UNCORRECTABLE;
 use spec::nvme::{Command, NSID_BROADCAST, Status};
 use zerocopy::FromBytes;
 
 use super::identify::CNTLID;
 use super::{Failure, Outcome, Step, invalid_field, transfer};
 use crate::controller::{Controller, Host};
-use crate::limits::{MDTS_BYTES, NAMESPACES_MAX};
+use crate::limits::NAMESPACES_MAX;
 use crate::namespace::{Gate, LbaFormat, Marks, Namespace};
 use crate::work::Task;
-
-/// Get LBA Status, action type: scan, and return what is tracked (the same here: nothing is found by scanning).
-const ACTION_SCAN: u32 = 0x10;
-const ACTION_TRACKED: u32 = 0x11;
-/// Bytes of a Get LBA Status header, and of a descriptor.
-const LBA_STATUS_HEADER: usize = 8;
-const LBA_STATUS_DESCRIPTOR: usize = 16;
 
 /// NMIC: a dispersed namespace, which there is none of here. The bits above are reserved.
 const NMIC_DISPERSED: u8 = 1 << 1;
@@ -173,43 +165,6 @@ impl Controller {
             return Err(Failure::Status(Status::INVALID_NAMESPACE_OR_FORMAT, 4));
         }
         self.table.get(nsid).map(|ns| &**ns).ok_or(invalid_field(1))
-    }
-
-    /// Blocks that cannot be read: those marked by Write Uncorrectable.
-    pub(super) fn get_lba_status(&mut self, command: &Command) -> Outcome {
-        let namespace = self.table.attached(command.nsid).map_err(|status| Failure::Status(status, 4))?;
-        let (slba, action) = (command.slba(), command.cdw13 >> 24);
-        if action != ACTION_SCAN && action != ACTION_TRACKED {
-            return Err(invalid_field(13));
-        }
-        let len = (u64::from(command.cdw12) + 1) * 4;
-        if len > u64::from(MDTS_BYTES) {
-            return Err(invalid_field(12));
-        }
-        let range_length = u64::from(command.cdw13 & 0xffff);
-        let end = match range_length {
-            0 => namespace.blocks,
-            blocks => slba.checked_add(blocks).ok_or(Status::LBA_OUT_OF_RANGE)?,
-        };
-        if slba >= namespace.blocks || end > namespace.blocks {
-            return Err(Status::LBA_OUT_OF_RANGE.into());
-        }
-        let len = usize::try_from(len).unwrap_or(0);
-        let room = len.saturating_sub(LBA_STATUS_HEADER) / LBA_STATUS_DESCRIPTOR;
-        let runs = namespace.marks.runs_between(slba, end, room.saturating_add(1));
-        let fits = &runs[..runs.len().min(room)];
-        let mut page = vec![0; LBA_STATUS_HEADER];
-        page[..4].copy_from_slice(&u32::try_from(fits.len()).unwrap_or(0).to_le_bytes());
-        // Completion condition: 2 = all of the range, 1 = more than fits.
-        page[4] = if runs.len() > room { 1 } else { 2 };
-        for (start, blocks) in fits {
-            page.extend_from_slice(&start.to_le_bytes());
-            page.extend_from_slice(&u32::try_from(blocks - 1).unwrap_or(u32::MAX).to_le_bytes());
-            page.extend_from_slice(&[0, LBA_STATUS_WRITTEN_UNCORRECTABLE, 0, 0]);
-        }
-        page.resize(len, 0);
-        transfer::to_host(&self.map, command, &page)?;
-        Ok(Step::Done(0))
     }
 }
 

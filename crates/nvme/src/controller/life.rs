@@ -271,6 +271,7 @@ impl Controller {
         self.deleting.clear();
         self.end_logs(host);
         self.management.reset();
+        self.surveys.reset();
         self.shutdown = None;
         self.drop_exclusives(host);
         self.abort_self_test_by_reset(host);

@@ -30,6 +30,7 @@ use spec::nvme::log::ErrorInformation;
 use state::region::ControllerRegion;
 use state::ssd::{SanitizeV1, SelfTestV1, SsdV1, TotalsV1};
 
+use crate::admin::lba_status::Surveys;
 use crate::admin::queue::AdminQueue;
 use crate::admin::self_test::SelfTest;
 use crate::management::Management;
@@ -40,7 +41,7 @@ use life::{Life, Shutdown};
 pub(crate) use record::PersistWish;
 pub use record::{Unfit, check_record};
 
-pub use crate::host::{Bar, Host};
+pub use crate::host::{Bar, Host, Survey, Unsurveyed};
 
 /// What a controller is made of.
 pub struct ControllerConfig {
@@ -130,6 +131,7 @@ pub struct Controller {
     pub(crate) replaying: bool,
     opened_at: Now,
     pub(crate) management: Management,
+    pub(crate) surveys: Surveys,
     /// The latest time handed in.
     pub(crate) now: Now,
     cq_head_seen: u32,
@@ -182,6 +184,7 @@ impl Controller {
             replaying: false,
             opened_at: now,
             management: Management::default(),
+            surveys: Surveys::default(),
             now,
             cq_head_seen: 0,
         };
@@ -247,7 +250,7 @@ impl Controller {
         self.ring(host);
     }
 
-    /// No reset, shutdown, format or other operation is in progress, and no order of a management controller's.
+    /// No reset, shutdown, format or other operation is in progress, and no order of a management controller's or look at the drive's map.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
         !self.resume
@@ -255,6 +258,7 @@ impl Controller {
             && self.work.is_idle()
             && self.self_test.is_none()
             && self.management.is_idle()
+            && self.surveys.is_idle()
     }
 
     /// A reset or a shutdown is in progress. Unlike [`Self::is_quiet`] this ends soon: a sanitize may take hours, and

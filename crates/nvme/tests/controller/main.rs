@@ -3,10 +3,12 @@
 
 mod commands;
 mod growth;
+mod lba_status;
 mod life;
 mod management;
 mod memory;
 mod namespaces;
+mod profiles;
 mod random;
 mod reserved;
 mod saved;

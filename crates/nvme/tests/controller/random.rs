@@ -2,18 +2,20 @@
 
 use std::collections::HashSet;
 
+use nvme::profile::GODWIT_2;
 use nvme::sink::{DoorbellError, GroupEvent};
 use spec::nvme::Command;
 use spec::nvme::registers as reg;
+use state::SsdV1;
 
 use crate::world::{DATA, RAM_BYTES, World};
 
 /// More by `GODWIT_SEEDS`.
-fn seeds() -> u64 {
+pub(crate) fn seeds() -> u64 {
     std::env::var("GODWIT_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(60)
 }
 
-struct Dice(u64);
+pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
     fn next(&mut self) -> u64 {
@@ -23,7 +25,7 @@ impl Dice {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, n: u64) -> u64 {
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }
 
@@ -67,6 +69,9 @@ impl Dice {
             ..Command::default()
         };
         command.cdw0.set_opcode(opcode);
+        if opcode == 0x86 && self.below(4) > 0 {
+            command.cdw13 = command.cdw13 & 0xffff | [0x02, 0x10, 0x11][self.below(3) as usize] << 24;
+        }
         if self.below(30) == 0 {
             command.cdw0.set_fuse(self.below(4) as u8);
             command.cdw0.set_psdt(self.below(4) as u8);
@@ -94,7 +99,8 @@ fn scatter(world: &World, dice: &mut Dice) {
 fn random_admin_commands_are_each_answered_exactly_once() {
     for seed in 0..seeds() {
         let mut dice = Dice(seed);
-        let mut world = World::ready();
+        let mut world = World::of(&GODWIT_2, &SsdV1::default());
+        world.enable();
         (world.host.at_once, world.host.full) = (dice.below(2) == 0, false);
         let mut owed = HashSet::new();
         for _ in 0..300 {
@@ -124,7 +130,8 @@ fn random_admin_commands_are_each_answered_exactly_once() {
 fn random_events_resets_and_register_writes_leave_a_controller_that_can_be_enabled() {
     for seed in 0..seeds() {
         let mut dice = Dice(seed + 1_000_000);
-        let mut world = World::ready();
+        let mut world = World::of(&GODWIT_2, &SsdV1::default());
+        world.enable();
         for _ in 0..200 {
             match dice.below(14) {
                 0 => {

@@ -1,7 +1,9 @@
 //! Reserved bits are ignored, reserved values are refused (Base 2.1, 1.4.1.6; docs/decisions/0012-reserved.md): every admin
 //! command, every field.
 
+use nvme::profile::{GODWIT_1, GODWIT_2};
 use spec::nvme::{Command, Status};
+use state::SsdV1;
 use zerocopy::transmute;
 
 use crate::world::{DATA, World, command};
@@ -273,12 +275,15 @@ fn admin_commands_are_neither_fused_nor_do_they_use_sgls() {
 
 /// NVM 1.1, 4.2.1; Base 2.1, 1.4.1.6.
 #[test]
-fn every_action_of_get_lba_status_but_the_two_that_are_supported_is_refused() {
-    let mut world = World::ready();
-    for action in (0..=0xff).filter(|action| ![0x10, 0x11].contains(action)) {
-        let mut get = get_lba_status();
-        get.cdw13 = action << 24;
-        assert_eq!(world.admin(get).status.bare(), Status::INVALID_FIELD, "{action:#x}");
+fn every_action_of_get_lba_status_but_those_of_the_profile_is_refused() {
+    for (profile, supported) in [(&GODWIT_1, &[0x10, 0x11][..]), (&GODWIT_2, &[0x02, 0x10, 0x11])] {
+        let mut world = World::of(profile, &SsdV1::default());
+        world.enable();
+        for action in (0..=0xff).filter(|action| !supported.contains(action)) {
+            let mut get = get_lba_status();
+            get.cdw13 = action << 24;
+            assert_eq!(world.admin(get).status.bare(), Status::INVALID_FIELD, "{action:#x}");
+        }
     }
 }
 

@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use block::{Fault, Limits, Now, Op, Outcome, Request, Submitted, Token};
+use block::{Fault, Limits, Now, Op, Outcome, Range, Request, Submitted, Token};
 use memory::{Access, DoorbellPage, Iova, Mapping, MemoryMap, SharedRegion};
-use nvme::controller::{Bar, Controller, ControllerConfig, Host};
+use nvme::controller::{Bar, Controller, ControllerConfig, Host, Survey, Unsurveyed};
 use nvme::management::Order;
 use nvme::namespace::NamespaceTable;
 use nvme::profile::{GODWIT_1, Identity, IdentityConfig, Profile};
@@ -29,10 +29,11 @@ const PAGE: u64 = 4096;
 type GuestRam = [AtomicU64; (RAM_BYTES / 8) as usize];
 
 /// What the world owes the controller.
-enum Reply {
+pub(crate) enum Reply {
     Event(GroupEvent),
     Persisted,
     Complete(Token, Outcome),
+    Surveyed(u32, Result<Survey, Unsurveyed>),
 }
 
 /// The engine's part.
@@ -52,11 +53,37 @@ pub(crate) struct Engine {
     pub(crate) at_once: bool,
     /// What a management controller wants done: ticket, controller, order.
     pub(crate) orders: VecDeque<(u32, u16, Order)>,
+    /// Runs of the drive's bytes that its map has: first, and one past the last.
+    pub(crate) written: Vec<(u64, u64)>,
+    /// Looks at the map.
+    pub(crate) looks: Vec<Range>,
+    /// Why there is none.
+    pub(crate) unsurveyed: Option<Unsurveyed>,
     /// Answers are withheld: operations stay where they are.
     pub(crate) frozen: bool,
 }
 
 impl Engine {
+    fn look(&self, range: Range, runs_max: usize) -> Survey {
+        let end = range.end_bytes().expect("no overflow");
+        let cut = |&(start, stop): &(u64, u64)| {
+            let (start, stop) = (start.max(range.start_bytes), stop.min(end));
+            (start < stop).then(|| Range { start_bytes: start, len_bytes: stop - start })
+        };
+        let runs: Vec<Range> = self.written.iter().filter_map(cut).take(runs_max).collect();
+        let last = runs.last().filter(|_| runs.len() == runs_max);
+        Survey { end_bytes: last.map_or(end, |run| run.start_bytes + run.len_bytes), runs }
+    }
+
+    /// Holds an answer back that is owed, the next one.
+    pub(crate) fn take_answer(&mut self) -> Option<Reply> {
+        self.inbox.pop_front()
+    }
+
+    pub(crate) fn put_answer(&mut self, reply: Reply) {
+        self.inbox.push_back(reply);
+    }
+
     fn carry_out(&mut self, request: &Request<'_>) -> Outcome {
         if let Some(fault) = self.fault {
             return Outcome::Failed(fault);
@@ -138,6 +165,15 @@ impl Host for Engine {
 
     fn manage(&mut self, ticket: u32, cntlid: u16, order: Order) {
         self.orders.push_back((ticket, cntlid, order));
+    }
+
+    fn survey(&mut self, ticket: u32, range: Range, runs_max: usize) {
+        self.looks.push(range);
+        let found = match self.unsurveyed {
+            Some(why) => Err(why),
+            None => Ok(self.look(range, runs_max)),
+        };
+        self.inbox.push_back(Reply::Surveyed(ticket, found));
     }
 
     fn namespaces(&mut self, table: &Arc<NamespaceTable>) {
@@ -229,6 +265,9 @@ impl World {
             full: false,
             at_once: false,
             orders: VecDeque::new(),
+            written: vec![(0, CAPACITY_BYTES)],
+            looks: Vec::new(),
+            unsurveyed: None,
             frozen: false,
         };
         let (map, now) = (guest_memory(), 0);
@@ -351,6 +390,9 @@ impl World {
             Reply::Persisted => self.controller.persisted(self.host.persist_ok, now, &mut self.host),
             Reply::Complete(token, outcome) => {
                 self.controller.complete(token, outcome, now, &mut self.host);
+            }
+            Reply::Surveyed(ticket, found) => {
+                self.controller.surveyed(ticket, found, now, &mut self.host);
             }
         }
         true

@@ -393,6 +393,9 @@ const _: () = assert!(offset_of!(PowerState, ips) == 18);
 const _: () = assert!(offset_of!(PowerState, actp) == 20);
 const _: () = assert!(offset_of!(PowerState, apws) == 22);
 
+/// AOCS: Reporting Allocated LBA Supported, Get LBA Status with action 02h (NVM 1.1, 4.1.5.4).
+pub const AOCS_RALBAS: u16 = 1 << 0;
+
 /// NVM command set Identify Controller, CNS 06h, CSI 00h (NVM 1.1, 4.1.5.4).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -413,7 +416,7 @@ pub struct IdentifyControllerNvm {
     pub kpiocap: u8,
     /// Write Zeroes with deallocate size limit, as MDTS.
     pub wzdsl: u8,
-    /// Admin optional command support: bit 0 RALBAS, Get LBA Status action 02h.
+    /// Admin optional command support: see [`AOCS_RALBAS`].
     pub aocs: u16,
     /// Version of the NVM command set specification, as VS.
     pub ver: u32,

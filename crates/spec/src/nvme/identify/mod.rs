@@ -9,7 +9,7 @@ pub mod capabilities;
 mod controller;
 mod namespace;
 
-pub use controller::{IdentifyController, IdentifyControllerNvm, PowerState};
+pub use controller::{AOCS_RALBAS, IdentifyController, IdentifyControllerNvm, PowerState};
 pub use namespace::{
     Dlfeat, Flbas, Fpi, IdentifyNamespace, IdentifyNamespaceIndependent, IdentifyNamespaceNvm, LbaFormat,
     Nmic, Nsfeat,

@@ -61,6 +61,8 @@ pub struct Ssd {
     pub hypervisor: Option<String>,
     /// What the management controller calls it.
     pub controller_id: Option<u16>,
+    /// Its device model, if the configuration says one.
+    pub profile: Option<String>,
 }
 
 impl Ssd {
@@ -77,6 +79,7 @@ impl Ssd {
             incoming: false,
             hypervisor: None,
             controller_id: None,
+            profile: None,
         }
     }
 
@@ -89,6 +92,13 @@ impl Ssd {
     #[must_use]
     pub fn managed_as(mut self, controller_id: u16) -> Ssd {
         self.controller_id = Some(controller_id);
+        self
+    }
+
+    /// The same, of another device model.
+    #[must_use]
+    pub fn of_profile(mut self, profile: &str) -> Ssd {
+        self.profile = Some(profile.to_owned());
         self
     }
 
@@ -180,6 +190,9 @@ impl Ssd {
         }
         if let Some(id) = self.controller_id {
             moves += &format!("controller_id = {id}\n");
+        }
+        if let Some(profile) = &self.profile {
+            moves += &format!("profile = \"{profile}\"\n");
         }
         format!("[[ssd]]\nname = \"{name}\"\n{size}{door}\nbackend = {backend}\n{moves}{limits}\n")
     }

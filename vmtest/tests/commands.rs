@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use vmtest::bed::{Drive, with_guest};
-use vmtest::daemon::Ssd;
+use vmtest::daemon::{Backend, Ssd};
 use vmtest::vm::Vm;
 
 /// Runs every script and reports all that fail, not only the first.
@@ -138,13 +138,78 @@ fn the_optional_io_commands_do_what_they_say() -> Result<()> {
     })
 }
 
+/// First block and blocks of each descriptor, and the completion condition.
+fn allocated(vm: &mut Vm, drive: u8, slba: u64, dwords: u32) -> Result<(Vec<(u64, u64)>, u64)> {
+    let get = format!(
+        "nvme admin-passthru /dev/nvme{drive} --opcode=0x86 --namespace-id=1 --cdw10={slba} --cdw12={} --cdw13=0x02000000 -l {} -r -b 2> /dev/null | od -An -v -tu8 -w8",
+        dwords - 1,
+        dwords * 4
+    );
+    let list = vm.run_ok(&get)?;
+    let words: Vec<u64> = list.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+    let (head, descriptors) = words.split_first().context("no list")?;
+    let count = usize::try_from(head & 0xffff_ffff)?;
+    let runs = descriptors.chunks_exact(2).take(count);
+    ensure!(runs.clone().all(|run| run[1] >> 40 == 0b010), "allocated is status 010b: {words:x?}");
+    Ok((runs.map(|run| (run[0], (run[1] & 0xffff_ffff) + 1)).collect(), head >> 32))
+}
+
+/// The drive of that size: Linux may number drives in any order.
+fn drive_of(vm: &mut Vm, size_mib: u64) -> Result<u8> {
+    let found = vm.run_ok(&format!("grep -lx {} /sys/block/nvme*n1/size", size_mib * 2048))?;
+    let number = found.trim().strip_prefix("/sys/block/nvme").and_then(|rest| rest.strip_suffix("n1/size"));
+    number.context("no drive of that size")?.parse().with_context(|| found.clone())
+}
+
+/// NVM 1.1, 4.2.1.1.1, on a file, on extents given as they are written, and on extents given at the start.
+fn what_is_allocated_is_told(vm: &mut Vm) -> Result<()> {
+    let (file, thin, full) = (drive_of(vm, 128)?, drive_of(vm, 96)?, drive_of(vm, 64)?);
+    let told = |vm: &mut Vm, drive| -> Result<Vec<(u64, u64)>> {
+        let (runs, condition) = allocated(vm, drive, 0, 1024)?;
+        ensure!(condition == 2, "all of it fits: {runs:?}");
+        Ok(runs)
+    };
+    let covers =
+        |runs: &[(u64, u64)], at: u64| runs.iter().any(|(slba, blocks)| (*slba..slba + blocks).contains(&at));
+    // Whatever a test before wrote to one of them is given back.
+    vm.run_ok(&format!(
+        "blkdiscard /dev/nvme{file}n1 && blkdiscard /dev/nvme{thin}n1 && dd if=/tmp/d of=/dev/nvme{file}n1 bs=64k oflag=direct status=none && \
+         nvme get-lba-status /dev/nvme{file}n1 -n 1 -s 0 -m 0x100 -a 0x02 -l 0 | grep -i nlsd"
+    ))?;
+    let runs = [told(vm, file)?, told(vm, thin)?, told(vm, full)?];
+    ensure!(runs == [vec![(0, 128)], vec![], vec![(0, 64 * 2048)]], "{runs:?}");
+    vm.run_ok(&format!(
+        "for at in 10 70; do dd if=/tmp/d of=/dev/nvme{thin}n1 bs=64k seek=$((at * 16)) oflag=direct status=none; done"
+    ))?;
+    let all = told(vm, thin)?;
+    ensure!(covers(&all, 10 * 2048 + 127) && covers(&all, 70 * 2048), "{all:?}");
+    ensure!(!covers(&all, 0) && !covers(&all, 90 * 2048), "an extent is not as large as that: {all:?}");
+    // No room for the second: it says so, and goes on behind the first.
+    let (first, condition) = allocated(vm, thin, 0, 6)?;
+    ensure!((first.len(), condition) == (1, 1) && first[0] == all[0], "{first:?} of {all:?}");
+    let (rest, condition) = allocated(vm, thin, first[0].0 + first[0].1, 1024)?;
+    ensure!(condition == 2 && rest == all[1..], "{rest:?} of {all:?}");
+    // Given back, and marked where nothing was written.
+    vm.run_ok(&format!(
+        "blkdiscard -o 0 -l 32768 /dev/nvme{file}n1 && blkdiscard /dev/nvme{thin}n1 && nvme write-uncor /dev/nvme{file}n1 -s 4096 -c 7"
+    ))?;
+    let runs = [told(vm, file)?, told(vm, thin)?];
+    ensure!(runs == [vec![(64, 64), (4096, 8)], vec![]], "{runs:?}");
+    Ok(())
+}
+
 #[test]
 fn blocks_marked_uncorrectable_fail_to_read_until_they_are_written() -> Result<()> {
     if Drive::chosen() == Drive::Qemu {
         return Ok(());
     }
-    with_guest(&[Ssd::new("a", 128)], |bed| {
+    // On a file, and on extents given as they are written and at the start.
+    let ssds = [("a", 128, Backend::Uring), ("b", 96, Backend::Thin), ("c", 64, Backend::Full)];
+    let ssds = ssds.map(|(name, size, backend)| Ssd::new(name, size).on(backend).of_profile("godwit-2"));
+    with_guest(&ssds, |bed| {
         let vm = bed.vm();
+        fill(vm)?;
+        what_is_allocated_is_told(vm)?;
         fill(vm)?;
         all_ok(
             vm,

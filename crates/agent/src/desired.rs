@@ -6,9 +6,10 @@ mod pool;
 use crate::place::Place;
 use crate::refusal::Refusal;
 use crate::store::{self, PoolRow, PoolSpec, SnapshotRow, SnapshotSpec, SsdRow, SsdSpec};
+use api::config::{PROFILE_DEFAULT, PROFILES, profiles};
 use api::rest::{
-    Limits, Operation, OperationState, Phase, PoolCreate, SIZE_BYTES_MAX, SIZE_UNIT_BYTES, SnapshotCreate,
-    SsdChange, SsdCreate, is_name,
+    Interface, Limits, Operation, OperationState, Phase, PoolCreate, SIZE_BYTES_MAX, SIZE_UNIT_BYTES,
+    SnapshotCreate, SsdChange, SsdCreate, is_name,
 };
 use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
@@ -219,6 +220,7 @@ fn create_ssd(sqlite: &Connection, place: &Place, body: &SsdCreate, terms: &Term
     let spec = SsdSpec {
         size_bytes,
         interface: body.interface,
+        profile: profile(body)?,
         thin: body.thin.unwrap_or(pool.is_none()),
         pool,
         flavor: body.flavor.clone(),
@@ -226,6 +228,23 @@ fn create_ssd(sqlite: &Connection, place: &Place, body: &SsdCreate, terms: &Term
         source: source.map(|source| source.volume),
     };
     Ok(Wish::SsdCreate { name: body.name.clone(), uuid: terms.uuid.clone(), spec })
+}
+
+/// Written down with the ssd, so that no release that serves it later has to guess.
+fn profile(body: &SsdCreate) -> Result<Option<String>, Refusal> {
+    match (&body.profile, body.interface) {
+        (None, Interface::VirtioBlk) => Ok(None),
+        (Some(_), Interface::VirtioBlk) => Err(Refusal::bad(
+            "a virtio-blk disk has no profile".to_owned(),
+            "leave the profile out, or make an NVMe ssd",
+        )),
+        (None, Interface::Nvme) => Ok(Some(PROFILE_DEFAULT.to_owned())),
+        (Some(name), Interface::Nvme) if PROFILES.contains(&name.as_str()) => Ok(Some(name.clone())),
+        (Some(name), Interface::Nvme) => Err(Refusal::bad(
+            format!("this release knows no profile \"{name}\", but {}", profiles()),
+            "take one of those, or leave it out",
+        )),
+    }
 }
 
 fn change_ssd(sqlite: &Connection, name: &str, body: &SsdChange, terms: &Terms) -> Result<Wish, Refusal> {

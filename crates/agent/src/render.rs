@@ -20,6 +20,8 @@ struct Entry {
     #[serde(skip_serializing_if = "Option::is_none")]
     uuid: Option<String>,
     serial: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    profile: Option<String>,
     backend: Backend,
     #[serde(skip_serializing_if = "Option::is_none")]
     limits: Option<LimitsEntry>,
@@ -115,6 +117,7 @@ pub(crate) fn check_limits(limits: &Limits) -> Result<(), String> {
     let spec = SsdSpec {
         size_bytes: 1 << 20,
         interface: Interface::Nvme,
+        profile: None,
         pool: None,
         thin: true,
         flavor: None,
@@ -146,6 +149,7 @@ fn entry(ssd: &SsdRow, place: &Place) -> Entry {
         state: nvme.then(|| place.state(ssd).display().to_string()),
         uuid: nvme.then(|| ssd.uuid.clone()),
         serial: serial(&ssd.uuid),
+        profile: ssd.spec.profile(),
         limits: (!ssd.spec.limits.is_empty()).then(|| limits_entry(&ssd.spec.limits)),
         backend: backend(ssd, place),
     }
@@ -206,6 +210,7 @@ mod tests {
             spec: SsdSpec {
                 size_bytes: 3 << 20,
                 interface,
+                profile: None,
                 pool: None,
                 thin: true,
                 flavor: None,
@@ -247,6 +252,21 @@ mod tests {
         assert_eq!(config.ssds[1].size_bytes, Some(3 << 20));
         assert_eq!(config.ssds[1].state.as_deref(), Some(place.state(&rows[0]).as_path()));
         assert_eq!((config.ssds[2].door, &config.ssds[2].state), (Door::VhostUser, &None));
+    }
+
+    #[test]
+    fn an_ssd_keeps_the_profile_it_was_made_with_and_one_of_an_older_agent_the_first() {
+        let place = Place { ssds: "/s".into(), sockets: "/r".into() };
+        let mut made = row("a", Interface::Nvme);
+        made.spec.profile = Some("godwit-2".to_owned());
+        let text =
+            configuration("control = \"/c\"", &place, &[], &[made, row("bb", Interface::Nvme)]).unwrap();
+        let config = Config::parse(Path::new("x"), &text).unwrap();
+        assert_eq!((&*config.ssds[0].profile, &*config.ssds[1].profile), ("godwit-2", "godwit-1"));
+        // As it was written down before there was a choice.
+        let old = "{\"size_bytes\":1048576,\"interface\":\"nvme\"}";
+        let spec: SsdSpec = serde_json::from_str(old).unwrap();
+        assert_eq!(spec.profile().as_deref(), Some("godwit-1"));
     }
 
     #[test]

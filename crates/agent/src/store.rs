@@ -11,6 +11,7 @@ pub(crate) use space::{
     put_pool, put_snapshot, remove_pool, remove_snapshot, snapshot, snapshots,
 };
 
+use api::config::PROFILE_DEFAULT;
 use api::rest::{Change, Flavor, Interface, Limits, Operation, OperationState, Phase};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -68,6 +69,9 @@ const SLICE_WEIGHT: u16 = 100;
 pub(crate) struct SsdSpec {
     pub(crate) size_bytes: u64,
     pub(crate) interface: Interface,
+    /// The device model of an NVMe ssd. `None`: written by an older release, which knew the first only.
+    #[serde(default)]
+    pub(crate) profile: Option<String>,
     #[serde(default)]
     pub(crate) pool: Option<String>,
     #[serde(default)]
@@ -79,6 +83,14 @@ pub(crate) struct SsdSpec {
     /// The volume of its pool that it begins with.
     #[serde(default)]
     pub(crate) source: Option<String>,
+}
+
+impl SsdSpec {
+    /// The device model, if it is an NVMe ssd.
+    pub(crate) fn profile(&self) -> Option<String> {
+        let nvme = self.interface == Interface::Nvme;
+        nvme.then(|| self.profile.clone().unwrap_or_else(|| PROFILE_DEFAULT.to_owned()))
+    }
 }
 
 /// An ssd as it is kept.

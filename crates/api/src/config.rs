@@ -3,10 +3,12 @@
 mod limits;
 mod management;
 mod migration;
+mod profile;
 
 pub use limits::{Limits, Rate, WEIGHT_DEFAULT};
 pub use management::MANAGEMENT_PROFILE;
 pub use migration::Migration;
+pub use profile::{PROFILE_DEFAULT, PROFILES, profiles};
 
 use crate::identity::{Identity, serial_of_name, uuid_of_text};
 use crate::size::Size;
@@ -477,9 +479,7 @@ fn check_ssd(raw: &RawSsd, isolated: bool) -> Result<Ssd, Wrong> {
     if let Some(at) = raw.lba.as_ref().filter(|_| !matches!(lba_bytes, 512 | 4096)) {
         return Err(wrong(at, "lba must be 512 or 4096"));
     }
-    if let Some(at) = raw.profile.as_ref().filter(|profile| profile.get_ref() != "godwit-1") {
-        return Err(wrong(at, "this release knows one profile: write \"godwit-1\" or leave it out"));
-    }
+    let profile = profile::check(raw.profile.as_ref())?;
     let backend = check_backend(raw.backend.get_ref())?;
     Ok(Ssd {
         size_bytes: check_size(raw, &backend)?,
@@ -494,7 +494,7 @@ fn check_ssd(raw: &RawSsd, isolated: bool) -> Result<Ssd, Wrong> {
         name,
         backend,
         lba_bytes,
-        profile: "godwit-1".to_owned(),
+        profile,
         controller_id: raw.controller_id.as_ref().map(|id| *id.get_ref()),
         limits: limits::check(raw.limits.as_ref())?,
         limits_written: raw.limits.is_some(),
@@ -962,7 +962,7 @@ backend = { type = "ram" }
             ("serial = \"S1\"", "nqn = \"x\"", "begins with"),
             ("serial = \"S1\"", "uuid = \"x\"", "looks like"),
             ("serial = \"S1\"", "colour = \"red\"", "unknown field"),
-            ("serial = \"S1\"", "profile = \"godwit-9\"", "one profile"),
+            ("serial = \"S1\"", "profile = \"godwit-9\"", "knows the profiles"),
             ("size = \"64MiB\"", "", "no size of its own"),
             ("[engine]", "[engine", "newline"),
             ("socket = \"/run/godwit/scratch.sock\"", "", "an ssd needs a socket"),

@@ -166,6 +166,9 @@ pub struct Ssd {
     pub size_bytes: u64,
     /// What the guest sees.
     pub interface: Interface,
+    /// Of an NVMe ssd: the device model, for its life.
+    #[serde(default)]
+    pub profile: Option<String>,
     /// The pool it lives in. `None`: a file.
     pub pool: Option<String>,
     /// Its space is taken when it is written.
@@ -198,6 +201,9 @@ pub struct SsdCreate {
     /// What the guest sees.
     #[serde(default)]
     pub interface: Interface,
+    /// The device model of an NVMe ssd, such as `godwit-2`. Left out: `godwit-1`, which every release can serve.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
     /// The pool to take it from. `None`: a file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<String>,

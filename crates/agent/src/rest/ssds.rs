@@ -25,6 +25,7 @@ fn shown(desk: &Desk, row: SsdRow, status: &Result<Status, String>) -> Ssd {
             },
         },
     };
+    let profile = row.spec.profile();
     let socket = desk.place.socket(&row.name, row.spec.interface).display().to_string();
     Ssd {
         name: row.name,
@@ -34,6 +35,7 @@ fn shown(desk: &Desk, row: SsdRow, status: &Result<Status, String>) -> Ssd {
         operation: row.operation,
         size_bytes: row.spec.size_bytes,
         interface: row.spec.interface,
+        profile,
         pool: row.spec.pool,
         thin: row.spec.thin,
         flavor: row.spec.flavor,

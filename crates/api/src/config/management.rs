@@ -116,7 +116,7 @@ mod tests {
             ("", "[management]\n", "socket"),
             ("", "[management]\nname = \"a\"\nsocket = \"/run/m.sock\"\n", "a name of its own"),
             ("", "[management]\nsocket = \"/run/./b.sock\"\n", "the socket of ssd \"b\""),
-            ("profile = \"godwit-management-1\"", "", "one profile"),
+            ("profile = \"godwit-management-1\"", "", "knows the profiles"),
         ] {
             let refused = parse(more, management).expect_err(expected);
             assert!(refused.contains(expected), "{refused}");

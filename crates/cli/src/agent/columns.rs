@@ -81,7 +81,7 @@ fn limits(limits: &Limits) -> String {
     if parts.is_empty() { "-".to_owned() } else { parts.join(", ") }
 }
 
-pub(super) const SSD: [Column<Ssd>; 13] = [
+pub(super) const SSD: [Column<Ssd>; 14] = [
     Column { head: "name", wide: false, cell: |ssd| ssd.name.clone() },
     Column { head: "size", wide: false, cell: |ssd| size(ssd.size_bytes) },
     Column { head: "phase", wide: false, cell: |ssd| ssd.phase.word().to_owned() },
@@ -101,6 +101,7 @@ pub(super) const SSD: [Column<Ssd>; 13] = [
     },
     Column { head: "place", wide: false, cell: |ssd| ssd.pool.clone().unwrap_or_else(|| "file".to_owned()) },
     Column { head: "limits", wide: false, cell: |ssd| limits(&ssd.limits) },
+    Column { head: "profile", wide: true, cell: |ssd| or_dash(ssd.profile.as_ref()) },
     Column { head: "generation", wide: true, cell: |ssd| ssd.generation.to_string() },
     Column { head: "operation", wide: true, cell: |ssd| or_dash(ssd.operation.as_ref()) },
     Column { head: "uuid", wide: true, cell: |ssd| ssd.uuid.clone() },

@@ -158,6 +158,9 @@ pub(crate) enum SsdCommand {
         /// What the guest sees.
         #[arg(long, value_enum, default_value_t)]
         interface: InterfaceName,
+        /// The device model of an NVMe ssd, such as godwit-2. Without it: godwit-1, which every release can serve.
+        #[arg(long, value_name = "PROFILE")]
+        profile: Option<String>,
         /// The pool to take it from. Without it: a file.
         #[arg(long, value_name = "NAME")]
         pool: Option<String>,
@@ -294,6 +297,7 @@ pub(crate) fn ssd(command: &SsdCommand) -> anyhow::Result<()> {
             size,
             flavor,
             interface,
+            profile,
             pool,
             thin,
             from_snapshot,
@@ -309,6 +313,7 @@ pub(crate) fn ssd(command: &SsdCommand) -> anyhow::Result<()> {
                     InterfaceName::Nvme => Interface::Nvme,
                     InterfaceName::VirtioBlk => Interface::VirtioBlk,
                 },
+                profile: profile.clone(),
                 pool: pool.clone(),
                 thin: thin.then_some(true),
                 limits: limits.given(),

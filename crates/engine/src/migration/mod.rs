@@ -585,7 +585,7 @@ fn expected_here(house: &Arc<House>, offer: &Offer) -> anyhow::Result<(config::S
     let number = house.number(name).context("it has no number")?;
     let size_bytes = config.size_bytes.context("it has no `size` here: write it in the configuration")?;
     let device = device(&config, size_bytes)?;
-    if let Some(difference) = device.differs(&offer.device) {
+    if let Some(difference) = offer.device.is_unknown().or_else(|| device.differs(&offer.device)) {
         bail!("ssd \"{name}\": {difference}");
     }
     if let Some(guest) = &offer.guest {

@@ -9,7 +9,7 @@
 //! ```
 //! A connection that breaks is replaced, with the same offer, and what was not answered is said again. `docs/formats/migration-control.md` has the fields.
 
-use api::config::Limits;
+use api::config::{Limits, PROFILES, profiles};
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
 use transfer::commit::{Message, Pledge, ToDestination, ToSource};
@@ -100,6 +100,15 @@ pub(super) struct Device {
 }
 
 impl Device {
+    /// Why no host of this release can have it, told for people.
+    pub(super) fn is_unknown(&self) -> Option<String> {
+        let known = PROFILES.contains(&self.profile.as_str());
+        (!known).then(|| {
+            let (profile, ours) = (&self.profile, profiles());
+            format!("its profile is {profile} at the source, and the destination's release knows {ours} only: upgrade the destination first")
+        })
+    }
+
     /// The first thing that is not as `other` has it, told for people. `None`: they are the same.
     pub(super) fn differs(&self, other: &Self) -> Option<String> {
         let text = |what: &str, here: &dyn std::fmt::Display, there: &dyn std::fmt::Display| {
@@ -390,5 +399,20 @@ mod tests {
         let there = Device { serial: "GW2".to_owned(), ..device.clone() };
         assert!(device.differs(&there).unwrap().contains("serial number is GW2 at the source and GW1"));
         assert!(device.differs(&Device { size_bytes: 1, ..device.clone() }).is_some());
+        // As an older release has it, which knows one profile: the plan is refused, and its name is in the reason.
+        let (old, new) = ("godwit-1".to_owned(), "godwit-2".to_owned());
+        let (old, new) =
+            (Device { profile: old, ..device.clone() }, Device { profile: new, ..device.clone() });
+        assert!(old.differs(&new).unwrap().contains("profile is godwit-2 at the source and godwit-1 at the"));
+        // And as this release has it.
+        assert_eq!((old.is_unknown(), new.is_unknown()), (None, None));
+        assert!(device.is_unknown().unwrap().contains("profile is gen1 at the source"));
+    }
+
+    #[test]
+    fn the_profiles_of_configurations_are_those_of_the_device_model() {
+        use nvme::profile::{Profile, Role};
+        let shown = Profile::ALL.into_iter().filter(|profile| profile.role == Role::Io);
+        assert!(shown.map(|profile| profile.name).eq(PROFILES));
     }
 }

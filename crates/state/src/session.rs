@@ -11,10 +11,9 @@ use crate::envelope::{self, EnvelopeError};
 
 /// First eight bytes of a vfio-user session's deposit.
 pub const MAGIC: [u8; 8] = *b"GODWTVFU";
-/// The newest version this build reads. Version 2: the device is not running. Version 3: what it writes is logged. Version 4: it is in PRE_COPY. All
-/// others are written as version 1, which a build from before can go on from; from these it must not, since it would let the device run, write without a
-/// mark, or not know where the client is in the stream.
-pub const VERSION: u32 = 4;
+/// The newest version this build reads. Version 2: the device is not running. Version 3: what it writes is logged. All others are written as
+/// version 1, which a build from before can go on from; from these it must not, since it would let the device run, or write without a mark.
+pub const VERSION: u32 = 3;
 /// More maps than any client may have.
 const MAPS_MAX: usize = 65_536;
 /// More ranges than any log may have.
@@ -56,7 +55,8 @@ pub struct VfioUserV1 {
     #[n(7)]
     #[cbor(default)]
     pub logging: Option<LoggingV1>,
-    /// The migration state is PRE_COPY, and this was or is to be read. Since version 4.
+    /// The migration state is PRE_COPY, and this was or is to be read. A build that does not know of it says RUNNING, and the client's next read is
+    /// refused: one try to migrate fails, which is less than an upgrade that is.
     #[n(8)]
     #[cbor(default)]
     pub ahead: Option<AheadV1>,
@@ -177,11 +177,10 @@ impl VfioUserV1 {
     /// [`SessionError`] when it is longer than an envelope may be.
     pub fn to_bytes(&self) -> Result<Vec<u8>, SessionError> {
         let body = minicbor::to_vec(self).map_err(|error| SessionError::Body(error.to_string()))?;
-        let version = match (&self.ahead, &self.logging, &self.migration) {
-            (Some(_), ..) => VERSION,
-            (None, Some(_), _) => 3,
-            (None, None, Some(_)) => 2,
-            (None, None, None) => 1,
+        let version = match (&self.logging, &self.migration) {
+            (Some(_), _) => VERSION,
+            (None, Some(_)) => 2,
+            (None, None) => 1,
         };
         Ok(envelope::seal(MAGIC, version, &body)?)
     }

@@ -58,7 +58,8 @@ impl Move {
 
     /// The QEMU that the guest would come to.
     fn wait_there(&self) -> Result<Vm> {
-        let vm = (self.devices)(Vm::builder().root_in_memory(), &self.to)?.await_migration(&self.image)?;
+        let vm = (self.devices)(Vm::builder().root_in_memory(), &self.to)?;
+        let vm = vm.await_migration(&self.image).with_context(|| self.to.daemon.log_tail())?;
         self.to.has(&vm)?;
         Ok(vm)
     }

@@ -57,9 +57,11 @@ impl House {
     pub(crate) fn stay_away(&self, number: usize, absent: Absent, away: &Away) {
         // The keeper logs it, where that is news.
         tracing::debug!(ssd = absent.config.name, word = away.word, why = away.why, "not served");
-        self.say_away(number, &absent.config, away);
+        let config = absent.config.clone();
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         slots.absent.insert(number, absent);
+        drop(slots);
+        self.say_away(number, &config, away);
     }
 
     /// Serves an ssd that stood away, if its journal says by now that its owner is here; else says anew how it stands.

@@ -23,7 +23,15 @@ impl House {
     pub(crate) fn say_away(&self, number: usize, config: &config::Ssd, away: &Away) {
         let mut standing = away.standing();
         standing.holds |= awaits(config, away) && self.is_awaited(number);
+        let lets_go = !standing.holds;
         self.keeper.stands(number, Some(standing));
+        if lets_go {
+            // So does the keeper, of its memory and its client: a device that began to wait over what it does not have would never be reached.
+            let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            let absent = slots.absent.get_mut(&number);
+            let former = absent.map(|absent| (absent.found.take(), absent.client.take()));
+            drop((slots, former));
+        }
     }
 
     pub(super) fn is_awaited(&self, number: usize) -> bool {

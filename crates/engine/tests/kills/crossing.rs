@@ -623,8 +623,16 @@ fn a_hypervisor_that_waits_for_its_guest_is_answered_before_its_disk_has_come() 
     assert_eq!(disk::read(&mut waiting, 64), vec![2; 4096]);
     disk::write(&mut waiting, 64, 99);
     drop(waiting);
-    // And back to where it went from, which waits as well.
-    let mut waiting = guest::vhost_user::Driver::connect(a.socket("vm"), Default::default()).unwrap();
+    // And back to where it went from, which waits as well, also after a kill. One that comes before it does is turned away.
+    a.kill();
+    let deadline = Instant::now() + PATIENCE;
+    let mut waiting = loop {
+        match guest::vhost_user::Driver::connect(a.socket("vm"), Default::default()) {
+            Ok(waiting) => break waiting,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
     migrate_soon(&b, &hosts.addresses[0], terms());
     assert_eq!(until_over(&b, || {}).state, "moved");
     assert_eq!(disk::read(&mut waiting, 64), vec![99; 4096]);

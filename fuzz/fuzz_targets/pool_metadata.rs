@@ -99,10 +99,12 @@ fn passage(passage: &Passage) -> Vec<u8> {
         _ => destination(DestinationStepV1::Dropped),
     };
     let (ssd, migration, peer, round) = ([3; 16], [4; 16], "b".to_owned(), 1);
-    let (keep, closed, wiped) = (None, None, None);
-    MigrationV1 { ssd, peer, migration, epoch, round, source, destination, keep, closed, wiped }
-        .to_bytes()
-        .unwrap_or_default()
+    let (keep, closed, wiped, hypervisor, limits) = (None, None, None, None, None);
+    MigrationV1 {
+        ssd, peer, migration, epoch, round, source, destination, keep, closed, wiped, hypervisor, limits
+    }
+    .to_bytes()
+    .unwrap_or_default()
 }
 
 fn volume(volume: &Volume) -> VolumeV1 {

@@ -372,6 +372,7 @@ pub(crate) mod tests {
             watch: crate::watch::Watch::default(),
             management: std::sync::OnceLock::new(),
             written: crate::written::Written::default(),
+            is_surveyed: std::sync::atomic::AtomicBool::new(false),
         })
     }
 

@@ -98,6 +98,7 @@ pub(crate) fn open_ssd(
         watch: Watch::default(),
         management: OnceLock::new(),
         written: crate::written::Written::default(),
+        is_surveyed: std::sync::atomic::AtomicBool::new(false),
     };
     Ok((Arc::new(ssd), record))
 }

@@ -15,7 +15,7 @@ use nvme::profile::{Identity, Profile};
 use state::region::ControllerRegion;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// An ssd: constant facts, but for its terms and the size of its drive.
@@ -41,6 +41,8 @@ pub(crate) struct Ssd {
     pub(crate) management: OnceLock<Desk>,
     /// What is written into its guest's memory, if anyone here wants to know.
     pub(crate) written: Written,
+    /// Somebody looks at its drive's map ([`crate::survey`]).
+    pub(crate) is_surveyed: AtomicBool,
 }
 
 impl Ssd {

@@ -5,8 +5,8 @@
 //!  home of the controller --Ask--> record keeper --a thread--> Drive::allocated_in
 //!                         <---------Message::Surveyed----------
 //! ```
-//! A controller has one look at a time, so there are no more of these threads than ssds. The record keeper starts them: a reactor's own threads would
-//! share its processor.
+//! An ssd has one look at a time, over resets and clients, so there are no more of these threads than ssds. The record keeper starts them: a reactor's own
+//! threads would share its processor.
 
 use crate::message::{Address, Life, Message};
 use crate::ssd::Ssd;
@@ -15,6 +15,7 @@ use nvme::host::{Survey, Unsurveyed};
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// A look, and who waits for what it finds.
 pub(crate) struct Ask {
@@ -26,14 +27,35 @@ pub(crate) struct Ask {
     pub(crate) home: Address,
 }
 
+/// Nobody else looks at the ssd's map while this is there.
+struct Turn(Arc<Ssd>);
+
+impl Turn {
+    fn of(ssd: &Arc<Ssd>) -> Option<Self> {
+        let is_free = !ssd.is_surveyed.swap(true, Ordering::Acquire);
+        is_free.then(|| Self(Arc::clone(ssd)))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.is_surveyed.store(false, Ordering::Release);
+    }
+}
+
 /// Has it looked, and does not wait for it.
 pub(crate) fn begin(ask: Ask) {
     let (life, home, ticket) = (ask.life, Arc::clone(&ask.home), ask.ticket);
+    let Some(turn) = Turn::of(&ask.ssd) else {
+        // Somebody looks for a client that has left.
+        home.send(Message::Surveyed(life, ticket, Err(Unsurveyed::Busy)));
+        return;
+    };
     let work = move || {
         let Ask { ticket, range, runs_max, ssd, life, home } = ask;
         let found = look(&ssd, range, runs_max);
         // Whoever waits may give the ssd up: nothing of it is held any more then.
-        drop(ssd);
+        drop((turn, ssd));
         home.send(Message::Surveyed(life, ticket, found));
     };
     if let Err(error) = std::thread::Builder::new().name("survey".to_owned()).spawn(work) {

@@ -30,7 +30,8 @@ const DESCRIPTOR_BYTES: usize = size_of::<LbaStatusDescriptor>();
 /// Blocks that a descriptor can name: NLB is 0's based.
 const DESCRIPTOR_BLOCKS_MAX: u64 = 1 << 32;
 
-/// Commands that wait for a look; more are to be tried again. A controller that is to stand still first ends all of them.
+/// Commands that wait for a look; more are to be tried again. A controller that is to stand still ends the look under way and no other: those that wait go
+/// with it in their slots.
 const WAITING_MAX: usize = 15;
 
 /// A run of blocks: first, and one past the last.
@@ -127,8 +128,14 @@ pub(crate) struct Surveys {
 }
 
 impl Surveys {
+    /// No look is under way.
     pub(crate) fn is_idle(&self) -> bool {
-        self.under_way.is_none() && self.queued.is_empty()
+        self.under_way.is_none()
+    }
+
+    /// Another look is to begin.
+    pub(crate) fn is_due(&self) -> bool {
+        self.is_idle() && !self.queued.is_empty()
     }
 
     /// A controller level reset: what comes is for nobody. No other look begins before it has come, so that a host that resets its controller over
@@ -198,11 +205,16 @@ impl Controller {
                 Some(outcome) => self.conclude(slot, command, outcome),
             }
         }
-        while self.surveys.under_way.is_none() {
+        self.ring(host);
+    }
+
+    /// Begins the next look. In a turn of its own: between two of them the controller is quiet, however many its host asks for, and can be made to
+    /// stand still.
+    pub(crate) fn begin_surveys(&mut self, host: &mut impl Host) {
+        while self.surveys.is_due() {
             let Some((slot, command)) = self.surveys.queued.pop_front() else { break };
             self.execute(slot, command, host);
         }
-        self.ring(host);
     }
 
     /// `None`: the namespace does not lie where was looked.

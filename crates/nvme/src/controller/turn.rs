@@ -30,6 +30,7 @@ impl Controller {
         }
         self.pump_backend(host);
         self.pump_logs(host);
+        self.begin_surveys(host);
         let mut taken = 0;
         while taken < BATCH_MAX && self.takes_commands() {
             let Some(queue) = &mut self.queue else { break };
@@ -82,7 +83,7 @@ impl Controller {
     /// When the next turn is due at the latest, if nothing else happens.
     #[must_use]
     pub fn deadline(&self) -> Option<Now> {
-        if self.resume || self.flush_is_due() || self.backend_wants_room() {
+        if self.resume || self.flush_is_due() || self.backend_wants_room() || self.surveys.is_due() {
             return Some(self.now);
         }
         let late = self.queue.as_ref().and_then(crate::admin::queue::AdminQueue::late_at);

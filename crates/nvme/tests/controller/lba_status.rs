@@ -183,6 +183,21 @@ fn one_look_is_taken_at_a_time_and_all_else_goes_on_meanwhile() {
     assert!(world.controller.is_quiet());
 }
 
+/// Ours: docs/decisions/0041-profiles.md. Else a host that always has two of them under way could never be moved.
+#[test]
+fn between_two_looks_a_controller_can_be_made_to_stand_still() {
+    let mut world = world(&[(0, 512)]);
+    world.host.frozen = true;
+    (0..3).for_each(|_| _ = world.submit(get(0, 0, 1)));
+    for looks in 1..=3 {
+        world.pump();
+        assert_eq!((world.host.looks.len(), world.controller.is_quiet()), (looks, false));
+        assert!(world.deliver());
+        assert_eq!((world.host.looks.len(), world.controller.is_quiet()), (looks, true));
+    }
+    assert!((0..3).all(|_| world.reap().is_some()));
+}
+
 /// Base 2.1, 3.7.2; and ours: docs/decisions/0008-redelivery.md.
 #[test]
 fn a_reset_ends_a_look_and_a_successor_takes_it_again() {

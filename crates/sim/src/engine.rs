@@ -221,6 +221,20 @@ impl Sink for Desk<'_> {
 }
 
 impl Outside {
+    /// The controller over what is there.
+    pub(crate) fn controller(&self, now: Now) -> Controller {
+        let limits = self.disk.limits();
+        let config = ControllerConfig {
+            region: Arc::clone(&self.region),
+            doorbells: Arc::clone(&self.doorbells),
+            profile: GODWIT_1,
+            identity: self.identity.clone(),
+            capacity_bytes: limits.capacity_bytes,
+            limits,
+        };
+        Controller::new(config, &self.record, now)
+    }
+
     fn submit(&mut self, door: usize, request: &Request<'_>) -> Submitted {
         let submitted = self.disk.submit(door, request);
         if let Some(watch) = &mut self.watch {
@@ -260,16 +274,7 @@ impl Engine {
                 found.settle(&outside.region, sqid);
             }
         }
-        let limits = outside.disk.limits();
-        let config = ControllerConfig {
-            region: Arc::clone(&outside.region),
-            doorbells: Arc::clone(&outside.doorbells),
-            profile: GODWIT_1,
-            identity: outside.identity.clone(),
-            capacity_bytes: limits.capacity_bytes,
-            limits,
-        };
-        let controller = Controller::new(config, &outside.record, now);
+        let controller = outside.controller(now);
         let table = Arc::clone(controller.namespaces());
         let links = Links {
             places: vec![None; QUEUES_MAX],

@@ -66,9 +66,7 @@ pub fn run(seed: u64, trace: bool) -> Result<Report, Violation> {
     let before = crash::passed();
     let mut world = World::new(seed);
     world.guest.trace = trace.then(Vec::new);
-    let result = catch_unwind(AssertUnwindSafe(|| world.live()));
-    crash::arm(u64::MAX);
-    let result = result.unwrap_or_else(|panic| Err(Violation(format!("a panic: {}", message(&*panic)))));
+    let result = lived(|| world.live());
     world.print();
     match result {
         Ok(()) => {
@@ -77,6 +75,13 @@ pub fn run(seed: u64, trace: bool) -> Result<Report, Violation> {
         }
         Err(Violation(what)) => Err(Violation(format!("seed {seed}: {what}"))),
     }
+}
+
+/// What a world's life came to; a panic is a broken promise, too. No process ends at a point any more.
+pub(crate) fn lived<T>(live: impl FnOnce() -> Result<T, Violation>) -> Result<T, Violation> {
+    let result = catch_unwind(AssertUnwindSafe(live));
+    crash::arm(u64::MAX);
+    result.unwrap_or_else(|panic| Err(Violation(format!("a panic: {}", message(&*panic)))))
 }
 
 pub(crate) fn message(panic: &(dyn Any + Send)) -> String {

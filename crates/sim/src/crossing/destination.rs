@@ -1,10 +1,7 @@
 //! Who drives the destination's machine: what the engine does for its effects (`engine/src/migration/arrival.rs`), one at a time. And who hears the words.
 
-use std::sync::Arc;
-
 use block::Now;
 use nvme::controller::saved::{Place, check};
-use nvme::controller::{Controller, ControllerConfig};
 use nvme::profile::GODWIT_1;
 use state::controller::ControllerV1;
 use transfer::commit::{
@@ -248,23 +245,14 @@ impl World {
         let host = &mut self.hosts[at];
         host.power_off_controller();
         let outside = &mut host.outside;
-        let limits = outside.disk.limits();
-        let config = ControllerConfig {
-            region: Arc::clone(&outside.region),
-            doorbells: Arc::clone(&outside.doorbells),
-            profile: GODWIT_1,
-            identity: outside.identity.clone(),
-            capacity_bytes: limits.capacity_bytes,
-            limits,
-        };
-        drop(Controller::new(config, &outside.record, now));
+        drop(outside.controller(now));
         let place = Place {
             region: &outside.region,
             doorbells: &outside.doorbells,
             profile: &GODWIT_1,
             identity: &outside.identity,
             record: &outside.record.clone(),
-            block_bytes: limits.block_bytes,
+            block_bytes: outside.disk.limits().block_bytes,
         };
         let checked = match check(&state, &place, now) {
             Ok(checked) => checked,

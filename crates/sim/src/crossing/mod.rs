@@ -45,7 +45,7 @@ use crate::disk::Manners;
 use crate::engine::Engine;
 use crate::guest::{Call, Checked, Glimpse, Guest, Habits, Violation, violation};
 use crate::rng::Rng;
-use crate::world::message;
+use crate::world::{lived, message};
 
 /// Bytes of each drive: three stripes.
 const CAPACITY: usize = 6 << 20;
@@ -131,9 +131,7 @@ pub fn run_with(seed: u64, trace: bool, broken: Option<Broken>) -> Result<Report
     let before = crash::passed();
     let mut world = World::new(seed, broken);
     world.guest.trace = trace.then(Vec::new);
-    let result = catch_unwind(AssertUnwindSafe(|| world.live()));
-    crash::arm(u64::MAX);
-    let result = result.unwrap_or_else(|panic| Err(Violation(format!("a panic: {}", message(&*panic)))));
+    let result = lived(|| world.live());
     for line in world.guest.trace.take().unwrap_or_default() {
         println!("{line}");
     }

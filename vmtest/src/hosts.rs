@@ -136,17 +136,22 @@ impl Host {
         }
     }
 
-    /// Until the host's list of migrations is so.
-    pub fn until(&self, is: impl Fn(&str) -> bool) -> Result<()> {
+    /// Until the host's migrations are so.
+    pub fn until(&self, is: impl Fn(&[Value]) -> bool) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             // An engine that has just begun asks to be asked again.
-            let list = self.daemon.tool(&["migration", "list"]).unwrap_or_default();
-            if !list.is_empty() && is(&list) {
+            let list = self.migrations();
+            if list.as_ref().is_ok_and(|list| is(list)) {
                 return Ok(());
             }
-            ensure!(Instant::now() < deadline, "{list}");
+            ensure!(Instant::now() < deadline, "{list:#?}");
             std::thread::sleep(Duration::from_millis(100));
         }
+    }
+
+    /// Until none of the host's migrations is under way.
+    pub fn until_over(&self) -> Result<()> {
+        self.until(|list| list.iter().all(|migration| migration["over"] == true))
     }
 }

@@ -130,13 +130,8 @@ impl Move {
             self.load.goes_on(&mut self.vm, 1)?;
             there.kill();
         }
-        for host in [&self.from, &self.to] {
-            host.until(|list| {
-                !["copying", "ready", "granted", "cancelling", "switching"]
-                    .iter()
-                    .any(|word| list.contains(word))
-            })?;
-        }
+        self.from.until_over()?;
+        self.to.until_over()?;
         Ok(is_there)
     }
 }
@@ -163,15 +158,15 @@ fn a_guest_with_an_nvme_disk_under_io_goes_to_another_host_and_comes_back() -> R
 fn comes_to_nothing(guest: &mut Move, ends: &str) -> Result<()> {
     let waiting = guest.wait_there()?;
     guest.from.migrate(&guest.to, &SLOWLY)?;
-    guest.from.until(|list| list.contains("copying memory"))?;
+    guest.from.until(|list| list.iter().any(|migration| migration["state"] == "copying memory"))?;
     match ends {
         "source engine killed" => guest.from.daemon.kill_engine()?,
         "destination engine killed" => guest.to.daemon.kill_engine()?,
         _ => _ = guest.from.daemon.tool(&["migration", "cancel", "a"])?,
     }
-    guest.from.until(|list| !list.contains("copying") && !list.contains("cancelling"))?;
+    guest.from.until_over()?;
     guest.load.goes_on(&mut guest.vm, 1)?;
-    guest.to.until(|list| !list.contains("incoming"))?;
+    guest.to.until_over()?;
     waiting.kill();
     Ok(())
 }
@@ -249,7 +244,7 @@ fn a_guest_one_of_whose_ssds_was_granted_when_the_engine_died_goes_on_with_both_
     // The journal of the one cannot be written from now on.
     let blocked = guest.from.folder.path().join("b.migration.new");
     fs::create_dir(&blocked)?;
-    guest.from.until(|list| list.lines().any(|line| line.contains("\"a\"") && line.contains("moved")))?;
+    guest.from.until(|list| list.iter().any(|ssd| ssd["ssd"] == "a" && ssd["state"] == "moved"))?;
     guest.from.daemon.kill_engine()?;
     fs::remove_dir(&blocked)?;
     ensure!(guest.goes_on(there)?, "it has not gone");

@@ -1,6 +1,7 @@
 //! Ssds that move from one host to another: two keepers with engines of their own, and a network between them.
 
 use crate::disk;
+use crate::disks::connect_to;
 use crate::house::House;
 use crate::load::Load;
 use api::control::{
@@ -625,14 +626,7 @@ fn a_hypervisor_that_waits_for_its_guest_is_answered_before_its_disk_has_come() 
     drop(waiting);
     // And back to where it went from, which waits as well, also after a kill. One that comes before it does is turned away.
     a.kill();
-    let deadline = Instant::now() + PATIENCE;
-    let mut waiting = loop {
-        match guest::vhost_user::Driver::connect(a.socket("vm"), Default::default()) {
-            Ok(waiting) => break waiting,
-            Err(error) => assert!(Instant::now() < deadline, "{error}"),
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    };
+    let mut waiting = connect_to(&a, "vm", Default::default());
     migrate_soon(&b, &hosts.addresses[0], terms());
     assert_eq!(until_over(&b, || {}).state, "moved");
     assert_eq!(disk::read(&mut waiting, 64), vec![99; 4096]);

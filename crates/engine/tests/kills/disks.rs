@@ -290,7 +290,8 @@ fn connect(house: &House, options: Options) -> Driver {
     connect_to(house, "victim", options)
 }
 
-fn connect_to(house: &House, name: &str, options: Options) -> Driver {
+/// Whoever was there before may still be leaving.
+pub(crate) fn connect_to(house: &House, name: &str, options: Options) -> Driver {
     let deadline = Instant::now() + PATIENCE;
     loop {
         match Driver::connect(house.socket(name), options) {

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use hypervisor::{
-    DestinationNow, DestinationWord, Device, Interface, PciAddress, PciState, Qmp, Server, SourceNow,
-    SourceWord, Terms,
+    CONFIG_BYTES, DestinationNow, DestinationWord, Device, Interface, PciAddress, PciState, Qmp, Server,
+    SourceNow, SourceWord, Terms,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -151,6 +151,15 @@ fn eventfds(daemon: &Daemon) -> Result<usize> {
     Ok(folder.filter_map(target).filter(|target| target == Path::new("anon_inode:[eventfd]")).count())
 }
 
+/// What `od -v -A x -t x4` printed of configuration space.
+fn config_of(dump: &str) -> Result<[u8; CONFIG_BYTES]> {
+    let words = dump.lines().flat_map(|line| line.split_whitespace().skip(1));
+    let bytes: Result<Vec<[u8; 4]>, _> =
+        words.map(|word| u32::from_str_radix(word, 16).map(u32::to_le_bytes)).collect();
+    let bytes = bytes.with_context(|| format!("no dump: {dump}"))?.concat();
+    Ok(*bytes.first_chunk().with_context(|| format!("not all of configuration space: {dump}"))?)
+}
+
 /// Moves a guest that has an NVMe disk; the state that came along, and the time that it took to restore it.
 fn move_pci(guest: impl Fn(&Host) -> VmBuilder, config_file: &str) -> Result<(PciState, Duration)> {
     let image = Image::ensure()?;
@@ -160,25 +169,30 @@ fn move_pci(guest: impl Fn(&Host) -> VmBuilder, config_file: &str) -> Result<(Pc
         "modprobe nvme; for i in $(seq 600); do [ -b /dev/nvme0n1 ] && exit; sleep 0.1; done; exit 1",
     )?;
     source.run_ok("for cpu in 1 2; do taskset $cpu dd if=/dev/nvme0n1 of=/dev/null bs=64k count=8 iflag=direct 2>&1; done")?;
-    let config = source.run_ok(&format!("od -A x -t x4 {config_file}"))?;
+    let config = source.run_ok(&format!("od -v -A x -t x4 {config_file}"))?;
     let mut destination = guest(&there).await_migration(&image)?;
     let mut migration = Migration::begin(&source, &destination)?;
     let device = nvme(migration.source.devices()?)?;
-    let refused = migration.source.pci_state(&device).err().context("a guest that runs")?;
+    let seen = config_of(&config)?;
+    let refused = migration.source.vectors(&device, &seen).err().context("a guest that runs")?;
     ensure!(refused.to_string().contains("the guest runs"), "{refused}");
     migration.hurry()?;
     let begun = Instant::now();
-    let state = migration.source.pci_state(&device)?;
+    let state = PciState { config: seen, vectors: migration.source.vectors(&device, &seen)? };
     eprintln!("read in {:?}", begun.elapsed());
     let wanted = listed(migration.source.qmp())?;
     migration.switch_over()?;
 
     let device = nvme(migration.destination.devices()?)?;
     let before = eventfds(&there.daemon)?;
-    ensure!(migration.destination.pci_state(&device)? != state, "QEMU has brought the device along");
+    let refused =
+        migration.destination.vectors(&device, &seen).err().context("a device that is not set up")?;
+    ensure!(refused.to_string().contains("base address"), "QEMU has brought the device along: {refused}");
     let mut other = state.clone();
     other.config[0] ^= 1;
-    ensure!(migration.destination.restore_pci(&device, &other).is_err(), "the state of another device");
+    let refused =
+        migration.destination.restore_pci(&device, &other).err().context("another device's state")?;
+    ensure!(refused.to_string().contains("not the one"), "{refused}");
     let mut short = state.clone();
     short.vectors.pop();
     ensure!(migration.destination.restore_pci(&device, &short).is_err(), "a table that is too short");
@@ -186,7 +200,10 @@ fn move_pci(guest: impl Fn(&Host) -> VmBuilder, config_file: &str) -> Result<(Pc
     let begun = Instant::now();
     migration.destination.restore_pci(&device, &state)?;
     let took = begun.elapsed();
-    ensure!(migration.destination.pci_state(&device)? == state, "another state than was restored");
+    ensure!(
+        migration.destination.vectors(&device, &seen)? == state.vectors,
+        "another table than was restored"
+    );
     ensure!(
         listed(migration.destination.qmp())? == wanted,
         "QEMU lists {:?}",
@@ -198,7 +215,7 @@ fn move_pci(guest: impl Fn(&Host) -> VmBuilder, config_file: &str) -> Result<(Pc
     ensure!(unmasked >= 2 && has == had + unmasked, "{has} eventfds, {had} and {unmasked} vectors");
     migration.destination.restore_pci(&device, &state).context("once more")?;
     migration.destination.run()?;
-    let came = destination.run_ok(&format!("od -A x -t x4 {config_file}"))?;
+    let came = destination.run_ok(&format!("od -v -A x -t x4 {config_file}"))?;
     ensure!(came == config, "the guest sees\n{came}\nand had\n{config}");
     Ok((state, took))
 }

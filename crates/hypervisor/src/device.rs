@@ -208,7 +208,7 @@ fn region_socket(name: &str) -> Option<PathBuf> {
 }
 
 /// By id, of all devices on PCI that have one.
-pub(crate) fn addresses(qmp: &mut Qmp) -> Result<HashMap<String, PciAddress>, Error> {
+fn addresses(qmp: &mut Qmp) -> Result<HashMap<String, PciAddress>, Error> {
     let told = qmp.execute("query-pci", json!({}))?;
     let mut found = HashMap::new();
     on_pci(&told, |id, device| {
@@ -217,6 +217,18 @@ pub(crate) fn addresses(qmp: &mut Qmp) -> Result<HashMap<String, PciAddress>, Er
         }
     });
     Ok(found)
+}
+
+/// Where a device is, and what: vendor and device. From what `query-pci` told.
+pub(crate) fn found(told: &Value, id: &str) -> Option<(PciAddress, (u64, u64))> {
+    let mut found = None;
+    on_pci(told, |found_id, device| {
+        if found_id == id {
+            let number = |name: &str| device["id"][name].as_u64();
+            found = address(device).zip(number("vendor").zip(number("device")));
+        }
+    });
+    found
 }
 
 /// Where QEMU decodes a device's base addresses, from what `query-pci` told: numbers and addresses.

@@ -45,8 +45,9 @@ impl Gdb {
         }
         let worked = Gdb::open(qmp).and_then(|mut gdb| {
             let worked = work(qmp, &mut gdb);
-            let closed =
-                gdb.ask("Qqemu.PhyMemMode:0").map_err(|fault| qmp.error("end the debugger's server", fault));
+            let closed = gdb
+                .ask(&["Qqemu.PhyMemMode:0"])
+                .map_err(|fault| qmp.error("end the debugger's server", fault));
             worked.and_then(|value| closed.map(|()| value))
         });
         let ended = match &worked {
@@ -74,51 +75,64 @@ impl Gdb {
         qmp.execute("chardev-add", json!({ "id": NAME, "backend": backend }))?;
         let said = qmp.human(&format!("gdbserver chardev:{NAME}"))?;
         let mut gdb = Gdb { socket, patience: qmp.patience() };
-        gdb.ask("Qqemu.PhyMemMode:1").map_err(|fault| {
+        gdb.ask(&["Qqemu.PhyMemMode:1"]).map_err(|fault| {
             let fault = Fault::NotUnderstood(format!("{}; {fault}", quote(said.trim())));
             failed(qmp, fault)
         })?;
         Ok(gdb)
     }
 
-    /// Writes to physical memory: from its beginning on, with the widest accesses that a device takes.
-    pub(crate) fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), Fault> {
+    /// Writes to physical memory, in this order: each from its beginning on, with the widest accesses that a device takes. All are sent before the first answer is waited for.
+    ///
+    /// # Errors
+    /// Of the first that was not done; those behind it may have been.
+    pub(crate) fn write(&mut self, writes: impl IntoIterator<Item = (u64, Vec<u8>)>) -> Result<(), Fault> {
         use std::fmt::Write as _;
-        let mut packet = format!("M{address:x},{:x}:", bytes.len());
-        for byte in bytes {
-            let _ = write!(packet, "{byte:02x}");
-        }
-        self.ask(&packet)
+        let command = |(address, bytes): (u64, Vec<u8>)| {
+            let mut command = format!("M{address:x},{:x}:", bytes.len());
+            for byte in bytes {
+                let _ = write!(command, "{byte:02x}");
+            }
+            command
+        };
+        let commands: Vec<String> = writes.into_iter().map(command).collect();
+        self.ask(&commands.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
-    /// A command whose answer is OK.
-    fn ask(&mut self, command: &str) -> Result<(), Fault> {
+    /// Commands whose answers are OK. The acknowledgement of an answer follows its command at once: nothing is ever sent again on a socket.
+    fn ask(&mut self, commands: &[&str]) -> Result<(), Fault> {
         let deadline = qmp::deadline(self.patience);
-        let sum = command.bytes().fold(0u8, u8::wrapping_add);
-        let packet = format!("${command}#{sum:02x}");
+        let packet = |command: &&str| {
+            let sum = command.bytes().fold(0u8, u8::wrapping_add);
+            format!("${command}#{sum:02x}+")
+        };
+        let packets: String = commands.iter().map(packet).collect();
         self.socket.set_write_timeout(Some(self.patience)).map_err(Fault::Io)?;
-        self.socket.write_all(packet.as_bytes()).map_err(|error| self.fault(error))?;
-        let answer = self.answer(deadline)?;
-        self.socket.write_all(b"+").map_err(|error| self.fault(error))?;
-        match answer.as_str() {
-            "OK" => Ok(()),
-            other => {
-                let said = if other.is_empty() { "it does not know of it" } else { other };
-                Err(Fault::Refused { class: "gdb".to_owned(), description: quote(said) })
+        self.socket.write_all(packets.as_bytes()).map_err(|error| self.fault(error))?;
+        let mut heard = Vec::new();
+        for _ in commands {
+            match self.answer(&mut heard, deadline)?.as_str() {
+                "OK" => {}
+                other => {
+                    let said = if other.is_empty() { "it does not know of it" } else { other };
+                    return Err(Fault::Refused { class: "gdb".to_owned(), description: quote(said) });
+                }
             }
         }
+        Ok(())
     }
 
-    /// What is between `$` and `#`. Acknowledgements before it are skipped; its sum is not looked at, on a socket.
-    fn answer(&mut self, deadline: Instant) -> Result<String, Fault> {
-        let mut heard: Vec<u8> = Vec::new();
+    /// What is between `$` and `#`, of what was heard and is to come. Acknowledgements before it are skipped; its sum is not looked at, on a socket.
+    fn answer(&mut self, heard: &mut Vec<u8>, deadline: Instant) -> Result<String, Fault> {
         loop {
             let packet = heard.iter().position(|byte| *byte == b'$');
             let end = heard.iter().position(|byte| *byte == b'#');
             if let (Some(begin), Some(end)) = (packet, end.filter(|end| end + 3 <= heard.len()))
                 && begin < end
             {
-                return Ok(String::from_utf8_lossy(&heard[begin + 1..end]).into_owned());
+                let answer = String::from_utf8_lossy(&heard[begin + 1..end]).into_owned();
+                heard.drain(..end + 3);
+                return Ok(answer);
             }
             if heard.len() > ANSWER_BYTES_MAX {
                 return Err(Fault::TooLong(ANSWER_BYTES_MAX));

@@ -6,7 +6,7 @@
 //!                                                      expect(fd)
 //!   begin(fd) ======= the guest's memory =============>  Coming
 //!   Pass.., Stopped, PreSwitchover                                    (storage: the last pass; ready)
-//!   pci_state =====================================================>  (a record of the storage's)
+//!   vectors =======================================================>  (a record of the storage's)
 //!   go_on ============ the rest, device states ========>
 //!   Completed                                          Completed      (storage: granted, owned)
 //!                                                      restore_pci

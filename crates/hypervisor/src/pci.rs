@@ -4,15 +4,15 @@
 //! the same configuration, but decoding addresses and sending interrupts is QEMU's, and so is the table.
 //!
 //! ```text
-//!  configuration   q35: the memory window (ECAM), 4 bytes a word    else: ports cf8h and cfch, whose latch is put back
-//!  MSI-X table     memory at the base address
-//!  reading         `xp`, `i`: QEMU's human monitor
-//!  writing         a debugger's server on a socket pair (crate::gdb); ports: `o`
+//!  configuration   said by the device's server, who has seen all of the guest's writes: to read it through QEMU is a message to the server for each word
+//!    writing       q35: the memory window (ECAM)        else: ports cf8h and cfch, whose latch is put back
+//!  MSI-X table     memory at the base address; read by `xp` of QEMU's human monitor
+//!  writing memory  a debugger's server on a socket pair (crate::gdb); ports: `o`
 //! ```
 //! The table comes before MSI-X is on: QEMU hands its eventfds over in one message then. Not chosen: DMA_WRITE by the device's server into its own table, which would spare the debugger's
 //! server, and tie this to a session of the server's in which the guest's bus master bit is set.
 //!
-//! Of a state from elsewhere only values are taken: which registers there are, and where, is read off the device here. It can do what its guest could, to this one device.
+//! All of it is done while a guest stands still. It can do what its guest could, to this one device.
 
 mod config;
 mod plan;
@@ -20,7 +20,7 @@ mod plan;
 use serde_json::json;
 
 pub use plan::CONFIG_BYTES;
-use plan::MsixTable;
+use plan::{Mapped, MsixTable, Plan};
 
 use crate::destination::Destination;
 use crate::device::{self, Device, PciAddress};
@@ -47,27 +47,28 @@ pub struct Vector {
     pub masked: bool,
 }
 
-/// What QEMU knows of a PCI device that a guest has set up.
+/// How a guest has set a PCI device up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PciState {
-    /// Configuration space: the header, and of each capability what matters; the rest is zero.
+    /// Configuration space, by the device's server. What is restored is of a device like that, so it must be one that the server here could have: of a state that came from elsewhere
+    /// the server has made sure of that.
     pub config: [u8; CONFIG_BYTES],
     /// The MSI-X table, whole; none if memory space is off, or there is no MSI-X.
     pub vectors: Vec<Vector>,
 }
 
 impl Source {
-    /// The PCI state of a vfio-user device, to be restored at the destination. The guest must stand still, as it does from [`crate::SourceWord::PreSwitchover`] on, so that the state
-    /// is the last one. Changes nothing, and may be asked again.
-    pub fn pci_state(&mut self, device: &Device) -> Result<PciState, Error> {
-        state(self.qmp(), device)
+    /// The MSI-X table of a vfio-user device whose configuration space, by its server, is `config`; see [`PciState::vectors`]. The guest must stand still, as it does from
+    /// [`crate::SourceWord::PreSwitchover`] on, so that the table is the last one. Changes nothing, and may be asked again.
+    pub fn vectors(&mut self, device: &Device, config: &[u8; CONFIG_BYTES]) -> Result<Vec<Vector>, Error> {
+        vectors(self.qmp(), device, config)
     }
 }
 
 impl Destination {
     /// The same at the destination: what is there now.
-    pub fn pci_state(&mut self, device: &Device) -> Result<PciState, Error> {
-        state(self.qmp(), device)
+    pub fn vectors(&mut self, device: &Device, config: &[u8; CONFIG_BYTES]) -> Result<Vec<Vector>, Error> {
+        vectors(&mut self.qmp, device, config)
     }
 
     /// Sets a vfio-user device up as its guest had it. To be called after [`crate::DestinationWord::Completed`] and before [`Destination::run`], with the device's server answering. It gets all
@@ -76,55 +77,51 @@ impl Destination {
     /// After an error it may be called again: all is written anew. A state that does not fit the device is refused before anything is written.
     pub fn restore_pci(&mut self, device: &Device, state: &PciState) -> Result<(), Error> {
         let qmp = &mut self.qmp;
+        let plan = plan::plan(state).map_err(|text| unfit(qmp, device, text))?;
         stands_still(qmp, device)?;
-        let address = address(qmp, device)?;
+        let address = address(qmp, device, state)?;
         let config = Config::of(qmp, address)?;
-        let restored = restore(qmp, device, &config, state);
+        let restored = restore(qmp, device, &config, &plan, &state.vectors);
         let finished = config.finish(qmp);
         restored.and(finished)
     }
 }
 
-fn restore(qmp: &mut Qmp, device: &Device, config: &Config, state: &PciState) -> Result<(), Error> {
-    let here = config.read_all(qmp)?;
-    let plan = plan::plan(&here, state).map_err(|text| unfit(qmp, device, text))?;
+fn restore(
+    qmp: &mut Qmp,
+    device: &Device,
+    config: &Config,
+    plan: &Plan,
+    vectors: &[Vector],
+) -> Result<(), Error> {
     Gdb::with(qmp, |qmp, gdb| {
-        for step in &plan.first {
-            config.write(qmp, gdb, step)?;
-        }
+        config.write(qmp, gdb, &plan.first)?;
         // Else what is where the table was is somebody else's.
-        check_mapped(qmp, device, &plan)?;
+        check_mapped(qmp, device, &plan.mapped)?;
         if let Some(table) = &plan.table {
-            write_table(gdb, table, &state.vectors)
-                .map_err(|fault| qmp.error("write the MSI-X table", fault))?;
+            write_table(gdb, table, vectors).map_err(|fault| qmp.error("write the MSI-X table", fault))?;
         }
-        for step in &plan.then {
-            config.write(qmp, gdb, step)?;
-        }
-        Ok(())
+        config.write(qmp, gdb, &plan.then)
     })?;
     match &plan.table {
-        Some(table) if read_table(qmp, table)? != state.vectors => {
+        Some(table) if read_table(qmp, table)? != vectors => {
             Err(unfit(qmp, device, "its MSI-X table does not keep what is written to it".to_owned()))
         }
         _ => Ok(()),
     }
 }
 
-fn unfit(qmp: &Qmp, device: &Device, text: String) -> Error {
-    qmp.error(format!("the PCI state of {}", device.path), Fault::Unfit(text))
+fn vectors(qmp: &mut Qmp, device: &Device, config: &[u8; CONFIG_BYTES]) -> Result<Vec<Vector>, Error> {
+    stands_still(qmp, device)?;
+    let Some(table) = plan::table(config).map_err(|text| unfit(qmp, device, text))? else {
+        return Ok(Vec::new());
+    };
+    check_mapped(qmp, device, &[table.base])?;
+    read_table(qmp, &table)
 }
 
-fn state(qmp: &mut Qmp, device: &Device) -> Result<PciState, Error> {
-    stands_still(qmp, device)?;
-    let address = address(qmp, device)?;
-    let config = Config::of(qmp, address)?;
-    let read = config.read_all(qmp);
-    config.finish(qmp)?;
-    let config = read?;
-    let table = plan::table(&config).map_err(|text| unfit(qmp, device, text))?;
-    let vectors = table.map_or(Ok(Vec::new()), |table| read_table(qmp, &table))?;
-    Ok(PciState { config, vectors })
+fn unfit(qmp: &Qmp, device: &Device, text: String) -> Error {
+    qmp.error(format!("the PCI state of {}", device.path), Fault::Unfit(text))
 }
 
 fn stands_still(qmp: &mut Qmp, device: &Device) -> Result<(), Error> {
@@ -135,18 +132,24 @@ fn stands_still(qmp: &mut Qmp, device: &Device) -> Result<(), Error> {
     Ok(())
 }
 
-fn address(qmp: &mut Qmp, device: &Device) -> Result<PciAddress, Error> {
-    let found = device::addresses(qmp)?;
-    let address = device.id.as_ref().and_then(|id| found.get(id)).copied();
-    address.ok_or_else(|| unfit(qmp, device, "it has no id, or its bus no number yet".to_owned()))
+/// Where the device is, if it is one of that kind.
+fn address(qmp: &mut Qmp, device: &Device, state: &PciState) -> Result<PciAddress, Error> {
+    let told = qmp.execute("query-pci", json!({}))?;
+    let found = device.id.as_deref().and_then(|id| device::found(&told, id));
+    let Some((address, identity)) = found else {
+        return Err(unfit(qmp, device, "it has no id, or its bus no number yet".to_owned()));
+    };
+    if identity != plan::identity(&state.config) {
+        return Err(unfit(qmp, device, "the device here is not the one that the guest had".to_owned()));
+    }
+    Ok(address)
 }
 
-/// QEMU decodes the base addresses as the state says.
-fn check_mapped(qmp: &mut Qmp, device: &Device, plan: &plan::Plan) -> Result<(), Error> {
+/// QEMU decodes these base addresses there.
+fn check_mapped(qmp: &mut Qmp, device: &Device, mapped: &[Mapped]) -> Result<(), Error> {
     let told = qmp.execute("query-pci", json!({}))?;
-    let id = device.id.as_deref().unwrap_or_default();
-    let regions = device::regions(&told, id);
-    for (bar, address) in &plan.mapped {
+    let regions = device::regions(&told, device.id.as_deref().unwrap_or_default());
+    for (bar, address) in mapped {
         if !regions.contains(&(*bar, *address)) {
             let text = format!("its base address {bar} is not at {address:#x}: is another device there?");
             return Err(unfit(qmp, device, text));
@@ -156,11 +159,9 @@ fn check_mapped(qmp: &mut Qmp, device: &Device, plan: &plan::Plan) -> Result<(),
 }
 
 fn write_table(gdb: &mut Gdb, table: &MsixTable, vectors: &[Vector]) -> Result<(), Fault> {
-    for (at, rows) in (0u64..).step_by(ROWS_AT_ONCE).zip(vectors.chunks(ROWS_AT_ONCE)) {
-        let bytes: Vec<u8> = rows.iter().flat_map(row).collect();
-        gdb.write(table.address + at * ROW_BYTES, &bytes)?;
-    }
-    Ok(())
+    let chunks = (0u64..).step_by(ROWS_AT_ONCE).zip(vectors.chunks(ROWS_AT_ONCE));
+    let bytes = |rows: &[Vector]| rows.iter().flat_map(row).collect();
+    gdb.write(chunks.map(|(at, rows)| (table.address + at * ROW_BYTES, bytes(rows))))
 }
 
 fn row(vector: &Vector) -> [u8; 16] {

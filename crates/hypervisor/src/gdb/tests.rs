@@ -13,7 +13,7 @@ fn write(answer: &[u8], patience: Duration) -> (Result<(), Fault>, Vec<u8>) {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     theirs.write_all(answer).unwrap();
     let mut gdb = Gdb { socket: ours, patience };
-    let done = gdb.write(0xfe20_4000, &[0xfe, 0x01]);
+    let done = gdb.write([(0xfe20_4000, vec![0xfe, 0x01])]);
     drop(gdb);
     let mut heard = Vec::new();
     // An answer that was not read is a reset to the other side.
@@ -29,6 +29,25 @@ fn a_write_is_a_packet_with_a_sum_and_its_answer_is_acknowledged() {
 }
 
 #[test]
+fn several_writes_go_at_once_and_the_first_that_fails_is_told() {
+    let writes = || [(0x10, vec![1]), (0x20, vec![2]), (0x30, vec![3])];
+    let ask = |answers: &[u8]| {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(answers).unwrap();
+        let mut gdb = Gdb { socket: ours, patience: Duration::from_millis(50) };
+        let done = gdb.write(writes());
+        let mut heard = [0; 64];
+        let count = theirs.read(&mut heard).unwrap();
+        assert_eq!(&heard[..count], b"$M10,1:01#a6+$M20,1:02#a8+$M30,1:03#aa+");
+        done
+    };
+    ask(b"+$OK#9a+$OK#9a+$OK#9a").unwrap();
+    ask(b"+$OK#9a$OK#9a+$OK#9a").unwrap();
+    assert!(matches!(ask(b"+$OK#9a+$E14#aa+$OK#9a"), Err(Fault::Refused { .. })));
+    assert!(matches!(ask(b"+$OK#9a+$OK#9a+"), Err(Fault::Patience(_))));
+}
+
+#[test]
 fn what_is_no_ok_is_an_error_and_no_hang() {
     let short = Duration::from_millis(50);
     for refused in [&b"+$E22#a9"[..], b"+$#00", b"$OKAY#00", b"#9a$OK", b"+$\xff\xff#00"] {
@@ -41,7 +60,7 @@ fn what_is_no_ok_is_an_error_and_no_hang() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     drop(theirs);
     let mut gdb = Gdb { socket: ours, patience: PATIENCE };
-    assert!(matches!(gdb.write(0, &[0]), Err(Fault::Closed)));
+    assert!(matches!(gdb.write([(0, vec![0])]), Err(Fault::Closed)));
 }
 
 #[test]

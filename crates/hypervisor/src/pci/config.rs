@@ -2,9 +2,7 @@
 
 use serde_json::json;
 
-use super::plan::{
-    CAPABILITIES_MAX, CONFIG_BYTES, HEADER_BYTES, Step, capabilities_at, capability_bytes, next_capability,
-};
+use super::plan::Step;
 use crate::device::PciAddress;
 use crate::error::{Error, Fault};
 use crate::gdb::Gdb;
@@ -35,63 +33,24 @@ impl Config {
         Ok(Config::Ports { function: 1 << 31 | function << 8, chosen })
     }
 
-    /// The header and what matters of each capability: a read goes to the device's server, and the guest waits for it.
-    pub(super) fn read_all(&self, qmp: &mut Qmp) -> Result<[u8; CONFIG_BYTES], Error> {
-        let mut config = [0; CONFIG_BYTES];
-        self.read(qmp, &mut config, 0, HEADER_BYTES)?;
-        // The list is followed as it is read. It may turn in a circle.
-        let mut at = capabilities_at(&config);
-        for _ in 0..CAPABILITIES_MAX {
-            let Some(here) = at else { break };
-            self.read(qmp, &mut config, here, 4)?;
-            let rest = capability_bytes(config[here]).min(CONFIG_BYTES - here) - 4;
-            self.read(qmp, &mut config, here + 4, rest)?;
-            at = next_capability(&config, here);
-        }
-        Ok(config)
-    }
-
-    fn read(
-        &self,
-        qmp: &mut Qmp,
-        config: &mut [u8; CONFIG_BYTES],
-        offset: usize,
-        bytes: usize,
-    ) -> Result<(), Error> {
-        if bytes == 0 {
-            return Ok(());
-        }
-        let words = match self {
-            Config::Memory(base) => human::memory(qmp, base + offset as u64, bytes.div_ceil(4))?,
-            Config::Ports { .. } => {
-                let mut words = Vec::new();
-                for at in (offset..offset + bytes).step_by(4) {
-                    self.choose(qmp, at)?;
-                    words.push(human::port(qmp, CONFIG_DATA)?);
-                }
-                words
-            }
-        };
-        let read: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        config[offset..offset + read.len()].copy_from_slice(&read);
-        Ok(())
-    }
-
-    pub(super) fn write(&self, qmp: &mut Qmp, gdb: &mut Gdb, step: &Step) -> Result<(), Error> {
-        let bytes = step.value.to_le_bytes();
+    pub(super) fn write(&self, qmp: &mut Qmp, gdb: &mut Gdb, steps: &[Step]) -> Result<(), Error> {
         match self {
-            Config::Memory(base) => gdb
-                .write(base + step.offset as u64, &bytes[..step.width])
-                .map_err(|fault| qmp.error("write configuration space", fault)),
-            Config::Ports { .. } => {
+            Config::Memory(base) => {
+                let write = |step: &Step| {
+                    (base + step.offset as u64, step.value.to_le_bytes()[..step.width].to_vec())
+                };
+                gdb.write(steps.iter().map(write))
+                    .map_err(|fault| qmp.error("write configuration space", fault))
+            }
+            Config::Ports { .. } => steps.iter().try_for_each(|step| {
                 self.choose(qmp, step.offset)?;
                 let within = u16::try_from(step.offset % 4).unwrap_or(0);
                 human::set_port(qmp, CONFIG_DATA + within, step.width, step.value)
-            }
+            }),
         }
     }
 
-    /// Leaves all as it was found. To be called when no more is read or written.
+    /// Leaves all as it was found. To be called when no more is written.
     pub(super) fn finish(&self, qmp: &mut Qmp) -> Result<(), Error> {
         match self {
             Config::Memory(_) => Ok(()),

@@ -5,12 +5,13 @@ use super::{PciState, ROW_BYTES};
 /// Bytes of configuration space that are looked at: PCI's own. The extended ones are the server's alone.
 pub const CONFIG_BYTES: usize = 256;
 /// As many have room; a list that is longer turns in a circle.
-pub(super) const CAPABILITIES_MAX: usize = (CONFIG_BYTES - HEADER_BYTES) / 4;
+const CAPABILITIES_MAX: usize = (CONFIG_BYTES - HEADER_BYTES) / 4;
 /// The header, common to all devices.
-pub(super) const HEADER_BYTES: usize = 0x40;
+const HEADER_BYTES: usize = 0x40;
 
 const COMMAND: usize = 0x04;
 const CACHE_LINE: usize = 0x0c;
+const HEADER_TYPE: usize = 0x0e;
 const BASE_ADDRESSES: usize = 0x10;
 const ROM_ADDRESS: usize = 0x30;
 const CAPABILITIES: usize = 0x34;
@@ -44,9 +45,13 @@ pub(super) struct Step {
     pub(super) value: u32,
 }
 
+/// Number of a base address, and where it is.
+pub(super) type Mapped = (u64, u64);
+
 /// The MSI-X table in memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct MsixTable {
+    pub(super) base: Mapped,
     pub(super) address: u64,
     pub(super) rows: u16,
 }
@@ -56,51 +61,51 @@ pub(super) struct MsixTable {
 pub(super) struct Plan {
     /// Base addresses and the command register: the device is decoded.
     pub(super) first: Vec<Step>,
-    /// Where it must be then: number of the base address, and address.
-    pub(super) mapped: Vec<(u64, u64)>,
+    /// Where it must be then.
+    pub(super) mapped: Vec<Mapped>,
     pub(super) table: Option<MsixTable>,
     /// MSI-X with its table in place, so that QEMU hands over all vectors at once; and the rest.
     pub(super) then: Vec<Step>,
 }
 
-/// What makes the device that has the configuration `here` as `state` is; or why it cannot be made so.
-pub(super) fn plan(here: &[u8; CONFIG_BYTES], state: &PciState) -> Result<Plan, String> {
-    let there = &state.config;
-    same_device(here, there)?;
-    let mut plan = Plan { table: table(there)?, ..Plan::default() };
+/// What makes a device that is as after a power-on as `state` is; or why it cannot be made so.
+pub(super) fn plan(state: &PciState) -> Result<Plan, String> {
+    let config = &state.config;
+    check(config)?;
+    let mut plan = Plan { table: table(config)?, ..Plan::default() };
     let rows = plan.table.as_ref().map_or(0, |table| usize::from(table.rows));
     if rows != state.vectors.len() {
         return Err(format!("{} interrupt vectors came, and {rows} are needed", state.vectors.len()));
     }
-    let command = word(there, COMMAND) & COMMAND_WRITABLE;
-    // Each write takes a while, and the guest stands still. Of these registers QEMU's own value is read, so what is zero and shall be needs none.
+    let command = word(config, COMMAND) & COMMAND_WRITABLE;
     let mut base = |offset: usize| {
-        if long(here, offset) != 0 || long(there, offset) != 0 {
-            plan.first.push(Step { offset, width: 4, value: long(there, offset) });
-        }
+        plan.first.push(Step { offset, width: 4, value: long(config, offset) });
     };
-    base(ROM_ADDRESS);
-    for bar in base_addresses(here) {
+    if long(config, ROM_ADDRESS) != 0 {
+        base(ROM_ADDRESS);
+    }
+    for bar in base_addresses(config) {
         base(bar.offset);
         if bar.wide {
             base(bar.offset + 4);
         }
+        let address = bar.address(config);
+        if bar.memory && command & COMMAND_MEMORY != 0 && address != 0 {
+            plan.mapped.push((bar.number, address));
+        }
     }
-    let decoded = base_addresses(here).into_iter().filter(|bar| bar.memory && command & COMMAND_MEMORY != 0);
-    let decoded = decoded.map(|bar| (bar.number, bar.address(there)));
-    plan.mapped.extend(decoded.filter(|(_, address)| *address != 0));
-    plan.first.push(Step { offset: CACHE_LINE, width: 2, value: word(there, CACHE_LINE).into() });
-    plan.first.push(Step { offset: INTERRUPT_LINE, width: 1, value: there[INTERRUPT_LINE].into() });
+    plan.first.push(Step { offset: CACHE_LINE, width: 2, value: word(config, CACHE_LINE).into() });
+    plan.first.push(Step { offset: INTERRUPT_LINE, width: 1, value: config[INTERRUPT_LINE].into() });
     plan.first.push(Step { offset: COMMAND, width: 2, value: command.into() });
-    for (id, at) in capabilities(here) {
+    for (id, at) in capabilities(config) {
         let mut then = |offset: usize, writable: u16| {
-            let value = u32::from(word(there, at + offset) & writable);
+            let value = u32::from(word(config, at + offset) & writable);
             plan.then.push(Step { offset: at + offset, width: 2, value });
         };
         match id {
             POWER_MANAGEMENT => then(4, PMCSR_WRITABLE),
             PCI_EXPRESS => {
-                let about = word(here, at + 2);
+                let about = word(config, at + 2);
                 then(8, DEVICE_CONTROL_WRITABLE);
                 // One that is part of the root complex has no link.
                 if ENDPOINTS.contains(&(about >> 4 & 0xf)) {
@@ -135,7 +140,7 @@ pub(super) fn table(config: &[u8; CONFIG_BYTES]) -> Result<Option<MsixTable>, St
             let address = base.checked_add(u64::from(place & !7));
             let end = address.and_then(|address| address.checked_add(u64::from(rows) * ROW_BYTES));
             let address = address.filter(|_| end.is_some()).ok_or("its MSI-X table is at the end of all addresses")?;
-            Ok(Some(MsixTable { address, rows }))
+            Ok(Some(MsixTable { base: (number, base), address, rows }))
         }
         (false, true) => Err("MSI-X is on, and its table is out of reach: the guest has put the device to sleep, or turned its memory \
                               space off. Wait until it uses the device, and migrate then"
@@ -153,11 +158,11 @@ pub(super) fn capabilities(config: &[u8; CONFIG_BYTES]) -> Vec<(u8, usize)> {
         .collect()
 }
 
-pub(super) fn capabilities_at(config: &[u8; CONFIG_BYTES]) -> Option<usize> {
+fn capabilities_at(config: &[u8; CONFIG_BYTES]) -> Option<usize> {
     entry(config[CAPABILITIES])
 }
 
-pub(super) fn next_capability(config: &[u8; CONFIG_BYTES], at: usize) -> Option<usize> {
+fn next_capability(config: &[u8; CONFIG_BYTES], at: usize) -> Option<usize> {
     entry(config[at + 1])
 }
 
@@ -167,7 +172,7 @@ fn entry(pointer: u8) -> Option<usize> {
 }
 
 /// So much of a capability is looked at.
-pub(super) fn capability_bytes(id: u8) -> usize {
+fn capability_bytes(id: u8) -> usize {
     match id {
         POWER_MANAGEMENT => 8,
         MSIX => 12,
@@ -176,33 +181,23 @@ pub(super) fn capability_bytes(id: u8) -> usize {
     }
 }
 
-/// A state of another device would be nonsense here.
-fn same_device(here: &[u8; CONFIG_BYTES], there: &[u8; CONFIG_BYTES]) -> Result<(), String> {
-    let equal = |offset: usize, mask: u32| long(here, offset) & mask == long(there, offset) & mask;
-    let header_type = |config: &[u8; CONFIG_BYTES]| config[0x0e] & 0x7f;
-    if header_type(here) != 0 {
+/// # Errors
+/// No device has this that could be set up.
+fn check(config: &[u8; CONFIG_BYTES]) -> Result<(), String> {
+    if config[HEADER_TYPE] & 0x7f != 0 {
         return Err("it is no PCI endpoint".to_owned());
     }
-    let same_header = [0x00, 0x08, 0x2c].into_iter().all(|offset| equal(offset, u32::MAX))
-        && header_type(there) == 0
-        && capabilities(here) == capabilities(there);
-    let same_bars = base_addresses(here) == base_addresses(there);
-    let same_table = capabilities(here).into_iter().filter(|(id, _)| *id == MSIX).all(|(_, at)| {
-        equal(at, u32::from(MSIX_ROWS_Z) << 16) && equal(at + 4, u32::MAX) && equal(at + 8, u32::MAX)
-    });
-    if !(same_header && same_bars && same_table) {
-        return Err(
-            "the device here is not the one that the guest had: does it have the same profile?".to_owned()
-        );
-    }
-    let msi = capabilities(there).into_iter().any(|(id, at)| id == MSI && word(there, at + 2) & 1 != 0);
-    if msi {
+    if capabilities(config).into_iter().any(|(id, at)| id == MSI && word(config, at + 2) & 1 != 0) {
         return Err("the guest uses MSI, which is not restored".to_owned());
     }
     Ok(())
 }
 
-#[derive(Debug, PartialEq, Eq)]
+/// Vendor and device.
+pub(super) fn identity(config: &[u8; CONFIG_BYTES]) -> (u64, u64) {
+    (word(config, 0).into(), word(config, 2).into())
+}
+
 struct BaseAddress {
     number: u64,
     offset: usize,
@@ -220,7 +215,7 @@ impl BaseAddress {
     }
 }
 
-/// All six places, except second halves. One that the device does not have is written and stays zero.
+/// Those that the device has, but second halves: one of 32 bits is taken for missing while it is zero.
 fn base_addresses(config: &[u8; CONFIG_BYTES]) -> Vec<BaseAddress> {
     let mut found = Vec::new();
     let mut number = 0;
@@ -229,7 +224,9 @@ fn base_addresses(config: &[u8; CONFIG_BYTES]) -> Vec<BaseAddress> {
         let low = long(config, offset);
         let memory = low & 1 == 0;
         let wide = memory && low & 0b110 == 0b100 && number < 5;
-        found.push(BaseAddress { number: number as u64, offset, memory, wide });
+        if low != 0 {
+            found.push(BaseAddress { number: number as u64, offset, memory, wide });
+        }
         number += if wide { 2 } else { 1 };
     }
     found

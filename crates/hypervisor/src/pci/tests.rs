@@ -1,4 +1,4 @@
-use super::plan::{CONFIG_BYTES, MsixTable, Plan, Step, capabilities, plan, table};
+use super::plan::{CONFIG_BYTES, MsixTable, Plan, Step, capabilities, identity, plan, table};
 use super::{PciState, Vector, row};
 
 /// Godwit's NVMe device under Linux, as QEMU 11.1.3 gives it.
@@ -58,7 +58,7 @@ fn state(config: [u8; CONFIG_BYTES]) -> PciState {
 fn refusal(change: impl FnOnce(&mut PciState)) -> String {
     let mut state = state(running());
     change(&mut state);
-    plan(&powered_on(), &state).expect_err("it is restored")
+    plan(&state).expect_err("it is restored")
 }
 
 #[test]
@@ -69,12 +69,13 @@ fn a_running_devices_registers_are_written_in_the_order_that_maps_it_first() {
             step(0x10, 4, 0xfe20_0004),
             step(0x14, 4, 1),
             step(0x20, 4, 0xfe20_4004),
+            step(0x24, 4, 0),
             step(0x0c, 2, 0),
             step(0x3c, 1, 0x0b),
             step(0x04, 2, 0x0506),
         ],
         mapped: vec![(0, 0x1_fe20_0000), (4, 0xfe20_4000)],
-        table: Some(MsixTable { address: 0xfe20_4000, rows: 129 }),
+        table: Some(MsixTable { base: (4, 0xfe20_4000), address: 0xfe20_4000, rows: 129 }),
         then: vec![
             step(0x44, 2, 0),
             step(0x52, 2, 0x8000),
@@ -83,24 +84,23 @@ fn a_running_devices_registers_are_written_in_the_order_that_maps_it_first() {
             step(0x88, 2, 0),
         ],
     };
-    assert_eq!(plan(&powered_on(), &state(running())).unwrap(), wanted);
-    // A second time it is the same, though the device is set up already.
-    assert_eq!(plan(&running(), &state(running())).unwrap(), wanted);
+    assert_eq!(plan(&state(running())).unwrap(), wanted);
 }
 
 #[test]
-fn an_address_that_is_here_and_was_not_there_goes() {
-    let mut here = running();
-    set(&mut here, 0x24, 7);
-    set(&mut here, 0x30, 0xfe30_0001);
-    let plan = plan(&here, &state(running())).unwrap();
-    let zeros = plan.first.iter().filter(|step| step.value == 0 && step.width == 4).map(|step| step.offset);
-    assert_eq!(zeros.collect::<Vec<_>>(), [0x30, 0x24]);
+fn an_expansion_rom_and_an_address_of_32_bits_go_along() {
+    let mut there = running();
+    set(&mut there, 0x28 - 0x10, 0xfe10_0000);
+    set(&mut there, 0x30, 0xfe30_0001);
+    let plan = plan(&state(there)).unwrap();
+    let at: Vec<_> = plan.first.iter().filter(|step| step.width == 4).map(|step| step.offset).collect();
+    assert_eq!(at, [0x30, 0x10, 0x14, 0x18, 0x20, 0x24]);
+    assert!(plan.mapped.contains(&(2, 0xfe10_0000)), "{:?}", plan.mapped);
 }
 
 #[test]
 fn a_device_that_its_guest_never_touched_has_no_table_and_needs_none() {
-    let plan = plan(&powered_on(), &state(powered_on())).unwrap();
+    let plan = plan(&state(powered_on())).unwrap();
     assert_eq!((plan.table, plan.mapped.len()), (None, 0));
 }
 
@@ -111,7 +111,7 @@ fn no_write_resets_the_device_or_clears_what_it_says() {
     set(&mut there, 0x44, 0xffff_fffc);
     set(&mut there, 0x04, 0xffff_ffff);
     there[0x3d] = 9;
-    let plan = plan(&powered_on(), &state(there)).unwrap();
+    let plan = plan(&state(there)).unwrap();
     let all: Vec<&Step> = plan.first.iter().chain(&plan.then).collect();
     let value = |offset| all.iter().find(|step| step.offset == offset).unwrap().value;
     assert_eq!(value(0x68) & 0x8000, 0, "a function level reset");
@@ -121,16 +121,9 @@ fn no_write_resets_the_device_or_clears_what_it_says() {
 }
 
 #[test]
-fn the_state_of_another_device_is_refused() {
-    for offset in [0x00, 0x02, 0x08, 0x0b, 0x0e, 0x2c, 0x34, 0x40, 0x41, 0x50, 0x52, 0x54, 0x58, 0x60] {
-        let said = refusal(|state| state.config[offset] ^= 4);
-        assert!(said.contains("not the one that the guest had"), "{offset:#x}: {said}");
-    }
-    let said = refusal(|state| state.config[0x10] ^= 4);
-    assert!(said.contains("not the one that the guest had"), "a base address of another kind: {said}");
-    let mut bridge = powered_on();
-    bridge[0x0e] = 1;
-    assert!(plan(&bridge, &state(running())).unwrap_err().contains("no PCI endpoint"));
+fn a_bridge_is_refused_and_a_device_has_an_identity() {
+    assert!(refusal(|state| state.config[0x0e] = 1).contains("no PCI endpoint"));
+    assert_eq!(identity(&running()), (0x676f, 0x6477));
 }
 
 #[test]
@@ -157,19 +150,17 @@ fn a_table_that_cannot_be_reached_is_refused_if_it_is_used() {
     let mut unused = running();
     unused[0x53] &= !0x80;
     unused[0x04] &= !2;
-    assert_eq!(plan(&powered_on(), &state(unused)).unwrap().table, None);
+    assert_eq!(plan(&state(unused)).unwrap().table, None);
 }
 
 #[test]
 fn msi_is_refused_as_it_is_not_restored() {
-    let (mut here, mut there) = (powered_on(), running());
-    for config in [&mut here, &mut there] {
-        config[0x61] = 0xa0;
-        config[0xa0] = 0x05;
-    }
-    assert!(plan(&here, &state(there)).is_ok());
+    let mut there = running();
+    there[0x61] = 0xa0;
+    there[0xa0] = 0x05;
+    assert!(plan(&state(there)).is_ok());
     there[0xa2] = 1;
-    assert!(plan(&here, &state(there)).unwrap_err().contains("MSI"));
+    assert!(plan(&state(there)).unwrap_err().contains("MSI"));
 }
 
 #[test]
@@ -185,7 +176,7 @@ fn a_list_of_capabilities_that_turns_in_a_circle_or_leaves_the_space_has_an_end(
 }
 
 #[test]
-fn no_bytes_of_a_state_or_a_device_lead_to_a_write_outside_the_registers() {
+fn no_bytes_of_a_state_lead_to_a_write_outside_the_registers() {
     let mut seed = 0x9e37_79b9_7f4a_7c15u64;
     let mut random = || {
         seed ^= seed << 13;
@@ -195,16 +186,11 @@ fn no_bytes_of_a_state_or_a_device_lead_to_a_write_outside_the_registers() {
     };
     let mut restored = 0;
     for _ in 0..20_000 {
-        let (mut here, mut there) = (powered_on(), running());
-        for _ in 0..random() % 4 {
-            let (at, value) = (usize::from(random()), random());
-            here[at] = value;
-            there[at] = value;
-        }
-        for _ in 0..random() % 6 {
+        let mut there = running();
+        for _ in 0..random() % 10 {
             there[usize::from(random())] = random();
         }
-        let Ok(plan) = plan(&here, &state(there)) else { continue };
+        let Ok(plan) = plan(&state(there)) else { continue };
         restored += 1;
         for Step { offset, width, .. } in plan.first.iter().chain(&plan.then) {
             assert!([1, 2, 4].contains(width) && offset % width == 0 && offset + width <= CONFIG_BYTES);

@@ -6,7 +6,7 @@ use crate::migration::listener::Known;
 use crate::migration::word::{FromDestination, Guest, send};
 use crate::run::House;
 use anyhow::{Context, anyhow, bail, ensure};
-use hypervisor::{Destination, DestinationNow, DestinationWord};
+use hypervisor::{Destination, DestinationNow, DestinationWord, Device};
 use std::collections::BTreeSet;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -47,7 +47,7 @@ enum Whole {
     #[default]
     NotYet,
     /// All of it, and its devices are set up.
-    Yes(Box<Destination>),
+    Yes(Box<(Destination, Vec<Device>)>),
     /// It will not come, and why.
     Never(String),
 }
@@ -171,17 +171,11 @@ impl Coming {
 
     /// Until the hypervisor has all of the guest; then its devices are set up, while the ssds pass from host to host.
     fn wait(&self, house: &House, mut qemu: Destination) {
-        let came = until_whole(&mut qemu).and_then(|()| {
-            let since = Instant::now();
-            restore(house, &mut qemu, &|name| self.has(name))?;
-            let took_us = since.elapsed().as_micros();
-            tracing::info!(ssds = ?self.guest.ssds, took_us, "a guest has come: its controllers are set up");
-            Ok(())
-        });
+        let came = self.set_up(house, &mut qemu);
         let mut state = self.state();
         state.whole = match came {
             // Its hypervisor says so before its last word to the one at the source, which would run the guest again without that.
-            Ok(()) => Whole::Yes(Box::new(qemu)),
+            Ok(devices) => Whole::Yes(Box::new((qemu, devices))),
             Err(error) => {
                 state.tunnel = None;
                 Whole::Never(format!("{error:#}"))
@@ -189,6 +183,18 @@ impl Coming {
         };
         drop(state);
         self.changed.notify_all();
+    }
+
+    /// Its devices, once it is whole and they are set up.
+    fn set_up(&self, house: &House, qemu: &mut Destination) -> anyhow::Result<Vec<Device>> {
+        // Asked while the guest still runs.
+        let devices = qemu.devices()?;
+        until_whole(qemu)?;
+        let since = Instant::now();
+        restore(house, qemu, &devices, &|name| self.has(name))?;
+        let took_us = since.elapsed().as_micros();
+        tracing::info!(ssds = ?self.guest.ssds, took_us, "a guest has come: its controllers are set up");
+        Ok(devices)
     }
 
     /// Whether all of the guest is here. Asked before an ssd of it is taken: without its memory it is better given back.
@@ -237,7 +243,10 @@ impl Coming {
         state.tunnel = None;
         let since = Instant::now();
         let run = match std::mem::take(&mut state.whole) {
-            Whole::Yes(mut qemu) => let_run(house, &mut qemu, &|name| self.has(name)),
+            Whole::Yes(whole) => {
+                let (mut qemu, devices) = *whole;
+                let_run(house, &mut qemu, &devices, &|name| self.has(name))
+            }
             Whole::NotYet => Err(anyhow!("nothing is known of its memory")),
             Whole::Never(why) => Err(anyhow!(why)),
         };
@@ -279,15 +288,16 @@ pub(in crate::migration) fn run_what_came(house: &House, path: &Path) -> anyhow:
     let is_its = |name: &str| {
         configs.iter().any(|config| config.name == name && config.hypervisor.as_deref() == Some(path))
     };
-    let is_served = |device: &hypervisor::Device| {
+    let is_served = |device: &Device| {
         let config = configs.iter().find(|config| super::serves(config, &device.server));
         let number =
             config.filter(|config| is_its(&config.name)).and_then(|config| house.number(&config.name));
         number.is_some_and(|number| house.ssd(number).is_some())
     };
-    if qemu.devices()?.iter().all(is_served) {
-        restore(house, &mut qemu, &is_its)?;
-        let_run(house, &mut qemu, &is_its)?;
+    let devices = qemu.devices()?;
+    if devices.iter().all(is_served) {
+        restore(house, &mut qemu, &devices, &is_its)?;
+        let_run(house, &mut qemu, &devices, &is_its)?;
         tracing::info!(hypervisor = %path.display(), "the guest runs here");
     }
     Ok(())

@@ -109,15 +109,15 @@ fn is_same(one: &Path, other: &Path) -> bool {
 }
 
 /// Those that are other than after a reset.
-fn vectors_of(pci: &PciState) -> Vec<VectorV1> {
-    let rows = (0_u16..).zip(&pci.vectors);
+fn vectors_of(table: &[Vector]) -> Vec<VectorV1> {
+    let rows = (0_u16..).zip(table);
     let set = rows.filter(|(_, row)| row.address != 0 || row.data != 0 || !row.masked);
     set.map(|(vector, row)| VectorV1 { vector, address: row.address, data: row.data, masked: row.masked })
         .collect()
 }
 
-/// What a hypervisor is to know of a controller, as the controller's state has it.
-fn pci_of(controller: &ControllerV1) -> PciState {
+/// Configuration space, as the controller's state has it.
+fn config_of(controller: &ControllerV1) -> [u8; CONFIG_BYTES] {
     let mut config = [0; CONFIG_BYTES];
     for word in &controller.config {
         if let Some(there) =
@@ -126,6 +126,12 @@ fn pci_of(controller: &ControllerV1) -> PciState {
             *there = word.value.to_le_bytes();
         }
     }
+    config
+}
+
+/// What a hypervisor is to know of a controller, as the controller's state has it.
+fn pci_of(controller: &ControllerV1) -> PciState {
+    let config = config_of(controller);
     // Message control, in the word of the capability's head.
     let table_z = u16::from_le_bytes([config[MSIX_CAP + 2], config[MSIX_CAP + 3]]) & 0x7ff;
     let mut vectors = vec![Vector { address: 0, data: 0, masked: true }; usize::from(table_z) + 1];
@@ -138,13 +144,13 @@ fn pci_of(controller: &ControllerV1) -> PciState {
 }
 
 /// The controllers of a guest, each with its device in its hypervisor. `is_its`: by the names of the guest's ssds, whatever the hypervisor says.
-fn controllers(
+fn controllers<'a>(
     house: &House,
-    qemu: &mut Destination,
+    devices: &'a [Device],
     is_its: &dyn Fn(&str) -> bool,
-) -> anyhow::Result<Vec<(Device, Passenger)>> {
+) -> anyhow::Result<Vec<(&'a Device, Passenger)>> {
     let mut found = Vec::new();
-    for device in qemu.devices()?.into_iter().filter(|device| device.interface == Interface::VfioUser) {
+    for device in devices.iter().filter(|device| device.interface == Interface::VfioUser) {
         let config = ssd_of(house, &device.server);
         let number =
             config.filter(|config| is_its(&config.name)).and_then(|config| house.number(&config.name));
@@ -157,12 +163,17 @@ fn controllers(
 }
 
 /// Sets the controllers of a guest that has come up in its hypervisor as they were.
-fn restore(house: &House, qemu: &mut Destination, is_its: &dyn Fn(&str) -> bool) -> anyhow::Result<()> {
-    for (device, passenger) in controllers(house, qemu, is_its)? {
+fn restore(
+    house: &House,
+    qemu: &mut Destination,
+    devices: &[Device],
+    is_its: &dyn Fn(&str) -> bool,
+) -> anyhow::Result<()> {
+    for (device, passenger) in controllers(house, devices, is_its)? {
         passenger.check_client()?;
         // One that does not stand still was let go on already.
         if let Ok(state) = passenger.save() {
-            qemu.restore_pci(&device, &pci_of(&ControllerV1::from_bytes(&state)?))
+            qemu.restore_pci(device, &pci_of(&ControllerV1::from_bytes(&state)?))
                 .context("its controller cannot be set up in its hypervisor")?;
         }
     }
@@ -170,8 +181,13 @@ fn restore(house: &House, qemu: &mut Destination, is_its: &dyn Fn(&str) -> bool)
 }
 
 /// Lets a guest run that has come and whose controllers are set up: they go on first.
-fn let_run(house: &House, qemu: &mut Destination, is_its: &dyn Fn(&str) -> bool) -> anyhow::Result<()> {
-    for (_, passenger) in controllers(house, qemu, is_its)? {
+fn let_run(
+    house: &House,
+    qemu: &mut Destination,
+    devices: &[Device],
+    is_its: &dyn Fn(&str) -> bool,
+) -> anyhow::Result<()> {
+    for (_, passenger) in controllers(house, devices, is_its)? {
         passenger.run()?;
     }
     Ok(qemu.run()?)

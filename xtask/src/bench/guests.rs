@@ -23,8 +23,6 @@ const SIZE_MIB: u64 = 256;
 const FILLED_MIB: u64 = 128;
 const BEFORE_S: u32 = 5;
 const PATIENCE: Duration = Duration::from_secs(120);
-/// The same for QEMU and for Godwit: the guests' processors are emulated.
-const DOWNTIME_MS: u64 = 300;
 
 /// The bench's own arguments.
 #[derive(Parser)]
@@ -33,6 +31,9 @@ struct Arguments {
     /// Moves of each guest
     #[arg(long, default_value_t = 5)]
     moves: u32,
+    /// How long a guest may stand still, by QEMU's reckoning, for its last pages. The same for each way
+    #[arg(long, default_value_t = 300)]
+    max_stun_ms: u64,
     /// Only the ways whose names contain this
     #[arg(long, default_value = "")]
     only: String,
@@ -101,7 +102,7 @@ pub(super) fn command(arguments: &[String]) -> Result<()> {
     ];
     let mut lines = Vec::new();
     for (name, disk, make) in ways.iter().filter(|(name, ..)| name.contains(&arguments.only)) {
-        let took = moves(&image, make()?, disk, arguments.moves).with_context(|| (*name).to_owned())?;
+        let took = moves(&image, make()?, disk, &arguments).with_context(|| (*name).to_owned())?;
         lines.push(line(name, &took));
         eprintln!("{}", lines.last().unwrap_or(&Value::Null));
     }
@@ -114,7 +115,7 @@ pub(super) fn command(arguments: &[String]) -> Result<()> {
 }
 
 /// One guest goes to and fro so often.
-fn moves(image: &Image, mut way: Way, disk: &str, moves: u32) -> Result<Vec<Took>> {
+fn moves(image: &Image, mut way: Way, disk: &str, arguments: &Arguments) -> Result<Vec<Took>> {
     let mut vm = way.guest()?.boot(image)?;
     way.here(&vm)?;
     let probe = (!disk.is_empty()).then_some(Probe { disk });
@@ -124,12 +125,12 @@ fn moves(image: &Image, mut way: Way, disk: &str, moves: u32) -> Result<Vec<Took
         vm.run_within(PATIENCE, &fill)?.into_ok(&fill)?;
     }
     let mut all = Vec::new();
-    for number in 1..=moves {
+    for number in 1..=arguments.moves {
         let before = probe.as_ref().map(|probe| probe.before(&mut vm)).transpose()?;
         let mut there = way.wait_there(image)?;
         probe.iter().try_for_each(|probe| probe.begin(&mut vm))?;
         let began = Instant::now();
-        way.go(&mut vm, &mut there).with_context(|| format!("move {number}"))?;
+        way.go(&mut vm, &mut there, arguments.max_stun_ms).with_context(|| format!("move {number}"))?;
         let total = began.elapsed();
         let downtime = vm.downtime(&mut there)?;
         std::mem::replace(&mut vm, there).kill();
@@ -168,20 +169,20 @@ impl Way {
     }
 
     /// Until the guest runs there.
-    fn go(&self, vm: &mut Vm, there: &mut Vm) -> Result<()> {
+    fn go(&self, vm: &mut Vm, there: &mut Vm, max_stun_ms: u64) -> Result<()> {
         match self {
             Way::Godwit { hosts, .. } => {
-                hosts[0].migrate(&hosts[1], &["--max-stun", &format!("{DOWNTIME_MS}ms")]).map(drop)
+                hosts[0].migrate(&hosts[1], &["--max-stun", &format!("{max_stun_ms}ms")]).map(drop)
             }
             Way::Bare => {
-                let mut migration = Migration::begin_quickly(vm, there, DOWNTIME_MS)?;
+                let mut migration = Migration::begin_quickly(vm, there, max_stun_ms)?;
                 migration.wait_held()?;
                 migration.switch_over()?;
                 Ok(migration.destination.run()?)
             }
             Way::Mirror(mirror) => {
                 mirror.begin(vm, there)?;
-                let mut migration = Migration::begin_quickly(vm, there, DOWNTIME_MS)?;
+                let mut migration = Migration::begin_quickly(vm, there, max_stun_ms)?;
                 migration.wait_held()?;
                 mirror.end(vm)?;
                 migration.switch_over()?;

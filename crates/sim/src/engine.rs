@@ -7,22 +7,22 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use block::{Now, Outcome, Request, Submitted, Token};
+use block::{Now, Outcome, Range, Request, Submitted, Token};
 use memory::{DoorbellPage, MemoryMap, SharedRegion};
-use nvme::controller::{Controller, ControllerConfig, Host};
+use nvme::controller::{Controller, ControllerConfig, Host, Survey};
 use nvme::crash;
 use nvme::group::{GroupConfig, QueueGroup};
 use nvme::limits::MDTS_BYTES;
 use nvme::management::Order;
 use nvme::namespace::NamespaceTable;
-use nvme::profile::{GODWIT_1, Identity};
+use nvme::profile::{GODWIT_2, Identity};
 use nvme::queue::conclude;
 use nvme::sink::{GroupCommand, GroupEvent, Sink};
 use state::SsdV1;
 use state::region::{ControllerRegion, QUEUES_MAX};
 
 use crate::crossing::watch::Watch;
-use crate::disk::Disk;
+use crate::disk::{Disk, SECTOR};
 use crate::rng::Rng;
 
 /// The home's door to the drive; groups have their index.
@@ -83,6 +83,8 @@ struct Links {
     moving: Moving,
     /// Once all have drained it stands still, until it is let go on.
     halted: bool,
+    /// A look at the drive's map that nobody has taken yet.
+    survey: Option<(u32, Range, usize)>,
     rng: Rng,
 }
 
@@ -140,8 +142,10 @@ impl Host for Errand<'_> {
         unreachable!("an I/O controller manages nobody");
     }
 
-    fn survey(&mut self, _ticket: u32, _range: block::Range, _runs_max: usize) {
-        unreachable!("its profile tells nobody what is allocated");
+    fn survey(&mut self, ticket: u32, range: Range, runs_max: usize) {
+        crash::point();
+        assert!(self.links.survey.is_none(), "one look at a time");
+        self.links.survey = Some((ticket, range, runs_max));
     }
 
     fn namespaces(&mut self, table: &Arc<NamespaceTable>) {
@@ -220,6 +224,22 @@ impl Sink for Desk<'_> {
     }
 }
 
+/// Sectors that are not all zeros.
+fn survey(disk: &Disk, range: Range, runs_max: usize) -> Survey {
+    let end_bytes = range.end_bytes().unwrap_or(range.start_bytes);
+    let mut runs: Vec<Range> = Vec::new();
+    for start_bytes in (range.start_bytes..end_bytes).step_by(SECTOR) {
+        if disk.look(start_bytes, SECTOR as u64).iter().all(|byte| *byte == 0) {
+            continue;
+        }
+        if runs.len() == runs_max {
+            return Survey { runs, end_bytes: start_bytes };
+        }
+        runs.push(Range { start_bytes, len_bytes: SECTOR as u64 });
+    }
+    Survey { runs, end_bytes }
+}
+
 impl Outside {
     /// The controller over what is there.
     pub(crate) fn controller(&self, now: Now) -> Controller {
@@ -227,7 +247,7 @@ impl Outside {
         let config = ControllerConfig {
             region: Arc::clone(&self.region),
             doorbells: Arc::clone(&self.doorbells),
-            profile: GODWIT_1,
+            profile: GODWIT_2,
             identity: self.identity.clone(),
             capacity_bytes: limits.capacity_bytes,
             limits,
@@ -282,6 +302,7 @@ impl Engine {
             deletions: Vec::new(),
             table,
             to_group: vec![VecDeque::new(); groups],
+            survey: None,
             moving: if rng.one_in(6) { Moving::Wanted } else { Moving::No },
             halted: false,
             rng,
@@ -374,6 +395,11 @@ impl Engine {
         if errand.outside.writing.is_some() && errand.links.rng.percent(40) {
             errand.outside.settle_record(record_ok);
             controller.persisted(record_ok, now, &mut errand);
+        }
+        let looks = errand.links.survey.is_some() && errand.links.rng.percent(40);
+        if let Some((ticket, range, runs_max)) = errand.links.survey.take_if(|_| looks) {
+            let found = survey(&errand.outside.disk, range, runs_max);
+            controller.surveyed(ticket, Ok(found), now, &mut errand);
         }
         // A shutdown that found the drive full must go on, or the move would wait for it for ever; it takes no commands.
         let pausing = matches!(errand.links.moving, Moving::Pausing(_) | Moving::Paused);

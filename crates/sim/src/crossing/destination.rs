@@ -2,7 +2,7 @@
 
 use block::Now;
 use nvme::controller::saved::{Place, check};
-use nvme::profile::GODWIT_1;
+use nvme::profile::GODWIT_2;
 use state::controller::ControllerV1;
 use transfer::commit::{
     Destination, DestinationEffect, DestinationEvent, DestinationRecord, DestinationStep, Message, Pledge,
@@ -249,7 +249,7 @@ impl World {
         let place = Place {
             region: &outside.region,
             doorbells: &outside.doorbells,
-            profile: &GODWIT_1,
+            profile: &GODWIT_2,
             identity: &outside.identity,
             record: &outside.record.clone(),
             block_bytes: outside.disk.limits().block_bytes,

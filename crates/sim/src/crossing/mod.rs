@@ -179,7 +179,7 @@ impl World {
         let trouble = Trouble::new(seed, &mut rng);
         let record = SsdV1 {
             capacity_bytes: CAPACITY as u64,
-            profile: "godwit-1".to_owned(),
+            profile: "godwit-2".to_owned(),
             laid_out: true,
             namespaces: namespaces(),
             created: 3,

@@ -205,7 +205,7 @@ impl World {
         sending.copying =
             Some(Copying { control: Arc::clone(&control), map, era: None, near: false, rested: false });
         let plan =
-            Plan { pages, name: "ssd".to_owned(), profile: "godwit-1".to_owned(), settings: Vec::new() };
+            Plan { pages, name: "ssd".to_owned(), profile: "godwit-2".to_owned(), settings: Vec::new() };
         self.actors.spawn(at, Role::Copy, move || {
             if let Err(error) = copy(plan, &blocks, &clock, &control, options) {
                 ask(Ask::Failed(error.to_string()));

@@ -106,7 +106,11 @@ impl Guest {
                 let expected = self.features.get(&fid).copied()?;
                 Some(AdminOp::GetFeature { fid, expected })
             }
-            45..50 => Some(AdminOp::Identify),
+            45..48 => Some(AdminOp::Identify),
+            48..50 => {
+                let attached = self.namespaces.iter().find(|(_, ns)| ns.attached);
+                attached.map(|(nsid, _)| AdminOp::LbaStatus { nsid: *nsid })
+            }
             50..60 => {
                 let lid = self.rng.pick(&[1, 2, 4])?;
                 let asked = self.is_outstanding(|op| matches!(op, AdminOp::Log { .. }));
@@ -265,6 +269,11 @@ impl Guest {
                 command.cdw10 = 1;
                 AdminOpcode::Identify
             }
+            AdminOp::LbaStatus { nsid } => {
+                // Action 02h over all of it, in a page.
+                (command.nsid, command.cdw12, command.cdw13) = (*nsid, 1023, 0x0200_0000);
+                AdminOpcode::GetLbaStatus
+            }
             AdminOp::SelfTest => {
                 (command.cdw10, command.nsid) = (1, u32::MAX);
                 AdminOpcode::DeviceSelfTest
@@ -345,6 +354,7 @@ impl Guest {
             }
             AdminOp::Event => return self.event(entry.dw0),
             AdminOp::Log { lid } => return self.log_read(*lid, cmd, now),
+            AdminOp::LbaStatus { nsid } => return self.list_read(*nsid, cmd),
             op if op.changes_namespaces() => self.namespaces_ended(op, entry, now),
             _ => {}
         }
@@ -404,6 +414,54 @@ impl Guest {
         Ok(())
     }
 
+    /// The namespaces may have been others meanwhile.
+    fn were_changed_since(&self, begun: u64) -> bool {
+        self.namespaces_changed >= begun
+            || self.sanitizing
+            || self.is_outstanding(AdminOp::changes_namespaces)
+    }
+
+    /// Runs of blocks of the namespace, ascending and apart; among them is what held something all the time.
+    fn list_read(&self, nsid: u32, cmd: &Cmd) -> Checked {
+        let Some(buffer) = cmd.buffer else { return Ok(()) };
+        let page = self.get(buffer, 4096);
+        let word = |at: usize| {
+            page.get(at..at + 8).map_or(0, |bytes| u64::from_le_bytes(bytes.try_into().unwrap_or_default()))
+        };
+        let (count, condition) = (word(0) & 0xffff_ffff, word(0) >> 32);
+        if count > 255 {
+            return violation!("#{} tells {count} runs in a page", cmd.key);
+        }
+        let Some(ns) = self.namespaces.get(&nsid).filter(|_| !self.were_changed_since(cmd.begun)) else {
+            return Ok(());
+        };
+        let mut told = Vec::new();
+        let mut behind = None;
+        for at in (8..).step_by(16).take(usize::try_from(count).unwrap_or(0)) {
+            let (start, end) = (word(at), word(at) + (word(at + 8) & 0xffff_ffff) + 1);
+            if end > ns.blocks || behind.is_some_and(|behind| start <= behind) {
+                return violation!("#{} of {count} runs one is {start} to {end}, after {behind:?}", cmd.key);
+            }
+            behind = Some(end);
+            told.push(start << (ns.shift - 9)..end << (ns.shift - 9));
+        }
+        let left_out = (0..HOT_SECTORS).find(|sector| {
+            let possible = self.ledger.possible(nsid, *sector, cmd.begun);
+            let empty = possible.iter().any(|it| matches!(it, Content::Zero | Content::Anything));
+            !empty && !told.iter().any(|run| run.contains(sector))
+        });
+        match left_out {
+            // All that the guest uses has room in a page.
+            _ if condition != 2 => violation!("#{} is not whole: {condition}, {count} runs", cmd.key),
+            Some(sector) => violation!(
+                "#{} does not tell sector {sector} of namespace {nsid}{}",
+                cmd.key,
+                self.ledger.describe(nsid, sector)
+            ),
+            None => Ok(()),
+        }
+    }
+
     fn log_read(&mut self, lid: u8, cmd: &Cmd, now: u64) -> Checked {
         let Some(buffer) = cmd.buffer else { return Ok(()) };
         let page = self.get(buffer, 512);
@@ -443,6 +501,11 @@ impl Guest {
             AdminOp::Event => status == Status::ABORT_REQUESTED && cmd.abort_asked,
             AdminOp::SelfTest => {
                 matches!(status, Status::SELF_TEST_IN_PROGRESS | Status::SANITIZE_IN_PROGRESS)
+            }
+            // Or the namespace has gone by then.
+            AdminOp::LbaStatus { .. } => {
+                self.were_changed_since(cmd.begun)
+                    && matches!(status, Status::INVALID_FIELD | Status::SANITIZE_IN_PROGRESS)
             }
             // The queue may have gone meanwhile.
             AdminOp::Abort { .. } => true,

@@ -70,20 +70,45 @@ pub(crate) enum AdminOp {
     CreateSq(u16),
     DeleteSq(u16),
     DeleteCq(u16),
-    Abort { sqid: u16, cid: u16 },
+    Abort {
+        sqid: u16,
+        cid: u16,
+    },
     Event,
-    SetFeature { fid: u8, value: u32 },
-    GetFeature { fid: u8, expected: u32 },
+    SetFeature {
+        fid: u8,
+        value: u32,
+    },
+    GetFeature {
+        fid: u8,
+        expected: u32,
+    },
     SetQueues,
     Identify,
+    /// Which of its blocks are allocated.
+    LbaStatus {
+        nsid: u32,
+    },
     SelfTest,
-    Log { lid: u8 },
+    Log {
+        lid: u8,
+    },
     Doorbells,
-    Format { nsid: u32, shift: u8 },
+    Format {
+        nsid: u32,
+        shift: u8,
+    },
     Sanitize,
-    Attach { nsid: u32, attach: bool },
-    Create { shift: u8 },
-    Delete { nsid: u32 },
+    Attach {
+        nsid: u32,
+        attach: bool,
+    },
+    Create {
+        shift: u8,
+    },
+    Delete {
+        nsid: u32,
+    },
 }
 
 impl AdminOp {

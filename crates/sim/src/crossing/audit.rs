@@ -1,12 +1,13 @@
 //! What must hold at every moment, and at the end.
 
+use state::SsdV1;
 use transfer::commit::{DestinationStep, Record, SourceStep};
 
-use super::World;
-use super::host::Host;
+use super::host::{Arriving, Host, Sending};
+use super::{Rest, World};
 use crate::disk::SECTOR;
 use crate::guest::{Checked, HOT_SECTORS, Life, violation};
-use crate::ledger::Content;
+use crate::ledger::{Content, Ledger};
 
 impl World {
     /// At every moment.
@@ -78,38 +79,74 @@ impl World {
     /// At the end.
     pub(super) fn audit(&mut self) -> Checked {
         self.guest.check_quiet()?;
-        let Some(owner) = (0..2).find(|at| self.hosts[*at].serves()) else { return Ok(()) };
-        self.audit_data(owner)?;
-        let other = &self.hosts[1 - owner];
-        let is_done = other.process.as_ref().is_some_and(|process| {
-            process.sending.as_ref().is_some_and(|it| it.step == Some(SourceStep::Gone))
-                || process.arriving.as_ref().is_some_and(|it| it.step == Some(DestinationStep::Dropped))
+        for at in 0..2 {
+            self.audit_emptied(at)?;
+        }
+        let Some(owner) = (0..2).find(|at| self.hosts[*at].serves()) else { return self.audit_left() };
+        let tick = self.guest.now();
+        let engine = self.hosts[owner].process.as_ref().and_then(|process| process.engine.as_ref());
+        let record = engine.map(|engine| engine.controller.record());
+        match record {
+            Some(record) => self.audit_data(owner, "the owner", &record, &self.guest.ledger, tick),
+            None => Ok(()),
+        }
+    }
+
+    /// Where the ssd is not any more, nothing of it is.
+    fn audit_emptied(&self, at: usize) -> Checked {
+        let host = &self.hosts[at];
+        let is_done = host.process.as_ref().is_some_and(|process| {
+            let gone = |it: &&Sending| it.is_over() && it.step == Some(SourceStep::Gone);
+            let dropped = |it: &&Arriving| it.is_over() && it.step == Some(DestinationStep::Dropped);
+            process.sending.as_ref().filter(gone).is_some()
+                || process.arriving.as_ref().filter(dropped).is_some()
         });
-        let len = other.outside.disk.limits().capacity_bytes;
-        if is_done && other.outside.disk.look(0, len).iter().any(|byte| *byte != 0) {
+        let len = host.outside.disk.limits().capacity_bytes;
+        if is_done && host.outside.disk.look(0, len).iter().any(|byte| *byte != 0) {
             return violation!("something of the ssd is left where it is not any more");
         }
         Ok(())
     }
 
-    /// Every sector that the guest ever used has what one history explains.
-    fn audit_data(&mut self, owner: usize) -> Checked {
-        let at = self.guest.now();
-        let host = &self.hosts[owner];
-        let Some(engine) = host.process.as_ref().and_then(|process| process.engine.as_ref()) else {
-            return Ok(());
+    /// Nobody serves: a host is lost, and at the other an operator may have to say who goes on. What it would go on with is what the guest left
+    /// when it stood still: a whole copy, or the original.
+    fn audit_left(&mut self) -> Checked {
+        let Some(left) = (0..2).find(|at| !self.hosts[*at].lost) else { return Ok(()) };
+        let host = &self.hosts[left];
+        let (migration, who, may_be_undone) = match host.journal.read() {
+            // What was not flushed may be gone with its power.
+            Some((_, Record::Source(record))) if record.step == SourceStep::Granted => {
+                (record.pledge.migration, "the source that has granted", !host.has_memory)
+            }
+            Some((_, Record::Destination(record))) if record.step == DestinationStep::Ready => {
+                (record.pledge.migration, "the destination that is ready", false)
+            }
+            _ => return Ok(()),
         };
-        for ns in engine.controller.record().namespaces {
+        let Some(Rest { mut ledger, tick }) = self.rests.remove(&migration) else {
+            return violation!("{who} has no copy of a guest that stood still{}", self.describe());
+        };
+        if may_be_undone {
+            ledger.power_loss(tick + 1);
+        }
+        self.report.left_audited = 1;
+        self.audit_data(left, who, &self.hosts[left].outside.record, &ledger, tick + 2)
+    }
+
+    /// Every sector that the guest ever used has what one history explains.
+    fn audit_data(&self, at: usize, who: &str, record: &SsdV1, ledger: &Ledger, tick: u64) -> Checked {
+        let host = &self.hosts[at];
+        for ns in &record.namespaces {
             for sector in 0..HOT_SECTORS {
                 let start = ns.start_bytes + sector * SECTOR as u64;
                 let found = Content::read(host.outside.disk.look(start, SECTOR as u64));
-                let possible = self.guest.ledger.possible(ns.nsid, sector, at);
+                let possible = ledger.possible(ns.nsid, sector, tick);
                 let unknown = possible.iter().any(|it| matches!(it, Content::Bad | Content::Anything));
                 if !unknown && !found.is_some_and(|it| possible.contains(&it)) {
                     return violation!(
-                        "sector {sector} of namespace {} has {found:?} at the owner, host {owner}{}",
+                        "sector {sector} of namespace {} has {found:?} at {who}, host {at}{}",
                         ns.nsid,
-                        self.guest.ledger.describe(ns.nsid, sector)
+                        ledger.describe(ns.nsid, sector)
                     );
                 }
             }

@@ -22,6 +22,7 @@ pub mod watch;
 mod wire;
 
 use std::any::Any;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,6 +45,7 @@ use self::wire::Wire;
 use crate::disk::Manners;
 use crate::engine::Engine;
 use crate::guest::{Call, Checked, Glimpse, Guest, Habits, Violation, violation};
+use crate::ledger::Ledger;
 use crate::rng::Rng;
 use crate::world::{lived, message};
 
@@ -79,6 +81,8 @@ pub struct Report {
     pub taken_back: u64,
     /// It ended in a state in which somebody has to do something, which is named.
     pub named: u64,
+    /// Of these, those with a copy or an original at the host that is left, which was looked at.
+    pub left_audited: u64,
 }
 
 /// Where the guest is.
@@ -88,6 +92,12 @@ struct Vm {
     running: bool,
     /// A register access was made to an engine that did not live to answer it.
     in_call: bool,
+}
+
+/// What the guest knew of its data when it stood still, and when that was.
+struct Rest {
+    ledger: Ledger,
+    tick: u64,
 }
 
 /// The world.
@@ -110,6 +120,11 @@ pub(crate) struct World {
     forced: bool,
     broken: Option<Broken>,
     migrations: u8,
+    /// Those that made the other host the owner, and those that were given back: once each, however often their records are written.
+    crossed: BTreeSet<[u8; 16]>,
+    taken_back: BTreeSet<[u8; 16]>,
+    /// What each migration found when the guest stood still for it.
+    rests: BTreeMap<[u8; 16], Rest>,
     /// The epochs that the ssd was served by, and where.
     epochs: Vec<(u64, usize)>,
     report: Report,
@@ -139,7 +154,9 @@ pub fn run_with(seed: u64, trace: bool, broken: Option<Broken>) -> Result<Report
         Ok(()) => {
             let points = crash::passed().wrapping_sub(before);
             let cuts = world.wire.cuts;
-            Ok(Report { points, cuts, answers: world.guest.answers, ..world.report })
+            let (crossings, taken_back) = (world.crossed.len() as u64, world.taken_back.len() as u64);
+            let answers = world.guest.answers;
+            Ok(Report { points, cuts, answers, crossings, taken_back, ..world.report })
         }
         Err(Violation(what)) => Err(Violation(format!("crossing seed {seed}: {what}"))),
     }
@@ -215,6 +232,9 @@ impl World {
             forced: false,
             broken,
             migrations: 0,
+            crossed: BTreeSet::new(),
+            taken_back: BTreeSet::new(),
+            rests: BTreeMap::new(),
             epochs: Vec::new(),
             report: Report::default(),
         }

@@ -11,7 +11,7 @@ use transfer::commit::{DestinationEvent, SourceEvent};
 use super::actors::{ActorId, Ask, Reply, Role};
 use super::broken::Broken;
 use super::host::Host;
-use super::{CAPACITY, World};
+use super::{CAPACITY, Rest, World};
 use crate::guest::{Checked, Violation, violation};
 
 /// What comes of an ask.
@@ -183,6 +183,8 @@ impl World {
                 let Ok(state) = engine.controller.save(now).to_bytes() else {
                     return violation!("the state of a controller cannot be saved");
                 };
+                let rest = Rest { ledger: self.guest.ledger.clone(), tick: self.guest.tick };
+                self.rests.insert(sending.machine.pledge().migration, rest);
                 Answer::Now(Reply::State(state))
             }
             Ask::Rested => {

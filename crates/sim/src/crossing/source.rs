@@ -151,8 +151,10 @@ impl World {
             sending.alarmed = false;
         }
         match record.step {
-            SourceStep::Gone => self.report.crossings += 1,
-            SourceStep::TakenBack | SourceStep::TakenBackHeard => self.report.taken_back += 1,
+            SourceStep::Gone => _ = self.crossed.insert(record.pledge.migration),
+            SourceStep::TakenBack | SourceStep::TakenBackHeard => {
+                self.taken_back.insert(record.pledge.migration);
+            }
             _ => {}
         }
         if lies {

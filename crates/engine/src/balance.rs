@@ -43,14 +43,14 @@ pub(crate) struct Balancer {
     wanted: Option<(usize, u32)>,
     /// Looks without a move that are left.
     settling: u32,
-    /// What each pair had done at the last survey.
+    /// What each pair had done when all were last asked for.
     done: HashMap<(SsdId, u16), u64>,
     /// The look at which each was moved.
     moved: HashMap<(SsdId, u16), u64>,
 }
 
 impl Balancer {
-    /// Looks at the loads. Whether a survey is worth its price.
+    /// Looks at the loads. Whether it is worth its price to ask for all pairs.
     pub(crate) fn wants_more(&mut self, loads: &[Load]) -> bool {
         self.look += 1;
         self.settling = self.settling.saturating_sub(1);
@@ -60,7 +60,7 @@ impl Balancer {
         };
         let looks = self.wanted.filter(|(reactor, _)| *reactor == most.reactor).map_or(0, |(_, looks)| looks);
         self.wanted = Some((most.reactor, looks + 1));
-        // The survey before shows what each did in the last look.
+        // Those asked for before show what each did in the last look.
         looks + 2 >= PATIENCE && self.settling == 0
     }
 

@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 /// Between two looks at what the reactors did.
 const LOOK: Duration = Duration::from_millis(100);
 /// How long a reactor may take to say what it has: one that has less to do than it seems is asked again soon.
-const SURVEY: Duration = Duration::from_millis(50);
+const ANSWER: Duration = Duration::from_millis(50);
 /// Looks after a change for which all are told to muster, at least: what was under way then may have come to rest only now.
 const MUSTERS: u32 = 5;
 
@@ -193,11 +193,11 @@ impl Duty {
     }
 
     /// All that can be moved. Fewer than there are where a reactor does not answer soon.
-    fn survey(&self) -> Vec<Pair> {
+    fn pairs(&self) -> Vec<Pair> {
         let (reply, answers) = channel();
-        self.crew.tell_all(|| Message::Survey(reply.clone()));
+        self.crew.tell_all(|| Message::Pairs(reply.clone()));
         drop(reply);
-        let end = Instant::now() + SURVEY;
+        let end = Instant::now() + ANSWER;
         let mut pairs = Vec::new();
         while let Ok(some) = answers.recv_timeout(end.saturating_duration_since(Instant::now())) {
             pairs.extend(some);
@@ -227,7 +227,7 @@ impl House {
             // What goes where it belongs is not judged meanwhile.
             if !musters
                 && balancer.wants_more(&loads)
-                && let Some(Move { ssd, queue, to, ring }) = balancer.next(&loads, &self.duty.survey())
+                && let Some(Move { ssd, queue, to, ring }) = balancer.next(&loads, &self.duty.pairs())
             {
                 tracing::debug!(ssd = ssd.0, queue, to, "a queue pair moves");
                 self.shift(ssd, queue, to, ring);

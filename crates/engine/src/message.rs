@@ -63,8 +63,8 @@ pub(crate) enum Message {
     Muster,
     /// To home: this queue pair goes to that reactor, if it can now.
     Shift(SsdId, u16, usize),
-    /// Say what there is to be moved.
-    Survey(Sender<Vec<Pair>>),
+    /// Say which queue pairs and rings there are to be moved, and what each has done.
+    Pairs(Sender<Vec<Pair>>),
     /// Run like this from now on.
     Options(Box<Options>),
     /// To a disk's seat. It has one here only after [`Order::Sit`].
@@ -93,7 +93,7 @@ impl Message {
             | Self::Persisted(life, _)
             | Self::Managed(life, ..)
             | Self::Surveyed(life, ..) => Some(life.ssd),
-            Self::Look | Self::Stop | Self::Muster | Self::Survey(_) | Self::Options(_) => None,
+            Self::Look | Self::Stop | Self::Muster | Self::Pairs(_) | Self::Options(_) => None,
         }
     }
 }

@@ -422,7 +422,7 @@ impl Reactor {
                 _ => self.forward(id, Message::Shift(id, cqid, to)),
             },
             // Nobody waits for it any more when it cannot be sent.
-            Message::Survey(reply) => _ = reply.send(self.survey()),
+            Message::Pairs(reply) => _ = reply.send(self.pairs()),
             Message::Options(options) => {
                 self.repin = self.setup.options.cpu != options.cpu;
                 self.setup.options = *options;
@@ -441,7 +441,7 @@ impl Reactor {
         }
     }
 
-    fn survey(&self) -> Vec<Pair> {
+    fn pairs(&self) -> Vec<Pair> {
         let here = self.setup.here;
         let of = |place: &Place| {
             let ssd = place.id();

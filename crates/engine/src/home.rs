@@ -294,6 +294,7 @@ impl Home {
                 Answer::Done
             }
             Call::Save => Answer::State(Box::new(controller.save(now))),
+            Call::Outline => Answer::Outline(Box::new(controller.outline())),
             Call::Grow(capacity_bytes) => {
                 controller.grow(capacity_bytes, now, &mut errand);
                 Answer::Done

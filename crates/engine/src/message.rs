@@ -14,7 +14,7 @@ use nvme::management::Report;
 use nvme::namespace::NamespaceTable;
 use nvme::sink::{GroupCommand, GroupEvent};
 use rustix::io::Errno;
-use state::controller::ControllerV1;
+use state::controller::{ControllerV1, OutlineV1};
 use state::ssd::SsdV1;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, SyncSender};
@@ -147,6 +147,8 @@ pub(crate) enum Call {
     Grow(u64),
     /// Say the controller's state, though it may change at once.
     Save,
+    /// Say what the controller's state would be of.
+    Outline,
     /// Make all that was written durable.
     Flush,
     /// Begin nothing more and keep everything in the region, for another process; answered when nothing is at the drive.
@@ -175,6 +177,8 @@ pub(crate) enum Answer {
     Settlement(Box<Settlement>),
     /// The controller's state.
     State(Box<ControllerV1>),
+    /// What the controller's state would be of.
+    Outline(Box<OutlineV1>),
     /// The ssd's record at power off.
     Record(Box<SsdV1>),
     /// Refused.

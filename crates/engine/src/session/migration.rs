@@ -296,10 +296,8 @@ impl Wire {
 
     /// The device runs, and its outline can be read.
     fn begin_ahead(&mut self) -> Result<(), Errno> {
-        let Answer::State(state) = call_home(&self.home, &self.ssd, Call::Save)? else {
-            return Err(Errno::IO);
-        };
-        let outline = state.outline().to_bytes().map_err(|error| self.unsaved(&error))?;
+        let Answer::Outline(outline) = self.call(Call::Outline)? else { return Err(Errno::IO) };
+        let outline = outline.to_bytes().map_err(|error| self.unsaved(&error))?;
         let mut data = Data::new(next_made(&mut self.saved.made))?;
         data.write(&outline)?;
         self.ahead = Some(data);

@@ -112,6 +112,16 @@ impl Controller {
         }
     }
 
+    /// What [`Controller::save`] would give a state of. Of a controller that runs, too: it is so for the controller's life, but for its size.
+    #[must_use]
+    pub fn outline(&self) -> OutlineV1 {
+        OutlineV1 {
+            identity: identity_of(&self.identity),
+            profile: self.profile.name.to_owned(),
+            capacity_bytes: self.capacity_bytes,
+        }
+    }
+
     fn save_cq(&self, cqid: u16) -> Option<CompletionQueueV1> {
         let CqRecord { base, size, tail, phase, head, vector } = CqRecord::load(&self.region, cqid)?;
         let doorbell = self.doorbells.cq_head(cqid);

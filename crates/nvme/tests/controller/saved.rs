@@ -91,6 +91,18 @@ fn what_is_loaded_elsewhere_is_what_was_saved_and_survives_its_bytes() {
     assert_eq!(there.doorbells.cq_head(2), 0);
 }
 
+/// Ours: what a destination checks before the state comes is what it finds in the state then.
+#[test]
+fn what_is_said_of_a_running_controller_is_what_its_state_is_of() {
+    let mut world = used();
+    assert_eq!(world.controller.outline(), world.controller.save(NOW).outline());
+    let before = world.controller.outline().capacity_bytes;
+    world.controller.grow(before + (32 << 20), NOW, &mut world.host);
+    world.pump();
+    assert_eq!(world.controller.outline().capacity_bytes, before + (32 << 20));
+    assert_eq!(world.controller.outline(), world.controller.save(NOW).outline());
+}
+
 /// Ours: the message that asked for it comes again to the next engine, which first looks whether the region is sound.
 #[test]
 fn a_load_that_ends_before_any_of_its_stores_leaves_a_sound_region_and_is_done_again() {

@@ -43,6 +43,7 @@ mod ssd;
 pub mod stats;
 mod survey;
 mod terms;
+mod trouble;
 mod vhost;
 mod waits;
 mod watch;

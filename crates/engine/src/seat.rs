@@ -373,6 +373,7 @@ pub(crate) mod tests {
             management: std::sync::OnceLock::new(),
             written: crate::written::Written::default(),
             is_surveyed: std::sync::atomic::AtomicBool::new(false),
+            map_failed: crate::trouble::Trouble::default(),
         })
     }
 

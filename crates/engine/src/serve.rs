@@ -99,6 +99,7 @@ pub(crate) fn open_ssd(
         management: OnceLock::new(),
         written: crate::written::Written::default(),
         is_surveyed: std::sync::atomic::AtomicBool::new(false),
+        map_failed: crate::trouble::Trouble::default(),
     };
     Ok((Arc::new(ssd), record))
 }

@@ -8,6 +8,7 @@ mod orders;
 use crate::interrupts::{Eventfd, Table, VECTORS_MAX};
 use crate::message::{Address, Answer, Call, Client, Message};
 use crate::ssd::{Power, Ssd};
+use crate::trouble::Trouble;
 use anyhow::Context;
 use frontend::vfio_user::{
     ClientFd, Deposit, Device, DeviceInfo, DmaMap, DmaUnmap, Errno, IrqAction, IrqData, IrqInfo, Migration,
@@ -58,6 +59,8 @@ pub(crate) struct Wire {
     ahead: Option<migration::Data>,
     /// What the device writes, if the client wants to know it.
     log: Option<logging::Log>,
+    /// A state that the client wrote was refused.
+    refused: Trouble,
 }
 
 /// The client at the other end of the socket.
@@ -104,6 +107,7 @@ impl Wire {
             kept_state: None,
             ahead: None,
             log: None,
+            refused: Trouble::default(),
         })
     }
 

@@ -6,6 +6,7 @@ use crate::keeper::Keeper;
 use crate::management::Desk;
 use crate::message::SsdId;
 use crate::terms::Terms;
+use crate::trouble::Trouble;
 use crate::watch::Watch;
 use crate::written::Written;
 use link::control::Role;
@@ -43,6 +44,8 @@ pub(crate) struct Ssd {
     pub(crate) written: Written,
     /// Somebody looks at its drive's map ([`crate::survey`]).
     pub(crate) is_surveyed: AtomicBool,
+    /// Its drive's map cannot be read.
+    pub(crate) map_failed: Trouble,
 }
 
 impl Ssd {

@@ -65,13 +65,21 @@ pub(crate) fn begin(ask: Ask) {
 }
 
 fn look(ssd: &Ssd, range: Range, runs_max: usize) -> Result<Survey, Unsurveyed> {
-    take(ssd, range, runs_max).map_err(|error| match error.kind() {
-        io::ErrorKind::WouldBlock => Unsurveyed::Busy,
-        _ => {
-            tracing::error!(ssd = ssd.name, %error, "its drive cannot say what is allocated");
-            Unsurveyed::Failed
+    let found = take(ssd, range, runs_max);
+    match found {
+        Ok(found) => {
+            ssd.map_failed.ends();
+            Ok(found)
         }
-    })
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(Unsurveyed::Busy),
+        Err(error) => {
+            // As often as its guest likes to ask.
+            if ssd.map_failed.begins() {
+                tracing::error!(ssd = ssd.name, %error, "its drive cannot say what is allocated");
+            }
+            Err(Unsurveyed::Failed)
+        }
+    }
 }
 
 fn take(ssd: &Ssd, range: Range, runs_max: usize) -> io::Result<Survey> {

@@ -374,8 +374,15 @@ impl Wire {
     }
 
     fn refuse(&self, error: &anyhow::Error) -> Errno {
-        let error_text = format!("{error:#}");
-        tracing::warn!(ssd = self.ssd.name, error = error_text, "a controller's state is refused");
+        // A client may try for ever.
+        if self.refused.begins() {
+            let error_text = format!("{error:#}");
+            tracing::warn!(
+                ssd = self.ssd.name,
+                error = error_text,
+                "a controller's state is refused (told once of a client)"
+            );
+        }
         error.downcast_ref().map_or(Errno::INVAL, errno)
     }
 

@@ -7,10 +7,10 @@ use std::sync::atomic::Ordering;
 
 use block::{Fault, Limits, Now, Op, Outcome, Range, Request, Submitted, Token};
 use memory::{DoorbellPage, MemoryMap, Segment, SharedRegion};
-use nvme::controller::{Bar, Controller, ControllerConfig, Host, Survey};
+use nvme::controller::{AllocationQuery, Bar, Controller, ControllerConfig, Host, Survey};
 use nvme::group::{GroupConfig, QueueGroup};
-use nvme::namespace::{Gate, NamespaceTable, SubsystemGate};
 use nvme::management::Order;
+use nvme::namespace::{Gate, NamespaceTable, SubsystemGate};
 use nvme::profile::{GODWIT_1, Identity, IdentityConfig, Profile};
 use nvme::queue::conclude;
 use nvme::sink::{GroupCommand, GroupEvent, Sink};
@@ -52,7 +52,7 @@ pub struct Engine {
     to_home: VecDeque<GroupEvent>,
     gathers: BTreeMap<u32, usize>,
     writing: Option<SsdV1>,
-    survey: Option<(u32, Range, usize)>,
+    survey: Option<(u32, AllocationQuery)>,
     stable: SsdV1,
     table: Arc<NamespaceTable>,
     map: Arc<MemoryMap>,
@@ -158,11 +158,15 @@ impl Host for Engine {
         unreachable!("an I/O controller manages nobody");
     }
 
-    fn survey(&mut self, ticket: u32, range: Range, runs_max: usize) {
-        assert!(range.end_bytes().expect("no wrap") <= CAPACITY_BYTES && range.len_bytes > 0, "outside the ssd");
+    fn survey(&mut self, ticket: u32, query: AllocationQuery) {
+        let (range, runs_max) = (query.range(), query.runs_max());
+        assert!(
+            range.end_bytes().expect("no wrap") <= CAPACITY_BYTES && range.len_bytes > 0,
+            "outside the ssd"
+        );
         assert!(runs_max > 0 && self.survey.is_none(), "two looks at a time");
         self.note(range.start_bytes ^ u64::from(ticket) << 1);
-        self.survey = Some((ticket, range, runs_max));
+        self.survey = Some((ticket, query));
     }
 
     fn namespaces(&mut self, table: &Arc<NamespaceTable>) {
@@ -397,7 +401,8 @@ impl Rig {
 
     /// The drive's map is looked at: every other page is allocated, to the byte.
     pub fn surveyed(&mut self) {
-        let Some((ticket, range, runs_max)) = self.engine.survey.take() else { return };
+        let Some((ticket, query)) = self.engine.survey.take() else { return };
+        let (range, runs_max) = (query.range(), query.runs_max());
         let end = range.end_bytes().expect("no wrap");
         let mut found = Survey { runs: Vec::new(), end_bytes: end };
         for start in (range.start_bytes..end).step_by(8192) {
@@ -407,7 +412,7 @@ impl Rig {
                 break;
             }
         }
-        self.home(|controller, now, host| controller.surveyed(ticket, Ok(found), now, host));
+        self.home(|controller, now, host| controller.surveyed(ticket, Ok(query.list(&found)), now, host));
         self.check();
     }
 

@@ -18,14 +18,14 @@ use crate::records::Records;
 use crate::seat::{Seat, Stand, Turn};
 use crate::survey::Ask;
 use backend::uring::Rings;
-use block::{Backend, Now, Range, Request, Submitted};
+use block::{Backend, Now, Request, Submitted};
 use freezing::Freezing;
 use leaving::Leaving;
 use links::Links;
 pub(crate) use links::{Goal, HandedOn};
 use memory::MemoryMap;
 use nvme::controller::Controller;
-use nvme::host::{Host, Survey, Unsurveyed};
+use nvme::host::{AllocationList, AllocationQuery, Host, Unsurveyed};
 use nvme::management::{Order, Report};
 use nvme::namespace::NamespaceTable;
 use nvme::sink::{GroupCommand, GroupEvent, Sink};
@@ -90,9 +90,9 @@ impl Host for Errand<'_> {
         );
     }
 
-    fn survey(&mut self, ticket: u32, range: Range, runs_max: usize) {
+    fn survey(&mut self, ticket: u32, query: AllocationQuery) {
         let (ssd, life, home) = (Arc::clone(&self.seat.ssd), self.seat.life(), Arc::clone(&self.links.this));
-        self.links.records.survey(Ask { ticket, range, runs_max, ssd, life, home });
+        self.links.records.survey(Ask { ticket, query, ssd, life, home });
     }
 
     fn namespaces(&mut self, table: &Arc<NamespaceTable>) {
@@ -256,7 +256,7 @@ impl Home {
     }
 
     /// What was found in the drive's map.
-    pub(crate) fn surveyed(&mut self, ticket: u32, found: Result<Survey, Unsurveyed>, now: Now) {
+    pub(crate) fn surveyed(&mut self, ticket: u32, found: Result<AllocationList, Unsurveyed>, now: Now) {
         if self.freezing.is_wanted() {
             return;
         }

@@ -9,7 +9,7 @@ use crate::vhost::Order;
 use crate::watch::Heard;
 use memory::{MemoryMap, Remote};
 use nvme::controller::Controller;
-use nvme::host::{Bar, Survey, Unsurveyed};
+use nvme::host::{AllocationList, Bar, Unsurveyed};
 use nvme::management::Report;
 use nvme::namespace::NamespaceTable;
 use nvme::sink::{GroupCommand, GroupEvent};
@@ -54,7 +54,7 @@ pub(crate) enum Message {
     /// To the home of a management controller: what became of an order, by its ticket.
     Managed(Life, u32, Box<Report>),
     /// To the home of a controller that looked at its drive's map: what it found, by its ticket.
-    Surveyed(Life, u32, Result<Survey, Unsurveyed>),
+    Surveyed(Life, u32, Result<AllocationList, Unsurveyed>),
     /// The ssd's limits were changed.
     Limits(SsdId),
     /// Its writes are noted from now on, or not any more; it is frozen, or thawed. Heard when what was at the drive has ended.

@@ -11,7 +11,7 @@
 use crate::message::{Address, Life, Message};
 use crate::ssd::Ssd;
 use block::Range;
-use nvme::host::{Survey, Unsurveyed};
+use nvme::host::{AllocationQuery, Survey, Unsurveyed};
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -20,8 +20,7 @@ use std::sync::atomic::Ordering;
 /// A look, and who waits for what it finds.
 pub(crate) struct Ask {
     pub(crate) ticket: u32,
-    pub(crate) range: Range,
-    pub(crate) runs_max: usize,
+    pub(crate) query: AllocationQuery,
     pub(crate) ssd: Arc<Ssd>,
     pub(crate) life: Life,
     pub(crate) home: Address,
@@ -52,10 +51,12 @@ pub(crate) fn begin(ask: Ask) {
         return;
     };
     let work = move || {
-        let Ask { ticket, range, runs_max, ssd, life, home } = ask;
-        let found = look(&ssd, range, runs_max);
+        let Ask { ticket, query, ssd, life, home } = ask;
+        let found = look(&ssd, query.range(), query.runs_max());
         // Whoever waits may give the ssd up: nothing of it is held any more then.
         drop((turn, ssd));
+        // Tens of thousands of runs, perhaps: not in the reactor's turn.
+        let found = found.map(|found| query.list(&found));
         home.send(Message::Surveyed(life, ticket, found));
     };
     if let Err(error) = std::thread::Builder::new().name("survey".to_owned()).spawn(work) {

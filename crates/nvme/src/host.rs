@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+pub use crate::admin::lba_status::{AllocationList, AllocationQuery};
 use crate::management::Order;
 use crate::namespace::NamespaceTable;
 use crate::sink::GroupCommand;
@@ -52,10 +53,10 @@ pub trait Host {
     /// [`Controller::managed`](crate::controller::Controller::managed), once, or never if the process ends. Only a controller of
     /// [`Role::Management`](crate::profile::Role::Management) asks.
     fn manage(&mut self, ticket: u32, cntlid: u16, order: Order);
-    /// Looks which of this range of the drive has been written, and ends after `runs_max` runs. What was written before this is said is found. Answered by
-    /// [`Controller::surveyed`](crate::controller::Controller::surveyed), once, or never if the process ends. At most one is
-    /// outstanding.
-    fn survey(&mut self, ticket: u32, range: block::Range, runs_max: usize);
+    /// Looks which of the range of the drive has been written, and ends after as many runs as the query says. What was written before this is said is
+    /// found. Answered by [`Controller::surveyed`](crate::controller::Controller::surveyed) with the list that the query makes of it
+    /// ([`AllocationQuery::list`], which takes a while, too), once, or never if the process ends. At most one is outstanding.
+    fn survey(&mut self, ticket: u32, query: AllocationQuery);
     /// The table that groups made from now on start with.
     fn namespaces(&mut self, table: &Arc<NamespaceTable>);
 }

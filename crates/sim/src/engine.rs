@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use block::{Now, Outcome, Range, Request, Submitted, Token};
 use memory::{DoorbellPage, MemoryMap, SharedRegion};
-use nvme::controller::{Controller, ControllerConfig, Host, Survey};
+use nvme::controller::{AllocationQuery, Controller, ControllerConfig, Host, Survey};
 use nvme::crash;
 use nvme::group::{GroupConfig, QueueGroup};
 use nvme::limits::MDTS_BYTES;
@@ -84,7 +84,7 @@ struct Links {
     /// Once all have drained it stands still, until it is let go on.
     halted: bool,
     /// A look at the drive's map that nobody has taken yet.
-    survey: Option<(u32, Range, usize)>,
+    survey: Option<(u32, AllocationQuery)>,
     rng: Rng,
 }
 
@@ -142,10 +142,10 @@ impl Host for Errand<'_> {
         unreachable!("an I/O controller manages nobody");
     }
 
-    fn survey(&mut self, ticket: u32, range: Range, runs_max: usize) {
+    fn survey(&mut self, ticket: u32, query: AllocationQuery) {
         crash::point();
         assert!(self.links.survey.is_none(), "one look at a time");
-        self.links.survey = Some((ticket, range, runs_max));
+        self.links.survey = Some((ticket, query));
     }
 
     fn namespaces(&mut self, table: &Arc<NamespaceTable>) {
@@ -397,9 +397,9 @@ impl Engine {
             controller.persisted(record_ok, now, &mut errand);
         }
         let looks = errand.links.survey.is_some() && errand.links.rng.percent(40);
-        if let Some((ticket, range, runs_max)) = errand.links.survey.take_if(|_| looks) {
-            let found = survey(&errand.outside.disk, range, runs_max);
-            controller.surveyed(ticket, Ok(found), now, &mut errand);
+        if let Some((ticket, query)) = errand.links.survey.take_if(|_| looks) {
+            let found = survey(&errand.outside.disk, query.range(), query.runs_max());
+            controller.surveyed(ticket, Ok(query.list(&found)), now, &mut errand);
         }
         // A shutdown that found the drive full must go on, or the move would wait for it for ever; it takes no commands.
         let pausing = matches!(errand.links.moving, Moving::Pausing(_) | Moving::Paused);

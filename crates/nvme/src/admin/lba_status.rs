@@ -1,11 +1,12 @@
 //! Get LBA Status (NVM 1.1, 4.2.1): blocks that cannot be read (actions 10h and 11h), and blocks that are allocated (action 02h).
 //!
 //! ```text
-//!  action 02h --range of the drive, runs at most--> Host::survey ... whoever knows the drive's map
-//!             answers                  <--Survey--- Controller::surveyed
+//!  action 02h --AllocationQuery--> Host::survey ... whoever knows the drive's map: Survey, and the list that it makes
+//!             answers      <--AllocationList-- Controller::surveyed
 //! ```
 //! What is allocated is for the drive to say, and may take as long as its file system takes: nobody waits for it but the command. One look of a
-//! controller is under way at a time, and finds no more runs than the command has room for. More commands wait in their slots, in order.
+//! controller is under way at a time, and finds no more runs than the command has room for (65,535). Who looks also puts them in order, cuts them to
+//! blocks and makes the list: in the controller's turn it is only copied to the host. More commands wait in their slots, in order.
 //!
 //! Allocated is what has been written and not been given back since, in units of the drive's own. Blocks that Write Uncorrectable marked are,
 //! too (NVM 1.1, 2.1.1), wherever they lie.
@@ -23,7 +24,7 @@ use zerocopy::IntoBytes;
 use super::{Failure, Outcome, Step, invalid_field, transfer};
 use crate::controller::{Controller, Host, Survey, Unsurveyed};
 use crate::limits::MDTS_BYTES;
-use crate::namespace::Namespace;
+use crate::namespace::{LbaFormat, Namespace};
 
 const HEADER_BYTES: usize = size_of::<LbaStatusHeader>();
 const DESCRIPTOR_BYTES: usize = size_of::<LbaStatusDescriptor>();
@@ -38,6 +39,7 @@ const WAITING_MAX: usize = 15;
 type Run = (u64, u64);
 
 /// What a Get LBA Status command asks for: blocks of a namespace, in a list of so many bytes.
+#[derive(Clone, Copy, Debug)]
 struct Asked {
     first: u64,
     end: u64,
@@ -109,13 +111,84 @@ fn merged(one: impl IntoIterator<Item = Run>, other: impl IntoIterator<Item = Ru
     runs
 }
 
+/// Where the blocks of a command lie on the drive, and how large they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    range: block::Range,
+    namespace_start_bytes: u64,
+    format: LbaFormat,
+}
+
+impl Place {
+    /// Inside the namespace, so that nothing overflows.
+    fn of(namespace: &Namespace, asked: &Asked) -> Self {
+        let (format, namespace_start_bytes) = (namespace.format, namespace.start_bytes);
+        let range = block::Range {
+            start_bytes: namespace_start_bytes + (asked.first << format.shift()),
+            len_bytes: (asked.end - asked.first) << format.shift(),
+        };
+        Self { range, namespace_start_bytes, format }
+    }
+}
+
+/// What a drive's map is asked for a Get LBA Status command, and all that its answer takes: nothing of the controller.
+#[derive(Clone, Debug)]
+pub struct AllocationQuery {
+    place: Place,
+    asked: Asked,
+    /// Blocks marked uncorrectable.
+    marks: Vec<Run>,
+}
+
+/// The answer to an [`AllocationQuery`], as the host gets it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AllocationList(Vec<u8>);
+
+impl AllocationQuery {
+    fn of(namespace: &Namespace, asked: Asked) -> Self {
+        let marks = marked(namespace, asked.first, asked.end, usize::MAX);
+        Self { place: Place::of(namespace, &asked), asked, marks }
+    }
+
+    /// Where to look.
+    #[must_use]
+    pub fn range(&self) -> block::Range {
+        self.place.range
+    }
+
+    /// After so many runs no more is looked for.
+    #[must_use]
+    pub fn runs_max(&self) -> usize {
+        self.asked.room().saturating_add(1)
+    }
+
+    /// The list of what was found there. A block of which any byte is allocated, is. To be made where it keeps nobody waiting.
+    #[must_use]
+    pub fn list(&self, found: &Survey) -> AllocationList {
+        let Self { place, asked, marks } = self;
+        let block = |bytes: u64| bytes.saturating_sub(place.namespace_start_bytes) >> place.format.shift();
+        let block_up = |bytes: u64| {
+            let bytes = bytes.saturating_sub(place.namespace_start_bytes);
+            bytes.div_ceil(u64::from(place.format.block_bytes()))
+        };
+        let cut = |at: u64, end: u64| at.clamp(asked.first, end);
+        let end = cut(block_up(found.end_bytes), asked.end);
+        let runs = found.runs.iter().map(|run| {
+            let run_end = run.start_bytes.saturating_add(run.len_bytes);
+            (cut(block(run.start_bytes), end), cut(block_up(run_end), end))
+        });
+        let marks = marks.iter().map(|(start, stop)| (cut(*start, end), cut(*stop, end)));
+        AllocationList(asked.list(&merged(runs, marks), end == asked.end, LBA_STATUS_ALLOCATED))
+    }
+}
+
 /// For whom a look at the drive's map is under way.
 #[derive(Debug)]
 struct Look {
     slot: u16,
     command: Command,
     /// What was asked about: where the namespace lay then.
-    range: block::Range,
+    place: Place,
 }
 
 /// What is asked of the drive's map.
@@ -183,9 +256,9 @@ impl Controller {
             self.surveys.queued.push_back((slot, *command));
             return Ok(Step::Later);
         }
-        let (range, runs_max) = (bytes_of(namespace, &asked), asked.room().saturating_add(1));
-        let ticket = self.surveys.begin(Look { slot, command: *command, range });
-        host.survey(ticket, range, runs_max);
+        let query = AllocationQuery::of(namespace, asked);
+        let ticket = self.surveys.begin(Look { slot, command: *command, place: query.place });
+        host.survey(ticket, query);
         Ok(Step::Later)
     }
 
@@ -193,13 +266,13 @@ impl Controller {
     pub fn surveyed(
         &mut self,
         ticket: u32,
-        found: Result<Survey, Unsurveyed>,
+        found: Result<AllocationList, Unsurveyed>,
         now: Now,
         host: &mut impl Host,
     ) {
         self.now = now;
-        if let Some(Look { slot, command, range }) = self.surveys.end(ticket) {
-            match self.tell_allocated(&command, range, found) {
+        if let Some(Look { slot, command, place }) = self.surveys.end(ticket) {
+            match self.tell_allocated(&command, place, found) {
                 // Its namespace is another by now: asked again, with all checks.
                 None => self.execute(slot, command, host),
                 Some(outcome) => self.conclude(slot, command, outcome),
@@ -217,21 +290,19 @@ impl Controller {
         }
     }
 
-    /// `None`: the namespace does not lie where was looked.
+    /// `None`: the namespace does not lie where was looked, or has other blocks.
     fn tell_allocated(
         &self,
         command: &Command,
-        range: block::Range,
-        found: Result<Survey, Unsurveyed>,
+        place: Place,
+        found: Result<AllocationList, Unsurveyed>,
     ) -> Option<Outcome> {
         let namespace = self.table.attached(command.nsid).ok()?;
         let asked = Asked::of(command, namespace).ok()?;
-        if bytes_of(namespace, &asked) != range {
+        if Place::of(namespace, &asked) != place {
             return None;
         }
-        let outcome = found.map_err(failure).and_then(|found| {
-            let (runs, end) = allocated(namespace, &asked, &found);
-            let list = asked.list(&runs, end == asked.end, LBA_STATUS_ALLOCATED);
+        let outcome = found.map_err(failure).and_then(|AllocationList(list)| {
             transfer::to_host(&self.map, command, &list)?;
             Ok(Step::Done(0))
         });
@@ -246,38 +317,9 @@ fn failure(why: Unsurveyed) -> Failure {
     }
 }
 
-/// Where the blocks lie on the drive. Inside the namespace, so that nothing overflows.
-fn bytes_of(namespace: &Namespace, asked: &Asked) -> block::Range {
-    let shift = namespace.format.shift();
-    block::Range {
-        start_bytes: namespace.start_bytes + (asked.first << shift),
-        len_bytes: (asked.end - asked.first) << shift,
-    }
-}
-
 fn marked(namespace: &Namespace, first: u64, end: u64, runs_max: usize) -> Vec<Run> {
     let runs = namespace.marks.runs_between(first, end, runs_max);
     runs.into_iter().map(|(start, blocks)| (start, start + blocks)).collect()
-}
-
-/// What is allocated of the blocks that were asked for, and up to which was looked. A block of which any byte is, is.
-fn allocated(namespace: &Namespace, asked: &Asked, found: &Survey) -> (Vec<Run>, u64) {
-    let block = |bytes: u64| (bytes.saturating_sub(namespace.start_bytes)) >> namespace.format.shift();
-    let block_up = |bytes: u64| {
-        let bytes = bytes.saturating_sub(namespace.start_bytes);
-        bytes.div_ceil(u64::from(namespace.format.block_bytes()))
-    };
-    let cut = |at: u64, end: u64| at.clamp(asked.first, end);
-    let end = cut(block_up(found.end_bytes), asked.end);
-    let runs = found.runs.iter().map(|run| {
-        let run_end = run.start_bytes.saturating_add(run.len_bytes);
-        (cut(block(run.start_bytes), end), cut(block_up(run_end), end))
-    });
-    let marks = match end > asked.first {
-        true => marked(namespace, asked.first, end, usize::MAX),
-        false => Vec::new(),
-    };
-    (merged(runs, marks), end)
 }
 
 #[cfg(test)]

@@ -41,7 +41,7 @@ use life::{Life, Shutdown};
 pub(crate) use record::PersistWish;
 pub use record::{Unfit, check_record};
 
-pub use crate::host::{Bar, Host, Survey, Unsurveyed};
+pub use crate::host::{AllocationList, AllocationQuery, Bar, Host, Survey, Unsurveyed};
 
 /// What a controller is made of.
 pub struct ControllerConfig {

@@ -267,6 +267,24 @@ fn a_namespace_that_is_another_by_then_is_looked_at_again() {
     assert_eq!((entry.cid, entry.status.bare()), (cid, Status::INVALID_FIELD), "it is not there any more");
 }
 
+/// Ours: nor about blocks of another size. The whole namespace lies where it lay.
+#[test]
+fn a_namespace_that_has_other_blocks_by_then_is_looked_at_again() {
+    let mut world = world(&[(0, 8192)]);
+    world.host.frozen = true;
+    let cid = world.submit(get(0, 0, 4));
+    world.pump();
+    let look = world.host.take_answer().expect("it was taken");
+    world.host.frozen = false;
+    assert_eq!(world.admin(command(0x80, 1, [1, 0])).status.bare(), Status::SUCCESS);
+    world.host.put_answer(look);
+    world.pump();
+    let entry = world.reap().expect("answered");
+    assert_eq!((entry.cid, entry.status.bare(), world.host.looks.len()), (cid, Status::SUCCESS, 2));
+    assert_eq!(world.host.looks[0], world.host.looks[1]);
+    assert_eq!(told(&world, 4), (vec![(0, 2)], COMPLETE));
+}
+
 /// NVM 1.1, 4.2.1.1.1. Whatever is allocated and marked: what is told in pages of any size is exactly that.
 #[test]
 fn pages_of_any_size_add_up_to_what_is_allocated() {

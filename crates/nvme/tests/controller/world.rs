@@ -6,7 +6,9 @@ use std::sync::atomic::AtomicU64;
 
 use block::{Fault, Limits, Now, Op, Outcome, Range, Request, Submitted, Token};
 use memory::{Access, DoorbellPage, Iova, Mapping, MemoryMap, SharedRegion};
-use nvme::controller::{Bar, Controller, ControllerConfig, Host, Survey, Unsurveyed};
+use nvme::controller::{
+    AllocationList, AllocationQuery, Bar, Controller, ControllerConfig, Host, Survey, Unsurveyed,
+};
 use nvme::management::Order;
 use nvme::namespace::NamespaceTable;
 use nvme::profile::{GODWIT_1, Identity, IdentityConfig, Profile};
@@ -33,7 +35,7 @@ pub(crate) enum Reply {
     Event(GroupEvent),
     Persisted,
     Complete(Token, Outcome),
-    Surveyed(u32, Result<Survey, Unsurveyed>),
+    Surveyed(u32, Result<AllocationList, Unsurveyed>),
 }
 
 /// The engine's part.
@@ -167,11 +169,11 @@ impl Host for Engine {
         self.orders.push_back((ticket, cntlid, order));
     }
 
-    fn survey(&mut self, ticket: u32, range: Range, runs_max: usize) {
-        self.looks.push(range);
+    fn survey(&mut self, ticket: u32, query: AllocationQuery) {
+        self.looks.push(query.range());
         let found = match self.unsurveyed {
             Some(why) => Err(why),
-            None => Ok(self.look(range, runs_max)),
+            None => Ok(query.list(&self.look(query.range(), query.runs_max()))),
         };
         self.inbox.push_back(Reply::Surveyed(ticket, found));
     }

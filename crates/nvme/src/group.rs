@@ -15,6 +15,7 @@ mod commands;
 mod drain;
 mod fused;
 mod live;
+mod ticket;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -36,6 +37,7 @@ use crate::sink::{DoorbellError, ErrorRecord, GroupEvent, Sink};
 use arrivals::Arrivals;
 use drain::Drains;
 use live::{Live, Partner, Slots, State};
+use ticket::Tickets;
 
 /// Commands taken from one queue in one poll.
 const BATCH: u32 = 32;
@@ -87,6 +89,7 @@ pub struct QueueGroup {
     active_cqs: Vec<u16>,
     /// Commands that begin, or go on, in the next poll.
     retries: VecDeque<(u16, u16)>,
+    tickets: Tickets,
     drains: Drains,
     /// Requests at the backend.
     at_backend: usize,
@@ -162,6 +165,7 @@ impl QueueGroup {
             active_sqs: Vec::with_capacity(QUEUES_MAX),
             active_cqs: Vec::with_capacity(QUEUES_MAX),
             retries: VecDeque::new(),
+            tickets: Tickets::default(),
             drains: Drains::default(),
             at_backend: 0,
             looked: Now(0),
@@ -423,8 +427,9 @@ impl QueueGroup {
                 self.retries.push_back((sqid, slot));
             }
             Begun::Persisting => {
-                live.state = State::Persisting;
-                sink.report(GroupEvent::WantPersist { ticket: ticket_of(sqid, slot) });
+                let ticket = self.tickets.next(sqid, slot);
+                live.state = State::Persisting { ticket };
+                sink.report(GroupEvent::WantPersist { ticket });
             }
             Begun::NeedsRemote => {
                 live.state = State::Retry;
@@ -656,15 +661,6 @@ fn write_unwritten(region: &ControllerRegion, cq: &mut CompletionQueue, sqs: &mu
         }
     }
     any
-}
-
-/// The ticket of a command: unique among the ssd's outstanding ones.
-fn ticket_of(sqid: u16, slot: u16) -> u32 {
-    u32::from(sqid) << 16 | u32::from(slot)
-}
-
-fn command_of_ticket(ticket: u32) -> Option<(u16, u16)> {
-    command_of(Token(u64::from(ticket)))
 }
 
 /// Starting LBA of an accepted command.

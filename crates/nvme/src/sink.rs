@@ -244,7 +244,7 @@ pub enum GroupEvent {
     },
     /// A command of `sqid` must run alone in a namespace: hold it everywhere, then [`GroupCommand::Granted`].
     WantExclusive {
-        /// Unique among the ssd's outstanding tickets.
+        /// Of this command alone, also when its slot is another's already.
         ticket: u32,
         /// Namespace.
         nsid: u32,

@@ -6,8 +6,9 @@ use memory::MemoryMap;
 use spec::nvme::{Fuse, Status};
 
 use super::arrivals::Arrivals;
-use super::live::{Live, Slots, State};
-use super::{QueueGroup, Sq, command_of_ticket, ticket_of, write_unwritten};
+use super::live::{Live, Partner, Slots, State};
+use super::ticket::command_of;
+use super::{QueueGroup, Sq, write_unwritten};
 use crate::io::Kind;
 use crate::io::fault::Refusal;
 use crate::queue::{Accepted, CompletionQueue, SqRecord, SubmissionQueue, conclude, count_if_changing};
@@ -53,11 +54,7 @@ impl QueueGroup {
                 self.give_up_tickets(sink);
                 self.drains.pause(id);
             }
-            GroupCommand::Granted { ticket } => {
-                if let Some((sqid, slot)) = command_of_ticket(ticket) {
-                    self.granted(sqid, slot, sink);
-                }
-            }
+            GroupCommand::Granted { ticket } => self.granted(ticket, sink),
             GroupCommand::Persisted { ticket, ok } => self.persisted(ticket, ok, sink),
         }
     }
@@ -223,9 +220,10 @@ impl QueueGroup {
     }
 
     fn persisted(&mut self, ticket: u32, ok: bool, sink: &mut impl Sink) {
-        let Some((sqid, slot)) = command_of_ticket(ticket) else { return };
+        let (sqid, slot) = command_of(ticket);
         let Some(Some(sq)) = self.sqs.get_mut(usize::from(sqid)) else { return };
-        let Some(live) = sq.live.get_mut(slot).filter(|live| live.state == State::Persisting) else { return };
+        let asked = State::Persisting { ticket };
+        let Some(live) = sq.live.get_mut(slot).filter(|live| live.state == asked) else { return };
         if sq.dead {
             return;
         }
@@ -258,8 +256,7 @@ impl QueueGroup {
         for sq in self.sqs.iter().flatten() {
             for live in sq.live.iter() {
                 // Said once for a pair, by its Write.
-                let Some(super::live::Partner::Compare(_)) = live.partner else { continue };
-                let ticket = ticket_of(live.accepted.sqid(), live.accepted.slot());
+                let Some(Partner::Compare(_, ticket)) = live.partner else { continue };
                 sink.report(GroupEvent::ExclusiveDone { ticket });
             }
         }

@@ -8,8 +8,9 @@
 
 use spec::nvme::{Command, Fuse, NvmOpcode, Status};
 
+use super::QueueGroup;
 use super::live::{Live, Partner, State};
-use super::{QueueGroup, ticket_of};
+use super::ticket::command_of;
 use crate::data::Refused;
 use crate::io::Kind;
 use crate::io::fault::{NO_FIELD, Refusal};
@@ -105,10 +106,11 @@ impl QueueGroup {
                 job: None,
             });
         };
+        // Of the Write: the Compare's slot is free for the next command as soon as that is answered, while this pair still has the namespace.
+        let ticket = self.tickets.next(sqid, write_slot);
         park(compare, State::Grant, Partner::Write(write_slot));
-        park(write, State::Partner, Partner::Compare(slot));
-        // Its ticket is the Write's slot: the Compare's is free for the next command as soon as that is answered, while this pair still has the namespace.
-        sink.report(GroupEvent::WantExclusive { ticket: ticket_of(sqid, write_slot), nsid, sqid });
+        park(write, State::Partner, Partner::Compare(slot, ticket));
+        sink.report(GroupEvent::WantExclusive { ticket, nsid, sqid });
     }
 
     /// Why a half cannot run, as far as can be known now.
@@ -120,11 +122,13 @@ impl QueueGroup {
         }
     }
 
-    /// The namespace is held everywhere: the pair with this Write runs.
-    pub(super) fn granted(&mut self, sqid: u16, write: u16, sink: &mut impl Sink) {
+    /// The namespace is held everywhere: the pair that asked runs, if it is still there.
+    pub(super) fn granted(&mut self, ticket: u32, sink: &mut impl Sink) {
+        let (sqid, write) = command_of(ticket);
         let Some(Some(sq)) = self.sqs.get_mut(usize::from(sqid)) else { return };
-        let Some(Partner::Compare(slot)) = sq.live.get_mut(write).and_then(|live| live.partner) else {
-            return;
+        let slot = match sq.live.get_mut(write).and_then(|live| live.partner) {
+            Some(Partner::Compare(slot, asked)) if asked == ticket => slot,
+            _ => return,
         };
         let Some(live) = sq.live.get_mut(slot).filter(|live| live.state == State::Grant) else { return };
         live.state = State::Retry;
@@ -150,9 +154,9 @@ impl QueueGroup {
             (Partner::Write(write), Err(_)) => {
                 self.finish(sqid, write, Err(Refusal::of(Status::ABORTED_FAILED_FUSED)), sink);
             }
-            (Partner::Compare(compare), _) => {
+            (Partner::Compare(compare, ticket), _) => {
                 debug_assert_ne!(compare, slot);
-                sink.report(GroupEvent::ExclusiveDone { ticket: ticket_of(sqid, slot) });
+                sink.report(GroupEvent::ExclusiveDone { ticket });
             }
         }
     }

@@ -18,13 +18,16 @@ pub(super) enum State {
     /// The first half of its fused pair.
     Partner,
     /// [`Persisted`](crate::sink::GroupCommand::Persisted).
-    Persisting,
+    Persisting {
+        /// By which it asked.
+        ticket: u32,
+    },
 }
 
 impl State {
     /// Whether it keeps a hold from being acknowledged.
     pub(super) fn is_running(self) -> bool {
-        matches!(self, Self::Backend | Self::Retry | Self::Persisting)
+        matches!(self, Self::Backend | Self::Retry | Self::Persisting { .. })
     }
 }
 
@@ -33,8 +36,8 @@ impl State {
 pub(super) enum Partner {
     /// This is the Compare; the Write is in that slot.
     Write(u16),
-    /// This is the Write; the Compare was in that slot.
-    Compare(u16),
+    /// This is the Write; the Compare was in that slot, and the pair asked for its namespace by this ticket.
+    Compare(u16, u32),
 }
 
 /// A parked command.

@@ -407,30 +407,32 @@ fn fused_pairs_under_holds_run_one_after_the_other_and_nothing_hangs() {
     assert_eq!((answers, held), (8, None));
 }
 
+/// A pair on blocks that hold what it compares, up to what it asks the controller.
+fn ask_for_a_pair(world: &mut World) -> u32 {
+    for (opcode, fuse) in [(NvmOpcode::Compare, 1), (NvmOpcode::Write, 2)] {
+        let mut half = world.command(opcode, 1, 1, 1);
+        half.cdw0.set_fuse(fuse);
+        world.put(&half);
+    }
+    world.ring();
+    world.turn();
+    match core::mem::take(&mut world.drive.events)[..] {
+        [GroupEvent::WantExclusive { ticket, .. }] => ticket,
+        ref events => panic!("{events:?}"),
+    }
+}
+
 /// Base 2.1, 3.4.2: the slot of a Compare is free as soon as that is answered, while its pair still has the namespace.
 #[test]
 fn a_pair_that_comes_between_the_halves_of_another_is_granted_in_its_turn() {
     let mut world = World::new();
     world.drive.mode = Mode::Later;
     world.poke(DATA, &world.drive.disk[512..1024]);
-    let ask = |world: &mut World| {
-        for (opcode, fuse) in [(NvmOpcode::Compare, 1), (NvmOpcode::Write, 2)] {
-            let mut half = world.command(opcode, 1, 1, 1);
-            half.cdw0.set_fuse(fuse);
-            world.put(&half);
-        }
-        world.ring();
-        world.turn();
-        match core::mem::take(&mut world.drive.events)[..] {
-            [GroupEvent::WantExclusive { ticket, .. }] => ticket,
-            ref events => panic!("{events:?}"),
-        }
-    };
-    let first = ask(&mut world);
+    let first = ask_for_a_pair(&mut world);
     world.tell(GroupCommand::Granted { ticket: first });
     world.deliver_one();
     assert_eq!(world.reap().len(), 1, "the Compare is answered, the Write is at the drive");
-    let second = ask(&mut world);
+    let second = ask_for_a_pair(&mut world);
     assert_ne!(second, first, "the end of one is not taken for that of the other");
     world.deliver_one();
     let ended = core::mem::take(&mut world.drive.events);
@@ -438,6 +440,52 @@ fn a_pair_that_comes_between_the_halves_of_another_is_granted_in_its_turn() {
     world.tell(GroupCommand::Granted { ticket: second });
     world.deliver();
     assert_eq!(world.reap().len(), 3);
+}
+
+/// Ours: what a pair was granted that is not there any more is not for the next one in its slots: the controller has not kept the namespace free for that.
+#[test]
+fn what_is_granted_to_a_pair_before_a_reset_is_not_had_by_the_next_one() {
+    let mut world = World::new();
+    world.poke(DATA, &world.drive.disk[512..1024]);
+    let first = ask_for_a_pair(&mut world);
+    world.tell(GroupCommand::Reset { id: 9 });
+    world.turn();
+    let ended = core::mem::take(&mut world.drive.events);
+    assert_eq!(ended, [GroupEvent::ExclusiveDone { ticket: first }, GroupEvent::Acknowledged { id: 9 }]);
+    world.renew();
+    let second = ask_for_a_pair(&mut world);
+    world.tell(GroupCommand::Granted { ticket: first });
+    world.turn();
+    assert!(world.drive.requests.is_empty() && world.reap().is_empty(), "it runs beside others");
+    world.tell(GroupCommand::Granted { ticket: second });
+    let answers = world.reap();
+    assert!(answers.len() == 2 && answers.iter().all(|answer| answer.status.is_success()), "{answers:?}");
+}
+
+/// NVM 1.1, 3.3.7: a record that was under way over a reset has nothing of what came after it.
+#[test]
+fn a_record_that_a_command_before_a_reset_waited_for_is_not_the_next_ones() {
+    let mut world = World::new();
+    let ask = |world: &mut World, block| {
+        let mark = world.command(NvmOpcode::WriteUncorrectable, 1, block, 1);
+        world.put(&mark);
+        world.ring();
+        world.turn();
+        match core::mem::take(&mut world.drive.events)[..] {
+            [GroupEvent::WantPersist { ticket }] => ticket,
+            ref events => panic!("{events:?}"),
+        }
+    };
+    let first = ask(&mut world, 8);
+    world.tell(GroupCommand::Reset { id: 9 });
+    world.turn();
+    assert_eq!(core::mem::take(&mut world.drive.events), [GroupEvent::Acknowledged { id: 9 }]);
+    world.renew();
+    let second = ask(&mut world, 16);
+    world.tell(GroupCommand::Persisted { ticket: first, ok: true });
+    assert!(world.reap().is_empty(), "its mark is on no record yet");
+    world.tell(GroupCommand::Persisted { ticket: second, ok: true });
+    assert_eq!(world.reap().len(), 1);
 }
 
 /// Base 2.1, 3.3: entries come in the order of positions; docs/formats/controller-region.md.

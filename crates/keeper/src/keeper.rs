@@ -238,8 +238,9 @@ impl Keeper {
         for ssd in self.numbers() {
             let late = self.session(ssd).and_then(|session| session.deadline()).is_some_and(|at| at <= now);
             if late {
+                let limits = self.options.limits.clone();
                 if let Some(session) = self.session_mut(ssd) {
-                    session.look_at_clock(now);
+                    session.look_at_clock(now, &limits);
                 }
                 self.pump(ssd, now);
             }

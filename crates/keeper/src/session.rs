@@ -331,8 +331,10 @@ impl Session {
         [client.frame_by, client.read_by].into_iter().flatten().min()
     }
 
-    /// Ends a client that kept us waiting.
-    pub(crate) fn look_at_clock(&mut self, now: Instant) {
+    /// Ends a client that keeps us waiting. What lies there, or has been taken, when we come to look is not late: we are.
+    pub(crate) fn look_at_clock(&mut self, now: Instant, limits: &Limits) {
+        self.client_readable(now, limits);
+        self.flush_client(now, limits);
         let Some(client) = &mut self.client else { return };
         let late = |by: Option<Instant>| by.is_some_and(|by| by <= now);
         if late(client.read_by) {
@@ -544,5 +546,62 @@ impl LinkEnd {
 impl Pending {
     fn encode(&self) -> Result<Parcel, LinkError> {
         session::encode_command(self.seq, &self.frame, self.fd_first, &self.fds, self.surplus_fds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::VFIO_USER;
+    use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
+
+    /// A session, and its client's end.
+    fn session() -> (Session, OwnedFd) {
+        let kind = (AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC);
+        let (ours, theirs) = socketpair(kind.0, kind.1, kind.2, None).expect("a pair");
+        let mut session = Session::new(1, &VFIO_USER);
+        session.client = Some(Client::new(Arc::new(ours), &VFIO_USER));
+        (session, theirs)
+    }
+
+    /// A command with as many bytes of data.
+    fn command(bytes: u32) -> Vec<u8> {
+        let header = [&[1, 0, 2, 0][..], &(16 + bytes).to_le_bytes(), &[0; 8]].concat();
+        [header, vec![7; bytes as usize]].concat()
+    }
+
+    #[test]
+    fn a_client_whose_message_lay_there_whole_when_the_keeper_came_late_is_not_ended() {
+        let (limits, begun) = (Limits::default(), Instant::now());
+        let late = begun + 2 * limits.frame_time;
+        for is_whole in [true, false] {
+            let (mut session, client) = session();
+            let command = command(100);
+            send(&client, &command[..20], SendFlags::empty()).expect("room");
+            session.client_readable(begun, &limits);
+            assert_eq!(session.deadline(), Some(begun + limits.frame_time));
+            let rest = if is_whole { 20..command.len() } else { 20..30 };
+            send(&client, &command[rest], SendFlags::empty()).expect("room");
+            session.look_at_clock(late, &limits);
+            assert_eq!(session.client.is_some(), is_whole);
+            assert_eq!((session.unanswered.len(), session.deadline()), (usize::from(is_whole), None));
+        }
+    }
+
+    #[test]
+    fn a_client_that_had_made_room_when_the_keeper_came_late_is_not_ended() {
+        let (limits, begun) = (Limits::default(), Instant::now());
+        for reads in [true, false] {
+            let (mut session, client) = session();
+            if let Some(client) = &mut session.client {
+                client.outbox.push(Parcel::whole(vec![1; 300 << 10], Vec::new())).expect("room");
+            }
+            session.flush_client(begun, &limits);
+            assert_eq!(session.deadline(), Some(begun + limits.send_time));
+            let mut data = vec![0; 64 << 10];
+            while reads && recv(&client, &mut data, RecvFlags::DONTWAIT).is_ok() {}
+            session.look_at_clock(begun + 2 * limits.send_time, &limits);
+            assert_eq!((session.client.is_some(), session.deadline()), (reads, None));
+        }
     }
 }

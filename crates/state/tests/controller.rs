@@ -1,5 +1,8 @@
 //! The state of a controller: every released version is read for ever, anything else is refused by name.
 
+mod golden;
+
+use golden::written_now;
 use state::SsdV1;
 use state::controller::{
     AdminV1, Begins, CompletionQueueV1, ControllerError, ControllerV1, ErrorV1, FeatureV1, IdentityV1, MAGIC,
@@ -81,14 +84,8 @@ fn full() -> ControllerV1 {
 
 #[test]
 fn the_golden_state_of_version_1_is_read_for_ever_and_written_now() {
-    let bytes = full().to_bytes().expect("short");
-    if std::env::var_os("GODWIT_WRITE_GOLDEN").is_some() {
-        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/controller-v1.bin"), &bytes)
-            .expect("written");
-    }
-    let golden = include_bytes!("golden/controller-v1.bin");
-    assert_eq!(ControllerV1::from_bytes(golden).expect("readable"), full());
-    assert_eq!(bytes, golden);
+    let golden = written_now("controller-v1.bin", &full().to_bytes().expect("short"));
+    assert_eq!(ControllerV1::from_bytes(&golden).expect("readable"), full());
 }
 
 #[test]
@@ -110,15 +107,9 @@ fn damaged_truncated_newer_and_foreign_states_are_refused_by_name() {
 
 #[test]
 fn the_golden_outline_is_read_for_ever_and_written_now() {
-    let bytes = full().outline().to_bytes().expect("short");
-    if std::env::var_os("GODWIT_WRITE_GOLDEN").is_some() {
-        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/outline-v1.bin"), &bytes)
-            .expect("written");
-    }
-    let golden = include_bytes!("golden/outline-v1.bin");
-    let begins = OutlineV1::at_head(golden).expect("readable");
+    let golden = written_now("outline-v1.bin", &full().outline().to_bytes().expect("short"));
+    let begins = OutlineV1::at_head(&golden).expect("readable");
     assert_eq!(begins, Begins::Outline(full().outline(), golden.len()));
-    assert_eq!(bytes, golden);
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! The journal of a migration: every released version is read for ever, anything else is refused by name.
 
+mod golden;
+
+use golden::written_now;
 use state::envelope::{self, EnvelopeError};
 use state::migration::{
     DestinationStepV1, DestinationV1, LimitsV1, MAGIC, MigrationError, MigrationV1, RateV1, SourceStepV1,
@@ -49,26 +52,14 @@ fn contradicts(record: &MigrationV1) -> bool {
 }
 
 #[test]
-fn the_golden_journals_of_version_1_are_read_for_ever() {
-    let read = |golden| MigrationV1::from_bytes(golden).expect("readable");
-    assert_eq!(read(&include_bytes!("golden/migration-source-v1.bin")[..]), source());
-    assert_eq!(read(&include_bytes!("golden/migration-destination-v1.bin")[..]), destination());
-    assert_eq!(read(&include_bytes!("golden/migration-limits-v1.bin")[..]), limited());
-}
-
-#[test]
-fn what_is_written_now_is_the_golden_journals() {
+fn the_golden_journals_of_version_1_are_read_for_ever_and_written_now() {
     for (name, record) in [
         ("migration-source-v1.bin", source()),
         ("migration-destination-v1.bin", destination()),
         ("migration-limits-v1.bin", limited()),
     ] {
-        let path = format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
-        let bytes = record.to_bytes().expect("sound");
-        if std::env::var_os("GODWIT_WRITE_GOLDEN").is_some() {
-            std::fs::write(&path, &bytes).expect("written");
-        }
-        assert_eq!(bytes, std::fs::read(&path).expect("there"), "{name}");
+        let golden = written_now(name, &record.to_bytes().expect("sound"));
+        assert_eq!(MigrationV1::from_bytes(&golden).expect("readable"), record, "{name}");
     }
 }
 

@@ -1,5 +1,8 @@
 //! The deposit of a session: every released version is read for ever, anything else is refused by name.
 
+mod golden;
+
+use golden::written_now;
 use state::envelope::EnvelopeError;
 use state::session::{
     AheadV1, DmaMapV1, LoggedRangeV1, LoggingV1, MAGIC, MigrationV1, NegotiatedV1, SessionError, VERSION,
@@ -52,14 +55,8 @@ fn ahead() -> VfioUserV1 {
 
 #[test]
 fn the_golden_session_in_pre_copy_is_read_for_ever_and_written_now() {
-    let bytes = ahead().to_bytes().expect("short");
-    if std::env::var_os("GODWIT_WRITE_GOLDEN").is_some() {
-        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/session-ahead.bin"), &bytes)
-            .expect("written");
-    }
-    let golden = include_bytes!("golden/session-ahead.bin");
-    assert_eq!(VfioUserV1::from_bytes(golden).expect("readable"), ahead());
-    assert_eq!(bytes, golden);
+    let golden = written_now("session-ahead.bin", &ahead().to_bytes().expect("short"));
+    assert_eq!(VfioUserV1::from_bytes(&golden).expect("readable"), ahead());
 }
 
 /// A client must not keep a host from the release before by a state that costs it nothing.
@@ -73,14 +70,8 @@ fn a_build_that_knows_no_pre_copy_takes_a_session_in_it_up_as_one_that_runs() {
 
 #[test]
 fn the_golden_session_of_version_3_is_read_for_ever_and_written_now() {
-    let bytes = logged().to_bytes().expect("short");
-    if std::env::var_os("GODWIT_WRITE_GOLDEN").is_some() {
-        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/session-v3.bin"), &bytes)
-            .expect("written");
-    }
-    let golden = include_bytes!("golden/session-v3.bin");
-    assert_eq!(VfioUserV1::from_bytes(golden).expect("readable"), logged());
-    assert_eq!(bytes, golden);
+    let golden = written_now("session-v3.bin", &logged().to_bytes().expect("short"));
+    assert_eq!(VfioUserV1::from_bytes(&golden).expect("readable"), logged());
 }
 
 /// It would write memory that nobody copies.
@@ -102,14 +93,8 @@ fn a_session_with_more_ranges_than_a_log_may_have_is_refused() {
 
 #[test]
 fn the_golden_session_of_version_2_is_read_for_ever_and_written_now() {
-    let bytes = stopped().to_bytes().expect("short");
-    if std::env::var_os("GODWIT_WRITE_GOLDEN").is_some() {
-        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/session-v2.bin"), &bytes)
-            .expect("written");
-    }
-    let golden = include_bytes!("golden/session-v2.bin");
-    assert_eq!(VfioUserV1::from_bytes(golden).expect("readable"), stopped());
-    assert_eq!(bytes, golden);
+    let golden = written_now("session-v2.bin", &stopped().to_bytes().expect("short"));
+    assert_eq!(VfioUserV1::from_bytes(&golden).expect("readable"), stopped());
 }
 
 /// It would let the device run, beside the one that the state went to.
@@ -124,19 +109,9 @@ fn a_build_that_knows_no_migration_refuses_a_session_whose_device_is_stopped() {
 }
 
 #[test]
-fn the_golden_session_of_version_1_is_read_for_ever() {
-    let golden = include_bytes!("golden/session-v1.bin");
-    assert_eq!(VfioUserV1::from_bytes(golden).expect("readable"), full());
-}
-
-#[test]
-fn what_is_written_now_is_the_golden_session() {
-    let bytes = full().to_bytes().expect("short");
-    if std::env::var_os("GODWIT_WRITE_GOLDEN").is_some() {
-        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/session-v1.bin"), &bytes)
-            .expect("written");
-    }
-    assert_eq!(bytes, include_bytes!("golden/session-v1.bin"));
+fn the_golden_session_of_version_1_is_read_for_ever_and_written_now() {
+    let golden = written_now("session-v1.bin", &full().to_bytes().expect("short"));
+    assert_eq!(VfioUserV1::from_bytes(&golden).expect("readable"), full());
 }
 
 #[test]

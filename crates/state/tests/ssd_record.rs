@@ -1,5 +1,8 @@
 //! The record of an ssd: every released version is read for ever, anything else is refused by name.
 
+mod golden;
+
+use golden::{golden, written_now};
 use state::envelope::EnvelopeError;
 use state::ssd::{
     CountersV1, MarkV1, NamespaceV1, RangeV1, SanitizeV1, SelfTestV1, SsdError, SsdV1, TotalsV1, VERSION,
@@ -65,9 +68,9 @@ fn full() -> SsdV1 {
 }
 
 #[test]
-fn the_golden_record_of_version_1_is_read_for_ever() {
-    let golden = include_bytes!("golden/ssd-v1.bin");
-    assert_eq!(SsdV1::from_bytes(golden).expect("readable"), full());
+fn the_golden_record_of_version_1_is_read_for_ever_and_written_now() {
+    let golden = written_now("ssd-v1.bin", &full().to_bytes().expect("short"));
+    assert_eq!(SsdV1::from_bytes(&golden).expect("readable"), full());
 }
 
 /// Written before changes other than writes were counted.
@@ -76,25 +79,15 @@ fn a_record_of_an_older_build_has_none_of_the_counters_that_came_later() {
     let mut expected = full();
     (expected.totals.base.other_changes, expected.totals.live.other_changes) = (0, 0);
     expected.key_check = None;
-    let golden = include_bytes!("golden/ssd-v1-before-other-changes.bin");
-    assert_eq!(SsdV1::from_bytes(golden).expect("readable"), expected);
+    let golden = golden("ssd-v1-before-other-changes.bin");
+    assert_eq!(SsdV1::from_bytes(&golden).expect("readable"), expected);
 }
 
 /// Written before data could be encrypted.
 #[test]
 fn a_record_of_a_build_without_encryption_is_of_data_in_the_clear() {
-    let golden = include_bytes!("golden/ssd-v1-before-keys.bin");
-    assert_eq!(SsdV1::from_bytes(golden).expect("readable"), SsdV1 { key_check: None, ..full() });
-}
-
-#[test]
-fn what_is_written_now_is_the_golden_record() {
-    let bytes = full().to_bytes().expect("short");
-    if std::env::var_os("GODWIT_WRITE_GOLDEN").is_some() {
-        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/ssd-v1.bin"), &bytes)
-            .expect("written");
-    }
-    assert_eq!(bytes, include_bytes!("golden/ssd-v1.bin"));
+    let golden = golden("ssd-v1-before-keys.bin");
+    assert_eq!(SsdV1::from_bytes(&golden).expect("readable"), SsdV1 { key_check: None, ..full() });
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! The deposit of a vhost-user session: every released version is read for ever, anything else is refused by name.
 
+mod golden;
+
+use golden::written_now;
 use state::envelope::{self, EnvelopeError};
 use state::vhost_session::{
     AreaV1, InflightV1, MAGIC, RegionV1, VERSION, VhostSessionError, VhostUserV1, VringAddrV1, VringV1,
@@ -61,16 +64,8 @@ fn the_capacity_that_the_client_has_read_is_kept_and_an_older_build_skips_it() {
 
 #[test]
 fn the_golden_deposit_of_version_1_reads_as_what_was_written() {
-    let golden = include_bytes!("golden/vhost-session-v1.bin");
-    assert_eq!(VhostUserV1::from_bytes(golden).expect("a golden file"), full());
-    assert_eq!(full().to_bytes().expect("small"), golden, "this build writes version 1 otherwise");
-}
-
-#[test]
-#[ignore = "writes the golden file: only for a new version"]
-fn write_the_golden_file() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/vhost-session-v1.bin");
-    std::fs::write(path, full().to_bytes().expect("small")).expect("golden file");
+    let golden = written_now("vhost-session-v1.bin", &full().to_bytes().expect("small"));
+    assert_eq!(VhostUserV1::from_bytes(&golden).expect("a golden file"), full());
 }
 
 #[test]

@@ -4,11 +4,13 @@
 use crate::FILE;
 use crate::house::House;
 use crate::load::Load;
+use ::state::controller::ControllerV1;
 use guest::nvme::{Driver, Options, Sqe};
 use guest::vfio_user::{Client, state};
 use guest::{Error, PATIENCE};
 use std::time::{Duration, Instant};
 
+const EBUSY: u32 = 16;
 const EINVAL: u32 = 22;
 const NONE: fn(At) -> Option<Side> = |_| None;
 
@@ -276,6 +278,114 @@ fn in_pre_copy_a_device_runs_and_says_of_which_ssd_its_state_will_be() {
     assert_eq!(driver.client().migration_state().unwrap(), state::RUNNING);
     drop((driver, other));
     house.stop();
+}
+
+/// Nothing says whether the device stood still already, or what it was deposited as: the message comes again to the next engine.
+#[test]
+fn an_engine_that_is_killed_while_it_stops_a_device_in_pre_copy_costs_no_byte_of_its_state() {
+    let house = house();
+    let mut load = Load::new(house.connect("disk"), 2, 32, 3);
+    for round in 0..16_u64 {
+        load.run_for(Duration::from_millis(5));
+        let client = load.driver().client();
+        client.set_migration_state(state::PRE_COPY).unwrap();
+        let mut bytes = client.migration_read(60).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_micros(200 * round));
+                house.kill();
+            });
+            client.set_migration_state(state::STOP_COPY).unwrap();
+        });
+        bytes.extend_from_slice(&read_all(client));
+        assert!(ControllerV1::from_stream(&bytes).is_ok(), "round {round}");
+        // Its own, to go on from.
+        client.set_migration_state(state::RESUMING).unwrap();
+        client.migration_write(&bytes).unwrap();
+        client.set_migration_state(state::RUNNING).unwrap();
+        load.run_until_progress();
+    }
+    println!("{} operations", load.finish());
+    house.stop();
+}
+
+#[test]
+fn a_device_in_pre_copy_that_the_engine_itself_holds_is_busy_and_stays_in_pre_copy() {
+    let house = house();
+    let mut driver = house.connect("disk");
+    driver.create_queue_pair(1, 16).unwrap();
+    let buffer = driver.ram().clone().alloc(4096).unwrap();
+    let busy = |client: &mut Client, there: u32, here: u32| {
+        let refused = client.set_migration_state(there);
+        assert!(matches!(refused, Err(Error::Refused { errno: EBUSY, .. })), "{refused:?}");
+        assert_eq!(client.migration_state().unwrap(), here);
+    };
+    for by_kill in [false, true] {
+        house.tell("halt", "disk", b"").unwrap();
+        busy(driver.client(), state::PRE_COPY, state::RUNNING);
+        house.tell("run", "disk", b"").unwrap();
+        driver.client().set_migration_state(state::PRE_COPY).unwrap();
+        let mut bytes = driver.client().migration_read(20).unwrap();
+        house.tell("halt", "disk", b"").unwrap();
+        let held = house.tell("save", "disk", b"").unwrap();
+        for there in [state::STOP_COPY, state::RUNNING] {
+            busy(driver.client(), there, state::PRE_COPY);
+        }
+        bytes.extend_from_slice(&read_all(driver.client()));
+        if by_kill {
+            // A successor knows nothing of the order.
+            house.kill();
+        } else {
+            house.tell("run", "disk", b"").unwrap();
+        }
+        driver.write(1, 1, 0, 8, &buffer).unwrap().ok().unwrap();
+        assert_eq!(driver.client().migration_state().unwrap(), state::PRE_COPY);
+        driver.client().set_migration_state(state::STOP_COPY).unwrap();
+        bytes.extend_from_slice(&read_all(driver.client()));
+        let (came, held) =
+            (ControllerV1::from_stream(&bytes).unwrap(), ControllerV1::from_bytes(&held).unwrap());
+        assert_eq!(came.outline(), held.outline());
+        for order in ["halt", "run"] {
+            let refused = house.tell(order, "disk", b"").unwrap_err();
+            assert!(refused.contains("its client has stopped"), "{refused}");
+        }
+        driver.client().set_migration_state(state::RUNNING).unwrap();
+        driver.write(1, 1, 0, 8, &buffer).unwrap().ok().unwrap();
+    }
+    drop(driver);
+    house.stop();
+}
+
+/// What the outline promised is not what comes: the state is checked as ever, and the guest goes on where it is.
+#[test]
+fn a_state_of_an_ssd_that_has_grown_since_its_outline_is_refused_until_the_other_has_grown_too() {
+    let houses = [house(), house()];
+    let grow = |house: &House| house.apply_text(house.config(&[("disk", FILE)], 96)).unwrap();
+    let mut driver = houses[0].connect("disk");
+    driver.create_queue_pair(1, 16).unwrap();
+    let buffer = driver.ram().clone().alloc_with(&[9; 4096]).unwrap();
+    driver.client().set_migration_state(state::PRE_COPY).unwrap();
+    let outline = read_all(driver.client());
+    let mut there = connect(&houses[1]);
+    there.set_migration_state(state::RESUMING).unwrap();
+    there.migration_write(&outline).unwrap();
+    grow(&houses[0]);
+    driver.client().set_migration_state(state::STOP_COPY).unwrap();
+    there.migration_write(&read_all(driver.client())).unwrap();
+    let refused = there.set_migration_state(state::STOP);
+    assert!(matches!(refused, Err(Error::Refused { errno: EINVAL, .. })), "{refused:?}");
+    assert_eq!(there.migration_state().unwrap(), state::ERROR);
+    drop(there);
+    driver.client().set_migration_state(state::RUNNING).unwrap();
+    let last = 96 * 2048 - 8;
+    driver.write(1, 1, last, 8, &buffer).unwrap().ok().unwrap();
+    grow(&houses[1]);
+    travel(&mut driver, &houses[0], &houses[1], true, NONE);
+    let back = driver.ram().clone().alloc(4096).unwrap();
+    driver.read(1, 1, last, 8, &back).unwrap().ok().unwrap();
+    assert_eq!(back.to_vec(), [9; 4096]);
+    drop(driver);
+    houses.into_iter().for_each(House::stop);
 }
 
 /// The ssd has another owner then: what was accepted here must not be carried out here.

@@ -266,6 +266,17 @@ impl MigrationV1 {
         }
     }
 
+    /// It is over, and this side has still to tell the other, or to wipe what is left.
+    #[must_use]
+    pub fn owes_word(&self) -> bool {
+        let is_set = |mark: Option<bool>| mark.unwrap_or(false);
+        match self.source.map(|source| source.step) {
+            Some(SourceStepV1::Gone) => !is_set(self.closed) || !is_set(self.wiped) && !is_set(self.keep),
+            Some(SourceStepV1::Superseded) => !is_set(self.closed),
+            _ => false,
+        }
+    }
+
     /// What its step is called.
     #[must_use]
     pub fn step(&self) -> &'static str {

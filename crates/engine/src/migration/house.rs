@@ -51,11 +51,23 @@ impl House {
         let open = slots.open.get(&number).map(|served| served.ssd().name.clone());
         let name = open.or_else(|| slots.absent.get(&number).map(|absent| absent.config.name.clone()));
         drop(slots);
-        if let Some(name) = name.filter(|name| self.migrations().is_some_and(|all| all.is_moving(name))) {
-            bail!(
+        let Some(name) = name else { return Ok(()) };
+        match self.migrations().filter(|all| all.is_known()) {
+            Some(all) if !all.is_moving(&name) => Ok(()),
+            Some(_) => bail!(
                 "ssd \"{name}\" is being moved: wait for the end of that, or `godwit migration cancel {name}`"
-            );
+            ),
+            None => self.check_settled(&name),
         }
+    }
+
+    /// The migrations that an engine before this one began are not known yet: their journals are.
+    fn check_settled(&self, name: &str) -> anyhow::Result<()> {
+        let Some(config) = self.config(name) else { return Ok(()) };
+        ensure!(
+            !Passage::of(&config, self.pools()?).is_under_way(),
+            "ssd \"{name}\" may be on its way between hosts, and the engine has just begun: ask again in a moment"
+        );
         Ok(())
     }
 

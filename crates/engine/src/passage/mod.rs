@@ -88,6 +88,13 @@ impl Passage {
         self.store.as_ref()
     }
 
+    /// By its journal a migration of it is to go on, or nobody can say yet.
+    pub(crate) fn is_under_way(&self) -> bool {
+        let read = || self.store.as_ref().and_then(|store| store.read().ok().flatten());
+        let record = || read().and_then(|bytes| MigrationV1::from_bytes(&bytes).ok());
+        self.in_use.is_some() || record().is_some_and(|record| !record.is_over() || record.owes_word())
+    }
+
     /// Whether the ssd may be opened now.
     pub(crate) fn standing(&self) -> Standing {
         if let Some(why) = &self.in_use {

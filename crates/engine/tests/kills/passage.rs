@@ -1,5 +1,6 @@
 //! Ssds whose owner is on another host: whatever engine starts, it opens none of them, and serves the others.
 
+use super::crossing::Hosts;
 use super::disk;
 use super::house::House;
 use super::load::Load;
@@ -221,4 +222,27 @@ fn what_a_former_life_left_undone_is_not_done_in_the_next() {
         drop(driver);
         house.stop();
     }
+}
+
+#[test]
+fn an_ssd_that_is_on_its_way_is_not_removed_by_an_engine_that_has_just_begun() {
+    let hosts = Hosts::new();
+    let house = House::start_with(&[("victim", RAM), ("moved", FILE)], 2, &hosts.sections[0]);
+    drop(house.connect("moved"));
+    let peer = hosts.addresses[1].clone();
+    for step in [SourceStepV1::Granted, SourceStepV1::Gone] {
+        journal(&house, "moved", &MigrationV1 { peer: peer.clone(), ..at_source(step) });
+        for _ in 0..4 {
+            house.kill();
+            // The next engine is asked as soon as it serves.
+            let refused = house.apply_text(house.config(&[("victim", RAM)], 64) + &hosts.sections[0]);
+            let why = refused.expect_err("nobody would go on with its migration");
+            assert!(why.contains("ask again") || why.contains("is being moved"), "{why}");
+        }
+    }
+    let over = MigrationV1 { peer, closed: Some(true), wiped: Some(true), ..at_source(SourceStepV1::Gone) };
+    journal(&house, "moved", &over);
+    next_engine(&house);
+    house.apply_text(house.config(&[("victim", RAM)], 64) + &hosts.sections[0]).unwrap();
+    house.stop();
 }

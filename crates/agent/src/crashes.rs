@@ -1,5 +1,7 @@
 //! The agent is ended between any two effects, and the next one goes on.
 
+mod moves;
+
 use crate::book::Book;
 use crate::desired::{self, Ask, Terms};
 use crate::place::Place;
@@ -25,6 +27,8 @@ struct Ended;
 struct World {
     /// Effects until the end; 0: it does not come.
     left: AtomicUsize,
+    /// Effects until "a" arrives from another host; 0: it does not.
+    until_arrival: AtomicUsize,
     daemon: Mutex<Double>,
 }
 
@@ -51,6 +55,12 @@ struct Double {
     broken: bool,
     /// The next snapshot is made, and refused all the same.
     spoils: bool,
+    /// By volume: what its journal says.
+    journals: BTreeMap<String, &'static str>,
+    /// Volumes that another host serves, in truth.
+    elsewhere: BTreeSet<String>,
+    /// Those that are to come have no room.
+    full: bool,
 }
 
 /// A drive that carries a pool.
@@ -70,6 +80,11 @@ struct Drive {
 
 impl World {
     fn effect(&self) {
+        let until = self.until_arrival.load(Ordering::Relaxed);
+        self.until_arrival.store(until.saturating_sub(1), Ordering::Relaxed);
+        if until == 1 {
+            self.daemon().arrive("a");
+        }
         let left = self.left.load(Ordering::Relaxed);
         self.left.store(left.saturating_sub(1), Ordering::Relaxed);
         if left == 1 {
@@ -147,12 +162,19 @@ impl Double {
         all.for_each(|(_, served)| *served = false);
         for ssd in &config.ssds {
             let Backend::Pool { pool, .. } = &ssd.backend else { continue };
+            let journal = self.journals.get(ssd.volume()).copied();
+            let is_here = moves::is_here(journal, ssd.incoming);
+            assert!(!is_here || !self.elsewhere.contains(ssd.volume()), "{} is served twice", ssd.name);
+            let no_room = self.full && ssd.incoming;
             let Ok(drive) = self.drive(pool) else { continue };
+            if no_room && !drive.volumes.contains_key(ssd.volume()) {
+                continue;
+            }
             let volume = drive.volumes.entry(ssd.volume().to_owned()).or_insert_with(|| {
                 *drive.made.entry(ssd.volume().to_owned()).or_default() += 1;
                 ("zeros".to_owned(), true)
             });
-            volume.1 = true;
+            volume.1 = is_here;
         }
     }
 
@@ -179,6 +201,7 @@ impl Double {
                     Some(_) if fails => drive.quarantined += 1,
                     Some((content, false)) => drive.wiping.push((content, 2)),
                 }
+                self.journals.remove(&volume);
             }
             PoolRequest::Snapshot { pool, volume, name } | PoolRequest::Clone { pool, volume, name } => {
                 let drive = self.drive(&pool)?;
@@ -206,6 +229,7 @@ impl Double {
                 name: name.clone(),
                 mapped_bytes: 1 << 20,
                 served: *served,
+                migration: self.journals.get(name).map(|word| (*word).to_owned()),
                 ..VolumeStatus::default()
             };
             shown.push(PoolStatus {
@@ -246,8 +270,7 @@ impl Plane for World {
     }
 
     fn status(&self) -> Result<Status, PlaneError> {
-        let ssd = |name: &String| SsdStatus { name: name.clone(), ..SsdStatus::default() };
-        Ok(Status { ssds: self.daemon().served.keys().map(ssd).collect(), ..Status::default() })
+        Ok(Status { ssds: self.daemon().stand(), ..Status::default() })
     }
 
     fn migrations(&self) -> Result<Vec<MigrationStatus>, PlaneError> {
@@ -344,7 +367,7 @@ impl Host {
 
 fn create() -> Ask {
     let body = SsdCreate { name: "a".to_owned(), size_bytes: Some(1 << 20), ..SsdCreate::default() };
-    Ask::SsdCreate { body }
+    Ask::SsdCreate { body: Box::new(body) }
 }
 
 fn grow() -> Ask {
@@ -457,7 +480,7 @@ fn create_in_pool(name: &str, from_snapshot: Option<&str>) -> Ask {
         from_snapshot: from_snapshot.map(str::to_owned),
         ..SsdCreate::default()
     };
-    Ask::SsdCreate { body }
+    Ask::SsdCreate { body: Box::new(body) }
 }
 
 fn snapshot() -> Ask {

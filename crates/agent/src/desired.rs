@@ -1,6 +1,7 @@
 //! Wishes: each is checked and written down in one transaction, as an operation. What it is done to changes when the data plane has
 //! accepted it (`work`).
 
+mod incoming;
 mod pool;
 
 use crate::place::Place;
@@ -73,7 +74,7 @@ impl Wish {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "kebab-case")]
 pub(crate) enum Ask {
-    SsdCreate { body: SsdCreate },
+    SsdCreate { body: Box<SsdCreate> },
     SsdChange { name: String, body: SsdChange },
     SsdDelete { name: String, force: bool },
     PoolCreate { body: PoolCreate },
@@ -182,12 +183,22 @@ fn create_ssd(sqlite: &Connection, place: &Place, body: &SsdCreate, terms: &Term
     }
     if let Some(known) = store::ssd(sqlite, &body.name)? {
         let text = format!("there is an ssd \"{}\" ({})", body.name, known.phase.word());
-        return Err(Refusal::conflict(text, "take another name, or delete that one first"));
+        let next_step = match &body.incoming {
+            Some(identity) if known.uuid.eq_ignore_ascii_case(&identity.uuid) => {
+                incoming::way_back(known.phase)
+            }
+            _ => "take another name, or delete that one first",
+        };
+        return Err(Refusal::conflict(text, next_step));
     }
     if store::ssds(sqlite)?.len() >= SSDS_MAX {
         let text = format!("there are {SSDS_MAX} ssds, and a daemon serves no more");
         return Err(Refusal::conflict(text, "delete some"));
     }
+    let uuid = match &body.incoming {
+        None => terms.uuid.clone(),
+        Some(identity) => incoming::identity(sqlite, body, identity)?,
+    };
     let (pool, source) = pool::home(sqlite, body)?;
     let flavor = match &body.flavor {
         None => None,
@@ -209,6 +220,29 @@ fn create_ssd(sqlite: &Connection, place: &Place, body: &SsdCreate, terms: &Term
     }
     let limits = body.limits.clone().or_else(|| flavor.map(|flavor| flavor.limits)).unwrap_or_default();
     check_limits(&limits)?;
+    check_socket(place, body)?;
+    let identity = body.incoming.clone().unwrap_or_default();
+    let spec = SsdSpec {
+        size_bytes,
+        interface: body.interface,
+        profile: profile(body)?,
+        thin: body.thin.unwrap_or(pool.is_none()),
+        // An NVMe ssd's is beside its state, one of a pool has it there.
+        journal: pool.is_none() && body.interface == Interface::VirtioBlk,
+        pool,
+        flavor: body.flavor.clone(),
+        limits,
+        source: source.map(|source| source.volume),
+        incoming: body.incoming.is_some(),
+        serial: identity.serial,
+        nqn: identity.nqn,
+        hypervisor: body.hypervisor.clone(),
+    };
+    incoming::check(&uuid, &spec)?;
+    Ok(Wish::SsdCreate { name: body.name.clone(), uuid, spec })
+}
+
+fn check_socket(place: &Place, body: &SsdCreate) -> Result<(), Refusal> {
     let socket = place.socket(&body.name, body.interface);
     if socket.as_os_str().len() > SOCKET_BYTES_MAX {
         let text = format!(
@@ -217,17 +251,7 @@ fn create_ssd(sqlite: &Connection, place: &Place, body: &SsdCreate, terms: &Term
         );
         return Err(Refusal::bad(text, "take a shorter name, or run the agent with a shorter --sockets"));
     }
-    let spec = SsdSpec {
-        size_bytes,
-        interface: body.interface,
-        profile: profile(body)?,
-        thin: body.thin.unwrap_or(pool.is_none()),
-        pool,
-        flavor: body.flavor.clone(),
-        limits,
-        source: source.map(|source| source.volume),
-    };
-    Ok(Wish::SsdCreate { name: body.name.clone(), uuid: terms.uuid.clone(), spec })
+    Ok(())
 }
 
 /// Written down with the ssd, so that no release that serves it later has to guess.

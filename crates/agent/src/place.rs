@@ -26,11 +26,23 @@ impl Place {
         self.ssds.join(format!("{}.{}.state", ssd.name, ssd.uuid))
     }
 
+    /// Where it is said who owns an ssd that lives in a file. Where it has a state, this is the place that the daemon takes by itself.
+    pub(crate) fn journal(&self, ssd: &SsdRow) -> PathBuf {
+        self.ssds.join(format!("{}.{}.state.migration", ssd.name, ssd.uuid))
+    }
+
     pub(crate) fn socket(&self, name: &str, interface: Interface) -> PathBuf {
         self.sockets.join(match interface {
             Interface::Nvme => format!("{name}.sock"),
             Interface::VirtioBlk => format!("{name}.vhost"),
         })
+    }
+
+    /// Whether anything of it is there.
+    pub(crate) fn has_any(&self, ssd: &SsdRow) -> bool {
+        [self.data(ssd), self.state(ssd), self.journal(ssd)]
+            .iter()
+            .any(|path| path.symlink_metadata().is_ok())
     }
 
     /// Removes what an ssd leaves behind, durably. What is not there is removed.
@@ -39,6 +51,10 @@ impl Place {
     pub(crate) fn remove(&self, ssd: &SsdRow) -> io::Result<()> {
         remove_file(&self.state(ssd))?;
         remove_file(&self.data(ssd))?;
+        // Last: as long as there is something, it says whose that is.
+        let journal = self.journal(ssd);
+        remove_file(&journal.with_added_extension("new"))?;
+        remove_file(&journal)?;
         File::open(&self.ssds)?.sync_all()
     }
 }

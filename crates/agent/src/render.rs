@@ -18,8 +18,16 @@ struct Entry {
     #[serde(skip_serializing_if = "Option::is_none")]
     state: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    journal: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    incoming: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hypervisor: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     uuid: Option<String>,
     serial: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nqn: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     profile: Option<String>,
     backend: Backend,
@@ -86,12 +94,6 @@ struct Entries {
     ssd: Vec<Entry>,
 }
 
-/// The serial number of an ssd: of this one alone, also when another had its name.
-pub(crate) fn serial(uuid: &str) -> String {
-    let digits: String = uuid.chars().filter(char::is_ascii_hexdigit).take(16).collect();
-    format!("GW{}", digits.to_uppercase())
-}
-
 fn limits_entry(limits: &Limits) -> LimitsEntry {
     let size = |bytes: Option<u64>| bytes.map(|bytes| Size { bytes }.to_string());
     LimitsEntry {
@@ -113,25 +115,21 @@ fn limits_entry(limits: &Limits) -> LimitsEntry {
 
 /// What the daemon's configuration has against these limits: what a release can limit, and how much, is said there alone.
 pub(crate) fn check_limits(limits: &Limits) -> Result<(), String> {
+    let spec = SsdSpec { size_bytes: 1 << 20, limits: limits.clone(), ..SsdSpec::default() };
+    check("00000000-0000-4000-8000-000000000001", &spec)
+}
+
+/// What it has against an ssd that is wished so, wherever it would lie.
+pub(crate) fn check(uuid: &str, spec: &SsdSpec) -> Result<(), String> {
     let place = Place { ssds: "/".into(), sockets: "/".into() };
-    let spec = SsdSpec {
-        size_bytes: 1 << 20,
-        interface: Interface::Nvme,
-        profile: None,
-        pool: None,
-        thin: true,
-        flavor: None,
-        limits: limits.clone(),
-        source: None,
-    };
     let ssd = SsdRow {
         name: "ssd".to_owned(),
-        uuid: "00000000-0000-4000-8000-000000000001".to_owned(),
+        uuid: uuid.to_owned(),
         generation: 1,
         phase: Phase::Ready,
         operation: None,
         reason: None,
-        spec,
+        spec: SsdSpec { pool: None, ..spec.clone() },
     };
     let text = configuration("", &place, &[], &[ssd]).map_err(|e| e.to_string())?;
     let path = std::path::Path::new("limits");
@@ -147,8 +145,13 @@ fn entry(ssd: &SsdRow, place: &Place) -> Entry {
         socket: nvme.then(|| socket.clone()),
         vhost_socket: (!nvme).then_some(socket),
         state: nvme.then(|| place.state(ssd).display().to_string()),
+        journal: ssd.spec.journal.then(|| place.journal(ssd).display().to_string()),
+        // Also of one that has gone: should its journal be lost, nothing of this host is taken for it.
+        incoming: ssd.is_elsewhere().then_some(true),
+        hypervisor: ssd.spec.hypervisor.clone(),
         uuid: nvme.then(|| ssd.uuid.clone()),
-        serial: serial(&ssd.uuid),
+        serial: ssd.serial(),
+        nqn: ssd.spec.nqn.clone(),
         profile: ssd.spec.profile(),
         limits: (!ssd.spec.limits.is_empty()).then(|| limits_entry(&ssd.spec.limits)),
         backend: backend(ssd, place),
@@ -178,8 +181,8 @@ pub(crate) fn configuration(
     pools: &[PoolRow],
     ssds: &[SsdRow],
 ) -> Result<String, toml::ser::Error> {
-    let ssd: Vec<Entry> =
-        ssds.iter().filter(|ssd| ssd.phase == Phase::Ready).map(|ssd| entry(ssd, place)).collect();
+    let is_kept = |ssd: &&SsdRow| ssd.phase == Phase::Ready || ssd.is_elsewhere();
+    let ssd: Vec<Entry> = ssds.iter().filter(is_kept).map(|ssd| entry(ssd, place)).collect();
     let pool: Vec<PoolEntry> = pools
         .iter()
         .filter(|pool| pool.phase == Phase::Ready)
@@ -207,16 +210,7 @@ mod tests {
             phase: Phase::Ready,
             operation: None,
             reason: None,
-            spec: SsdSpec {
-                size_bytes: 3 << 20,
-                interface,
-                profile: None,
-                pool: None,
-                thin: true,
-                flavor: None,
-                limits: Limits::default(),
-                source: None,
-            },
+            spec: SsdSpec { size_bytes: 3 << 20, interface, thin: true, ..SsdSpec::default() },
         }
     }
 
@@ -267,6 +261,30 @@ mod tests {
         let old = "{\"size_bytes\":1048576,\"interface\":\"nvme\"}";
         let spec: SsdSpec = serde_json::from_str(old).unwrap();
         assert_eq!(spec.profile().as_deref(), Some("godwit-1"));
+    }
+
+    #[test]
+    fn an_ssd_that_is_elsewhere_is_expected_and_never_the_daemons_own() {
+        let place = Place { ssds: "/s".into(), sockets: "/r".into() };
+        for phase in [Phase::Incoming, Phase::Gone] {
+            let mut nvme = row("a", Interface::Nvme);
+            (nvme.phase, nvme.spec.hypervisor) = (phase, Some("/q".to_owned()));
+            (nvme.spec.serial, nvme.spec.nqn) = (Some("S 1".to_owned()), Some("nqn.x".to_owned()));
+            let mut disk = row("bb", Interface::VirtioBlk);
+            (disk.phase, disk.spec.journal) = (phase, true);
+            let rows = [nvme, disk];
+            let text = configuration("control = \"/c\"", &place, &[], &rows).unwrap();
+            let config = Config::parse(Path::new("x"), &text).unwrap();
+            assert!(config.ssds.iter().all(|ssd| ssd.incoming), "{text}");
+            // Both have their journals where the agent looks for them.
+            let journals: Vec<_> = config.ssds.iter().map(|ssd| ssd.journal.clone()).collect();
+            assert_eq!(journals, rows.each_ref().map(|row| Some(place.journal(row))));
+            assert_eq!(config.ssds[0].hypervisor.as_deref(), Some(Path::new("/q")));
+            let identity = &config.ssds[0].identity;
+            assert_eq!((&*identity.serial, identity.nqn.as_deref()), ("S 1", Some("nqn.x")));
+        }
+        let text = configuration("", &place, &[], &[row("a", Interface::Nvme)]).unwrap();
+        assert!(!Config::parse(Path::new("x"), &text).unwrap().ssds[0].incoming);
     }
 
     #[test]

@@ -65,7 +65,7 @@ const SLICE_BYTES: u64 = 465 << 30;
 const SLICE_WEIGHT: u16 = 100;
 
 /// What is wanted of an ssd. Fields are added, never renamed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SsdSpec {
     pub(crate) size_bytes: u64,
     pub(crate) interface: Interface,
@@ -83,6 +83,21 @@ pub(crate) struct SsdSpec {
     /// The volume of its pool that it begins with.
     #[serde(default)]
     pub(crate) source: Option<String>,
+    /// It comes, or came, from another host.
+    #[serde(default)]
+    pub(crate) incoming: bool,
+    /// Its serial number, where that does not follow from its identity.
+    #[serde(default)]
+    pub(crate) serial: Option<String>,
+    /// The name of its NVM subsystem, likewise.
+    #[serde(default)]
+    pub(crate) nqn: Option<String>,
+    /// The QMP socket of the QEMU that its guest comes to with it.
+    #[serde(default)]
+    pub(crate) hypervisor: Option<String>,
+    /// A virtio-blk disk in a file has a place for the journal of its migrations. One of an older release has none, and cannot be moved.
+    #[serde(default)]
+    pub(crate) journal: bool,
 }
 
 impl SsdSpec {
@@ -90,6 +105,11 @@ impl SsdSpec {
     pub(crate) fn profile(&self) -> Option<String> {
         let nvme = self.interface == Interface::Nvme;
         nvme.then(|| self.profile.clone().unwrap_or_else(|| PROFILE_DEFAULT.to_owned()))
+    }
+
+    /// What it is as soon as the daemon has it.
+    pub(crate) fn begins(&self) -> Phase {
+        if self.incoming { Phase::Incoming } else { Phase::Ready }
     }
 }
 
@@ -109,6 +129,19 @@ impl SsdRow {
     /// What it is called in its pool. The name is of this ssd alone, so that a later one of its name never sees its data.
     pub(crate) fn volume(&self) -> String {
         format!("{}.{}", self.name, self.uuid)
+    }
+
+    /// Its serial number: of this one alone, also when another had its name.
+    pub(crate) fn serial(&self) -> String {
+        self.spec.serial.clone().unwrap_or_else(|| {
+            let digits: String = self.uuid.chars().filter(char::is_ascii_hexdigit).take(16).collect();
+            format!("GW{}", digits.to_uppercase())
+        })
+    }
+
+    /// Its owner is, as far as is known, another host: it is not served here.
+    pub(crate) fn is_elsewhere(&self) -> bool {
+        matches!(self.phase, Phase::Incoming | Phase::Gone)
     }
 }
 

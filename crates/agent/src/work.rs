@@ -15,11 +15,12 @@
 //!                  `-> undo (as above)  `-> quarantined, end: failed
 //! ```
 //!
-//! Pools and snapshots: see `pool`.
+//! Pools and snapshots: see `pool`. Ssds that come from other hosts and go there: see `passage`.
 //!
 //! Each operation applies what all others have *ended* with, and its own wish: one that the daemon refuses does not take others
 //! with it.
 
+mod passage;
 mod pool;
 mod wipe;
 
@@ -190,6 +191,9 @@ impl Work {
             ("begin", Wish::PoolCreate { name, spec, force_destroy_data }) => {
                 self.format(operation, name, spec, force_destroy_data.as_ref())
             }
+            ("begin", Wish::SsdCreate { name, spec, .. }) if spec.incoming => {
+                self.begin_incoming(operation, name)
+            }
             ("begin", Wish::SsdCreate { name, uuid, spec }) if spec.source.is_some() => {
                 self.derive(operation, spec, format!("{name}.{uuid}"))
             }
@@ -228,11 +232,30 @@ impl Work {
     /// Has the daemon serve what has ended, and this wish.
     fn accept(&mut self, operation: &OperationRow, wish: &Wish) -> Result<Step, StoreError> {
         let force = matches!(wish, Wish::SsdDelete { force: true, .. });
-        let said = self.apply(Some(wish), force)?;
+        // Its journal has to be read when the daemon has let go of it.
+        if let Wish::SsdDelete { name, .. } = wish
+            && let Some(Err(error)) = self.ssd(name)?.map(|ssd| self.passage(&ssd))
+        {
+            return Ok(Step::Later(error.to_string()));
+        }
+        let said = match self.apply(Some(wish), force)? {
+            Ok(()) => self.has_room(wish)?,
+            said => said,
+        };
         if let Some(step) = self.unless_done(operation, said)? {
             return Ok(step);
         }
         (self.between)();
+        if let Wish::SsdDelete { name, .. } = wish
+            && let Some(step) = self.spare_what_came(operation, name)?
+        {
+            return Ok(step);
+        }
+        self.accepted(operation, wish)
+    }
+
+    /// The daemon has accepted it.
+    fn accepted(&self, operation: &OperationRow, wish: &Wish) -> Result<Step, StoreError> {
         let now_ms = (self.now_ms)();
         let removes = matches!(wish, Wish::SsdDelete { .. });
         self.book.write(|sqlite| {
@@ -249,12 +272,16 @@ impl Work {
     /// Has the daemon serve what has ended, without this wish: nobody knows whether an earlier agent had it served. As long as
     /// the daemon refuses that, too, the wish may not be to blame.
     fn undo(&mut self, operation: &OperationRow, wish: &Wish) -> Result<Step, StoreError> {
-        let creates = matches!(wish, Wish::SsdCreate { .. });
-        if let Err(PlaneError::Silent(_) | PlaneError::Refused(_)) = self.apply(None, creates)? {
+        // One that comes from another host may have come by now, and have its guest.
+        let force = matches!(wish, Wish::SsdCreate { spec, .. } if !spec.incoming);
+        if let Err(PlaneError::Silent(_) | PlaneError::Refused(_)) = self.apply(None, force)? {
             // The reason of the refusal stays to be seen.
             return Ok(Step::Later(operation.shown.message.clone().unwrap_or_default()));
         }
         (self.between)();
+        if let Some(step) = self.keep_what_came(operation, wish)? {
+            return Ok(step);
+        }
         if let Wish::SsdCreate { name, .. } = wish
             && let Some(ssd) = self.ssd(name)?
         {
@@ -351,6 +378,7 @@ impl Work {
     /// Has the daemon serve what has ended, if it does not.
     fn settle(&mut self) -> Result<(), String> {
         let status = self.plane.status().map_err(|e| e.to_string())?;
+        self.follow(&status).map_err(|e| e.to_string())?;
         let text = self.configuration(None).map_err(|e| e.to_string())??;
         let life = (status.pid, status.keeper_generation);
         if self.told == Some(life) && serves(&status, &text) {
@@ -401,7 +429,7 @@ fn with(pools: &mut Vec<PoolRow>, ssds: &mut Vec<SsdRow>, wish: &Wish) {
                 name: name.clone(),
                 uuid: uuid.clone(),
                 generation: 1,
-                phase: Phase::Ready,
+                phase: spec.begins(),
                 operation: None,
                 reason: None,
                 spec: spec.clone(),
@@ -452,7 +480,7 @@ fn accepted(sqlite: &rusqlite::Connection, wish: &Wish) -> Result<(), StoreError
             ssd.operation = None;
         }
         _ => {
-            ssd.phase = Phase::Ready;
+            ssd.phase = ssd.spec.begins();
             ssd.operation = None;
         }
     }

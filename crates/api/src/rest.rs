@@ -112,8 +112,12 @@ impl Limits {
 pub enum Phase {
     /// It is being made.
     Creating,
+    /// It is to come from another host, or is on its way: it is not served here.
+    Incoming,
     /// It is there.
     Ready,
+    /// It is at another host now: it is not served here. It may come back.
+    Gone,
     /// It is being deleted: nobody is served, its data is being removed.
     Deleting,
     /// Its data could not be removed: it is not served, and its space is nobody's until a deletion succeeds.
@@ -126,6 +130,8 @@ impl Phase {
     pub const fn word(self) -> &'static str {
         match self {
             Self::Creating => "creating",
+            Self::Incoming => "incoming",
+            Self::Gone => "gone",
             Self::Ready => "ready",
             Self::Deleting => "deleting",
             Self::Quarantined => "quarantined",
@@ -133,12 +139,27 @@ impl Phase {
     }
 }
 
+/// What names an ssd that comes from another host to its guest, as it is there: `godwit ssd export` prints it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Incoming {
+    /// Its identity.
+    pub uuid: String,
+    /// Its serial number. Left out: what an agent gives an ssd of this identity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// The name of its NVM subsystem. Left out: what follows from its identity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nqn: Option<String>,
+}
+
 /// How the daemon says an ssd is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(default)]
 pub struct Serving {
-    /// `serving`, `parked` or `quarantined`; `unknown` when the daemon does not answer; `absent` when it does not have it.
+    /// `serving`, `parked` or `quarantined`; how far its migration is, when its owner is not here (`incoming`, `granted`, `gone`...); `unknown` when the daemon does not answer; `absent` when it does not have it.
     pub state: String,
     /// Why.
     pub reason: Option<String>,
@@ -156,6 +177,12 @@ pub struct Ssd {
     pub name: String,
     /// Its identity: another one when a deleted ssd is made again under its name.
     pub uuid: String,
+    /// Its serial number.
+    #[serde(default)]
+    pub serial: String,
+    /// The name of its NVM subsystem, where that does not follow from its identity.
+    #[serde(default)]
+    pub nqn: Option<String>,
     /// Counts the changes of what is wanted; what `If-Match` compares.
     pub generation: u64,
     /// Where it is in its life.
@@ -179,6 +206,9 @@ pub struct Ssd {
     pub limits: Limits,
     /// Where its guests' hypervisor finds it.
     pub socket: String,
+    /// The QMP socket of the QEMU that its guest comes to with it.
+    #[serde(default)]
+    pub hypervisor: Option<String>,
     /// Why it is as it is, when that is not well.
     pub reason: Option<String>,
     /// How the daemon says it is.
@@ -219,6 +249,12 @@ pub struct SsdCreate {
     /// Begin with what this ssd contains now: in its pool, and of its size if no other is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from_ssd: Option<String>,
+    /// It comes from another host: its place is made, and it is not served until it was moved here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incoming: Option<Incoming>,
+    /// The QMP socket of the QEMU here that its guest comes to with it (`-S -incoming defer`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hypervisor: Option<String>,
 }
 
 /// The wish to change an ssd.

@@ -7,7 +7,7 @@ use crate::plane::PlaneError;
 use crate::refusal::Refusal;
 use crate::store::{self, PoolRow, SnapshotRow, SsdRow};
 use api::control::{PoolRequest, PoolStatus};
-use api::rest::{List, Operation, Plan, Pool, PoolCheck, PoolCreate, PoolServing, Problem};
+use api::rest::{List, Operation, Phase, Plan, Pool, PoolCheck, PoolCreate, PoolServing, Problem};
 use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -21,7 +21,10 @@ fn shown(
 ) -> Pool {
     let inside = || ssds.iter().filter(|ssd| ssd.spec.pool.as_ref() == Some(&row.name));
     Pool {
-        promised_bytes: inside().fold(0, |sum, ssd| sum.saturating_add(ssd.spec.size_bytes)),
+        // What has gone has its space there, where it is.
+        promised_bytes: inside()
+            .filter(|ssd| ssd.phase != Phase::Gone)
+            .fold(0, |sum, ssd| sum.saturating_add(ssd.spec.size_bytes)),
         ssds: inside().count() as u64,
         snapshots: snapshots.iter().filter(|one| one.spec.pool == row.name).count() as u64,
         serving: serving(&row.name, live),

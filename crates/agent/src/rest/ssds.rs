@@ -25,11 +25,13 @@ fn shown(desk: &Desk, row: SsdRow, status: &Result<Status, String>) -> Ssd {
             },
         },
     };
-    let profile = row.spec.profile();
+    let (profile, serial) = (row.spec.profile(), row.serial());
     let socket = desk.place.socket(&row.name, row.spec.interface).display().to_string();
     Ssd {
         name: row.name,
         uuid: row.uuid,
+        serial,
+        nqn: row.spec.nqn,
         generation: row.generation,
         phase: row.phase,
         operation: row.operation,
@@ -41,6 +43,7 @@ fn shown(desk: &Desk, row: SsdRow, status: &Result<Status, String>) -> Ssd {
         flavor: row.spec.flavor,
         limits: row.spec.limits,
         socket,
+        hypervisor: row.spec.hypervisor,
         reason: row.reason,
         serving,
     }
@@ -73,7 +76,7 @@ pub(super) async fn show(State(desk): State<Desk>, Name(name): Name) -> Result<R
     .await
 }
 
-/// Makes an ssd.
+/// Makes an ssd; with `incoming`, a place for one that comes from another host.
 #[utoipa::path(post, operation_id = "ssd_create", tag = "ssd", path = "/api/v1/ssds", params(Dry, ("Idempotency-Key" = Option<String>, Header, description = "The id of the operation")),
     request_body = SsdCreate,
     responses((status = 200, description = "dry_run", body = Plan), (status = 202, body = Operation),
@@ -84,7 +87,7 @@ pub(super) async fn create(
     headers: HeaderMap,
     Body(body): Body<SsdCreate>,
 ) -> Result<Response, Refusal> {
-    desk.submit(Ask::SsdCreate { body }, &headers, dry_run).await
+    desk.submit(Ask::SsdCreate { body: Box::new(body) }, &headers, dry_run).await
 }
 
 /// Changes an ssd: its size (which only grows) and its limits. Guests are not disturbed.
@@ -104,7 +107,7 @@ pub(super) async fn change(
     desk.submit(Ask::SsdChange { name, body }, &headers, dry_run).await
 }
 
-/// Deletes an ssd and its data.
+/// Deletes an ssd and its data; of one that is at another host, what is left here. One that is on its way is refused, and so is one that has come meanwhile.
 #[utoipa::path(delete, operation_id = "ssd_delete", tag = "ssd", path = "/api/v1/ssds/{name}", params(("name" = String, Path), Deletion,
         ("Idempotency-Key" = Option<String>, Header, description = "The id of the operation"),
         ("If-Match" = Option<String>, Header, description = "The generation that it must have")),

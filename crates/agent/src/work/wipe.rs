@@ -11,7 +11,6 @@
 
 use super::{Step, Work};
 use crate::plane::PlaneError;
-use crate::render;
 use crate::store::{self, OperationRow, SnapshotRow, SsdRow, StoreError};
 use api::control::{PoolRequest, PoolStatus};
 use api::rest::{Certificate, OperationState, Phase, Verdict, WipedKind};
@@ -39,7 +38,7 @@ impl Doomed {
             kind: WipedKind::Ssd,
             name: ssd.name.clone(),
             uuid: ssd.uuid.clone(),
-            serial: Some(render::serial(&ssd.uuid)),
+            serial: Some(ssd.serial()),
             pool: ssd.spec.pool.clone()?,
             volume: ssd.volume(),
             size_bytes: ssd.spec.size_bytes,

@@ -2,6 +2,7 @@
 
 mod client;
 mod columns;
+mod incoming;
 mod pool;
 mod remote;
 
@@ -188,7 +189,23 @@ pub(crate) enum SsdCommand {
         #[command(flatten)]
         reach: Reach,
     },
-    /// Delete an ssd and its data.
+    /// Print what another host's agent has to know of an ssd that is to go there: give it to `godwit ssd accept`.
+    Export {
+        /// The ssd.
+        name: String,
+        #[command(flatten)]
+        reach: Reach,
+    },
+    /// Make a place for an ssd that comes from another host, as `godwit ssd export` printed it there. It is not served until `godwit migrate` has brought it.
+    Accept {
+        /// What was printed. Without it, or with -: the standard input.
+        file: Option<PathBuf>,
+        #[command(flatten)]
+        here: incoming::Here,
+        #[command(flatten)]
+        how: How,
+    },
+    /// Delete an ssd and its data; of one that is at another host, what is left here.
     #[command(visible_alias = "rm")]
     Delete {
         /// The ssd.
@@ -319,6 +336,8 @@ pub(crate) fn ssd(command: &SsdCommand) -> anyhow::Result<()> {
                 limits: limits.given(),
                 from_snapshot: from_snapshot.clone(),
                 from_ssd: from_ssd.clone(),
+                incoming: None,
+                hypervisor: None,
             };
             submit(&Method::POST, "ssds", Some(&wish), None, how)
         }
@@ -330,6 +349,8 @@ pub(crate) fn ssd(command: &SsdCommand) -> anyhow::Result<()> {
             let ssd: Ssd = reach.client()?.get(&format!("ssds/{}", part(name)))?;
             show(&columns::one(&ssd, &columns::SSD, reach.output)?)
         }
+        SsdCommand::Export { name, reach } => incoming::export(name, reach),
+        SsdCommand::Accept { file, here, how } => incoming::accept(file.as_deref(), here, how),
         SsdCommand::Delete { name, yes, force, if_match, how } => {
             if !how.dry_run && !yes {
                 confirm(&format!("Delete ssd \"{name}\" and all its data?"))?;

@@ -579,7 +579,7 @@ struct Departure {
 fn expected_here(house: &Arc<House>, offer: &Offer) -> anyhow::Result<(config::Ssd, usize, Option<There>)> {
     let name = &offer.name;
     let config = house.config(name).with_context(|| {
-        format!("no ssd \"{name}\" is expected here: add it to this host's configuration, with `incoming = true`, as it is at the source")
+        format!("no ssd \"{name}\" is expected here: add it to this host's configuration, with `incoming = true`, as it is at the source, or give its agent what `godwit ssd export` prints there (`godwit ssd accept`)")
     })?;
     check_movable(&config)?;
     let number = house.number(name).context("it has no number")?;

@@ -1,6 +1,7 @@
 //! `godwitd agent`: killed at any moment, and asked what no client should ask.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod crossing;
 mod moves;
 mod real;
 mod tls;

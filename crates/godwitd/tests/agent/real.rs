@@ -4,23 +4,31 @@ use super::*;
 use guest::nvme::{Driver, Options};
 
 /// A daemon with an ssd of its own.
-struct Daemon {
-    folder: tempfile::TempDir,
+pub(super) struct Daemon {
+    pub(super) folder: tempfile::TempDir,
     child: Child,
 }
 
 impl Daemon {
     fn start() -> Self {
+        Self::start_with("")
+    }
+
+    pub(super) fn start_with(more: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name).display().to_string();
         let text = format!(
-            "control = \"{}\"\n[[ssd]]\nname = \"own\"\nsize = \"1MiB\"\nsocket = \"{}\"\nbackend = {{ type = \"ram\" }}\n",
+            "control = \"{}\"\n[[ssd]]\nname = \"own\"\nsize = \"1MiB\"\nsocket = \"{}\"\nbackend = {{ type = \"ram\" }}\n{more}",
             path("control.sock"),
             path("own.sock")
         );
         std::fs::write(folder.path().join("none.toml"), text).unwrap();
+        Self::start_in(folder)
+    }
+
+    fn start_in(folder: tempfile::TempDir) -> Self {
         let child = Command::new(env!("CARGO_BIN_EXE_godwitd"))
-            .args(["--config", &path("none.toml")])
+            .args(["--config", &folder.path().join("none.toml").display().to_string()])
             .env("GODWIT_LOG", "warn")
             .spawn()
             .unwrap();
@@ -34,29 +42,41 @@ impl Daemon {
     }
 
     fn status(&self) -> Option<Value> {
-        let mut socket = UnixStream::connect(self.folder.path().join("control.sock")).ok()?;
-        socket.write_all(b"{\"command\":\"status\"}\n").ok()?;
-        let line = BufReader::new(socket).lines().map_while(Result::ok).last()?;
-        let answer: Value = serde_json::from_str(&line).ok()?;
-        Some(answer["status"].clone())
+        Some(self.ask("{\"command\":\"status\"}")?["status"].clone())
     }
 
-    fn agent(&self) -> Agent {
+    /// Its last word to a request.
+    pub(super) fn ask(&self, request: &str) -> Option<Value> {
+        let mut socket = UnixStream::connect(self.folder.path().join("control.sock")).ok()?;
+        socket.write_all(format!("{request}\n").as_bytes()).ok()?;
+        let line = BufReader::new(socket).lines().map_while(Result::ok).last()?;
+        serde_json::from_str(&line).ok()
+    }
+
+    /// Ends with the host, and begins anew.
+    pub(super) fn restart(mut self) -> Self {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+        assert!(self.child.wait().unwrap().success());
+        let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap());
+        Self::start_in(folder)
+    }
+
+    pub(super) fn agent(&self) -> Agent {
         Agent::start(self.folder.path())
     }
 
-    fn socket(&self, name: &str) -> PathBuf {
+    pub(super) fn socket(&self, name: &str) -> PathBuf {
         self.folder.path().join("sockets").join(name)
     }
 
-    fn guest(&self, ssd: &str) -> Driver {
+    pub(super) fn guest(&self, ssd: &str) -> Driver {
         let options = Options { timeout: PATIENCE, ..Options::default() };
         let mut driver = Driver::connect_with(self.socket(&format!("{ssd}.sock")), options).unwrap();
         driver.create_queue_pair(1, 16).unwrap();
         driver
     }
 
-    fn stop(mut self) {
+    pub(super) fn stop(mut self) {
         kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
         assert!(self.child.wait().unwrap().success());
     }
@@ -69,12 +89,12 @@ impl Drop for Daemon {
     }
 }
 
-fn write(guest: &mut Driver, block: u64, byte: u8) {
+pub(super) fn write(guest: &mut Driver, block: u64, byte: u8) {
     let buffer = guest.ram().clone().alloc_with(&[byte; 512]).unwrap();
     guest.write(1, 1, block, 1, &buffer).unwrap().ok().unwrap();
 }
 
-fn read(guest: &mut Driver, block: u64) -> u8 {
+pub(super) fn read(guest: &mut Driver, block: u64) -> u8 {
     let buffer = guest.ram().clone().alloc_with(&[0xEE; 512]).unwrap();
     guest.read(1, 1, block, 1, &buffer).unwrap().ok().unwrap();
     let bytes = buffer.bytes(0, 512);
@@ -82,7 +102,7 @@ fn read(guest: &mut Driver, block: u64) -> u8 {
     bytes[0]
 }
 
-fn delete(agent: &Agent, id: &str, path: &str) {
+pub(super) fn delete(agent: &Agent, id: &str, path: &str) {
     agent.done(id, "DELETE", path, &Value::Null);
 }
 

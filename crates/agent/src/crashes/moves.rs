@@ -1,0 +1,286 @@
+//! Ssds come from other hosts and go there, and the agent learns of it late.
+
+use super::*;
+use api::rest::Incoming;
+use state::migration::{MigrationV1, SourceStepV1, SourceV1};
+
+const UUID: &str = "1b4e28ba-2fa1-11d2-883f-0016d3cca427";
+
+/// As the daemon does it.
+pub(super) fn is_here(journal: Option<&str>, incoming: bool) -> bool {
+    match journal {
+        None => !incoming,
+        Some(word) => matches!(word, "owned" | "offered" | "taken back"),
+    }
+}
+
+impl Double {
+    /// How the ssds stand.
+    pub(super) fn stand(&self) -> Vec<SsdStatus> {
+        let state = |name: &String, path: &PathBuf| {
+            let volume = path.file_name().unwrap().to_str().unwrap();
+            let of = |drive: &Drive| drive.volumes.get(volume).map(|(_, served)| *served);
+            let is_served = path.is_absolute() || self.drives.values().find_map(of).unwrap_or(false);
+            let word = match (self.journals.get(volume), is_served) {
+                (_, true) => "serving",
+                (Some(word), false) => word,
+                (None, false) => "incoming",
+            };
+            let reason = (self.full && !is_served).then(|| "there is no room for it".to_owned());
+            SsdStatus { name: name.clone(), state: word.to_owned(), reason, ..SsdStatus::default() }
+        };
+        self.served.iter().map(|(name, (path, _))| state(name, path)).collect()
+    }
+
+    fn moves(&mut self, ssd: &str, word: &'static str, content: &str) -> Option<String> {
+        let (path, _) = self.served.get(ssd)?;
+        let volume = path.file_name()?.to_str()?.to_owned();
+        let there = self.drives.values_mut().find_map(|drive| drive.volumes.get_mut(&volume))?;
+        *there = (content.to_owned(), word == "owned");
+        self.journals.insert(volume.clone(), word);
+        Some(volume)
+    }
+
+    /// It comes, if it is expected.
+    pub(super) fn arrive(&mut self, ssd: &str) {
+        if let Some(volume) = self.moves(ssd, "owned", "what came") {
+            self.elsewhere.remove(&volume);
+        }
+    }
+
+    fn leave(&mut self, ssd: &str) {
+        let volume = self.moves(ssd, "gone", "").unwrap();
+        self.elsewhere.insert(volume);
+    }
+}
+
+impl Host {
+    /// One agent's life, of so many turns at most. Whether it was not ended.
+    fn turns(&mut self, most: u32) -> bool {
+        let life = catch_unwind(AssertUnwindSafe(|| {
+            let (_book, mut work) = self.agent();
+            (0..most).any(|_| !work.turn());
+        }));
+        match life {
+            Ok(()) => true,
+            Err(panic) if panic.is::<Ended>() => {
+                self.ends += 1;
+                false
+            }
+            Err(panic) => resume_unwind(panic),
+        }
+    }
+
+    /// Agents look at the daemon until one has seen all there is to see.
+    fn look(&mut self) {
+        while !self.turns(u32::MAX) {}
+    }
+
+    fn phase(&self, ssd: &str) -> Option<Phase> {
+        let row = self.agent().0.read(|sqlite| store::ssd(sqlite, ssd)).unwrap();
+        row.map(|row| row.phase)
+    }
+
+    /// A host with a pool, to which "a" is to come.
+    fn expecting(&mut self) {
+        assert_eq!(self.ask("1", &create_pool()), OperationState::Done);
+        self.world.daemon().elsewhere.insert(format!("a.{UUID}"));
+    }
+
+    fn volume(&self, content: Option<&str>) {
+        let mut daemon = self.world.daemon();
+        let volumes = &mut daemon.drives.get_mut(Path::new("/drive")).unwrap().volumes;
+        match content {
+            Some(content) => volumes.insert(format!("a.{UUID}"), (content.to_owned(), false)),
+            None => volumes.remove(&format!("a.{UUID}")),
+        };
+    }
+}
+
+fn accept() -> Ask {
+    let incoming = Incoming { uuid: UUID.to_uppercase(), serial: Some("S 1".to_owned()), nqn: None };
+    let body = SsdCreate {
+        name: "a".to_owned(),
+        size_bytes: Some(1 << 20),
+        pool: Some("p".to_owned()),
+        incoming: Some(incoming),
+        ..SsdCreate::default()
+    };
+    Ask::SsdCreate { body: Box::new(body) }
+}
+
+fn what_came() -> Vec<(String, String)> {
+    vec![("a".to_owned(), "what came".to_owned())]
+}
+
+#[test]
+fn an_ssd_comes_goes_and_comes_back_and_one_host_serves_it_wherever_the_agent_is_killed() {
+    at_every_effect(|host| {
+        host.expecting();
+        assert_eq!(host.ask("2", &accept()), OperationState::Done);
+        assert_eq!(host.phase("a"), Some(Phase::Incoming));
+        for _ in 0..2 {
+            host.world.daemon().arrive("a");
+            host.look();
+            assert_eq!((host.phase("a"), host.volumes("/drive")), (Some(Phase::Ready), what_came()));
+            host.world.daemon().leave("a");
+            host.look();
+            assert_eq!(host.phase("a"), Some(Phase::Gone));
+        }
+        // A daemon that is started anew is told of it, and so is one that has lost the journal.
+        host.world.daemon().served.clear();
+        host.world.daemon().journals.clear();
+        host.look();
+        assert_eq!((host.served().len(), host.phase("a")), (1, Some(Phase::Gone)));
+        assert_eq!(host.ask("3", &delete(false)), OperationState::Done);
+        assert!(host.has_nothing() && host.volumes("/drive").is_empty());
+        let daemon = host.world.daemon();
+        let made = &daemon.drives[Path::new("/drive")].made;
+        assert!(made.len() == 1 && made.values().all(|made| *made == 1), "{made:?}");
+    });
+}
+
+#[test]
+fn an_ssd_that_left_before_it_was_seen_to_have_come_has_gone_and_nothing_is_done_with_it_here() {
+    let mut host = Host::new();
+    host.expecting();
+    assert_eq!(host.ask("2", &accept()), OperationState::Done);
+    host.world.daemon().arrive("a");
+    host.world.daemon().leave("a");
+    host.look();
+    assert_eq!(host.phase("a"), Some(Phase::Gone));
+    for ask in [grow(), snapshot(), accept()] {
+        let (book, _work) = host.agent();
+        let terms = Terms { id: "x".to_owned(), if_match: None, now_ms: 1, uuid: UUID.to_owned() };
+        let said = book.write(|sqlite| desired::submit(sqlite, &host.place(), &ask, &terms));
+        assert_eq!(said.unwrap_err().code(), "conflict", "{ask:?}");
+    }
+}
+
+#[test]
+fn the_promise_of_an_ssd_to_a_guest_goes_with_it() {
+    let mut host = Host::new();
+    host.expecting();
+    assert_eq!(host.ask("2", &accept()), OperationState::Done);
+    host.world.daemon().arrive("a");
+    host.look();
+    let promise = |host: &Host| host.agent().0.read(|sqlite| store::attachment(sqlite, "a")).unwrap();
+    let row = store::AttachmentRow { ssd: "a".to_owned(), guest: "g".to_owned(), created_ms: 1 };
+    host.agent().0.write(|sqlite| store::put_attachment(sqlite, &row)).unwrap();
+    host.look();
+    assert!(promise(&host).is_some());
+    host.world.daemon().leave("a");
+    host.look();
+    assert!(promise(&host).is_none());
+}
+
+/// "a" comes at each effect of a story, with an end of the agent at each of them.
+fn with_an_arrival(story: impl Fn(&mut Host, usize, usize)) {
+    let (mut came, mut stayed_away) = (0, 0);
+    for at in 1..14 {
+        for end in 0..14 {
+            let mut host = Host::new();
+            host.expecting();
+            story(&mut host, at, end);
+            host.world.left.store(0, Ordering::Relaxed);
+            host.world.until_arrival.store(0, Ordering::Relaxed);
+            host.look();
+            let is_here = !host.world.daemon().elsewhere.contains(&format!("a.{UUID}"));
+            let (volumes, phase) = (host.volumes("/drive"), host.phase("a"));
+            if is_here {
+                assert_eq!((volumes, phase), (what_came(), Some(Phase::Ready)), "at {at}, ended at {end}");
+                came += 1;
+            } else {
+                assert_eq!((volumes, phase), (Vec::new(), None), "at {at}, ended at {end}");
+                stayed_away += 1;
+            }
+        }
+    }
+    assert!(came > 10 && stayed_away > 10, "{came} {stayed_away}");
+}
+
+#[test]
+fn an_ssd_that_comes_while_it_is_given_up_is_not_lost_wherever_the_agent_is_killed() {
+    with_an_arrival(|host, at, end| {
+        assert_eq!(host.ask("2", &accept()), OperationState::Done);
+        host.world.left.store(end, Ordering::Relaxed);
+        host.world.until_arrival.store(at, Ordering::Relaxed);
+        // Refused if it came, and done if it did not.
+        host.ask("3", &delete(false));
+    });
+}
+
+#[test]
+fn an_ssd_that_comes_while_its_place_is_refused_is_not_lost_wherever_the_agent_is_killed() {
+    with_an_arrival(|host, at, end| {
+        // The daemon accepts it once, before an agent that is ended hears of it; then it does not, for a while.
+        host.world.daemon().refused = Some(("a".to_owned(), 1));
+        host.world.left.store(end, Ordering::Relaxed);
+        host.world.until_arrival.store(at, Ordering::Relaxed);
+        if !host.live("2", &accept()) {
+            for again in [end, 0] {
+                host.world.left.store(again, Ordering::Relaxed);
+                host.turns(3);
+            }
+        }
+        host.world.daemon().refused = None;
+        host.world.left.store(0, Ordering::Relaxed);
+        host.ask("2", &accept());
+        host.world.until_arrival.store(0, Ordering::Relaxed);
+        if host.phase("a") == Some(Phase::Incoming) {
+            host.ask("3", &delete(false));
+        }
+    });
+}
+
+#[test]
+fn what_is_there_before_an_ssd_is_to_come_stays_and_where_there_is_no_room_nothing_does() {
+    at_every_effect(|host| {
+        host.expecting();
+        host.volume(Some("somebody's"));
+        assert_eq!(host.ask("2", &accept()), OperationState::Failed);
+        assert!(host.operation("2").message.unwrap().contains("already"));
+        assert_eq!(host.volumes("/drive"), [("a".to_owned(), "somebody's".to_owned())]);
+        host.volume(None);
+        host.world.daemon().full = true;
+        assert_eq!(host.ask("3", &accept()), OperationState::Failed);
+        assert!(host.operation("3").message.unwrap().contains("no room"));
+        assert!(host.has_nothing() && host.phase("a").is_none() && host.volumes("/drive").is_empty());
+    });
+}
+
+#[test]
+fn the_journal_of_an_ssd_in_a_file_is_read_before_its_file_goes_and_goes_with_it() {
+    let mut host = Host::new();
+    assert_eq!(host.ask("1", &create()), OperationState::Done);
+    let row = host.agent().0.read(|sqlite| store::ssd(sqlite, "a")).unwrap().unwrap();
+    let journal = host.place().journal(&row);
+    let mut refuses = |id: &str, bytes: &[u8]| {
+        std::fs::write(&journal, bytes).unwrap();
+        assert_eq!(host.ask(id, &delete(false)), OperationState::Failed);
+        assert_eq!((host.served().len(), host.files().len()), (1, 2));
+    };
+    refuses("2", b"damaged");
+    refuses("3", &record(SourceStepV1::Granted));
+    std::fs::write(&journal, record(SourceStepV1::Gone)).unwrap();
+    assert_eq!(host.ask("4", &delete(false)), OperationState::Done);
+    assert!(host.has_nothing(), "{:?}", host.files());
+}
+
+fn record(step: SourceStepV1) -> Vec<u8> {
+    let record = MigrationV1 {
+        ssd: [1; 16],
+        peer: "b".to_owned(),
+        migration: [2; 16],
+        epoch: 2,
+        round: 1,
+        source: Some(SourceV1 { held: 1, step }),
+        destination: None,
+        keep: None,
+        closed: None,
+        wiped: None,
+        hypervisor: None,
+        limits: None,
+    };
+    record.to_bytes().unwrap()
+}

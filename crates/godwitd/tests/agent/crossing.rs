@@ -1,0 +1,245 @@
+//! Ssds go from one host to another and back: two daemons, and an agent beside each.
+
+use super::real::{Daemon, delete, read, write};
+use super::*;
+use api::control::{EngineRequest, MigrationTerms, Request, Steer};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use std::net::TcpListener;
+
+/// Where hosts of one authority listen for one another's ssds, and their part of the daemons' configurations.
+struct Hosts {
+    _folder: tempfile::TempDir,
+    addresses: [String; 2],
+    sections: [String; 2],
+}
+
+impl Hosts {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        std::fs::write(path("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+        let authority = Issuer::new(params, key);
+        // Both are bound before either is given up.
+        let ports = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let addresses = ports.each_ref().map(|port| port.local_addr().unwrap().to_string());
+        let sections = [0, 1].map(|host| {
+            let key = KeyPair::generate().unwrap();
+            let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+            let (own, its_key) = (path(&format!("{host}.pem")), path(&format!("{host}.key")));
+            std::fs::write(&own, params.signed_by(&key, &authority).unwrap().pem()).unwrap();
+            std::fs::write(&its_key, key.serialize_pem()).unwrap();
+            format!(
+                "[migration]\nlisten = \"{}\"\ncertificate = \"{}\"\nkey = \"{}\"\nauthority = \"{}\"\n",
+                addresses[host],
+                own.display(),
+                its_key.display(),
+                path("ca.pem").display()
+            )
+        });
+        Self { _folder: folder, addresses, sections }
+    }
+}
+
+fn terms() -> MigrationTerms {
+    // A debug build on a busy machine.
+    MigrationTerms { max_stun_us: 2_000_000, ..MigrationTerms::default() }
+}
+
+/// Begins to move an ssd, as soon as both engines take that.
+fn migrate(daemon: &Daemon, ssd: &str, to: &str, terms: MigrationTerms) {
+    let request = EngineRequest::Migrate { ssd: ssd.to_owned(), to: to.to_owned(), terms, dry_run: false };
+    let request = serde_json::to_string(&Request::Engine(request)).unwrap();
+    let begun = Instant::now();
+    loop {
+        let answer = daemon.ask(&request).unwrap();
+        let Some(why) = answer["error"].as_str() else { return };
+        let early = ["ask again", "cannot speak", "does not serve yet"].iter().any(|word| why.contains(word));
+        assert!(early && begun.elapsed() < PATIENCE, "{why}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Until none of a host's migrations is under way.
+fn until_over(daemon: &Daemon) {
+    let request = serde_json::to_string(&Request::Engine(EngineRequest::Migrations)).unwrap();
+    let begun = Instant::now();
+    loop {
+        let answer = daemon.ask(&request).unwrap();
+        if answer["migrations"].as_array().unwrap().iter().all(|one| one["over"] == true) {
+            return;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{answer}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn until(agent: &Agent, ssd: &str, is: impl Fn(&Value) -> bool) -> Value {
+    let begun = Instant::now();
+    loop {
+        let shown = agent.get(&format!("/api/v1/ssds/{ssd}"));
+        if is(&shown) {
+            return shown;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{shown}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn until_phase(agent: &Agent, ssd: &str, phase: &str) {
+    until(agent, ssd, |shown| shown["phase"] == phase);
+}
+
+/// What `godwit ssd export` prints.
+fn export(agent: &Agent, ssd: &str) -> Value {
+    let shown = agent.get(&format!("/api/v1/ssds/{ssd}"));
+    json!({
+        "name": shown["name"], "size_bytes": shown["size_bytes"], "interface": shown["interface"],
+        "profile": shown["profile"], "incoming": {"uuid": shown["uuid"], "serial": shown["serial"]},
+    })
+}
+
+fn has_pool(agent: &Agent, daemon: &Daemon) {
+    let drive = daemon.folder.path().join("drive.img").display().to_string();
+    agent.done(
+        "pool",
+        "POST",
+        "/api/v1/pools",
+        &json!({"name": "p", "path": drive, "size_bytes": 128 << 20}),
+    );
+}
+
+fn volumes(daemon: &Daemon) -> Value {
+    daemon.ask("{\"command\":\"pool\",\"operation\":\"list\"}").unwrap()["pool"][0]["volumes"].clone()
+}
+
+#[test]
+fn an_ssd_goes_from_agent_to_agent_and_back_and_one_of_the_two_serves_it_whoever_is_killed() {
+    let hosts = Hosts::new();
+    let [a, b] = hosts.sections.each_ref().map(|section| Daemon::start_with(section));
+    let (agent_a, agent_b) = (a.agent(), b.agent());
+    has_pool(&agent_b, &b);
+    agent_a.done("vm", "POST", "/api/v1/ssds", &json!({"name": "vm", "size_bytes": 16 << 20}));
+    let mut guest = a.guest("vm");
+    write(&mut guest, 7, 0xA1);
+    let mut body = export(&agent_a, "vm");
+    (body["pool"], body["thin"]) = (json!("p"), json!(true));
+    agent_b.done("accept", "POST", "/api/v1/ssds", &body);
+    let shown = agent_b.get("/api/v1/ssds/vm");
+    assert_eq!((&shown["phase"], &shown["serving"]["state"]), (&json!("incoming"), &json!("incoming")));
+    let promised = |agent: &Agent| agent.get("/api/v1/pools/p")["promised_bytes"].clone();
+    assert_eq!(promised(&agent_b), 16 << 20);
+    // Neither agent sees it happen.
+    agent_a.kill();
+    agent_b.kill();
+    migrate(&a, "vm", &hosts.addresses[1], terms());
+    drop(guest);
+    let begun = Instant::now();
+    let mut guest = loop {
+        // Its client is turned away here and waits there, from some moment on.
+        let served = b.ask("{\"command\":\"status\"}").unwrap();
+        let ssds = served["status"]["ssds"].as_array().unwrap().clone();
+        if ssds.iter().any(|ssd| ssd["name"] == "vm" && ssd["state"] == "serving") {
+            break b.guest("vm");
+        }
+        assert!(begun.elapsed() < PATIENCE, "{ssds:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(read(&mut guest, 7), 0xA1);
+    // A daemon that is started anew has its own file, in which there is none of the agent's ssds.
+    until_over(&a);
+    let a = a.restart();
+    let (agent_a, agent_b) = (a.agent(), b.agent());
+    until_phase(&agent_a, "vm", "gone");
+    until_phase(&agent_b, "vm", "ready");
+    let gone = until(&agent_a, "vm", |shown| shown["serving"]["state"] == "gone");
+    assert!(gone["generation"].as_u64() > Some(1), "{gone}");
+    let (status, refused) =
+        agent_a.ask("PATCH", "/api/v1/ssds/vm", &[], Some("{\"size_bytes\": 33554432}")).unwrap();
+    assert_eq!(status, 409, "{refused}");
+    assert_eq!(read(&mut guest, 7), 0xA1, "it is served on beside agents that begin");
+    write(&mut guest, 8, 0xB2);
+    drop(guest);
+    // Back, while the agent there is down.
+    agent_a.kill();
+    migrate(&b, "vm", &hosts.addresses[0], terms());
+    until_phase(&agent_b, "vm", "gone");
+    assert_eq!(promised(&agent_b), 0);
+    let agent_a = a.agent();
+    until_phase(&agent_a, "vm", "ready");
+    let mut guest = a.guest("vm");
+    assert_eq!((read(&mut guest, 7), read(&mut guest, 8)), (0xA1, 0xB2));
+    // What is left there goes, and no more than that.
+    delete(&agent_b, "left", "/api/v1/ssds/vm");
+    assert_eq!(agent_b.get("/api/v1/certificates/left")["verdict"], "wiped");
+    assert_eq!(volumes(&b), json!([]));
+    assert_eq!(read(&mut guest, 8), 0xB2);
+    drop(guest);
+    delete(&agent_a, "all", "/api/v1/ssds/vm?force=true");
+    assert_eq!(std::fs::read_dir(a.folder.path().join("ssds")).unwrap().count(), 0);
+    a.stop();
+    b.stop();
+}
+
+#[test]
+fn a_disk_in_a_file_goes_to_another_agents_pool_and_what_is_kept_of_it_stays_until_it_is_deleted() {
+    let hosts = Hosts::new();
+    let [a, b] = hosts.sections.each_ref().map(|section| Daemon::start_with(section));
+    let (agent_a, agent_b) = (a.agent(), b.agent());
+    has_pool(&agent_b, &b);
+    let body = json!({"name": "disk", "size_bytes": 8 << 20, "interface": "virtio-blk"});
+    agent_a.done("disk", "POST", "/api/v1/ssds", &body);
+    let mut body = export(&agent_a, "disk");
+    body["pool"] = json!("p");
+    // More than there is.
+    let mut large = body.clone();
+    large["size_bytes"] = json!(1_u64 << 30);
+    let refused = agent_b.change("large", "POST", "/api/v1/ssds", &large);
+    assert!(refused["message"].as_str().unwrap().contains("no room"), "{refused}");
+    assert_eq!(volumes(&b), json!([]));
+    agent_b.done("accept", "POST", "/api/v1/ssds", &body);
+    migrate(&a, "disk", &hosts.addresses[1], MigrationTerms { keep_source: true, ..terms() });
+    until_phase(&agent_b, "disk", "ready");
+    until_phase(&agent_a, "disk", "gone");
+    assert!(UnixStream::connect(b.socket("disk.vhost")).is_ok());
+    // Whoever counts on it here is told where it is.
+    let reason = agent_a.get("/api/v1/ssds/disk")["serving"]["reason"].to_string();
+    assert!(reason.contains(&hosts.addresses[1]), "{reason}");
+    delete(&agent_a, "left", "/api/v1/ssds/disk");
+    assert_eq!(std::fs::read_dir(a.folder.path().join("ssds")).unwrap().count(), 0);
+    delete(&agent_b, "all", "/api/v1/ssds/disk");
+    assert_eq!(volumes(&b), json!([]));
+    a.stop();
+    b.stop();
+}
+
+#[test]
+fn an_ssd_that_is_on_its_way_is_deleted_on_neither_side() {
+    let hosts = Hosts::new();
+    let [a, b] = hosts.sections.each_ref().map(|section| Daemon::start_with(section));
+    let (agent_a, agent_b) = (a.agent(), b.agent());
+    agent_a.done("vm", "POST", "/api/v1/ssds", &json!({"name": "vm", "size_bytes": 16 << 20}));
+    let mut guest = a.guest("vm");
+    (0..1024).for_each(|block| write(&mut guest, block * 8, 0xA1));
+    agent_b.done("accept", "POST", "/api/v1/ssds", &export(&agent_a, "vm"));
+    // 4 MiB in half a minute.
+    migrate(&a, "vm", &hosts.addresses[1], MigrationTerms { bandwidth: 128 << 10, ..terms() });
+    for (agent, id) in [(&agent_a, "a"), (&agent_b, "b")] {
+        let refused = agent.change(id, "DELETE", "/api/v1/ssds/vm?force=true", &Value::Null);
+        assert_eq!(refused["state"], "failed", "{refused}");
+        assert!(refused["message"].as_str().unwrap().contains("being moved"), "{refused}");
+    }
+    let faster = EngineRequest::Steer { ssd: "vm".to_owned(), steer: Steer::Bandwidth(0) };
+    let answer = a.ask(&serde_json::to_string(&Request::Engine(faster)).unwrap()).unwrap();
+    assert!(answer["done"].is_string(), "it is under way: {answer}");
+    until_phase(&agent_b, "vm", "ready");
+    until_phase(&agent_a, "vm", "gone");
+    drop(guest);
+    let mut guest = b.guest("vm");
+    assert!((0..1024).all(|block| read(&mut guest, block * 8) == 0xA1));
+    drop(guest);
+    a.stop();
+    b.stop();
+}

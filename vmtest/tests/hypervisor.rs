@@ -191,14 +191,15 @@ fn move_pci(guest: impl Fn(&Host) -> VmBuilder, config_file: &str) -> Result<(Pc
     let mut other = state.clone();
     other.config[0] ^= 1;
     let refused =
-        migration.destination.restore_pci(&device, &other).err().context("another device's state")?;
+        migration.destination.restore_pci(&[(&device, other)]).err().context("another device's state")?;
     ensure!(refused.to_string().contains("not the one"), "{refused}");
     let mut short = state.clone();
     short.vectors.pop();
-    ensure!(migration.destination.restore_pci(&device, &short).is_err(), "a table that is too short");
+    ensure!(migration.destination.restore_pci(&[(&device, short)]).is_err(), "a table that is too short");
     ensure!(listed(migration.destination.qmp())? != wanted, "what was refused was written");
     let begun = Instant::now();
-    migration.destination.restore_pci(&device, &state)?;
+    migration.destination.prepare_pci()?;
+    migration.destination.restore_pci(&[(&device, state.clone())])?;
     let took = begun.elapsed();
     ensure!(
         migration.destination.vectors(&device, &seen)? == state.vectors,
@@ -213,7 +214,7 @@ fn move_pci(guest: impl Fn(&Host) -> VmBuilder, config_file: &str) -> Result<(Pc
     // That of the pin goes when MSI-X comes.
     let (had, has) = (before - 1, eventfds(&there.daemon)?);
     ensure!(unmasked >= 2 && has == had + unmasked, "{has} eventfds, {had} and {unmasked} vectors");
-    migration.destination.restore_pci(&device, &state).context("once more")?;
+    migration.destination.restore_pci(&[(&device, state.clone())]).context("once more")?;
     migration.destination.run()?;
     let came = destination.run_ok(&format!("od -v -A x -t x4 {config_file}"))?;
     ensure!(came == config, "the guest sees\n{came}\nand had\n{config}");

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::device::{self, Device};
 use crate::error::{Error, Fault, quote};
+use crate::gdb::Line;
 use crate::migration::{self, Status};
 use crate::qmp::{self, Qmp};
 
@@ -55,6 +56,8 @@ pub enum DestinationNow {
 #[derive(Debug)]
 pub struct Destination {
     pub(crate) qmp: Qmp,
+    /// By which devices will be set up, if it is laid already.
+    pub(crate) line: Option<Line>,
 }
 
 impl Destination {
@@ -65,7 +68,7 @@ impl Destination {
 
     /// The same over a connection that is there.
     pub fn over(qmp: Qmp) -> Destination {
-        Destination { qmp }
+        Destination { qmp, line: None }
     }
 
     /// The connection itself.

@@ -19,19 +19,12 @@ const OTHERS_NAME: &str = "gdb";
 /// An answer is a few bytes.
 const ANSWER_BYTES_MAX: usize = 4096;
 
-/// A debugger's connection to QEMU.
+/// A connection to a QEMU that has no debugger's server at its end yet. It may be laid while the guest runs, and is used once; one that is not used is taken down before the next is laid.
 #[derive(Debug)]
-pub(crate) struct Gdb {
-    socket: UnixStream,
-    patience: Duration,
-}
+pub(crate) struct Line(UnixStream);
 
-impl Gdb {
-    /// Does `work` with a debugger's connection, and takes it down again. The guest must stand still: it is stopped by a debugger that connects.
-    pub(crate) fn with<T>(
-        qmp: &mut Qmp,
-        work: impl FnOnce(&mut Qmp, &mut Gdb) -> Result<T, Error>,
-    ) -> Result<T, Error> {
+impl Line {
+    pub(crate) fn lay(qmp: &mut Qmp) -> Result<Line, Error> {
         let chardevs = qmp.execute("query-chardev", json!({}))?;
         let mut labels = chardevs.as_array().into_iter().flatten().map(|one| &one["label"]);
         if labels.clone().any(|label| label == OTHERS_NAME) {
@@ -43,7 +36,31 @@ impl Gdb {
             // Of one who was killed at this.
             Gdb::end(qmp)?;
         }
-        let worked = Gdb::open(qmp).and_then(|mut gdb| {
+        let pair = UnixStream::pair();
+        let (socket, theirs) = pair.map_err(|error| qmp.error("lay a debugger's line", Fault::Io(error)))?;
+        qmp.execute_with_fd("getfd", json!({ "fdname": NAME }), theirs.as_fd())?;
+        let address = json!({ "type": "fd", "data": { "str": NAME } });
+        let backend = json!({ "type": "socket", "data": { "addr": address, "server": false } });
+        qmp.execute("chardev-add", json!({ "id": NAME, "backend": backend }))?;
+        Ok(Line(socket))
+    }
+}
+
+/// A debugger's connection to QEMU.
+#[derive(Debug)]
+pub(crate) struct Gdb {
+    socket: UnixStream,
+    patience: Duration,
+}
+
+impl Gdb {
+    /// Does `work` with a debugger's connection, and takes it down again. The guest must stand still: it is stopped by a debugger that connects.
+    pub(crate) fn with<T>(
+        qmp: &mut Qmp,
+        line: Line,
+        work: impl FnOnce(&mut Qmp, &mut Gdb) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let worked = Gdb::open(qmp, line).and_then(|mut gdb| {
             let worked = work(qmp, &mut gdb);
             let closed = gdb
                 .ask(&["Qqemu.PhyMemMode:0"])
@@ -66,18 +83,12 @@ impl Gdb {
         }
     }
 
-    fn open(qmp: &mut Qmp) -> Result<Gdb, Error> {
-        let failed = |qmp: &Qmp, fault| qmp.error("start a debugger's server", fault);
-        let (socket, theirs) = UnixStream::pair().map_err(|error| failed(qmp, Fault::Io(error)))?;
-        qmp.execute_with_fd("getfd", json!({ "fdname": NAME }), theirs.as_fd())?;
-        let address = json!({ "type": "fd", "data": { "str": NAME } });
-        let backend = json!({ "type": "socket", "data": { "addr": address, "server": false } });
-        qmp.execute("chardev-add", json!({ "id": NAME, "backend": backend }))?;
+    fn open(qmp: &mut Qmp, Line(socket): Line) -> Result<Gdb, Error> {
         let said = qmp.human(&format!("gdbserver chardev:{NAME}"))?;
         let mut gdb = Gdb { socket, patience: qmp.patience() };
         gdb.ask(&["Qqemu.PhyMemMode:1"]).map_err(|fault| {
             let fault = Fault::NotUnderstood(format!("{}; {fault}", quote(said.trim())));
-            failed(qmp, fault)
+            qmp.error("start a debugger's server", fault)
         })?;
         Ok(gdb)
     }

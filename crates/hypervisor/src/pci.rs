@@ -17,7 +17,7 @@
 mod config;
 mod plan;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 pub use plan::CONFIG_BYTES;
 use plan::{Mapped, MsixTable, Plan};
@@ -25,7 +25,7 @@ use plan::{Mapped, MsixTable, Plan};
 use crate::destination::Destination;
 use crate::device::{self, Device, PciAddress};
 use crate::error::{Error, Fault};
-use crate::gdb::Gdb;
+use crate::gdb::{Gdb, Line};
 use crate::human;
 use crate::qmp::Qmp;
 use crate::source::Source;
@@ -45,6 +45,11 @@ pub struct Vector {
     pub data: u32,
     /// It is held back.
     pub masked: bool,
+}
+
+impl Vector {
+    /// As after a reset.
+    pub const RESET: Vector = Vector { address: 0, data: 0, masked: true };
 }
 
 /// How a guest has set a PCI device up.
@@ -71,44 +76,66 @@ impl Destination {
         vectors(&mut self.qmp, device, config)
     }
 
-    /// Sets a vfio-user device up as its guest had it. To be called after [`crate::DestinationWord::Completed`] and before [`Destination::run`], with the device's server answering. It gets all
+    /// Does what [`Destination::restore_pci`] needs of QEMU and can be done before the guest stands still. May be left out.
+    pub fn prepare_pci(&mut self) -> Result<(), Error> {
+        self.line = Some(Line::lay(&mut self.qmp)?);
+        Ok(())
+    }
+
+    /// Sets vfio-user devices up as their guest had them. To be called after [`crate::DestinationWord::Completed`] and before [`Destination::run`], with the devices' servers answering. They get all
     /// configuration writes, and an eventfd for each vector that is not masked.
     ///
-    /// After an error it may be called again: all is written anew. A state that does not fit the device is refused before anything is written.
-    pub fn restore_pci(&mut self, device: &Device, state: &PciState) -> Result<(), Error> {
-        let qmp = &mut self.qmp;
-        let plan = plan::plan(state).map_err(|text| unfit(qmp, device, text))?;
-        stands_still(qmp, device)?;
-        let address = address(qmp, device, state)?;
-        let config = Config::of(qmp, address)?;
-        let restored = restore(qmp, device, &config, &plan, &state.vectors);
-        let finished = config.finish(qmp);
-        restored.and(finished)
+    /// After an error it may be called again: all is written anew. A state that does not fit its device is refused before anything is written.
+    pub fn restore_pci(&mut self, devices: &[(&Device, PciState)]) -> Result<(), Error> {
+        let Destination { qmp, line } = self;
+        let Some((first, _)) = devices.first() else { return Ok(()) };
+        stands_still(qmp, first)?;
+        let told = qmp.execute("query-pci", json!({}))?;
+        let mut todo = Vec::new();
+        for (device, state) in devices {
+            let plan = plan::plan(state).map_err(|text| unfit(qmp, device, text))?;
+            let address = address(&told, device, state).map_err(|text| unfit(qmp, device, text))?;
+            todo.push((*device, state, plan, address));
+        }
+        let line = line.take().map_or_else(|| Line::lay(qmp), Ok)?;
+        Gdb::with(qmp, line, |qmp, gdb| {
+            todo.iter().try_for_each(|(device, state, plan, address)| {
+                let config = Config::of(qmp, *address)?;
+                let restored = restore(qmp, gdb, device, &config, plan, &state.vectors);
+                let finished = config.finish(qmp);
+                restored.and(finished)
+            })
+        })?;
+        todo.iter().try_for_each(|(device, state, plan, _)| check_table(qmp, device, plan, &state.vectors))
     }
 }
 
 fn restore(
     qmp: &mut Qmp,
+    gdb: &mut Gdb,
     device: &Device,
     config: &Config,
     plan: &Plan,
     vectors: &[Vector],
 ) -> Result<(), Error> {
-    Gdb::with(qmp, |qmp, gdb| {
-        config.write(qmp, gdb, &plan.first)?;
-        // Else what is where the table was is somebody else's.
-        check_mapped(qmp, device, &plan.mapped)?;
-        if let Some(table) = &plan.table {
-            write_table(gdb, table, vectors).map_err(|fault| qmp.error("write the MSI-X table", fault))?;
-        }
-        config.write(qmp, gdb, &plan.then)
-    })?;
-    match &plan.table {
-        Some(table) if read_table(qmp, table)? != vectors => {
-            Err(unfit(qmp, device, "its MSI-X table does not keep what is written to it".to_owned()))
-        }
-        _ => Ok(()),
+    config.write(qmp, gdb, &plan.first)?;
+    // Else what is where the table was is somebody else's.
+    check_mapped(qmp, device, &plan.mapped)?;
+    if let Some(table) = &plan.table {
+        write_table(gdb, table, vectors).map_err(|fault| qmp.error("write the MSI-X table", fault))?;
     }
+    config.write(qmp, gdb, &plan.then)
+}
+
+/// Of the table only the rows that a guest has set: each word is one of QEMU's words for people.
+fn check_table(qmp: &mut Qmp, device: &Device, plan: &Plan, vectors: &[Vector]) -> Result<(), Error> {
+    let Some(table) = &plan.table else { return Ok(()) };
+    let set = vectors.iter().rposition(|vector| *vector != Vector::RESET).map_or(1, |last| last + 1);
+    let set = set.min(vectors.len());
+    if read_table(qmp, table, set)? != vectors[..set] {
+        return Err(unfit(qmp, device, "its MSI-X table does not keep what is written to it".to_owned()));
+    }
+    Ok(())
 }
 
 fn vectors(qmp: &mut Qmp, device: &Device, config: &[u8; CONFIG_BYTES]) -> Result<Vec<Vector>, Error> {
@@ -117,7 +144,7 @@ fn vectors(qmp: &mut Qmp, device: &Device, config: &[u8; CONFIG_BYTES]) -> Resul
         return Ok(Vec::new());
     };
     check_mapped(qmp, device, &[table.base])?;
-    read_table(qmp, &table)
+    read_table(qmp, &table, table.rows.into())
 }
 
 fn unfit(qmp: &Qmp, device: &Device, text: String) -> Error {
@@ -132,15 +159,12 @@ fn stands_still(qmp: &mut Qmp, device: &Device) -> Result<(), Error> {
     Ok(())
 }
 
-/// Where the device is, if it is one of that kind.
-fn address(qmp: &mut Qmp, device: &Device, state: &PciState) -> Result<PciAddress, Error> {
-    let told = qmp.execute("query-pci", json!({}))?;
-    let found = device.id.as_deref().and_then(|id| device::found(&told, id));
-    let Some((address, identity)) = found else {
-        return Err(unfit(qmp, device, "it has no id, or its bus no number yet".to_owned()));
-    };
+/// Where the device is by what `query-pci` told, if it is one of that kind.
+fn address(told: &Value, device: &Device, state: &PciState) -> Result<PciAddress, String> {
+    let found = device.id.as_deref().and_then(|id| device::found(told, id));
+    let (address, identity) = found.ok_or("it has no id, or its bus no number yet")?;
     if identity != plan::identity(&state.config) {
-        return Err(unfit(qmp, device, "the device here is not the one that the guest had".to_owned()));
+        return Err("the device here is not the one that the guest had".to_owned());
     }
     Ok(address)
 }
@@ -170,8 +194,8 @@ fn row(vector: &Vector) -> [u8; 16] {
     row.to_le_bytes()
 }
 
-fn read_table(qmp: &mut Qmp, table: &MsixTable) -> Result<Vec<Vector>, Error> {
-    let words = human::memory(qmp, table.address, usize::from(table.rows) * 4)?;
+fn read_table(qmp: &mut Qmp, table: &MsixTable, rows: usize) -> Result<Vec<Vector>, Error> {
+    let words = human::memory(qmp, table.address, rows * 4)?;
     let vector = |row: &[u32]| Vector {
         address: u64::from(row[0]) | u64::from(row[1]) << 32,
         data: row[2],

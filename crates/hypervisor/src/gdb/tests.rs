@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::{ANSWER_BYTES_MAX, Gdb, NAME};
+use super::{ANSWER_BYTES_MAX, Gdb, Line, NAME};
 use crate::error::Fault;
 use crate::peer::{PATIENCE, qemu};
 
@@ -71,7 +71,7 @@ fn a_debugger_of_somebody_elses_is_left_alone() {
         }
         _ => Err("what?"),
     });
-    let error = Gdb::with(&mut qmp, |_, _| Ok(())).unwrap_err();
+    let error = Line::lay(&mut qmp).unwrap_err();
     assert!(error.is_an_answer() && error.to_string().contains("gdbserver none"), "{error}");
     drop(qmp);
     assert_eq!(peer.join().unwrap().last().unwrap(), "query-chardev");
@@ -91,7 +91,8 @@ fn a_server_that_was_left_is_ended_first_and_one_that_does_not_answer_afterwards
     });
     // It has no end of the socket pair, and says nothing. QEMU answers in that time, on the busiest machine.
     qmp.set_patience(Duration::from_secs(3));
-    let error = Gdb::with(&mut qmp, |_, _| Ok(())).unwrap_err();
+    let line = Line::lay(&mut qmp).unwrap();
+    let error = Gdb::with(&mut qmp, line, |_, _| Ok(())).unwrap_err();
     assert!(error.to_string().contains("doesn't support guest debugging"), "{error}");
     drop(qmp);
     let asked = peer.join().unwrap();

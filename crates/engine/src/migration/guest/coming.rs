@@ -6,7 +6,7 @@ use crate::migration::listener::Known;
 use crate::migration::word::{FromDestination, Guest, send};
 use crate::run::House;
 use anyhow::{Context, anyhow, bail, ensure};
-use hypervisor::{Destination, DestinationNow, DestinationWord, Device};
+use hypervisor::{Destination, DestinationNow, DestinationWord, Device, Interface};
 use std::collections::BTreeSet;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -187,8 +187,11 @@ impl Coming {
 
     /// Its devices, once it is whole and they are set up.
     fn set_up(&self, house: &House, qemu: &mut Destination) -> anyhow::Result<Vec<Device>> {
-        // Asked while the guest still runs.
+        // While the guest still runs.
         let devices = qemu.devices()?;
+        if devices.iter().any(|device| device.interface == Interface::VfioUser) {
+            qemu.prepare_pci()?;
+        }
         until_whole(qemu)?;
         let since = Instant::now();
         restore(house, qemu, &devices, &|name| self.has(name))?;

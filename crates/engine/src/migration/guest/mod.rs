@@ -111,7 +111,7 @@ fn is_same(one: &Path, other: &Path) -> bool {
 /// Those that are other than after a reset.
 fn vectors_of(table: &[Vector]) -> Vec<VectorV1> {
     let rows = (0_u16..).zip(table);
-    let set = rows.filter(|(_, row)| row.address != 0 || row.data != 0 || !row.masked);
+    let set = rows.filter(|(_, row)| **row != Vector::RESET);
     set.map(|(vector, row)| VectorV1 { vector, address: row.address, data: row.data, masked: row.masked })
         .collect()
 }
@@ -134,7 +134,7 @@ fn pci_of(controller: &ControllerV1) -> PciState {
     let config = config_of(controller);
     // Message control, in the word of the capability's head.
     let table_z = u16::from_le_bytes([config[MSIX_CAP + 2], config[MSIX_CAP + 3]]) & 0x7ff;
-    let mut vectors = vec![Vector { address: 0, data: 0, masked: true }; usize::from(table_z) + 1];
+    let mut vectors = vec![Vector::RESET; usize::from(table_z) + 1];
     for row in &controller.vectors {
         if let Some(there) = vectors.get_mut(usize::from(row.vector)) {
             *there = Vector { address: row.address, data: row.data, masked: row.masked };
@@ -169,15 +169,15 @@ fn restore(
     devices: &[Device],
     is_its: &dyn Fn(&str) -> bool,
 ) -> anyhow::Result<()> {
+    let mut states = Vec::new();
     for (device, passenger) in controllers(house, devices, is_its)? {
         passenger.check_client()?;
         // One that does not stand still was let go on already.
         if let Ok(state) = passenger.save() {
-            qemu.restore_pci(device, &pci_of(&ControllerV1::from_bytes(&state)?))
-                .context("its controller cannot be set up in its hypervisor")?;
+            states.push((device, pci_of(&ControllerV1::from_bytes(&state)?)));
         }
     }
-    Ok(())
+    qemu.restore_pci(&states).context("its controllers cannot be set up in its hypervisor")
 }
 
 /// Lets a guest run that has come and whose controllers are set up: they go on first.

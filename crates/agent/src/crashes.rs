@@ -9,7 +9,9 @@ use crate::plane::{How, Plane, PlaneError};
 use crate::store::{self, Store};
 use crate::work::{Base, Work};
 use api::config::{Backend, Config};
-use api::control::{MigrationStatus, PoolRequest, PoolStatus, SsdStatus, Status, Timeline, VolumeStatus};
+use api::control::{
+    EngineRequest, MigrationStatus, PoolRequest, PoolStatus, SsdStatus, Status, Timeline, VolumeStatus,
+};
 use api::rest::{
     OperationState, Phase, PoolCreate, SnapshotCreate, SsdChange, SsdCreate, Verdict, WipedKind,
 };
@@ -275,6 +277,10 @@ impl Plane for World {
 
     fn migrations(&self) -> Result<Vec<MigrationStatus>, PlaneError> {
         Ok(Vec::new())
+    }
+
+    fn engine(&self, _request: EngineRequest) -> Result<String, PlaneError> {
+        Err(PlaneError::Refused("nothing moves here".to_owned()))
     }
 
     fn timeline(&self, _ssd: &str) -> Result<Timeline, PlaneError> {

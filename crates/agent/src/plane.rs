@@ -79,6 +79,12 @@ pub trait Plane: Send + Sync {
     /// [`PlaneError`].
     fn migrations(&self) -> Result<Vec<MigrationStatus>, PlaneError>;
 
+    /// Has the engine do something about migrations; what it said.
+    ///
+    /// # Errors
+    /// [`PlaneError`]. What nobody heard of may have been done.
+    fn engine(&self, request: EngineRequest) -> Result<String, PlaneError>;
+
     /// How a guest's I/O went during the last migration of its ssd.
     ///
     /// # Errors
@@ -172,6 +178,13 @@ impl Plane for Daemon {
     fn migrations(&self) -> Result<Vec<MigrationStatus>, PlaneError> {
         match self.ask(&Request::Engine(EngineRequest::Migrations), STATUS_PATIENCE)? {
             Response::Migrations(migrations) => Ok(migrations),
+            other => Err(PlaneError::Refused(format!("the daemon answered something else: {other:?}"))),
+        }
+    }
+
+    fn engine(&self, request: EngineRequest) -> Result<String, PlaneError> {
+        match self.ask(&Request::Engine(request), CHANGE_PATIENCE)? {
+            Response::Done(text) => Ok(text),
             other => Err(PlaneError::Refused(format!("the daemon answered something else: {other:?}"))),
         }
     }

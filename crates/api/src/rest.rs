@@ -11,7 +11,7 @@ mod stats;
 
 pub use attachment::{Attachment, AttachmentCreate};
 pub use drive::{Drive, DriveHealth};
-pub use migration::Migrations;
+pub use migration::{MigrationAnswer, MigrationCreate, Migrations};
 pub use pool::{
     Certificate, Pool, PoolCheck, PoolCreate, PoolServing, Snapshot, SnapshotCreate, Verdict, WipedKind,
 };

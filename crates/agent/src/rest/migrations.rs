@@ -1,13 +1,15 @@
-//! `/api/v1/migrations`: the ssds that move between this host and others. All of it is the daemon's word.
+//! `/api/v1/migrations`: the ssds that move between this host and others. All of it is the daemon's word, and the daemon's doing.
 
-use super::query::Name;
+use super::query::{Asked, Body, Dry, Name};
 use super::stats::away;
 use super::{Desk, STATUS_AGE_MAX};
+use crate::plane::PlaneError;
 use crate::refusal::Refusal;
-use api::control::{MigrationStatus, Timeline};
-use api::rest::{Migrations, Problem};
+use api::control::{EngineRequest, MigrationStatus, Steer, Timeline};
+use api::rest::{MigrationAnswer, MigrationCreate, Migrations, Problem, is_name};
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 use std::sync::PoisonError;
 use std::time::Instant;
 
@@ -67,4 +69,71 @@ pub(super) async fn list(State(desk): State<Desk>) -> Result<Json<Migrations>, R
         (status = 503, description = "The daemon does not answer", body = Problem)))]
 pub(super) async fn timeline(State(desk): State<Desk>, Name(ssd): Name) -> Result<Json<Timeline>, Refusal> {
     desk.beside(move |desk| seen(desk, |seen| seen.timeline(desk, &ssd).cloned()).map(Json)).await
+}
+
+/// The daemon's word. It does what it is told at once, and asks nobody whether it was told before: an ssd is moved once at a time.
+async fn tell(desk: &Desk, request: EngineRequest) -> Result<Json<MigrationAnswer>, Refusal> {
+    desk.beside(move |desk| match desk.plane.engine(request) {
+        Ok(message) => Ok(Json(MigrationAnswer { message })),
+        Err(PlaneError::Silent(why)) => Err(away(&why)),
+        Err(PlaneError::Refused(why)) => {
+            Err(Refusal::new(409, "daemon", why, "GET /api/v1/migrations shows those that are under way"))
+        }
+    })
+    .await
+}
+
+/// Begins to move an ssd, or a guest with its ssds. The other host expects each of them.
+#[utoipa::path(post, operation_id = "migration_create", tag = "migration", path = "/api/v1/migrations", params(Dry),
+    request_body = MigrationCreate,
+    responses((status = 200, description = "dry_run", body = MigrationAnswer),
+        (status = 202, description = "It has begun", body = MigrationAnswer), (status = 400, body = Problem), (status = 409, body = Problem),
+        (status = 503, description = "The daemon does not answer: it may have begun", body = Problem)))]
+pub(super) async fn create(
+    State(desk): State<Desk>,
+    Asked(Dry { dry_run }): Asked<Dry>,
+    Body(body): Body<MigrationCreate>,
+) -> Result<(StatusCode, Json<MigrationAnswer>), Refusal> {
+    let (to, terms) = (body.to.clone(), body.terms());
+    let request = match (body.ssd, body.vm) {
+        (Some(ssd), None) if !is_name(&ssd) => return Err(Refusal::bad_name("an ssd's name", &ssd)),
+        (Some(ssd), None) => EngineRequest::Migrate { ssd, to, terms, dry_run },
+        (None, Some(vm)) => EngineRequest::MigrateGuest { qmp: vm.into(), to, terms, dry_run },
+        _ => {
+            let text = "either an ssd is moved, or a guest with its ssds".to_owned();
+            return Err(Refusal::bad(text, "give `ssd` or `vm`"));
+        }
+    };
+    let answer = tell(&desk, request).await?;
+    Ok((if dry_run { StatusCode::OK } else { StatusCode::ACCEPTED }, answer))
+}
+
+/// Ends a migration: the ssd stays where it is, and what was copied is wiped.
+#[utoipa::path(delete, operation_id = "migration_cancel", tag = "migration", path = "/api/v1/migrations/{ssd}", params(("ssd" = String, Path)),
+    responses((status = 200, body = MigrationAnswer), (status = 409, body = Problem), (status = 503, body = Problem)))]
+pub(super) async fn cancel(
+    State(desk): State<Desk>,
+    Name(ssd): Name,
+) -> Result<Json<MigrationAnswer>, Refusal> {
+    tell(&desk, EngineRequest::Steer { ssd, steer: Steer::Cancel }).await
+}
+
+/// Copies nothing for now; the guest goes on.
+#[utoipa::path(post, operation_id = "migration_pause", tag = "migration", path = "/api/v1/migrations/{ssd}/pause", params(("ssd" = String, Path)),
+    responses((status = 200, body = MigrationAnswer), (status = 409, body = Problem), (status = 503, body = Problem)))]
+pub(super) async fn pause(
+    State(desk): State<Desk>,
+    Name(ssd): Name,
+) -> Result<Json<MigrationAnswer>, Refusal> {
+    tell(&desk, EngineRequest::Steer { ssd, steer: Steer::Pause }).await
+}
+
+/// Copies on.
+#[utoipa::path(post, operation_id = "migration_resume", tag = "migration", path = "/api/v1/migrations/{ssd}/resume", params(("ssd" = String, Path)),
+    responses((status = 200, body = MigrationAnswer), (status = 409, body = Problem), (status = 503, body = Problem)))]
+pub(super) async fn resume(
+    State(desk): State<Desk>,
+    Name(ssd): Name,
+) -> Result<Json<MigrationAnswer>, Refusal> {
+    tell(&desk, EngineRequest::Steer { ssd, steer: Steer::Resume }).await
 }

@@ -24,6 +24,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 /// What an agent that is ended unwinds with.
 struct Ended;
 
+/// More than any operation needs.
+const TURNS_MAX: u32 = 1000;
+
 /// The daemon and the clock of an agent's end.
 #[derive(Default)]
 struct World {
@@ -55,6 +58,8 @@ struct Double {
     taken: BTreeSet<PathBuf>,
     /// Extents whose wipe fails from now on.
     broken: bool,
+    /// An older copy of the drive is put back while something is being wiped: with this volume, which it still has.
+    put_back: Option<String>,
     /// The next snapshot is made, and refused all the same.
     spoils: bool,
     /// By volume: what its journal says.
@@ -227,6 +232,9 @@ impl Double {
         let mut shown = Vec::new();
         for (name, path) in pools {
             let drive = self.drives.get_mut(&path).unwrap();
+            if let Some(volume) = self.put_back.take_if(|_| !drive.wiping.is_empty()) {
+                drive.volumes.insert(volume, ("older".to_owned(), false));
+            }
             let volume = |(name, (_, served)): (&String, &(String, bool))| VolumeStatus {
                 name: name.clone(),
                 mapped_bytes: 1 << 20,
@@ -333,8 +341,11 @@ impl Host {
             let terms = Terms { id: id.to_owned(), if_match: None, now_ms: 1, uuid };
             book.write(|sqlite| desired::submit(sqlite, &self.place(), ask, &terms)).unwrap();
             self.world.effect();
+            let mut turns = 0;
             while !book.read(store::running).unwrap().is_empty() {
                 work.turn();
+                turns += 1;
+                assert!(turns < TURNS_MAX, "operation {id} comes to no end");
             }
             work.turn();
         }));
@@ -612,6 +623,20 @@ fn what_cannot_be_wiped_is_quarantined_and_certified_as_that_wherever_the_agent_
         assert_eq!(book.read(|sqlite| store::ssd(sqlite, "a")).unwrap(), None);
         let certificate = book.read(|sqlite| store::certificate(sqlite, "4")).unwrap().unwrap();
         assert_eq!(certificate.verdict, Verdict::Absent);
+    });
+}
+
+#[test]
+fn a_volume_that_an_older_drive_brings_back_is_deleted_once_more_wherever_the_agent_is_killed() {
+    at_every_effect(|host| {
+        assert_eq!(host.ask("1", &create_pool()), OperationState::Done);
+        assert_eq!(host.ask("2", &create_in_pool("a", None)), OperationState::Done);
+        let mut daemon = host.world.daemon();
+        let volume = daemon.drives[Path::new("/drive")].volumes.keys().next().cloned();
+        daemon.put_back = volume;
+        drop(daemon);
+        assert_eq!(host.ask("3", &delete(false)), OperationState::Done);
+        assert!(host.world.daemon().put_back.is_none() && host.volumes("/drive").is_empty());
     });
 }
 

@@ -148,20 +148,19 @@ impl Work {
         let kept: Kept = serde_json::from_str(&operation.request)
             .map_err(|e| StoreError::Content(format!("operation {}: {e}", operation.shown.id)))?;
         loop {
-            match self.step(&operation, &kept.wish)? {
-                Step::Ended => return Ok(true),
-                Step::On => {
-                    let id = operation.shown.id.clone();
-                    match self.book.read(|sqlite| store::operation(sqlite, &id))? {
-                        Some(row) => operation = row,
-                        None => return Ok(true),
-                    }
-                }
-                Step::Later(why) => {
-                    let step = operation.shown.step.clone();
-                    self.write_step(&operation, &step, Some(&why))?;
-                    return Ok(false);
-                }
+            let step = self.step(&operation, &kept.wish)?;
+            if let Step::Ended = step {
+                return Ok(true);
+            }
+            // It may be at another step by now.
+            let id = operation.shown.id.clone();
+            match self.book.read(|sqlite| store::operation(sqlite, &id))? {
+                Some(row) => operation = row,
+                None => return Ok(true),
+            }
+            if let Step::Later(why) = step {
+                self.write_step(&operation, &operation.shown.step, Some(&why))?;
+                return Ok(false);
             }
         }
     }

@@ -59,7 +59,8 @@ impl Host {
     fn turns(&mut self, most: u32) -> bool {
         let life = catch_unwind(AssertUnwindSafe(|| {
             let (_book, mut work) = self.agent();
-            (0..most).any(|_| !work.turn());
+            let over = (0..most).any(|_| !work.turn());
+            assert!(over || most < super::TURNS_MAX, "there is no end to it");
         }));
         match life {
             Ok(()) => true,
@@ -73,7 +74,7 @@ impl Host {
 
     /// Agents look at the daemon until one has seen all there is to see.
     fn look(&mut self) {
-        while !self.turns(u32::MAX) {}
+        while !self.turns(super::TURNS_MAX) {}
     }
 
     fn phase(&self, ssd: &str) -> Option<Phase> {

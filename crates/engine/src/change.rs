@@ -15,7 +15,7 @@ use crate::run::{House, index};
 use crate::served::{Planned, Served};
 use crate::ssd::Ssd;
 use crate::terms;
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use api::config::{self, Backend, Config, Engine};
 use link::control::{Change, Prepared, Slot, ToKeeper};
 use std::collections::BTreeMap;
@@ -172,6 +172,17 @@ impl House {
         let mut readied = self.readied.lock().unwrap_or_else(PoisonError::into_inner);
         drop(readied.take());
         readied
+    }
+
+    /// For a migration that begins: as long as this is held, no change is prepared or carried out, and the next one that is prepared finds the migration.
+    ///
+    /// # Errors
+    /// The ssd is about to go by a change that is prepared already.
+    pub(crate) fn hold_changes(&self, number: usize) -> anyhow::Result<MutexGuard<'_, Option<Readied>>> {
+        let readied = self.readied.lock().unwrap_or_else(PoisonError::into_inner);
+        let goes = readied.as_ref().is_some_and(|readied| readied.removed.contains(&number));
+        ensure!(!goes, "it is about to go from the configuration of this host");
+        Ok(readied)
     }
 
     fn make_ready(&self, config_path: &Path, change: &Change) -> anyhow::Result<Readied> {

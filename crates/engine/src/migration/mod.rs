@@ -357,7 +357,9 @@ impl Migrations {
         let number = house.number(ssd).context("it has no number")?;
         ensure!(house.ssd(number).is_some(), "ssd \"{ssd}\" is not served here: see `godwit status`");
         check_movable(&config)?;
+        let no_change = house.hold_changes(number).with_context(|| format!("ssd \"{ssd}\""))?;
         let alone = self.begin_alone(ssd)?;
+        drop(no_change);
         if config.door == Door::VfioUser && config.state.is_none() {
             bail!("ssd \"{ssd}\" has its state in memory only: give it a `state` in the configuration");
         }
@@ -469,6 +471,7 @@ impl Migrations {
         if let Some(arrival) = &before {
             arrival.give_way()?;
         }
+        let _no_change = house.hold_changes(number).with_context(|| format!("ssd \"{name}\""))?;
         let mut state = self.state();
         let now = state.arrivals.get(name);
         ensure!(

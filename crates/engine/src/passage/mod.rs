@@ -88,11 +88,15 @@ impl Passage {
         self.store.as_ref()
     }
 
-    /// By its journal a migration of it is to go on, or nobody can say yet.
+    /// By its journal a migration of it is to go on, or nobody can say.
     pub(crate) fn is_under_way(&self) -> bool {
-        let read = || self.store.as_ref().and_then(|store| store.read().ok().flatten());
-        let record = || read().and_then(|bytes| MigrationV1::from_bytes(&bytes).ok());
-        self.in_use.is_some() || record().is_some_and(|record| !record.is_over() || record.owes_word())
+        let record = || self.store.as_ref().map_or(Ok(None), |store| store.read());
+        self.in_use.is_some()
+            || match record().map(|bytes| bytes.map(|bytes| MigrationV1::from_bytes(&bytes))) {
+                Ok(None) => false,
+                Ok(Some(Ok(record))) => !record.is_over() || record.owes_word(),
+                Ok(Some(Err(_))) | Err(_) => true,
+            }
     }
 
     /// Whether the ssd may be opened now.

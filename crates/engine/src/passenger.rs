@@ -18,6 +18,7 @@ use crate::slot::Current;
 use crate::ssd::Ssd;
 use crate::written;
 use anyhow::{Context, bail};
+use hypervisor::CONFIG_BYTES;
 use nvme::management;
 use rustix::io::Errno;
 use state::controller::ControllerV1;
@@ -101,6 +102,17 @@ impl Passenger {
     /// Where it is.
     pub(crate) fn home(&self) -> &Address {
         &self.home
+    }
+
+    /// Configuration space as its guest has set it up, whether the device runs or stands still: the last word of a guest that stands still itself.
+    ///
+    /// # Errors
+    /// There is no client.
+    pub(crate) fn config(&self) -> anyhow::Result<Box<[u8; CONFIG_BYTES]>> {
+        match self.order(Order::Config)? {
+            Report::Config(config) => Ok(config),
+            _ => bail!("no configuration came"),
+        }
     }
 
     /// The state of the device, which may change at once, with a client or without.

@@ -44,6 +44,11 @@ impl Line {
         qmp.execute("chardev-add", json!({ "id": NAME, "backend": backend }))?;
         Ok(Line(socket))
     }
+
+    /// It is not needed after all.
+    pub(crate) fn take_down(self, qmp: &mut Qmp) -> Result<(), Error> {
+        qmp.execute("chardev-remove", json!({ "id": NAME })).map(drop)
+    }
 }
 
 /// A debugger's connection to QEMU.

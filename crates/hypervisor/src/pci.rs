@@ -88,26 +88,38 @@ impl Destination {
     /// After an error it may be called again: all is written anew. A state that does not fit its device is refused before anything is written.
     pub fn restore_pci(&mut self, devices: &[(&Device, PciState)]) -> Result<(), Error> {
         let Destination { qmp, line } = self;
-        let Some((first, _)) = devices.first() else { return Ok(()) };
-        stands_still(qmp, first)?;
-        let told = qmp.execute("query-pci", json!({}))?;
-        let mut todo = Vec::new();
-        for (device, state) in devices {
-            let plan = plan::plan(state).map_err(|text| unfit(qmp, device, text))?;
-            let address = address(&told, device, state).map_err(|text| unfit(qmp, device, text))?;
-            todo.push((*device, state, plan, address));
-        }
-        let line = line.take().map_or_else(|| Line::lay(qmp), Ok)?;
+        let line = line.take();
+        let plans = match plans(qmp, devices) {
+            Ok(plans) if !plans.is_empty() => plans,
+            nothing => {
+                let taken_down = line.map_or(Ok(()), |line| line.take_down(qmp));
+                return nothing.and(taken_down);
+            }
+        };
+        let line = line.map_or_else(|| Line::lay(qmp), Ok)?;
+        let todo = || plans.iter().zip(devices);
         Gdb::with(qmp, line, |qmp, gdb| {
-            todo.iter().try_for_each(|(device, state, plan, address)| {
+            todo().try_for_each(|((plan, address), (device, state))| {
                 let config = Config::of(qmp, *address)?;
                 let restored = restore(qmp, gdb, device, &config, plan, &state.vectors);
                 let finished = config.finish(qmp);
                 restored.and(finished)
             })
         })?;
-        todo.iter().try_for_each(|(device, state, plan, _)| check_table(qmp, device, plan, &state.vectors))
+        todo().try_for_each(|((plan, _), (device, state))| check_table(qmp, device, plan, &state.vectors))
     }
+}
+
+/// What is to be done, and where, for each.
+fn plans(qmp: &mut Qmp, devices: &[(&Device, PciState)]) -> Result<Vec<(Plan, PciAddress)>, Error> {
+    let Some((first, _)) = devices.first() else { return Ok(Vec::new()) };
+    stands_still(qmp, first)?;
+    let told = qmp.execute("query-pci", json!({}))?;
+    let plan = |(device, state): &(&Device, PciState)| {
+        let plan = plan::plan(state).and_then(|plan| Ok((plan, address(&told, device, state)?)));
+        plan.map_err(|text| unfit(qmp, device, text))
+    };
+    devices.iter().map(plan).collect()
 }
 
 fn restore(

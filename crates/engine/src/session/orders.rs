@@ -14,6 +14,7 @@ use super::Wire;
 use super::migration::PATIENCE;
 use anyhow::{Context, anyhow, bail};
 use frontend::vfio_user::{Connection, Errno, Nudge, RemoteMemory};
+use hypervisor::CONFIG_BYTES;
 use memory::MemoryMap;
 use nvme::controller::saved;
 use nvme::management;
@@ -39,6 +40,8 @@ pub(crate) enum Order {
     Manage(management::Order),
     /// Say how the memory of the guest is reached, of a device that stands still: [`Report::Memory`].
     Reach,
+    /// Say how its guest has set it up, whether it runs or stands still: [`Report::Config`].
+    Config,
 }
 
 /// What became of it.
@@ -51,6 +54,8 @@ pub(crate) enum Report {
     Managed(management::Report),
     /// The guest's memory, as the client has it mapped, and the client.
     Memory(Arc<MemoryMap>, RemoteMemory),
+    /// Configuration space.
+    Config(Box<[u8; CONFIG_BYTES]>),
 }
 
 /// An order, and who waits for the report.
@@ -139,6 +144,12 @@ impl Wire {
             Order::Manage(order) => Ok(Report::Managed(self.manage(order))),
             Order::Reach if self.is_held() => Ok(Report::Memory(Arc::clone(&self.map), self.remote.clone())),
             Order::Reach => Err(anyhow!("the device does not stand still")),
+            Order::Config => {
+                let mut config = Box::new([0; CONFIG_BYTES]);
+                // Whether the pin is asserted now is of no use to anybody.
+                nvme::pci::config_read(&self.power.region.pci, false, 0, &mut config[..]);
+                Ok(Report::Config(config))
+            }
         };
         // Who asked may have gone.
         let _ = reply.send(report);

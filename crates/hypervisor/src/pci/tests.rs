@@ -1,5 +1,9 @@
 use super::plan::{CONFIG_BYTES, MsixTable, Plan, Step, capabilities, identity, plan, table};
 use super::{PciState, Vector, row};
+use crate::destination::Destination;
+use crate::device::{Device, Interface, Server};
+use crate::peer::qemu;
+use serde_json::json;
 
 /// Godwit's NVMe device under Linux, as QEMU 11.1.3 gives it.
 fn running() -> [u8; CONFIG_BYTES] {
@@ -206,4 +210,30 @@ fn a_row_of_the_table_is_address_data_and_mask() {
     let bytes = row(&vector);
     let wanted = [0x00, 0x10, 0xe0, 0xfe, 1, 0, 0, 0, 0x26, 0, 0, 0, 1, 0, 0, 0];
     assert_eq!(bytes, wanted);
+}
+
+#[test]
+fn a_line_that_was_laid_and_is_not_needed_is_taken_down() {
+    let device = Device {
+        id: Some("a".to_owned()),
+        path: "/machine/peripheral/a".to_owned(),
+        interface: Interface::VfioUser,
+        server: Server::Socket("/a.sock".into()),
+        size_bytes: None,
+        address: None,
+        problem: None,
+    };
+    // None is to be set up; one that stands where nobody knows.
+    for devices in [vec![], vec![(&device, state(running()))]] {
+        let (qmp, peer) = qemu(|command, _| match command {
+            "query-chardev" | "query-pci" => Ok(json!([])),
+            "query-status" => Ok(json!({ "running": false, "status": "paused" })),
+            _ => Ok(json!({})),
+        });
+        let mut destination = Destination::over(qmp);
+        destination.prepare_pci().unwrap();
+        assert_eq!(destination.restore_pci(&devices).is_ok(), devices.is_empty());
+        drop(destination);
+        assert_eq!(peer.join().unwrap().last().unwrap(), "chardev-remove");
+    }
 }

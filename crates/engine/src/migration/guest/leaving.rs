@@ -1,7 +1,7 @@
 //! The source of a guest: has its QEMU copy its memory when little is left of its ssds' blocks, and holds it where they pass.
 
 use super::memory::Tunnel;
-use super::{QMP_PATIENCE, call_back, config_of, vectors_of};
+use super::{QMP_PATIENCE, call_back, vectors_of};
 use crate::migration::case::Case;
 use crate::migration::means::Means;
 use crate::migration::sending::Event;
@@ -11,7 +11,7 @@ use crate::run::House;
 use anyhow::{Context, anyhow, bail, ensure};
 use api::control::MigrationTerms;
 use hypervisor::{Device, Source, SourceWord, Terms};
-use state::controller::{ControllerV1, VectorV1};
+use state::controller::VectorV1;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -247,10 +247,8 @@ impl Leaving {
         }
         for part in &self.parts {
             if let Some(passenger) = self.house.passenger(part.number) {
-                // As its migration does at once; whoever is second finds it so. The rest of its configuration is in the state that goes.
-                passenger.halt().context("its controller does not stop for its guest")?;
-                let config = config_of(&ControllerV1::from_bytes(&passenger.save()?)?);
-                let _ = part.table.send(vectors_of(&self.qemu.vectors(&part.device, &config)?));
+                let vectors = self.qemu.vectors(&part.device, &*passenger.config()?)?;
+                let _ = part.table.send(vectors_of(&vectors));
             }
         }
         Ok(())

@@ -116,8 +116,8 @@ fn vectors_of(table: &[Vector]) -> Vec<VectorV1> {
         .collect()
 }
 
-/// Configuration space, as the controller's state has it.
-fn config_of(controller: &ControllerV1) -> [u8; CONFIG_BYTES] {
+/// What a hypervisor is to know of a controller, as the controller's state has it.
+fn pci_of(controller: &ControllerV1) -> PciState {
     let mut config = [0; CONFIG_BYTES];
     for word in &controller.config {
         if let Some(there) =
@@ -126,12 +126,6 @@ fn config_of(controller: &ControllerV1) -> [u8; CONFIG_BYTES] {
             *there = word.value.to_le_bytes();
         }
     }
-    config
-}
-
-/// What a hypervisor is to know of a controller, as the controller's state has it.
-fn pci_of(controller: &ControllerV1) -> PciState {
-    let config = config_of(controller);
     // Message control, in the word of the capability's head.
     let table_z = u16::from_le_bytes([config[MSIX_CAP + 2], config[MSIX_CAP + 3]]) & 0x7ff;
     let mut vectors = vec![Vector::RESET; usize::from(table_z) + 1];

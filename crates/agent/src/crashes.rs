@@ -68,6 +68,8 @@ struct Double {
     elsewhere: BTreeSet<String>,
     /// Those that are to come have no room.
     full: bool,
+    /// So many configurations are not answered.
+    busy: u32,
 }
 
 /// A drive that carries a pool.
@@ -107,6 +109,10 @@ impl World {
 impl Double {
     fn apply(&mut self, text: &str, how: How) -> Result<String, PlaneError> {
         let refused = |text: &str| Err(PlaneError::Refused(text.to_owned()));
+        if self.busy > 0 {
+            self.busy -= 1;
+            return Err(PlaneError::Silent("another change is under way".to_owned()));
+        }
         let config = Config::parse(Path::new("x"), text).map_err(|e| PlaneError::Refused(e.to_string()))?;
         let names: BTreeSet<&str> = config.ssds.iter().map(|ssd| ssd.name.as_str()).collect();
         if let Some((name, after)) = &mut self.refused

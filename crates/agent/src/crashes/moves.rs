@@ -212,6 +212,38 @@ fn an_ssd_that_comes_while_it_is_given_up_is_not_lost_wherever_the_agent_is_kill
 }
 
 #[test]
+fn an_ssd_that_comes_while_its_deletion_waits_for_the_daemon_is_not_lost() {
+    for busy in 1..4 {
+        with_an_arrival(|host, at, end| {
+            assert_eq!(host.ask("2", &accept()), OperationState::Done);
+            host.world.daemon().busy = busy;
+            host.world.left.store(end, Ordering::Relaxed);
+            host.world.until_arrival.store(at, Ordering::Relaxed);
+            host.ask("3", &delete(false));
+        });
+    }
+}
+
+#[test]
+fn an_ssd_that_comes_between_its_deletions_request_and_its_work_is_not_lost() {
+    let mut host = Host::new();
+    host.expecting();
+    assert_eq!(host.ask("2", &accept()), OperationState::Done);
+    let (book, mut work) = host.agent();
+    host.world.daemon().arrive("a");
+    let terms = Terms { id: "3".to_owned(), if_match: None, now_ms: 1, uuid: UUID.to_owned() };
+    book.write(|sqlite| desired::submit(sqlite, &host.place(), &delete(true), &terms)).unwrap();
+    // A look that had begun before it was asked for.
+    let status = work.plane.status().unwrap();
+    work.follow(&status).unwrap();
+    drop((book, work));
+    host.look();
+    assert_eq!(host.operation("3").state, OperationState::Failed);
+    host.look();
+    assert_eq!((host.volumes("/drive"), host.phase("a")), (what_came(), Some(Phase::Ready)));
+}
+
+#[test]
 fn an_ssd_that_comes_while_its_place_is_refused_is_not_lost_wherever_the_agent_is_killed() {
     with_an_arrival(|host, at, end| {
         // The daemon accepts it once, before an agent that is ended hears of it; then it does not, for a while.

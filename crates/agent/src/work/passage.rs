@@ -171,7 +171,7 @@ impl Work {
     }
 
     /// Writes down who has come and who has gone.
-    pub(super) fn follow(&mut self, status: &Status) -> Result<(), StoreError> {
+    pub(crate) fn follow(&mut self, status: &Status) -> Result<(), StoreError> {
         let all = self.book.read(store::ssds)?;
         for ssd in &all {
             let Some(said) = status.ssds.iter().find(|said| said.name == ssd.name) else { continue };
@@ -194,10 +194,13 @@ impl Work {
         (self.between)();
         self.book.write(|sqlite| {
             let now = store::ssd(sqlite, &ssd.name)?;
-            // Whoever asks may have asked for its deletion meanwhile: that goes on with it as it is now.
+            // Whoever asked for its deletion asked when it was elsewhere: as long as that is under way it is judged so, and what came is spared.
             let Some(mut now) = now.filter(|now| now.uuid == ssd.uuid && now.phase == ssd.phase) else {
                 return Ok(());
             };
+            if phase == Phase::Ready && now.operation.is_some() {
+                return Ok(());
+            }
             (now.phase, now.generation) = (phase, now.generation + 1);
             if phase == Phase::Gone {
                 // The promise was to a guest of this host.

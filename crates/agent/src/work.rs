@@ -271,8 +271,15 @@ impl Work {
     /// Has the daemon serve what has ended, without this wish: nobody knows whether an earlier agent had it served. As long as
     /// the daemon refuses that, too, the wish may not be to blame.
     fn undo(&mut self, operation: &OperationRow, wish: &Wish) -> Result<Step, StoreError> {
-        // One that comes from another host may have come by now, and have its guest.
-        let force = matches!(wish, Wish::SsdCreate { spec, .. } if !spec.incoming);
+        // One that comes from another host may have come by now, and have its guest: the daemon would not let go of it, nor is it to. If it
+        // has not come, whoever is at its socket has nothing there.
+        let has_come = self.may_have_come(wish)?;
+        if has_come == Some(true)
+            && let Some(step) = self.keep_what_came(operation, wish)?
+        {
+            return Ok(step);
+        }
+        let force = matches!(wish, Wish::SsdCreate { .. }) && has_come == Some(false);
         if let Err(PlaneError::Silent(_) | PlaneError::Refused(_)) = self.apply(None, force)? {
             // The reason of the refusal stays to be seen.
             return Ok(Step::Later(operation.shown.message.clone().unwrap_or_default()));

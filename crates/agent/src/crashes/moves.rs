@@ -248,6 +248,8 @@ fn an_ssd_that_comes_while_its_place_is_refused_is_not_lost_wherever_the_agent_i
     with_an_arrival(|host, at, end| {
         // The daemon accepts it once, before an agent that is ended hears of it; then it does not, for a while.
         host.world.daemon().refused = Some(("a".to_owned(), 1));
+        // Its guest's QEMU is at its socket already.
+        host.world.daemon().clients.insert("a".to_owned());
         host.world.left.store(end, Ordering::Relaxed);
         host.world.until_arrival.store(at, Ordering::Relaxed);
         if !host.live("2", &accept()) {
@@ -260,6 +262,7 @@ fn an_ssd_that_comes_while_its_place_is_refused_is_not_lost_wherever_the_agent_i
         host.world.left.store(0, Ordering::Relaxed);
         host.ask("2", &accept());
         host.world.until_arrival.store(0, Ordering::Relaxed);
+        host.world.daemon().clients.clear();
         if host.phase("a") == Some(Phase::Incoming) {
             host.ask("3", &delete(false));
         }

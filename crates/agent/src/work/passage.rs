@@ -147,6 +147,14 @@ impl Work {
         Ok(Some(Step::Ended))
     }
 
+    /// Whether an ssd that was to come may have come, by its journal. `None`: that cannot be read now.
+    pub(super) fn may_have_come(&self, wish: &Wish) -> Result<Option<bool>, StoreError> {
+        let Wish::SsdCreate { name, spec, .. } = wish else { return Ok(Some(false)) };
+        let Some(ssd) = self.ssd(name)?.filter(|_| spec.incoming) else { return Ok(Some(false)) };
+        let word = self.passage(&ssd).ok();
+        Ok(word.map(|word| word.is_some_and(|word| !NOTHING.contains(&word.as_str()))))
+    }
+
     /// An ssd that was to come, and whose creation is undone, may have come before an earlier agent heard that it was accepted. Then it was.
     pub(super) fn keep_what_came(
         &mut self,

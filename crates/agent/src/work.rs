@@ -196,6 +196,7 @@ impl Work {
             ("begin", Wish::SsdCreate { name, uuid, spec }) if spec.source.is_some() => {
                 self.derive(operation, spec, format!("{name}.{uuid}"))
             }
+            ("begin", Wish::SsdChange { name, .. }) => self.begin_change(operation, name),
             (_, Wish::SsdDelete { name, .. })
                 if self.ssd(name)?.is_some_and(|ssd| ssd.phase == Phase::Quarantined) =>
             {

@@ -159,6 +159,25 @@ fn an_ssd_that_left_before_it_was_seen_to_have_come_has_gone_and_nothing_is_done
 }
 
 #[test]
+fn an_ssd_that_has_gone_unheard_is_neither_changed_nor_copied() {
+    let body = SsdCreate { name: "b".to_owned(), from_ssd: Some("a".to_owned()), ..SsdCreate::default() };
+    for ask in [grow(), snapshot(), Ask::SsdCreate { body: Box::new(body) }] {
+        let mut host = Host::new();
+        host.expecting();
+        assert_eq!(host.ask("2", &accept()), OperationState::Done);
+        host.world.daemon().arrive("a");
+        host.look();
+        host.world.daemon().leave("a");
+        assert_eq!(host.phase("a"), Some(Phase::Ready));
+        assert_eq!(host.ask("3", &ask), OperationState::Failed, "{ask:?}");
+        assert!(host.operation("3").message.unwrap().contains("not here any more"));
+        assert_eq!(host.phase("a"), Some(Phase::Gone));
+        assert_eq!(host.volumes("/drive"), [("a".to_owned(), String::new())], "{ask:?}");
+        assert_eq!(host.served(), [("a".to_owned(), 1 << 20)]);
+    }
+}
+
+#[test]
 fn the_promise_of_an_ssd_to_a_guest_goes_with_it() {
     let mut host = Host::new();
     host.expecting();

@@ -29,6 +29,16 @@ const NOTHING: [&str; 2] = ["incoming", "dropped"];
 /// It cannot be read.
 const DOUBTFUL: &str = "doubtful";
 
+/// By the word of a journal.
+fn owned_here(word: Option<&str>) -> Result<(), PlaneError> {
+    match word {
+        Some(word) if !HERE.contains(&word) => Err(PlaneError::Refused(format!(
+            "it is not here any more: the journal of its migrations is {word}. `godwit migration list` says more"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 impl Work {
     /// How far the journal says that the migration of an ssd is. `None`: there is no journal.
     pub(super) fn passage(&self, ssd: &SsdRow) -> Result<Option<String>, PlaneError> {
@@ -107,6 +117,27 @@ impl Work {
             }),
             Err(error) => Err(error),
         })
+    }
+
+    /// Refuses what was derived from a volume that is not, or not any more, this host's: the agent may not have heard that its ssd has gone. Asked
+    /// after it was derived, so that nothing can go in between.
+    pub(super) fn is_whole(&self, pool: &str, source: &str) -> Result<(), PlaneError> {
+        let volumes = self.served_pool(pool)?.volumes;
+        let word =
+            volumes.into_iter().find(|volume| volume.name == source).and_then(|volume| volume.migration);
+        owned_here(word.as_deref())
+    }
+
+    /// An ssd that has gone is not changed here. Asked before anything is done: what the daemon has accepted it may not take back.
+    pub(super) fn begin_change(&self, operation: &OperationRow, name: &str) -> Result<Step, StoreError> {
+        let Some(ssd) = self.ssd(name)? else { return Err(super::early(name)) };
+        // Where no journal can be read now (its pool is not served), the daemon's word is enough.
+        let said = self.passage(&ssd).map_or(Ok(()), |word| owned_here(word.as_deref()));
+        if let Some(step) = self.unless_done(operation, said)? {
+            return Ok(step);
+        }
+        self.write_step(operation, "serve", None)?;
+        Ok(Step::On)
     }
 
     /// An ssd that is to be deleted because it is not here may have come before the daemon let go of it. Then it is kept, and so is one that

@@ -64,7 +64,7 @@ impl Work {
         if let (Some(pool), Some(source)) = (&spec.pool, &spec.source) {
             let request =
                 PoolRequest::Clone { pool: pool.clone(), volume: source.clone(), name: volume.clone() };
-            let said = self.ensure(pool, &volume, request);
+            let said = self.ensure(pool, &volume, request).and_then(|()| self.is_whole(pool, source));
             if let Some(step) = self.unless_done(operation, said)? {
                 return Ok(step);
             }
@@ -87,7 +87,8 @@ impl Work {
             volume: spec.source.clone(),
             name: volume.clone(),
         };
-        let made = match self.ensure(&spec.pool, &volume, request) {
+        let said = self.ensure(&spec.pool, &volume, request);
+        let made = match said.and_then(|()| self.is_whole(&spec.pool, &spec.source)) {
             Err(PlaneError::Silent(why)) => return Ok(Step::Later(why)),
             Ok(()) => Ok(()),
             Err(PlaneError::Refused(why)) => {

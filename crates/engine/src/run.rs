@@ -677,7 +677,7 @@ impl House {
         self.pools.get().into_iter().for_each(|pools| pools.refuse_parked());
         self.end_waits();
         let open = std::mem::take(&mut self.slots.lock().unwrap_or_else(PoisonError::into_inner).open);
-        open.values().for_each(Served::stop);
+        open.values().for_each(|served| self.end(served));
         let results: Vec<_> = open.into_values().map(Served::join).collect();
         self.duty.dismiss();
         self.pools.get().into_iter().for_each(|pools| pools.rest());

@@ -118,16 +118,33 @@ impl House {
         slots.absent.insert(number, absent);
         drop(slots);
         let ssd = Arc::clone(served.ssd());
-        // Before its session ends: that is to answer nothing.
-        ssd.terms.set_hold(Hold::Closed);
-        served.stop();
-        ssd.watch.close();
-        hold(&ssd, Hold::Closed, self.duty.crew());
+        self.close(&served);
         if let Err(error) = served.join() {
             tracing::info!(ssd = ssd.name, error = format!("{error:#}"), "it has moved");
         }
         drop(ssd);
         self.say_standing(number);
+    }
+
+    /// Ends what is served here and is another's: nothing of it is answered any more, or made durable.
+    fn close(&self, served: &Served) {
+        let ssd = served.ssd();
+        // Before its session ends: that is to answer nothing.
+        ssd.terms.set_hold(Hold::Closed);
+        served.stop();
+        ssd.watch.close();
+        hold(ssd, Hold::Closed, self.duty.crew());
+    }
+
+    /// Ends what is served here. What was granted to another host does not wait for that one's word.
+    pub(crate) fn end(&self, served: &Served) {
+        let config = self.config(&served.ssd().name);
+        let is_away = || config.is_some_and(|config| self.away(&config).is_ok_and(|away| away.is_some()));
+        if served.ssd().terms.hold() == Hold::Frozen && is_away() {
+            self.close(served);
+        } else {
+            served.stop();
+        }
     }
 
     /// Says anew how an ssd stands: its journal has another step.

@@ -8,6 +8,7 @@ use api::control::{
     EngineRequest, MigrationStatus, MigrationTerms, PoolRequest, Request, Response, Steer, Timeline,
 };
 use guest::PATIENCE;
+use guest::relay::Relay;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use state::migration::{DestinationStepV1, DestinationV1, MigrationV1, SourceStepV1, SourceV1};
 use std::net::TcpListener;
@@ -554,6 +555,33 @@ fn an_ssd_that_the_other_host_says_it_owns_is_not_taken_by_force() {
     until_it_is(&b, "serving");
     until_over(&a, || {});
     a.stop();
+    b.stop();
+}
+
+/// What its guest asked for waits for a word that does not come: a host that is told to end does not wait for it.
+#[test]
+fn a_host_whose_ssd_is_granted_ends_when_it_is_told_to() {
+    let hosts = Hosts::new();
+    let [a, b] = two_houses(&hosts, FILE, FILE);
+    let relay = Relay::new(hosts.addresses[1].parse().unwrap()).unwrap();
+    // A way that is long enough to see the moment.
+    relay.delay(Duration::from_millis(400));
+    let mut driver = a.connect("vm");
+    driver.create_queue_pair(1, 64).unwrap();
+    let buffer = driver.ram().clone().alloc_with(&[0x5a; 512]).unwrap();
+    migrate_soon(&a, &relay.address().to_string(), MigrationTerms { max_stun_us: 10_000_000, ..terms() });
+    let deadline = Instant::now() + PATIENCE;
+    while status(&a).state != "granted" {
+        assert!(Instant::now() < deadline && !status(&a).over, "{:?}", status(&a));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    relay.stall();
+    let write = guest::nvme::Sqe::new(1).nsid(1).prp(buffer.iova(), 0).cdw12(0);
+    driver.submit(1, write).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(status(&a).state, "granted");
+    a.stop();
+    drop((relay, driver));
     b.stop();
 }
 

@@ -1,7 +1,7 @@
 //! Wishes: each is checked and written down in one transaction, as an operation. What it is done to changes when the data plane has
 //! accepted it (`work`).
 
-mod incoming;
+pub(crate) mod incoming;
 mod pool;
 
 use crate::place::Place;

@@ -49,10 +49,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{SystemTime, UNIX_EPOCH};
 use store::Store;
+use tokio::sync::Semaphore;
 use work::Work;
 
 /// Threads that wait for the disk or the daemon, for those who ask.
 const BESIDE_MAX: usize = 8;
+/// Of them for migrations, whose beginning may wait for another host.
+const TELLS_MAX: usize = 4;
 
 /// How an agent runs.
 #[derive(Clone, Debug)]
@@ -107,6 +110,7 @@ pub fn run(options: Options, stop: OwnedFd) -> anyhow::Result<()> {
         seen_pools: Arc::default(),
         seen_drives: Arc::default(),
         seen_migrations: Arc::default(),
+        tells: Arc::new(Semaphore::new(TELLS_MAX)),
     };
     let between = Box::new(|| {});
     let work = Work { book, plane, place: options.place, base, now_ms, trouble, told: None, between };

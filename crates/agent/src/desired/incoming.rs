@@ -61,7 +61,11 @@ pub(super) fn check(uuid: &str, spec: &SsdSpec) -> Result<(), Refusal> {
     })
 }
 
-pub(super) fn check_hypervisor(path: &str) -> Result<(), Refusal> {
+/// A path of a QMP socket.
+///
+/// # Errors
+/// It can be none.
+pub(crate) fn check_hypervisor(path: &str) -> Result<(), Refusal> {
     let fits = path.len() <= SOCKET_BYTES_MAX && Path::new(path).is_absolute();
     if !fits || path.chars().any(char::is_control) {
         let shown: String = path.chars().take(80).collect();

@@ -3,6 +3,7 @@
 use super::query::{Asked, Body, Dry, Name};
 use super::stats::away;
 use super::{Desk, STATUS_AGE_MAX};
+use crate::desired::incoming::check_hypervisor;
 use crate::plane::PlaneError;
 use crate::refusal::Refusal;
 use api::control::{EngineRequest, MigrationStatus, Steer, Timeline};
@@ -10,7 +11,7 @@ use api::rest::{MigrationAnswer, MigrationCreate, Migrations, Problem, is_name};
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 /// What the daemon answered last, and when. A time line is some hundred thousand bytes: that of the ssd that was asked for last is kept.
@@ -73,11 +74,20 @@ pub(super) async fn timeline(State(desk): State<Desk>, Name(ssd): Name) -> Resul
 
 /// The daemon's word. It does what it is told at once, and asks nobody whether it was told before: an ssd is moved once at a time.
 async fn tell(desk: &Desk, request: EngineRequest) -> Result<Json<MigrationAnswer>, Refusal> {
-    desk.beside(move |desk| match desk.plane.engine(request) {
-        Ok(message) => Ok(Json(MigrationAnswer { message })),
-        Err(PlaneError::Silent(why)) => Err(away(&why)),
-        Err(PlaneError::Refused(why)) => {
-            Err(Refusal::new(409, "daemon", why, "GET /api/v1/migrations shows those that are under way"))
+    // The daemon may wait for another host, and goes on with that when whoever asked has left.
+    let Ok(turn) = Arc::clone(&desk.tells).try_acquire_owned() else {
+        let text = "as many migrations are begun or steered as can be at once";
+        return Err(Refusal::new(503, "busy", text.to_owned(), "ask again in a moment"));
+    };
+    desk.beside(move |desk| {
+        let said = desk.plane.engine(request);
+        drop(turn);
+        match said {
+            Ok(message) => Ok(Json(MigrationAnswer { message })),
+            Err(PlaneError::Silent(why)) => Err(away(&why)),
+            Err(PlaneError::Refused(why)) => {
+                Err(Refusal::new(409, "daemon", why, "GET /api/v1/migrations shows those that are under way"))
+            }
         }
     })
     .await
@@ -98,7 +108,10 @@ pub(super) async fn create(
     let request = match (body.ssd, body.vm) {
         (Some(ssd), None) if !is_name(&ssd) => return Err(Refusal::bad_name("an ssd's name", &ssd)),
         (Some(ssd), None) => EngineRequest::Migrate { ssd, to, terms, dry_run },
-        (None, Some(vm)) => EngineRequest::MigrateGuest { qmp: vm.into(), to, terms, dry_run },
+        (None, Some(vm)) => {
+            check_hypervisor(&vm)?;
+            EngineRequest::MigrateGuest { qmp: vm.into(), to, terms, dry_run }
+        }
         _ => {
             let text = "either an ssd is moved, or a guest with its ssds".to_owned();
             return Err(Refusal::bad(text, "give `ssd` or `vm`"));

@@ -31,6 +31,7 @@ use migrations::SeenMigrations;
 use stats::SeenStats;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -62,6 +63,8 @@ pub(crate) struct Desk {
     pub(crate) seen_pools: Arc<Mutex<Option<SeenPools>>>,
     pub(crate) seen_drives: Arc<Mutex<Option<SeenDrives>>>,
     pub(crate) seen_migrations: Arc<Mutex<SeenMigrations>>,
+    /// Of who begins and steers migrations.
+    pub(crate) tells: Arc<Semaphore>,
 }
 
 impl Desk {

@@ -341,12 +341,12 @@ impl Host {
 
     /// One agent's life: it is asked, works until nothing is left to do, and may be ended at any effect.
     fn live(&mut self, id: &str, ask: &Ask) -> bool {
-        let life = catch_unwind(AssertUnwindSafe(|| {
-            let (book, mut work) = self.agent();
+        self.unless_ended(|host| {
+            let (book, mut work) = host.agent();
             let uuid = format!("{id:0>8}-0000-4000-8000-000000000001");
             let terms = Terms { id: id.to_owned(), if_match: None, now_ms: 1, uuid };
-            book.write(|sqlite| desired::submit(sqlite, &self.place(), ask, &terms)).unwrap();
-            self.world.effect();
+            book.write(|sqlite| desired::submit(sqlite, &host.place(), ask, &terms)).unwrap();
+            host.world.effect();
             let mut turns = 0;
             while !book.read(store::running).unwrap().is_empty() {
                 work.turn();
@@ -354,8 +354,12 @@ impl Host {
                 assert!(turns < TURNS_MAX, "operation {id} comes to no end");
             }
             work.turn();
-        }));
-        match life {
+        })
+    }
+
+    /// One agent's life, which may be ended at any effect. Whether it was not.
+    fn unless_ended(&mut self, life: impl FnOnce(&Self)) -> bool {
+        match catch_unwind(AssertUnwindSafe(|| life(self))) {
             Ok(()) => true,
             Err(panic) if panic.is::<Ended>() => {
                 self.ends += 1;

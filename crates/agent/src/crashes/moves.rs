@@ -57,19 +57,11 @@ impl Double {
 impl Host {
     /// One agent's life, of so many turns at most. Whether it was not ended.
     fn turns(&mut self, most: u32) -> bool {
-        let life = catch_unwind(AssertUnwindSafe(|| {
-            let (_book, mut work) = self.agent();
+        self.unless_ended(|host| {
+            let (_book, mut work) = host.agent();
             let over = (0..most).any(|_| !work.turn());
             assert!(over || most < super::TURNS_MAX, "there is no end to it");
-        }));
-        match life {
-            Ok(()) => true,
-            Err(panic) if panic.is::<Ended>() => {
-                self.ends += 1;
-                false
-            }
-            Err(panic) => resume_unwind(panic),
-        }
+        })
     }
 
     /// Agents look at the daemon until one has seen all there is to see.

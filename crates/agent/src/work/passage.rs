@@ -42,9 +42,15 @@ fn owned_here(word: Option<&str>) -> Result<(), PlaneError> {
 impl Work {
     /// How far the journal says that the migration of an ssd is. `None`: there is no journal.
     pub(super) fn passage(&self, ssd: &SsdRow) -> Result<Option<String>, PlaneError> {
-        let Some(pool) = &ssd.spec.pool else { return Ok(self.passage_in_file(ssd)) };
+        match &ssd.spec.pool {
+            None => Ok(self.passage_in_file(ssd)),
+            Some(pool) => self.passage_in_pool(pool, &ssd.volume()),
+        }
+    }
+
+    fn passage_in_pool(&self, pool: &str, volume: &str) -> Result<Option<String>, PlaneError> {
         let volumes = self.served_pool(pool)?.volumes;
-        Ok(volumes.into_iter().find(|volume| volume.name == ssd.volume()).and_then(|volume| volume.migration))
+        Ok(volumes.into_iter().find(|there| there.name == volume).and_then(|there| there.migration))
     }
 
     fn passage_in_file(&self, ssd: &SsdRow) -> Option<String> {
@@ -122,10 +128,7 @@ impl Work {
     /// Refuses what was derived from a volume that is not, or not any more, this host's: the agent may not have heard that its ssd has gone. Asked
     /// after it was derived, so that nothing can go in between.
     pub(super) fn is_whole(&self, pool: &str, source: &str) -> Result<(), PlaneError> {
-        let volumes = self.served_pool(pool)?.volumes;
-        let word =
-            volumes.into_iter().find(|volume| volume.name == source).and_then(|volume| volume.migration);
-        owned_here(word.as_deref())
+        owned_here(self.passage_in_pool(pool, source)?.as_deref())
     }
 
     /// An ssd that has gone is not changed here. Asked before anything is done: what the daemon has accepted it may not take back.

@@ -390,11 +390,9 @@ impl<M: Medium> Steward<M> {
     /// See [`Ahead`].
     fn beside(&mut self, wanted: &[(VolumeId, u32)]) -> Vec<(VolumeId, u32)> {
         let info = self.pool.info();
-        let (pool, room) = (&self.pool, WANTED_MAX - wanted.len());
+        let pool = &self.pool;
         let is_open = |volume, extent| pool.is_unmapped(volume, extent);
-        let mut beside = self.ahead.beside(wanted, info.extent_bytes, info.free, is_open);
-        beside.truncate(room);
-        beside
+        self.ahead.beside(wanted, WANTED_MAX - wanted.len(), info.extent_bytes, info.free, is_open)
     }
 
     fn feed_one_by_one(&mut self, batch: &[(VolumeId, u32)]) {

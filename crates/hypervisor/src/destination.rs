@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::device::{self, Device};
 use crate::error::{Error, Fault, quote};
-use crate::gdb::Line;
+use crate::gdb::Gdb;
 use crate::migration::{self, Status};
 use crate::qmp::{self, Qmp};
 
@@ -56,8 +56,10 @@ pub enum DestinationNow {
 #[derive(Debug)]
 pub struct Destination {
     pub(crate) qmp: Qmp,
-    /// By which devices will be set up, if it is laid already.
-    pub(crate) line: Option<Line>,
+    /// By which devices will be set up, if it is there already.
+    pub(crate) gdb: Option<Gdb>,
+    /// It has said that all of the guest is here.
+    came: bool,
 }
 
 impl Destination {
@@ -68,7 +70,7 @@ impl Destination {
 
     /// The same over a connection that is there.
     pub fn over(qmp: Qmp) -> Destination {
-        Destination { qmp, line: None }
+        Destination { qmp, gdb: None, came: false }
     }
 
     /// The connection itself.
@@ -123,7 +125,10 @@ impl Destination {
                 ("RESUME", _) => DestinationWord::Resumed,
                 ("SHUTDOWN", _) => DestinationWord::Ended,
                 ("MIGRATION", Some("active")) => DestinationWord::Coming,
-                ("MIGRATION", Some("completed")) => DestinationWord::Completed,
+                ("MIGRATION", Some("completed")) => {
+                    self.came = true;
+                    DestinationWord::Completed
+                }
                 ("MIGRATION", Some("failed")) => {
                     DestinationWord::Failed { why: migration::why(&mut self.qmp, WHY_PATIENCE) }
                 }
@@ -142,7 +147,7 @@ impl Destination {
 
     /// Runs the guest that has come. Refused before it has: QEMU would take that as the wish to run it as soon as it is there.
     pub fn run(&mut self) -> Result<(), Error> {
-        if self.status()?.word == "inmigrate" {
+        if !self.came && self.status()?.word == "inmigrate" {
             return Err(self.unfit("the guest has not come yet"));
         }
         self.qmp.execute("cont", json!({})).map(drop)

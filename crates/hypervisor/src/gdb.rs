@@ -1,6 +1,6 @@
 //! QEMU's server for debuggers, of which Godwit wants one thing that neither QMP nor the human monitor has: writes to the guest's physical memory, devices' registers too.
 //!
-//! QEMU is handed one end of a socket pair, so nobody else can connect. The server is there for as long as [`Gdb::with`] runs.
+//! QEMU is handed one end of a socket pair, so nobody else can connect. The server is there from [`Gdb::start`] to [`Gdb::finish`] or [`Gdb::give_up`].
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsFd;
@@ -19,12 +19,29 @@ const OTHERS_NAME: &str = "gdb";
 /// An answer is a few bytes.
 const ANSWER_BYTES_MAX: usize = 4096;
 
-/// A connection to a QEMU that has no debugger's server at its end yet. It may be laid while the guest runs, and is used once; one that is not used is taken down before the next is laid.
-#[derive(Debug)]
-pub(crate) struct Line(UnixStream);
+/// A write: to where, and what.
+pub(crate) type Write = (u64, Vec<u8>);
 
-impl Line {
-    pub(crate) fn lay(qmp: &mut Qmp) -> Result<Line, Error> {
+/// Has QEMU take addresses for a processor's again: it keeps that beyond the server's end.
+const PUT_BACK: &str = "Qqemu.PhyMemMode:0";
+
+/// A debugger's connection to QEMU.
+#[derive(Debug)]
+pub(crate) struct Gdb {
+    socket: UnixStream,
+    patience: Duration,
+    /// Nothing more is asked: an answer is still to come, or none will.
+    broken: bool,
+}
+
+impl Gdb {
+    #[cfg(test)]
+    pub(crate) fn over(socket: UnixStream, patience: Duration) -> Gdb {
+        Gdb { socket, patience, broken: false }
+    }
+
+    /// Starts a debugger's server and connects to it. The guest must not run: it is stopped by a debugger that connects. One that has not come yet is none the worse for it.
+    pub(crate) fn start(qmp: &mut Qmp) -> Result<Gdb, Error> {
         let chardevs = qmp.execute("query-chardev", json!({}))?;
         let mut labels = chardevs.as_array().into_iter().flatten().map(|one| &one["label"]);
         if labels.clone().any(|label| label == OTHERS_NAME) {
@@ -34,91 +51,85 @@ impl Line {
         }
         if labels.any(|label| label == NAME) {
             // Of one who was killed at this.
-            Gdb::end(qmp)?;
+            end(qmp)?;
         }
         let pair = UnixStream::pair();
-        let (socket, theirs) = pair.map_err(|error| qmp.error("lay a debugger's line", Fault::Io(error)))?;
+        let (socket, theirs) =
+            pair.map_err(|error| qmp.error("start a debugger's server", Fault::Io(error)))?;
         qmp.execute_with_fd("getfd", json!({ "fdname": NAME }), theirs.as_fd())?;
         let address = json!({ "type": "fd", "data": { "str": NAME } });
         let backend = json!({ "type": "socket", "data": { "addr": address, "server": false } });
         qmp.execute("chardev-add", json!({ "id": NAME, "backend": backend }))?;
-        Ok(Line(socket))
-    }
-
-    /// It is not needed after all.
-    pub(crate) fn take_down(self, qmp: &mut Qmp) -> Result<(), Error> {
-        qmp.execute("chardev-remove", json!({ "id": NAME })).map(drop)
-    }
-}
-
-/// A debugger's connection to QEMU.
-#[derive(Debug)]
-pub(crate) struct Gdb {
-    socket: UnixStream,
-    patience: Duration,
-}
-
-impl Gdb {
-    /// Does `work` with a debugger's connection, and takes it down again. The guest must stand still: it is stopped by a debugger that connects.
-    pub(crate) fn with<T>(
-        qmp: &mut Qmp,
-        line: Line,
-        work: impl FnOnce(&mut Qmp, &mut Gdb) -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        let worked = Gdb::open(qmp, line).and_then(|mut gdb| {
-            let worked = work(qmp, &mut gdb);
-            let closed = gdb
-                .ask(&["Qqemu.PhyMemMode:0"])
-                .map_err(|fault| qmp.error("end the debugger's server", fault));
-            worked.and_then(|value| closed.map(|()| value))
-        });
-        let ended = match &worked {
-            Ok(_) => qmp.human("gdbserver none").map(drop),
-            Err(_) => Gdb::end(qmp),
-        };
-        worked.and_then(|value| ended.map(|()| value))
-    }
-
-    /// Ends a server that may not have come to be. The character device goes with it, if the server had taken it.
-    fn end(qmp: &mut Qmp) -> Result<(), Error> {
-        qmp.human("gdbserver none")?;
-        match qmp.execute("chardev-remove", json!({ "id": NAME })) {
-            Err(error) if !error.is_an_answer() => Err(error),
-            _ => Ok(()),
+        // It has a duplicate of its own: what is left here would keep the line from ending when QEMU does.
+        drop(theirs);
+        let mut gdb = Gdb { socket, patience: qmp.patience(), broken: false };
+        match gdb.connect(qmp) {
+            Ok(()) => Ok(gdb),
+            Err(error) => {
+                gdb.give_up(qmp);
+                Err(error)
+            }
         }
     }
 
-    fn open(qmp: &mut Qmp, Line(socket): Line) -> Result<Gdb, Error> {
+    fn connect(&mut self, qmp: &mut Qmp) -> Result<(), Error> {
         let said = qmp.human(&format!("gdbserver chardev:{NAME}"))?;
-        let mut gdb = Gdb { socket, patience: qmp.patience() };
-        gdb.ask(&["Qqemu.PhyMemMode:1"]).map_err(|fault| {
+        self.ask(&["Qqemu.PhyMemMode:1".to_owned()]).map_err(|fault| {
             let fault = Fault::NotUnderstood(format!("{}; {fault}", quote(said.trim())));
             qmp.error("start a debugger's server", fault)
-        })?;
-        Ok(gdb)
+        })
     }
 
     /// Writes to physical memory, in this order: each from its beginning on, with the widest accesses that a device takes. All are sent before the first answer is waited for.
     ///
     /// # Errors
     /// Of the first that was not done; those behind it may have been.
-    pub(crate) fn write(&mut self, writes: impl IntoIterator<Item = (u64, Vec<u8>)>) -> Result<(), Fault> {
-        use std::fmt::Write as _;
-        let command = |(address, bytes): (u64, Vec<u8>)| {
-            let mut command = format!("M{address:x},{:x}:", bytes.len());
-            for byte in bytes {
-                let _ = write!(command, "{byte:02x}");
-            }
-            command
-        };
-        let commands: Vec<String> = writes.into_iter().map(command).collect();
-        self.ask(&commands.iter().map(String::as_str).collect::<Vec<_>>())
+    pub(crate) fn write(&mut self, writes: impl IntoIterator<Item = Write>) -> Result<(), Fault> {
+        self.ask(&writes.into_iter().map(command).collect::<Vec<_>>())
+    }
+
+    /// The last writes, and the end of the server whatever came of them; then QEMU's human monitor is asked what is `looks`. What it said to each.
+    pub(crate) fn finish(
+        mut self,
+        qmp: &mut Qmp,
+        writes: impl IntoIterator<Item = Write>,
+        looks: &[String],
+    ) -> Result<Vec<String>, Error> {
+        let commands = writes.into_iter().map(command).chain([PUT_BACK.to_owned()]);
+        let written = self.ask(&commands.collect::<Vec<_>>());
+        if let Err(fault) = written {
+            let error = qmp.error("write to the guest's memory", fault);
+            // It may be there still: the first error is the one to be told.
+            let _ = end(qmp);
+            return Err(error);
+        }
+        let mut said =
+            qmp.human_all(std::iter::once("gdbserver none").chain(looks.iter().map(String::as_str)));
+        // The character device goes with the server.
+        said.remove(0)?;
+        said.into_iter().collect()
+    }
+
+    /// Ends the server, if it can be, after something else has failed: what that was is to be told, and not this.
+    pub(crate) fn give_up(mut self, qmp: &mut Qmp) {
+        let _ = self.ask(&[PUT_BACK.to_owned()]);
+        let _ = end(qmp);
+    }
+
+    fn ask(&mut self, commands: &[String]) -> Result<(), Fault> {
+        if self.broken {
+            return Err(Fault::Broken);
+        }
+        let asked = self.ask_all(commands);
+        // An answer that comes later would be taken for the next one's.
+        self.broken = asked.as_ref().is_err_and(|fault| !matches!(fault, Fault::Refused { .. }));
+        asked
     }
 
     /// Commands whose answers are OK. The acknowledgement of an answer follows its command at once: nothing is ever sent again on a socket.
-    fn ask(&mut self, commands: &[&str]) -> Result<(), Fault> {
+    fn ask_all(&mut self, commands: &[String]) -> Result<(), Fault> {
         let deadline = qmp::deadline(self.patience);
-        let packet = |command: &&str| {
+        let packet = |command: &String| {
             let sum = command.bytes().fold(0u8, u8::wrapping_add);
             format!("${command}#{sum:02x}+")
         };
@@ -126,16 +137,15 @@ impl Gdb {
         self.socket.set_write_timeout(Some(self.patience)).map_err(Fault::Io)?;
         self.socket.write_all(packets.as_bytes()).map_err(|error| self.fault(error))?;
         let mut heard = Vec::new();
+        let mut done = Ok(());
         for _ in commands {
-            match self.answer(&mut heard, deadline)?.as_str() {
-                "OK" => {}
-                other => {
-                    let said = if other.is_empty() { "it does not know of it" } else { other };
-                    return Err(Fault::Refused { class: "gdb".to_owned(), description: quote(said) });
-                }
+            let answer = self.answer(&mut heard, deadline)?;
+            if answer != "OK" && done.is_ok() {
+                let said = if answer.is_empty() { "it does not know of it" } else { &answer };
+                done = Err(Fault::Refused { class: "gdb".to_owned(), description: quote(said) });
             }
         }
-        Ok(())
+        done
     }
 
     /// What is between `$` and `#`, of what was heard and is to come. Acknowledgements before it are skipped; its sum is not looked at, on a socket.
@@ -174,6 +184,24 @@ impl Gdb {
             std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset => Fault::Closed,
             _ => Fault::Io(error),
         }
+    }
+}
+
+fn command((address, bytes): Write) -> String {
+    use std::fmt::Write as _;
+    let mut command = format!("M{address:x},{:x}:", bytes.len());
+    for byte in bytes {
+        let _ = write!(command, "{byte:02x}");
+    }
+    command
+}
+
+/// Ends a server that may not have come to be. The character device goes with it, if the server had taken it.
+fn end(qmp: &mut Qmp) -> Result<(), Error> {
+    qmp.human("gdbserver none")?;
+    match qmp.execute("chardev-remove", json!({ "id": NAME })) {
+        Err(error) if !error.is_an_answer() => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -3,12 +3,15 @@
 use crate::error::{Error, Fault, quote};
 use crate::qmp::Qmp;
 
-/// 32-bit words of the guest's physical memory. A register that is read changes as it does when the guest reads it.
-pub(crate) fn memory(qmp: &mut Qmp, address: u64, count: usize) -> Result<Vec<u32>, Error> {
-    let line = format!("xp /{count}wx {address:#x}");
-    let said = qmp.human(&line)?;
-    let words = memory_words(&said).filter(|words| words.len() == count);
-    words.ok_or_else(|| qmp.error(line, Fault::NotUnderstood(quote(said.trim()))))
+/// Asks for 32-bit words of the guest's physical memory. A register that is read changes as it does when the guest reads it.
+pub(crate) fn look(address: u64, count: usize) -> String {
+    format!("xp /{count}wx {address:#x}")
+}
+
+/// What was said to [`look`].
+pub(crate) fn seen(qmp: &Qmp, address: u64, count: usize, said: &str) -> Result<Vec<u32>, Error> {
+    let words = memory_words(said).filter(|words| words.len() == count);
+    words.ok_or_else(|| qmp.error(look(address, count), Fault::NotUnderstood(quote(said.trim()))))
 }
 
 /// A 32-bit read of a port.

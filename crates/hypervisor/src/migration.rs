@@ -34,6 +34,11 @@ pub(crate) fn check_version(qmp: &Qmp) -> Result<(), Error> {
 
 pub(crate) fn run_status(qmp: &mut Qmp) -> Result<Status, Error> {
     let told = qmp.execute("query-status", json!({}))?;
+    told_status(qmp, &told)
+}
+
+/// What `query-status` told.
+pub(crate) fn told_status(qmp: &Qmp, told: &Value) -> Result<Status, Error> {
     match (told["running"].as_bool(), told["status"].as_str()) {
         (Some(running), Some(word)) => Ok(Status { running, word: quote(word) }),
         _ => Err(qmp.error("query-status", Fault::NotUnderstood(quote(told)))),

@@ -25,7 +25,7 @@ use plan::{Mapped, MsixTable, Plan};
 use crate::destination::Destination;
 use crate::device::{self, Device, PciAddress};
 use crate::error::{Error, Fault};
-use crate::gdb::{Gdb, Line};
+use crate::gdb::{self, Gdb};
 use crate::human;
 use crate::qmp::Qmp;
 use crate::source::Source;
@@ -33,6 +33,8 @@ use config::Config;
 
 /// Bytes of a row of the MSI-X table.
 const ROW_BYTES: u64 = 16;
+/// 32-bit words of one.
+const WORDS_A_ROW: usize = 4;
 /// Rows in one packet of the debugger's protocol.
 const ROWS_AT_ONCE: usize = 128;
 
@@ -76,10 +78,19 @@ impl Destination {
         vectors(&mut self.qmp, device, config)
     }
 
-    /// Does what [`Destination::restore_pci`] needs of QEMU and can be done before the guest stands still. May be left out.
+    /// Does what [`Destination::restore_pci`] needs of QEMU and can be done before the guest has come. May be left out.
     pub fn prepare_pci(&mut self) -> Result<(), Error> {
-        self.line = Some(Line::lay(&mut self.qmp)?);
+        if self.gdb.is_none() {
+            self.gdb = Some(Gdb::start(&mut self.qmp)?);
+        }
         Ok(())
+    }
+
+    /// Takes back [`Destination::prepare_pci`], as far as QEMU answers: no device is to be set up.
+    pub fn give_up_pci(&mut self) {
+        if let Some(gdb) = self.gdb.take() {
+            gdb.give_up(&mut self.qmp);
+        }
     }
 
     /// Sets vfio-user devices up as their guest had them. To be called after [`crate::DestinationWord::Completed`] and before [`Destination::run`], with the devices' servers answering. They get all
@@ -87,84 +98,102 @@ impl Destination {
     ///
     /// After an error it may be called again: all is written anew. A state that does not fit its device is refused before anything is written.
     pub fn restore_pci(&mut self, devices: &[(&Device, PciState)]) -> Result<(), Error> {
-        let Destination { qmp, line } = self;
-        let line = line.take();
-        let plans = match plans(qmp, devices) {
-            Ok(plans) if !plans.is_empty() => plans,
-            nothing => {
-                let taken_down = line.map_or(Ok(()), |line| line.take_down(qmp));
-                return nothing.and(taken_down);
+        let todo = todo(&mut self.qmp, devices).and_then(|todo| {
+            if !todo.is_empty() {
+                self.prepare_pci()?;
             }
-        };
-        let line = line.map_or_else(|| Line::lay(qmp), Ok)?;
-        let todo = || plans.iter().zip(devices);
-        Gdb::with(qmp, line, |qmp, gdb| {
-            todo().try_for_each(|((plan, address), (device, state))| {
-                let config = Config::of(qmp, *address)?;
-                let restored = restore(qmp, gdb, device, &config, plan, &state.vectors);
-                let finished = config.finish(qmp);
-                restored.and(finished)
-            })
-        })?;
-        todo().try_for_each(|((plan, _), (device, state))| check_table(qmp, device, plan, &state.vectors))
+            Ok(todo)
+        });
+        let Destination { qmp, gdb, .. } = self;
+        let Some(mut gdb) = gdb.take() else { return todo.map(drop) };
+        let decoded = todo.and_then(|todo| decode(qmp, &mut gdb, &todo).map(|()| todo));
+        match decoded {
+            Ok(todo) => finish(qmp, gdb, &todo),
+            Err(error) => {
+                gdb.give_up(qmp);
+                Err(error)
+            }
+        }
     }
 }
 
-/// What is to be done, and where, for each.
-fn plans(qmp: &mut Qmp, devices: &[(&Device, PciState)]) -> Result<Vec<(Plan, PciAddress)>, Error> {
+/// What a device is to become, and how it is reached.
+struct Todo<'a> {
+    device: &'a Device,
+    vectors: &'a [Vector],
+    plan: Plan,
+    config: Config,
+}
+
+fn todo<'a>(qmp: &mut Qmp, devices: &'a [(&Device, PciState)]) -> Result<Vec<Todo<'a>>, Error> {
     let Some((first, _)) = devices.first() else { return Ok(Vec::new()) };
-    stands_still(qmp, first)?;
-    let told = qmp.execute("query-pci", json!({}))?;
-    let plan = |(device, state): &(&Device, PciState)| {
+    let [base, bytes] = config::window_questions();
+    let [status, told, base, bytes] =
+        qmp.execute_all([("query-status", json!({})), ("query-pci", json!({})), base, bytes]);
+    stands_still(qmp, first, &status?)?;
+    let told = told?;
+    let window = config::window([base, bytes])?;
+    let todo = |(device, state): &'a (&Device, PciState)| {
         let plan = plan::plan(state).and_then(|plan| Ok((plan, address(&told, device, state)?)));
-        plan.map_err(|text| unfit(qmp, device, text))
+        let (plan, address) = plan.map_err(|text| unfit(qmp, device, text))?;
+        Ok(Todo { device, vectors: &state.vectors, plan, config: Config::of(qmp, window, address)? })
     };
-    devices.iter().map(plan).collect()
+    devices.iter().map(todo).collect()
 }
 
-fn restore(
-    qmp: &mut Qmp,
-    gdb: &mut Gdb,
-    device: &Device,
-    config: &Config,
-    plan: &Plan,
-    vectors: &[Vector],
-) -> Result<(), Error> {
-    config.write(qmp, gdb, &plan.first)?;
-    // Else what is where the table was is somebody else's.
-    check_mapped(qmp, device, &plan.mapped)?;
-    if let Some(table) = &plan.table {
-        write_table(gdb, table, vectors).map_err(|fault| qmp.error("write the MSI-X table", fault))?;
-    }
-    config.write(qmp, gdb, &plan.then)
+/// Has the devices decoded where they were, and makes sure of it: else what is where a table was is somebody else's.
+fn decode(qmp: &mut Qmp, gdb: &mut Gdb, todo: &[Todo<'_>]) -> Result<(), Error> {
+    gdb.write(todo.iter().flat_map(|one| one.config.writes(&one.plan.first)))
+        .map_err(|fault| qmp.error("write configuration space", fault))?;
+    todo.iter().try_for_each(|one| one.config.by_ports(qmp, &one.plan.first))?;
+    let told = qmp.execute("query-pci", json!({}))?;
+    todo.iter().try_for_each(|one| check_mapped(qmp, &told, one.device, &one.plan.mapped))
 }
 
-/// Of the table only the rows that a guest has set: each word is one of QEMU's words for people.
-fn check_table(qmp: &mut Qmp, device: &Device, plan: &Plan, vectors: &[Vector]) -> Result<(), Error> {
-    let Some(table) = &plan.table else { return Ok(()) };
-    let set = vectors.iter().rposition(|vector| *vector != Vector::RESET).map_or(1, |last| last + 1);
-    let set = set.min(vectors.len());
-    if read_table(qmp, table, set)? != vectors[..set] {
-        return Err(unfit(qmp, device, "its MSI-X table does not keep what is written to it".to_owned()));
+/// The tables, and what comes after them.
+fn finish(qmp: &mut Qmp, gdb: Gdb, todo: &[Todo<'_>]) -> Result<(), Error> {
+    let writes = todo.iter().flat_map(|one| {
+        let table = one.plan.table.iter().flat_map(|table| table_writes(table, one.vectors));
+        table.chain(one.config.writes(&one.plan.then))
+    });
+    // Of a table only the rows that a guest has set: a look is in words for people.
+    let set =
+        |vectors: &[Vector]| vectors.iter().rposition(|one| *one != Vector::RESET).map_or(1, |last| last + 1);
+    let tables: Vec<_> = todo
+        .iter()
+        .filter_map(|one| Some((one.device, one.plan.table.as_ref()?, &one.vectors[..set(one.vectors)])))
+        .collect();
+    let looks: Vec<String> = tables
+        .iter()
+        .map(|(_, table, wanted)| human::look(table.address, wanted.len() * WORDS_A_ROW))
+        .collect();
+    let said = gdb.finish(qmp, writes, &looks)?;
+    for ((device, table, wanted), said) in tables.iter().zip(&said) {
+        if rows(qmp, table, wanted.len(), said)? != **wanted {
+            let text = "its MSI-X table does not keep what is written to it".to_owned();
+            return Err(unfit(qmp, device, text));
+        }
     }
-    Ok(())
+    todo.iter().try_for_each(|one| one.config.by_ports(qmp, &one.plan.then))
 }
 
 fn vectors(qmp: &mut Qmp, device: &Device, config: &[u8; CONFIG_BYTES]) -> Result<Vec<Vector>, Error> {
-    stands_still(qmp, device)?;
-    let Some(table) = plan::table(config).map_err(|text| unfit(qmp, device, text))? else {
-        return Ok(Vec::new());
-    };
-    check_mapped(qmp, device, &[table.base])?;
-    read_table(qmp, &table, table.rows.into())
+    let table = plan::table(config).map_err(|text| unfit(qmp, device, text))?;
+    let [status, told] = qmp.execute_all([("query-status", json!({})), ("query-pci", json!({}))]);
+    stands_still(qmp, device, &status?)?;
+    let Some(table) = table else { return Ok(Vec::new()) };
+    check_mapped(qmp, &told?, device, &[table.base])?;
+    let count = usize::from(table.rows);
+    let said = qmp.human(&human::look(table.address, count * WORDS_A_ROW))?;
+    rows(qmp, &table, count, &said)
 }
 
 fn unfit(qmp: &Qmp, device: &Device, text: String) -> Error {
     qmp.error(format!("the PCI state of {}", device.path), Fault::Unfit(text))
 }
 
-fn stands_still(qmp: &mut Qmp, device: &Device) -> Result<(), Error> {
-    if crate::migration::run_status(qmp)?.running {
+fn stands_still(qmp: &Qmp, device: &Device, told: &Value) -> Result<(), Error> {
+    if crate::migration::told_status(qmp, told)?.running {
         let text = "the guest runs: its devices' PCI state is its own until it stands still".to_owned();
         return Err(unfit(qmp, device, text));
     }
@@ -181,10 +210,9 @@ fn address(told: &Value, device: &Device, state: &PciState) -> Result<PciAddress
     Ok(address)
 }
 
-/// QEMU decodes these base addresses there.
-fn check_mapped(qmp: &mut Qmp, device: &Device, mapped: &[Mapped]) -> Result<(), Error> {
-    let told = qmp.execute("query-pci", json!({}))?;
-    let regions = device::regions(&told, device.id.as_deref().unwrap_or_default());
+/// QEMU decodes these base addresses there, by what `query-pci` told.
+fn check_mapped(qmp: &Qmp, told: &Value, device: &Device, mapped: &[Mapped]) -> Result<(), Error> {
+    let regions = device::regions(told, device.id.as_deref().unwrap_or_default());
     for (bar, address) in mapped {
         if !regions.contains(&(*bar, *address)) {
             let text = format!("its base address {bar} is not at {address:#x}: is another device there?");
@@ -194,10 +222,9 @@ fn check_mapped(qmp: &mut Qmp, device: &Device, mapped: &[Mapped]) -> Result<(),
     Ok(())
 }
 
-fn write_table(gdb: &mut Gdb, table: &MsixTable, vectors: &[Vector]) -> Result<(), Fault> {
+fn table_writes(table: &MsixTable, vectors: &[Vector]) -> impl Iterator<Item = gdb::Write> {
     let chunks = (0u64..).step_by(ROWS_AT_ONCE).zip(vectors.chunks(ROWS_AT_ONCE));
-    let bytes = |rows: &[Vector]| rows.iter().flat_map(row).collect();
-    gdb.write(chunks.map(|(at, rows)| (table.address + at * ROW_BYTES, bytes(rows))))
+    chunks.map(|(at, rows)| (table.address + at * ROW_BYTES, rows.iter().flat_map(row).collect()))
 }
 
 fn row(vector: &Vector) -> [u8; 16] {
@@ -206,14 +233,15 @@ fn row(vector: &Vector) -> [u8; 16] {
     row.to_le_bytes()
 }
 
-fn read_table(qmp: &mut Qmp, table: &MsixTable, rows: usize) -> Result<Vec<Vector>, Error> {
-    let words = human::memory(qmp, table.address, rows * 4)?;
+/// So many rows, of what was said to a look at them.
+fn rows(qmp: &Qmp, table: &MsixTable, count: usize, said: &str) -> Result<Vec<Vector>, Error> {
+    let words = human::seen(qmp, table.address, count * WORDS_A_ROW, said)?;
     let vector = |row: &[u32]| Vector {
         address: u64::from(row[0]) | u64::from(row[1]) << 32,
         data: row[2],
         masked: row[3] & 1 == 1,
     };
-    Ok(words.chunks_exact(4).map(vector).collect())
+    Ok(words.chunks_exact(WORDS_A_ROW).map(vector).collect())
 }
 
 #[cfg(test)]

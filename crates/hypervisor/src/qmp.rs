@@ -147,6 +147,18 @@ impl Qmp {
         said
     }
 
+    /// Executes commands of which none waits for another's answer: all are sent at once, and QEMU does them in this order, each whatever came of those before it. The patience is for
+    /// all of them.
+    pub(crate) fn execute_all<const N: usize>(
+        &mut self,
+        commands: [(&str, Value); N],
+    ) -> [Result<Value, Error>; N] {
+        let deadline = deadline(self.patience);
+        let sent =
+            commands.map(|(name, arguments)| (name, self.send_command(name, arguments, None, deadline)));
+        sent.map(|(name, sent)| self.answer(sent, deadline).map_err(|fault| self.error(name, fault)))
+    }
+
     /// Executes a command that takes a descriptor along, as `getfd` does. QEMU gets a duplicate.
     pub fn execute_with_fd(
         &mut self,
@@ -159,10 +171,28 @@ impl Qmp {
 
     /// A command of QEMU's human monitor; what it printed. It reports its errors there, in words.
     pub fn human(&mut self, line: &str) -> Result<String, Error> {
-        match self.execute("human-monitor-command", json!({ "command-line": line }))? {
-            Value::String(said) => Ok(said),
-            other => Err(self.error(line, Fault::NotUnderstood(quote(other)))),
-        }
+        self.human_all([line]).remove(0)
+    }
+
+    /// Several as [`Qmp::execute_all`] does them.
+    pub(crate) fn human_all<'a>(
+        &mut self,
+        lines: impl IntoIterator<Item = &'a str>,
+    ) -> Vec<Result<String, Error>> {
+        let deadline = deadline(self.patience);
+        let send = |line| {
+            let arguments = json!({ "command-line": line });
+            (line, self.send_command("human-monitor-command", arguments, None, deadline))
+        };
+        let sent: Vec<_> = lines.into_iter().map(send).collect();
+        let said = |(line, sent): (&str, _)| {
+            let said = self.answer(sent, deadline).and_then(|said| match said {
+                Value::String(said) => Ok(said),
+                other => Err(Fault::NotUnderstood(quote(other))),
+            });
+            said.map_err(|fault| self.error(line, fault))
+        };
+        sent.into_iter().map(said).collect()
     }
 
     /// The next event, in QEMU's order; `None` if there is none within `patience`. Zero looks at what has come.
@@ -175,16 +205,36 @@ impl Qmp {
     }
 
     fn ask(&mut self, command: &str, arguments: Value, fd: Option<BorrowedFd<'_>>) -> Result<Value, Fault> {
+        let deadline = deadline(self.patience);
+        let sent = self.send_command(command, arguments, fd, deadline);
+        self.answer(sent, deadline)
+    }
+
+    /// The number that its answer will have.
+    fn send_command(
+        &mut self,
+        command: &str,
+        arguments: Value,
+        fd: Option<BorrowedFd<'_>>,
+        deadline: Instant,
+    ) -> Result<u64, Fault> {
         if self.broken {
             return Err(Fault::Broken);
         }
-        let deadline = deadline(self.patience);
         self.next_id += 1;
         let id = self.next_id;
         let mut line = json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
         line.push('\n');
-        self.send(line.as_bytes(), fd, deadline)?;
+        self.send(line.as_bytes(), fd, deadline).map(|()| id)
+    }
+
+    /// What is answered to a command that was sent. Answers are asked for in the order of their commands.
+    fn answer(&mut self, sent: Result<u64, Fault>, deadline: Instant) -> Result<Value, Fault> {
+        let id = sent?;
         loop {
+            if self.broken {
+                return Err(Fault::Broken);
+            }
             let Some(mut message) = self.message(deadline)? else {
                 return Err(Fault::Patience(self.patience));
             };

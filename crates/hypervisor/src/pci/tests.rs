@@ -2,8 +2,12 @@ use super::plan::{CONFIG_BYTES, MsixTable, Plan, Step, capabilities, identity, p
 use super::{PciState, Vector, row};
 use crate::destination::Destination;
 use crate::device::{Device, Interface, Server};
-use crate::peer::qemu;
-use serde_json::json;
+use crate::error::Error;
+use crate::gdb::Gdb;
+use crate::peer::{PATIENCE, qemu};
+use serde_json::{Value, json};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 
 /// Godwit's NVMe device under Linux, as QEMU 11.1.3 gives it.
 fn running() -> [u8; CONFIG_BYTES] {
@@ -212,9 +216,8 @@ fn a_row_of_the_table_is_address_data_and_mask() {
     assert_eq!(bytes, wanted);
 }
 
-#[test]
-fn a_line_that_was_laid_and_is_not_needed_is_taken_down() {
-    let device = Device {
+fn device() -> Device {
+    Device {
         id: Some("a".to_owned()),
         path: "/machine/peripheral/a".to_owned(),
         interface: Interface::VfioUser,
@@ -222,18 +225,100 @@ fn a_line_that_was_laid_and_is_not_needed_is_taken_down() {
         size_bytes: None,
         address: None,
         problem: None,
-    };
+    }
+}
+
+/// What a restoration came to in a QEMU whose guest stands still: a q35 in which device `a` is 00:03.0 and has its base addresses by `regions`. Then the human monitor's lines, and the packets.
+fn restored(
+    regions: Value,
+    devices: &[(&Device, PciState)],
+) -> (Result<(), Error>, Vec<String>, Vec<String>) {
+    let (send, heard) = std::sync::mpsc::channel();
+    let (qmp, peer) = qemu(move |command, arguments| match command {
+        "query-status" => Ok(json!({ "running": false, "status": "paused" })),
+        "query-pci" => {
+            let id = json!({ "vendor": 0x676f, "device": 0x6477 });
+            let place =
+                json!({ "qdev_id": "a", "bus": 0, "slot": 3, "function": 0, "id": id, "regions": regions });
+            Ok(json!([{ "devices": [place] }]))
+        }
+        "qom-get" => Ok(json!(if arguments["property"] == "MCFG" { 0xb000_0000u64 } else { 256 << 20 })),
+        "human-monitor-command" => {
+            let line = arguments["command-line"].as_str().unwrap();
+            send.send(line.to_owned()).unwrap();
+            let rows = if line.starts_with("xp ") { 129 } else { 0 };
+            Ok(json!("fe204000: 0xfee00000 0x00000000 0x00000001 0x00000000\r\n".repeat(rows)))
+        }
+        _ => Err("what?"),
+    });
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let debugged = std::thread::spawn(move || {
+        let (mut packets, mut bytes) = (String::new(), [0; 4096]);
+        while let Ok(count @ 1..) = theirs.read(&mut bytes) {
+            let said = std::str::from_utf8(&bytes[..count]).unwrap();
+            let answers = b"+$OK#9a".repeat(said.matches('#').count());
+            theirs.write_all(&answers).unwrap();
+            packets.push_str(said);
+        }
+        packets
+    });
+    let mut destination = Destination::over(qmp);
+    destination.gdb = Some(Gdb::over(ours, PATIENCE));
+    let done = destination.restore_pci(devices);
+    drop(destination);
+    peer.join().unwrap();
+    let packets = debugged.join().unwrap();
+    let packets = packets.split('$').skip(1).map(|packet| packet.split('#').next().unwrap().to_owned());
+    (done, heard.iter().collect(), packets.collect())
+}
+
+fn there() -> Value {
+    json!([{ "bar": 0, "address": 0x1_fe20_0000u64 }, { "bar": 4, "address": 0xfe20_4000u64 }])
+}
+
+#[test]
+fn a_device_is_mapped_then_looked_at_then_its_table_comes_and_then_the_rest() {
+    let device = device();
+    let (done, lines, packets) = restored(there(), &[(&device, state(running()))]);
+    done.unwrap();
+    assert_eq!(lines, ["gdbserver none", "xp /516wx 0xfe204000"]);
+    let starts: Vec<&str> = packets.iter().map(|packet| packet.split(':').next().unwrap()).collect();
+    let mapped = [
+        "Mb0018010,4",
+        "Mb0018014,4",
+        "Mb0018020,4",
+        "Mb0018024,4",
+        "Mb001800c,2",
+        "Mb001803c,1",
+        "Mb0018004,2",
+    ];
+    let table = ["Mfe204000,800", "Mfe204800,10"];
+    let then =
+        ["Mb0018044,2", "Mb0018052,2", "Mb0018068,2", "Mb0018070,2", "Mb0018088,2", "Qqemu.PhyMemMode"];
+    assert_eq!(starts, [&mapped[..], &table, &then].concat());
+}
+
+#[test]
+fn nothing_is_written_to_where_a_table_should_be_and_is_not() {
+    let device = device();
+    let (done, lines, packets) = restored(json!([]), &[(&device, state(running()))]);
+    let said = done.unwrap_err().to_string();
+    assert!(said.contains("its base address 0 is not at 0x1fe200000"), "{said}");
+    assert_eq!(lines, ["gdbserver none"]);
+    assert_eq!(packets.len(), 8, "{packets:?}");
+    assert_eq!(packets[7], "Qqemu.PhyMemMode:0");
+}
+
+#[test]
+fn a_debuggers_server_that_is_not_needed_is_ended() {
+    let stranger = Device { id: Some("b".to_owned()), ..device() };
     // None is to be set up; one that stands where nobody knows.
-    for devices in [vec![], vec![(&device, state(running()))]] {
-        let (qmp, peer) = qemu(|command, _| match command {
-            "query-chardev" | "query-pci" => Ok(json!([])),
-            "query-status" => Ok(json!({ "running": false, "status": "paused" })),
-            _ => Ok(json!({})),
-        });
-        let mut destination = Destination::over(qmp);
-        destination.prepare_pci().unwrap();
-        assert_eq!(destination.restore_pci(&devices).is_ok(), devices.is_empty());
-        drop(destination);
-        assert_eq!(peer.join().unwrap().last().unwrap(), "chardev-remove");
+    for devices in [vec![], vec![(&stranger, state(running()))]] {
+        let (done, lines, packets) = restored(there(), &devices);
+        assert_eq!(done.is_ok(), devices.is_empty());
+        assert_eq!(
+            (lines, packets),
+            (vec!["gdbserver none".to_owned()], vec!["Qqemu.PhyMemMode:0".to_owned()])
+        );
     }
 }

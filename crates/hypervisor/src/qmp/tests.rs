@@ -99,6 +99,37 @@ fn a_descriptor_goes_with_its_command() {
 }
 
 #[test]
+fn commands_that_are_sent_at_once_are_answered_each_for_itself() {
+    let (mut qmp, peer) = greeted(|mut peer| {
+        // All are there before the first is answered.
+        let asked = [peer.hear(), peer.hear(), peer.hear()];
+        peer.answer(&asked[0], &json!(1));
+        peer.say(&event("STOP"));
+        let error = json!({ "class": "GenericError", "desc": "no" });
+        peer.say(&format!("{}\n", json!({ "error": error, "id": asked[1]["id"] })));
+        peer.answer(&asked[2], &json!(3));
+        asked.map(|asked| asked["execute"].clone())
+    });
+    let [one, two, three] = qmp.execute_all([("one", json!({})), ("two", json!({})), ("three", json!({}))]);
+    assert_eq!((one.unwrap(), three.unwrap()), (json!(1), json!(3)));
+    assert!(two.unwrap_err().to_string().contains("two: it refused: no"));
+    assert_eq!(qmp.event(Duration::ZERO).unwrap().unwrap().name, "STOP");
+    assert_eq!(peer.join().unwrap(), ["one", "two", "three"]);
+}
+
+#[test]
+fn after_a_connection_has_ended_no_command_sent_with_others_has_an_answer() {
+    let (mut qmp, peer) = greeted(|mut peer| {
+        let first = peer.hear();
+        peer.answer(&first, &json!("said"));
+    });
+    let said = qmp.human_all(["one", "two", "three"]);
+    peer.join().unwrap();
+    // The first answer is lost, too, if the end was seen before it was read.
+    assert!(matches!(&said[..], [_, Err(_), Err(_)]), "{said:?}");
+}
+
+#[test]
 fn an_answer_that_came_too_late_is_not_taken_for_the_next_one() {
     let (mut qmp, peer) = greeted(|mut peer| {
         let (first, second) = (peer.hear(), peer.hear());

@@ -173,16 +173,23 @@ impl Coming {
     fn wait(&self, house: &House, mut qemu: Destination) {
         let came = self.set_up(house, &mut qemu);
         let mut state = self.state();
-        state.whole = match came {
+        let left = match came {
             // Its hypervisor says so before its last word to the one at the source, which would run the guest again without that.
-            Ok(devices) => Whole::Yes(Box::new((qemu, devices))),
+            Ok(devices) => {
+                state.whole = Whole::Yes(Box::new((qemu, devices)));
+                None
+            }
             Err(error) => {
-                state.tunnel = None;
-                Whole::Never(format!("{error:#}"))
+                (state.tunnel, state.whole) = (None, Whole::Never(format!("{error:#}")));
+                Some(qemu)
             }
         };
         drop(state);
         self.changed.notify_all();
+        // Whoever waits for that has heard it: this may take a while.
+        if let Some(mut qemu) = left {
+            qemu.give_up_pci();
+        }
     }
 
     /// Its devices, once it is whole and they are set up.

@@ -10,8 +10,8 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{package, said};
 use crate::tool::on_path;
 
-/// What the package's scripts call; a root has these and nothing else.
-const TOOLS: [&str; 3] = ["sh", "rmdir", "systemd-sysusers"];
+/// What the package's scripts and this check call; a root has these and nothing else.
+const TOOLS: [&str; 4] = ["sh", "rmdir", "systemd-sysusers", "timeout"];
 
 /// Keys of the unit that systemd 252 does not know: it does without them.
 const NEWER_KEYS: [&str; 3] = ["FileDescriptorStorePreserve", "RestartSteps", "RestartMaxDelaySec"];
@@ -37,6 +37,7 @@ pub(crate) fn check() -> Result<()> {
     }
     unit(&root, "godwitd.service")?;
     unit(&root, "godwit-agent.service")?;
+    network(&root)?;
     lintian(&package)?;
     let config = root.join("etc/godwit/godwit.toml");
     fs::write(&config, "# the operator's own\n").context("change the configuration")?;
@@ -86,6 +87,26 @@ fn unit(root: &Path, name: &str) -> Result<()> {
         bail!("systemd-analyze verify: {}", ours.join("\n"));
     }
     fs::remove_file(unit).context("remove the unit")
+}
+
+/// The drop-in that gives the agent a network: the manager understands it, and the agent its options.
+fn network(root: &Path) -> Result<()> {
+    let example = root.join("usr/share/doc/godwit/examples/godwit-agent-network.conf");
+    let text = fs::read_to_string(&example).context("read the drop-in")?;
+    let drop_ins = root.join("godwit-agent.service.d");
+    fs::create_dir(&drop_ins).context("create the folder of drop-ins")?;
+    fs::write(drop_ins.join("network.conf"), &text).context("write the drop-in")?;
+    unit(root, "godwit-agent.service")?;
+    fs::remove_dir_all(&drop_ins).context("remove the drop-ins")?;
+    let options = text.lines().find_map(|line| line.strip_prefix("Environment=\"GODWIT_AGENT_OPTIONS="));
+    let options = options.and_then(|rest| rest.strip_suffix('"')).context("the drop-in says no options")?;
+    // There are no certificates in the root: an agent that understood its options says which it wants first.
+    let mut agent = Command::new("chroot");
+    agent.arg(root).args(["timeout", "10", "godwitd", "agent"]).args(options.split_whitespace());
+    let output = agent.output().context("start the agent")?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(error.contains("/etc/godwit/clients.pem"), "the agent says of the drop-in's options: {error}");
+    Ok(())
 }
 
 /// A root with a shell, the tools of the scripts, the libraries of all, and an empty database of packages.

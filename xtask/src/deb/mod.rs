@@ -66,6 +66,7 @@ fn fill(tree: &Tree, programs: &[PathBuf]) -> Result<()> {
     for (from, to) in [
         ("systemd/godwitd.service", "lib/systemd/system/godwitd.service"),
         ("systemd/godwit-agent.service", "lib/systemd/system/godwit-agent.service"),
+        ("systemd/godwit-agent-network.conf", "usr/share/doc/godwit/examples/godwit-agent-network.conf"),
         ("sysusers.d/godwit.conf", "usr/lib/sysusers.d/godwit.conf"),
         ("godwit.toml", "etc/godwit/godwit.toml"),
         ("debian/copyright", "usr/share/doc/godwit/copyright"),

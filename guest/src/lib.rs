@@ -8,6 +8,7 @@
 //! - [`vhost_user::Driver`] is a vhost-user front-end with a polled virtio-blk driver.
 //! - [`ram::Ram`] is the guest's memory: a memfd, an IOVA base, and an allocator of pages.
 //! - [`load`] is the load generator behind the `bench` binary.
+//! - [`hosts::Hosts`] are two hosts that move ssds to one another: their certificates and addresses.
 //! - [`relay::Relay`] is a network between two hosts that can be cut, stalled, slowed down and made long.
 //! - [`verify`] is the verifying load behind the `soak` binary.
 //!
@@ -15,6 +16,7 @@
 //! error recovery, and nothing in the daemon depends on it.
 
 pub mod error;
+pub mod hosts;
 pub mod load;
 pub mod manager;
 pub mod mapping;

@@ -237,6 +237,7 @@ fn create_ssd(sqlite: &Connection, place: &Place, body: &SsdCreate, terms: &Term
         serial: identity.serial,
         nqn: identity.nqn,
         hypervisor: body.hypervisor.clone(),
+        superseded: false,
     };
     incoming::check(&uuid, &spec)?;
     Ok(Wish::SsdCreate { name: body.name.clone(), uuid, spec })
@@ -273,11 +274,20 @@ fn profile(body: &SsdCreate) -> Result<Option<String>, Refusal> {
 
 fn change_ssd(sqlite: &Connection, name: &str, body: &SsdChange, terms: &Terms) -> Result<Wish, Refusal> {
     let ssd = free_ssd(sqlite, name, terms)?;
-    if ssd.phase != Phase::Ready {
+    let is_of_its_guest_only = body.size_bytes.is_none() && body.limits.is_none();
+    if ssd.phase != Phase::Ready && !(ssd.is_elsewhere() && is_of_its_guest_only) {
         let text = format!("ssd \"{name}\" is {}", ssd.phase.word());
-        return Err(Refusal::conflict(text, "only an ssd that is ready can be changed; delete this one"));
+        let next_step = match ssd.is_elsewhere() {
+            true => "change it where it is; here only the `hypervisor` that its guest comes to can be said",
+            false => "only an ssd that is ready can be changed; delete this one",
+        };
+        return Err(Refusal::conflict(text, next_step));
     }
     let mut spec = ssd.spec;
+    if let Some(path) = &body.hypervisor {
+        spec.hypervisor = Some(path.clone()).filter(|path| !path.is_empty());
+        spec.hypervisor.as_deref().map(incoming::check_hypervisor).transpose()?;
+    }
     if let Some(size_bytes) = body.size_bytes {
         check_size(size_bytes)?;
         if size_bytes < spec.size_bytes {

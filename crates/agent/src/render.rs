@@ -22,6 +22,8 @@ struct Entry {
     #[serde(skip_serializing_if = "Option::is_none")]
     incoming: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    spared: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     hypervisor: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     uuid: Option<String>,
@@ -148,6 +150,7 @@ fn entry(ssd: &SsdRow, place: &Place) -> Entry {
         journal: ssd.spec.journal.then(|| place.journal(ssd).display().to_string()),
         // Also of one that has gone: should its journal be lost, nothing of this host is taken for it.
         incoming: ssd.is_elsewhere().then_some(true),
+        spared: (ssd.is_elsewhere() && ssd.spec.superseded).then_some(true),
         hypervisor: ssd.spec.hypervisor.clone(),
         uuid: nvme.then(|| ssd.uuid.clone()),
         serial: ssd.serial(),

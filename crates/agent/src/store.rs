@@ -98,6 +98,9 @@ pub(crate) struct SsdSpec {
     /// A virtio-blk disk in a file has a place for the journal of its migrations. One of an older release has none, and cannot be moved.
     #[serde(default)]
     pub(crate) journal: bool,
+    /// Another host took it by force: what was written here after that is only here, and nothing that comes is to replace it.
+    #[serde(default)]
+    pub(crate) superseded: bool,
 }
 
 impl SsdSpec {

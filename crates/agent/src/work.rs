@@ -196,7 +196,7 @@ impl Work {
             ("begin", Wish::SsdCreate { name, uuid, spec }) if spec.source.is_some() => {
                 self.derive(operation, spec, format!("{name}.{uuid}"))
             }
-            ("begin", Wish::SsdChange { name, .. }) => self.begin_change(operation, name),
+            ("begin", Wish::SsdChange { name, spec }) => self.begin_change(operation, name, spec),
             (_, Wish::SsdDelete { name, .. })
                 if self.ssd(name)?.is_some_and(|ssd| ssd.phase == Phase::Quarantined) =>
             {
@@ -239,7 +239,7 @@ impl Work {
             return Ok(Step::Later(error.to_string()));
         }
         let said = match self.apply(Some(wish), force)? {
-            Ok(()) => self.has_room(wish)?,
+            Ok(()) => self.has_room(wish)?.and(self.is_still_here(wish)?),
             said => said,
         };
         if let Some(step) = self.unless_done(operation, said)? {

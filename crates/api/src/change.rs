@@ -19,6 +19,8 @@ pub struct Plan {
     pub grown: Vec<Grown>,
     /// Names of ssds whose limits or weight change.
     pub limited: Vec<String>,
+    /// Names of ssds of which it is said otherwise whether they come from another host, or to which hypervisor their guests come.
+    pub expected: Vec<String>,
     /// Names of pools that are new, in the new configuration's order.
     pub added_pools: Vec<String>,
     /// Names of pools that are there no more. No ssd of the new configuration has anything of them.
@@ -91,11 +93,12 @@ impl Plan {
     /// Nothing is to be done.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let Self { added, removed, grown, limited, added_pools, removed_pools, reactors } = self;
+        let Self { added, removed, grown, limited, expected, added_pools, removed_pools, reactors } = self;
         added.is_empty()
             && removed.is_empty()
             && grown.is_empty()
             && limited.is_empty()
+            && expected.is_empty()
             && added_pools.is_empty()
             && removed_pools.is_empty()
             && reactors.is_none()
@@ -131,10 +134,13 @@ impl Plan {
     fn compare(&mut self, old: &Ssd, new: &Ssd, reasons: &mut Vec<String>) {
         let Ssd { name, size_bytes, socket, door, state, backend, key, lba_bytes, profile, identity, .. } =
             new;
-        // By the engine's `isolation`. That it comes from another host, and with whom, is looked at when it is opened, and means nothing once
-        // it has come.
-        let Ssd { limits, limits_written, journal, controller_id, .. } = new;
-        let Ssd { isolated: _, incoming: _, hypervisor: _, .. } = new;
+        // By the engine's `isolation`.
+        let Ssd { limits, limits_written, journal, controller_id, isolated: _, .. } = new;
+        // It means nothing while the ssd is here, and something when it has gone.
+        let Ssd { incoming, spared, hypervisor, .. } = new;
+        if (*incoming, *spared, hypervisor) != (old.incoming, old.spared, &old.hypervisor) {
+            self.expected.push(name.clone());
+        }
         // What is written from now on may hold in place of what it came with, though the two configurations say the same.
         if (*limits, *limits_written) != (old.limits, old.limits_written) {
             self.limited.push(name.clone());
@@ -209,7 +215,11 @@ impl fmt::Display for Plan {
             false => format!("~ [engine]: reactors {from} -> {to}"),
         });
         let gone = self.removed_pools.iter().map(|name| format!("- pool \"{name}\""));
-        let ssds = removed.chain(gone).chain(pools).chain(added).chain(grown).chain(limited);
+        let expected = self.expected.iter();
+        let expected = expected.map(|name| {
+            format!("~ ssd \"{name}\": whether it comes from another host, and its guest with it")
+        });
+        let ssds = removed.chain(gone).chain(pools).chain(added).chain(grown).chain(limited).chain(expected);
         let lines: Vec<String> = ssds.chain(reactors).collect();
         f.write_str(&lines.join("\n"))
     }
@@ -273,9 +283,24 @@ mod tests {
     }
 
     #[test]
-    fn that_an_ssd_comes_from_another_host_may_be_left_out_once_it_has_come() {
-        let comes = ssd("a", "1GiB", "journal = \"/j\"\nincoming = true");
-        assert!(between(&comes, &ssd("a", "1GiB", "journal = \"/j\"")).unwrap().is_empty());
+    fn that_an_ssd_comes_from_another_host_and_with_whom_is_said_and_left_out_under_its_guest() {
+        let with = |more: &str| ssd("a", "1GiB", &format!("journal = \"/j\"\n{more}"));
+        let (own, comes) = (with(""), with("incoming = true"));
+        let both = with("incoming = true\nhypervisor = \"/q\"");
+        let spared = with("incoming = true\nspared = true");
+        for (old, new) in [
+            (&own, &comes),
+            (&comes, &own),
+            (&comes, &both),
+            (&both, &comes),
+            (&comes, &spared),
+            (&spared, &comes),
+        ] {
+            let plan = between(old, new).unwrap();
+            assert!(!plan.is_empty() && plan.expected == ["a"], "{plan}");
+            assert!(plan.to_string().starts_with("~ ssd \"a\": whether it comes"), "{plan}");
+        }
+        assert!(between(&both, &both).unwrap().is_empty());
     }
 
     #[test]

@@ -77,6 +77,8 @@ pub struct Ssd {
     pub journal: Option<PathBuf>,
     /// It comes from another host: until a journal says that it is owned here it is not served.
     pub incoming: bool,
+    /// What is here and nowhere else, though the ssd is at another host, is not replaced by one that comes, whatever `incoming` says.
+    pub spared: bool,
     /// Where the QEMU that its guest comes to (`-S -incoming defer`) is told what to do, by QMP. `None`: it comes without its guest.
     pub hypervisor: Option<PathBuf>,
     /// Where its data lives.
@@ -310,6 +312,8 @@ struct RawSsd {
     state: Option<Spanned<PathBuf>>,
     journal: Option<Spanned<PathBuf>>,
     incoming: Option<Spanned<bool>>,
+    #[serde(default)]
+    spared: bool,
     hypervisor: Option<PathBuf>,
     backend: Spanned<RawBackend>,
     lba: Option<Spanned<u32>>,
@@ -487,6 +491,7 @@ fn check_ssd(raw: &RawSsd, isolated: bool) -> Result<Ssd, Wrong> {
         door,
         state: raw.state.as_ref().map(|state| state.get_ref().clone()),
         incoming: raw.incoming.as_ref().is_some_and(|incoming| *incoming.get_ref()),
+        spared: raw.spared,
         hypervisor: raw.hypervisor.clone(),
         journal: check_journal(raw, &backend)?,
         identity: check_identity(raw, &name)?,

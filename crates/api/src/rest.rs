@@ -268,6 +268,9 @@ pub struct SsdChange {
     /// The new limits, all of them: what is left out is not limited any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
+    /// The QMP socket of the QEMU here that its guest comes to with it; empty: none. Also of one that is at another host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hypervisor: Option<String>,
 }
 
 /// A named size with limits.

@@ -30,6 +30,8 @@ pub(crate) struct Readied {
     /// Ssds that come, and whose owner is not here.
     absent: BTreeMap<usize, (Absent, Away)>,
     removed: Vec<usize>,
+    /// These change otherwise than by their limits: their size, or what is said of their coming.
+    changed: Vec<usize>,
     grown: Vec<Growth>,
     /// After what comes: it may be in them.
     pools: NewPools,
@@ -174,14 +176,28 @@ impl House {
         readied
     }
 
+    /// The keeper does not want the change that was prepared, and never will: it took too long.
+    pub(crate) fn forget_change(&self, change: u64) {
+        let mut readied = self.readied.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(readied.take_if(|readied| readied.change == change));
+    }
+
     /// For a migration that begins: as long as this is held, no change is prepared or carried out, and the next one that is prepared finds the migration.
     ///
     /// # Errors
-    /// The ssd is about to go by a change that is prepared already.
+    /// The ssd is about to go, or to be another, by a change that is prepared already.
     pub(crate) fn hold_changes(&self, number: usize) -> anyhow::Result<MutexGuard<'_, Option<Readied>>> {
         let readied = self.readied.lock().unwrap_or_else(PoisonError::into_inner);
-        let goes = readied.as_ref().is_some_and(|readied| readied.removed.contains(&number));
-        ensure!(!goes, "it is about to go from the configuration of this host");
+        if let Some(ready) = readied.as_ref() {
+            ensure!(
+                !ready.removed.contains(&number),
+                "it is about to go from the configuration of this host"
+            );
+            ensure!(
+                !ready.changed.contains(&number),
+                "the configuration of this host is about to say something else of it: ask again in a moment"
+            );
+        }
         Ok(readied)
     }
 
@@ -205,6 +221,10 @@ impl House {
         for number in removed.iter().copied().chain(change.grown.iter().copied().map(index)) {
             self.check_stays(number)?;
         }
+        let mut changed: Vec<usize> = change.grown.iter().copied().map(index).collect();
+        for ssd in &config.ssds {
+            changed.extend(self.check_expected(ssd)?);
+        }
         let mut grown = Vec::new();
         for number in change.grown.iter().copied().map(index) {
             grown.extend(self.make_room(&config, number)?);
@@ -212,7 +232,8 @@ impl House {
         let ssds = config.ssds;
         let all_pools = config.pools.into_iter().map(|pool| pool.name).collect();
         let engine = config.engine;
-        Ok(Readied { change: change.change, added, absent, removed, grown, pools, ssds, engine, all_pools })
+        let change = change.change;
+        Ok(Readied { change, added, absent, removed, changed, grown, pools, ssds, engine, all_pools })
     }
 
     fn open(&self, config: &Config, slot: &Slot) -> anyhow::Result<(usize, (Planned, Made))> {
@@ -232,13 +253,41 @@ impl House {
         Ok((number, (planned, made)))
     }
 
+    /// The number of an ssd of which it is said otherwise whether it comes, and its guest with it.
+    ///
+    /// # Errors
+    /// It comes just now, or is here and nowhere else.
+    fn check_expected(&self, ssd: &config::Ssd) -> anyhow::Result<Option<usize>> {
+        let (Some(number), Some(before)) = (self.number(&ssd.name), self.config(&ssd.name)) else {
+            return Ok(None);
+        };
+        if (before.incoming, before.spared, &before.hypervisor) == (ssd.incoming, ssd.spared, &ssd.hypervisor)
+        {
+            return Ok(None);
+        }
+        let has_no_journal = before.incoming != ssd.incoming && self.has_no_journal(&before);
+        // Whoever is on his way goes by what was said when he set out.
+        if before.hypervisor != ssd.hypervisor || before.spared != ssd.spared || has_no_journal {
+            self.check_stays(number)?;
+        }
+        // The next engine would not serve it, and another host's could come in its place.
+        ensure!(
+            before.incoming || !ssd.incoming || !has_no_journal || !self.is_open(number),
+            "ssd \"{0}\" is here, and was never elsewhere: with `incoming` nobody would be served by what it has. To replace it by one that comes, take it out of the configuration first",
+            ssd.name
+        );
+        Ok(Some(number))
+    }
+
     /// For an ssd that grows. `None`: it is not served now, and will be as large as it is to be when it is.
     fn make_room(&self, config: &Config, number: usize) -> anyhow::Result<Option<Growth>> {
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(ssd) = slots.open.get(&number).map(|served| Arc::clone(served.ssd())) else {
+        let open = slots.open.get(&number).map(|served| Arc::clone(served.ssd()));
+        drop(slots);
+        let Some(ssd) = open else {
+            self.check_grows_elsewhere(config, number)?;
             return Ok(None);
         };
-        drop(slots);
         let config = config.ssd(&ssd.name).context("the configuration does not have what grows")?;
         let to_bytes = config.size_bytes.context("it grows to no size")?;
         let made = Made::growing(&config.backend, &ssd);
@@ -263,7 +312,8 @@ impl House {
                 for (number, (absent, away)) in absent {
                     self.stay_away(number, absent, &away);
                 }
-                // One that was there may say by now that its guest comes with it.
+                // One that was not here may say by now that its guest comes with it, or that it comes without.
+                self.await_no_more();
                 self.await_guests();
                 self.take_up(added);
             }

@@ -153,7 +153,7 @@ impl Process {
                 (ToEngine::Stop | ToEngine::Pause, _) => return Ok(()),
                 (ToEngine::RingKept { number, kept }, _) => self.keeper.ring_kept(number, kept),
                 (ToEngine::Welcome(_), _) => bail!("a second welcome"),
-                (ToEngine::Prepare(_) | ToEngine::Commit { .. }, _) => {
+                (ToEngine::Prepare(_) | ToEngine::Commit { .. } | ToEngine::Forget { .. }, _) => {
                     bail!("a change before there is anything to change")
                 }
                 (ToEngine::Pool { id, .. }, _) => self.keeper.pool_answered(id, &not_serving()),
@@ -289,6 +289,11 @@ impl Process {
                     std::thread::Builder::new()
                         .name("change".to_owned())
                         .spawn(move || house.commit(change))?;
+                }
+                (ToEngine::Forget { change }, _) => {
+                    let house = Arc::clone(&house);
+                    let forget = move || house.forget_change(change);
+                    std::thread::Builder::new().name("change".to_owned()).spawn(forget)?;
                 }
                 (ToEngine::Pool { id, request }, _) => {
                     // It may wait for a pool's thread, and for I/O.

@@ -2,10 +2,12 @@
 //!
 //! ```text
 //!  asked --> plan, sockets bound --> Prepare --Prepared--> committed: the keeper's configuration --Commit--> Changed --> answered
-//!      | cannot        | cannot         | refused, late        | the engine dies                    | the engine dies
+//!      | cannot        | cannot         | refused, late (*)    | the engine dies                    | the engine dies
 //!      v               v                v                      v                                    v
 //!          nothing has changed                       asked again of the next one        the next one has it from the start
 //! ```
+//!
+//! (*) An engine that is ready after that is told to forget it: it would hold its ssds for nothing.
 //!
 //! The one moment of a change is the keeper's own: before it the old configuration counts, after it the new one, whoever dies. All
 //! that can fail comes before. Nothing is half done: an ssd is known by a number that no other ever has, so what an engine says of
@@ -30,6 +32,8 @@ const ATTEMPTS_MAX: u32 = 3;
 const CHANGE_TIME: Duration = Duration::from_secs(30);
 /// The first version of the link that has changes.
 const LINK_VERSION: u32 = 2;
+/// The first one in which they can be forgotten.
+const FORGET_VERSION: u32 = 5;
 
 /// What goes with the text of a configuration.
 #[derive(Debug, Default)]
@@ -206,9 +210,21 @@ impl Keeper {
         let ours =
             self.change.as_ref().is_some_and(|change| change.number == prepared.change && !change.committed);
         match &prepared.refused {
+            None if !ours => self.forget_change(prepared.change),
             _ if !ours => {}
             Some(why) => self.fail_change(why),
             None => self.commit(),
+        }
+    }
+
+    /// It comes too late. An engine of an earlier release has it until the next change.
+    fn forget_change(&mut self, change: u64) {
+        let knows = |hello: &link::control::Hello| hello.version >= FORGET_VERSION;
+        if let Some(engine) = self.active_mut()
+            && engine.hello.as_ref().is_some_and(knows)
+        {
+            engine.say(Packet::new(&ToEngine::Forget { change }, Vec::new()));
+            engine.flush();
         }
     }
 

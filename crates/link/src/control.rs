@@ -114,6 +114,13 @@ pub enum ToEngine {
         #[n(1)]
         request: String,
     },
+    /// A change that was prepared, and is not waited for any more, will not be committed. Since version 5.
+    #[n(13)]
+    Forget {
+        /// Its number.
+        #[n(0)]
+        change: u64,
+    },
 }
 
 /// A change of what is served.

@@ -31,8 +31,8 @@ use rustix::io::Errno;
 
 /// Version of both links as this build speaks them. A peer of version 1 or newer is understood as far as this one. Version 2: ssds have
 /// numbers of their own, and what is served can change. Version 3: an ssd can stand unserved because its owner is elsewhere. Version 4: dead
-/// engines' rings go as soon as they have been waited for.
-pub const VERSION: u32 = 4;
+/// engines' rings go as soon as they have been waited for. Version 5: a change that is given up is let go.
+pub const VERSION: u32 = 5;
 
 /// Why the conversation cannot go on.
 #[derive(Debug, thiserror::Error)]

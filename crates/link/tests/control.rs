@@ -60,6 +60,7 @@ fn every_message_arrives_as_it_was_sent() {
             grown: vec![1, 3],
         }),
         ToEngine::Commit { change: 4 },
+        ToEngine::Forget { change: u64::MAX },
     ];
     for message in messages {
         assert_eq!(over(&message), message);

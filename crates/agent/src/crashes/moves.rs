@@ -1,10 +1,12 @@
 //! Ssds come from other hosts and go there, and the agent learns of it late.
 
+use super::world::{Double, Drive};
 use super::*;
+use api::control::SsdStatus;
 use api::rest::Incoming;
 use state::migration::{MigrationV1, SourceStepV1, SourceV1};
 
-const UUID: &str = "1b4e28ba-2fa1-11d2-883f-0016d3cca427";
+pub(super) const UUID: &str = "1b4e28ba-2fa1-11d2-883f-0016d3cca427";
 
 /// As the daemon does it.
 pub(super) fn is_here(journal: Option<&str>, incoming: bool) -> bool {
@@ -48,9 +50,14 @@ impl Double {
         }
     }
 
-    fn leave(&mut self, ssd: &str) {
+    pub(super) fn leave(&mut self, ssd: &str) {
         let volume = self.moves(ssd, "gone", "").unwrap();
         self.elsewhere.insert(volume);
+        self.left_with = Some((self.served[ssd].1, self.said[ssd].clone()));
+    }
+
+    pub(super) fn has_gone(&self, volume: &str) -> bool {
+        self.journals.get(volume) == Some(&"gone")
     }
 }
 
@@ -65,17 +72,17 @@ impl Host {
     }
 
     /// Agents look at the daemon until one has seen all there is to see.
-    fn look(&mut self) {
+    pub(super) fn look(&mut self) {
         while !self.turns(super::TURNS_MAX) {}
     }
 
-    fn phase(&self, ssd: &str) -> Option<Phase> {
+    pub(super) fn phase(&self, ssd: &str) -> Option<Phase> {
         let row = self.agent().0.read(|sqlite| store::ssd(sqlite, ssd)).unwrap();
         row.map(|row| row.phase)
     }
 
     /// A host with a pool, to which "a" is to come.
-    fn expecting(&mut self) {
+    pub(super) fn expecting(&mut self) {
         assert_eq!(self.ask("1", &create_pool()), OperationState::Done);
         self.world.daemon().elsewhere.insert(format!("a.{UUID}"));
     }
@@ -90,7 +97,7 @@ impl Host {
     }
 }
 
-fn accept() -> Ask {
+pub(super) fn accept() -> Ask {
     let incoming = Incoming { uuid: UUID.to_uppercase(), serial: Some("S 1".to_owned()), nqn: None };
     let body = SsdCreate {
         name: "a".to_owned(),
@@ -167,6 +174,42 @@ fn an_ssd_that_has_gone_unheard_is_neither_changed_nor_copied() {
         assert_eq!(host.volumes("/drive"), [("a".to_owned(), String::new())], "{ask:?}");
         assert_eq!(host.served(), [("a".to_owned(), 1 << 20)]);
     }
+}
+
+/// It may have here what it has nowhere else: whoever wants it replaced deletes it, and accepts it anew.
+#[test]
+fn an_ssd_that_was_taken_elsewhere_by_force_is_spared_wherever_the_agent_is_killed() {
+    at_every_effect(|host| {
+        host.expecting();
+        assert_eq!(host.ask("2", &accept()), OperationState::Done);
+        host.world.daemon().arrive("a");
+        host.look();
+        let mut daemon = host.world.daemon();
+        let volume = daemon.moves("a", "superseded", "written after that").unwrap();
+        daemon.elsewhere.insert(volume);
+        drop(daemon);
+        let said = |host: &Host| {
+            let daemon = host.world.daemon();
+            (daemon.expected.contains("a"), daemon.spared.contains("a"))
+        };
+        for _ in 0..2 {
+            host.look();
+            assert_eq!((host.phase("a"), said(host)), (Some(Phase::Gone), (true, true)));
+            // A daemon that is started anew.
+            host.world.daemon().served.clear();
+        }
+        host.look();
+        host.world.daemon().arrive("a");
+        host.look();
+        assert_eq!((host.phase("a"), said(host)), (Some(Phase::Ready), (false, false)));
+        host.world.daemon().leave("a");
+        host.look();
+        assert_eq!((host.phase("a"), said(host)), (Some(Phase::Gone), (true, false)));
+        // It came and was taken by force while nobody looked.
+        host.world.daemon().moves("a", "superseded", "written after that");
+        host.look();
+        assert_eq!((host.phase("a"), said(host)), (Some(Phase::Gone), (true, true)));
+    });
 }
 
 #[test]

@@ -90,7 +90,7 @@ pub(super) async fn create(
     desk.submit(Ask::SsdCreate { body: Box::new(body) }, &headers, dry_run).await
 }
 
-/// Changes an ssd: its size (which only grows) and its limits. Guests are not disturbed.
+/// Changes an ssd: its size (which only grows), its limits, and which QEMU here its guest comes to with it; of one that is at another host, only that. Guests are not disturbed.
 #[utoipa::path(patch, operation_id = "ssd_change", tag = "ssd", path = "/api/v1/ssds/{name}", params(("name" = String, Path), Dry,
         ("Idempotency-Key" = Option<String>, Header, description = "The id of the operation"),
         ("If-Match" = Option<String>, Header, description = "The generation that it must have")),

@@ -7,6 +7,9 @@
 //!                         ready, incoming --journal: gone-------> gone
 //! ```
 //!
+//! A change of what an ssd may do or holds is refused when it has gone, by the agent before and after, and of its size by the daemon in the very moment: what
+//! has grown cannot be made smaller. Which QEMU its guest comes to (`hypervisor`) is said at any time.
+//!
 //! The daemon moves them, and serves by the journal alone; the agent may learn of it late, or never. What it writes for one that is
 //! elsewhere is `incoming`, so that it contradicts no journal, not even one that is lost. Before anything of such an ssd is removed the
 //! daemon has let go of it, so that nothing can come any more, and the journal is read.
@@ -14,7 +17,7 @@
 use super::{Step, Work};
 use crate::desired::Wish;
 use crate::plane::PlaneError;
-use crate::store::{self, OperationRow, SsdRow, StoreError};
+use crate::store::{self, OperationRow, SsdRow, SsdSpec, StoreError};
 use api::control::Status;
 use api::rest::{OperationState, Phase};
 use state::migration::{MigrationV1, RECORD_BYTES_MAX};
@@ -23,7 +26,9 @@ use std::io::{self, Read};
 /// What the journal says of an ssd whose owner is here. One that was never moved has none.
 const HERE: [&str; 6] = ["owned", "forced", "offered", "cancelling", "cancelled", "taken back"];
 /// What it says of one that another host has.
-const THERE: [&str; 2] = ["gone", "superseded"];
+const THERE: [&str; 2] = ["gone", SUPERSEDED];
+/// Another host took it by force.
+const SUPERSEDED: &str = "superseded";
 /// What it says where nothing is that anybody counts on.
 const NOTHING: [&str; 2] = ["incoming", "dropped"];
 /// It cannot be read.
@@ -37,6 +42,11 @@ fn owned_here(word: Option<&str>) -> Result<(), PlaneError> {
         ))),
         _ => Ok(()),
     }
+}
+
+/// Nothing changes but which QEMU its guest comes to.
+fn is_of_its_guest_only(is: &SsdSpec, will_be: &SsdSpec) -> bool {
+    SsdSpec { hypervisor: will_be.hypervisor.clone(), ..is.clone() } == *will_be
 }
 
 impl Work {
@@ -132,15 +142,39 @@ impl Work {
     }
 
     /// An ssd that has gone is not changed here. Asked before anything is done: what the daemon has accepted it may not take back.
-    pub(super) fn begin_change(&self, operation: &OperationRow, name: &str) -> Result<Step, StoreError> {
+    pub(super) fn begin_change(
+        &self,
+        operation: &OperationRow,
+        name: &str,
+        spec: &SsdSpec,
+    ) -> Result<Step, StoreError> {
         let Some(ssd) = self.ssd(name)? else { return Err(super::early(name)) };
-        // Where no journal can be read now (its pool is not served), the daemon's word is enough.
-        let said = self.passage(&ssd).map_or(Ok(()), |word| owned_here(word.as_deref()));
+        let said = match is_of_its_guest_only(&ssd.spec, spec) {
+            true => Ok(()),
+            false => self.is_here(&ssd),
+        };
         if let Some(step) = self.unless_done(operation, said)? {
             return Ok(step);
         }
         self.write_step(operation, "serve", None)?;
         Ok(Step::On)
+    }
+
+    /// Where no journal can be read now (its pool is not served), the daemon's word is enough.
+    fn is_here(&self, ssd: &SsdRow) -> Result<(), PlaneError> {
+        self.passage(ssd).map_or(Ok(()), |word| owned_here(word.as_deref()))
+    }
+
+    /// An ssd may have gone after its change had begun. Its limits were changed where nobody uses it then, or went along: that is seen there, and
+    /// here they are what they were. The daemon lets none grow that has gone: what has grown, has grown where it was.
+    pub(super) fn is_still_here(&self, wish: &Wish) -> Result<Result<(), PlaneError>, StoreError> {
+        let Wish::SsdChange { name, spec } = wish else { return Ok(Ok(())) };
+        let Some(ssd) = self.ssd(name)? else { return Err(super::early(name)) };
+        let may_be_undone = ssd.spec.size_bytes == spec.size_bytes;
+        Ok(match may_be_undone && ssd.spec.limits != spec.limits {
+            true => self.is_here(&ssd),
+            false => Ok(()),
+        })
     }
 
     /// An ssd that is to be deleted because it is not here may have come before the daemon let go of it. Then it is kept, and so is one that
@@ -220,30 +254,38 @@ impl Work {
             let (next, words): (_, &[&str]) = match (ssd.phase, said.state.as_str()) {
                 (Phase::Ready | Phase::Incoming, state) if THERE.contains(&state) => (Phase::Gone, &THERE),
                 (Phase::Incoming | Phase::Gone, "serving") => (Phase::Ready, &HERE),
+                // It came and went while nobody looked.
+                (Phase::Gone, state)
+                    if THERE.contains(&state) && (state == SUPERSEDED) != ssd.spec.superseded =>
+                {
+                    (Phase::Gone, &THERE)
+                }
                 _ => continue,
             };
             // What the daemon serves it says by names; whose journal it is by, this says.
             match self.passage(ssd) {
-                Ok(Some(word)) if words.contains(&word.as_str()) => self.becomes(ssd, next)?,
+                Ok(Some(word)) if words.contains(&word.as_str()) => self.becomes(ssd, next, &word)?,
                 word => tracing::debug!(ssd = ssd.name, ?word, "it is said to be {}", said.state),
             }
         }
         Ok(())
     }
 
-    fn becomes(&mut self, ssd: &SsdRow, phase: Phase) -> Result<(), StoreError> {
+    fn becomes(&mut self, ssd: &SsdRow, phase: Phase, word: &str) -> Result<(), StoreError> {
         tracing::info!(ssd = ssd.name, phase = phase.word(), "it was moved");
         (self.between)();
         self.book.write(|sqlite| {
             let now = store::ssd(sqlite, &ssd.name)?;
-            // Whoever asked for its deletion asked when it was elsewhere: as long as that is under way it is judged so, and what came is spared.
+            // Whoever asked for its deletion asked when it was elsewhere: as long as that is under way it is judged so, and what came is spared. Whoever
+            // asked for its growth asked when it was here: written as `incoming` the daemon would let it grow where it is not.
             let Some(mut now) = now.filter(|now| now.uuid == ssd.uuid && now.phase == ssd.phase) else {
                 return Ok(());
             };
-            if phase == Phase::Ready && now.operation.is_some() {
+            if now.operation.is_some() {
                 return Ok(());
             }
             (now.phase, now.generation) = (phase, now.generation + 1);
+            now.spec.superseded = word == SUPERSEDED;
             if phase == Phase::Gone {
                 // The promise was to a guest of this host.
                 store::remove_attachment(sqlite, &now.name)?;

@@ -48,6 +48,7 @@ pub(super) fn check(raw: &Spanned<RawManagement>, ssds: &[Ssd]) -> Result<Ssd, W
         state: None,
         journal: None,
         incoming: false,
+        spared: false,
         hypervisor: None,
         backend: Backend::Null,
         key: None,

@@ -235,6 +235,22 @@ pub(crate) enum SsdCommand {
         #[command(flatten)]
         how: How,
     },
+    /// Say which QEMU here an ssd's guest comes to with it (`godwit migrate --vm`), also while the ssd is at another host.
+    Await {
+        /// The ssd.
+        name: String,
+        /// The QMP socket of that QEMU (-S -incoming defer).
+        #[arg(long, value_name = "QMP-SOCKET", required_unless_present = "none", conflicts_with = "none")]
+        hypervisor: Option<PathBuf>,
+        /// It comes without its guest.
+        #[arg(long)]
+        none: bool,
+        /// Only if nobody has changed it since it was shown with this generation.
+        #[arg(long, value_name = "GENERATION")]
+        if_match: Option<u64>,
+        #[command(flatten)]
+        how: How,
+    },
     /// Limit an ssd anew, while guests use it. What is not given is not limited any more.
     Limit {
         /// The ssd.
@@ -359,11 +375,16 @@ pub(crate) fn ssd(command: &SsdCommand) -> anyhow::Result<()> {
             submit(&Method::DELETE, &format!("ssds/{}{force}", part(name)), None::<&()>, *if_match, how)
         }
         SsdCommand::Resize { name, size, if_match, how } => {
-            let wish = SsdChange { size_bytes: Some(size.bytes), limits: None };
+            let wish = SsdChange { size_bytes: Some(size.bytes), ..SsdChange::default() };
+            submit(&Method::PATCH, &format!("ssds/{}", part(name)), Some(&wish), *if_match, how)
+        }
+        SsdCommand::Await { name, hypervisor, none: _, if_match, how } => {
+            let path = hypervisor.as_ref().map_or(String::new(), |path| path.display().to_string());
+            let wish = SsdChange { hypervisor: Some(path), ..SsdChange::default() };
             submit(&Method::PATCH, &format!("ssds/{}", part(name)), Some(&wish), *if_match, how)
         }
         SsdCommand::Limit { name, limits, if_match, how } => {
-            let wish = SsdChange { size_bytes: None, limits: Some(limits.limits()) };
+            let wish = SsdChange { limits: Some(limits.limits()), ..SsdChange::default() };
             submit(&Method::PATCH, &format!("ssds/{}", part(name)), Some(&wish), *if_match, how)
         }
     }

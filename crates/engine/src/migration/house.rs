@@ -29,7 +29,7 @@ impl House {
         self.configs.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(super) fn config(&self, name: &str) -> Option<config::Ssd> {
+    pub(crate) fn config(&self, name: &str) -> Option<config::Ssd> {
         self.configs().into_iter().find(|config| config.name == name)
     }
 
@@ -75,6 +75,10 @@ impl House {
     pub(super) fn ssd(&self, number: usize) -> Option<Arc<Ssd>> {
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         slots.open.get(&number).map(|served| Arc::clone(served.ssd()))
+    }
+
+    pub(crate) fn is_open(&self, number: usize) -> bool {
+        self.ssd(number).is_some()
     }
 
     /// The controller of an ssd that is served, or waits for its drive.
@@ -148,7 +152,7 @@ impl House {
     }
 
     /// Says anew how an ssd stands: its journal has another step.
-    pub(super) fn say_standing(&self, number: usize) {
+    pub(crate) fn say_standing(&self, number: usize) {
         let open = self.ssd(number).and_then(|ssd| self.config(&ssd.name));
         let is_open = open.is_some();
         let config = open.or_else(|| self.absent_config(number));

@@ -472,6 +472,14 @@ impl Migrations {
             arrival.give_way()?;
         }
         let _no_change = house.hold_changes(number).with_context(|| format!("ssd \"{name}\""))?;
+        // What was looked at may have been changed since: whether it is to come, and to whom its guest comes.
+        let said = |config: &config::Ssd| {
+            (config.incoming, config.spared, config.hypervisor.clone(), config.size_bytes)
+        };
+        ensure!(
+            house.config(name).is_some_and(|now| said(&now) == said(&config)),
+            "the configuration of ssd \"{name}\" has just changed: ask again"
+        );
         let mut state = self.state();
         let now = state.arrivals.get(name);
         ensure!(
@@ -618,8 +626,9 @@ fn seen(config: &config::Ssd, former: Option<&[u8]>, offer: &Offer) -> anyhow::R
     // Somebody may want what is only here, and says so by the word `incoming` if not.
     let spared = || {
         ensure!(
-            config.incoming,
-            "ssd \"{name}\" has data here that is nowhere else: save it, then write `incoming = true` in this host's configuration"
+            config.incoming && !config.spared,
+            "ssd \"{name}\" has data here that is nowhere else: save it, then write `incoming = true`, and no `spared`, in this host's configuration (of an agent's ssd: delete it \
+             there, and accept it anew)"
         );
         anyhow::Ok(())
     };

@@ -6,7 +6,7 @@ use crate::pool::Purpose;
 use crate::run::House;
 use crate::served::Served;
 use crate::slot::Plug;
-use anyhow::Context;
+use anyhow::{Context, bail, ensure};
 use api::config;
 use link::control::Saved;
 use std::os::fd::OwnedFd;
@@ -51,6 +51,36 @@ impl House {
             away.why = format!("there is no room for it: {error:#}. {}", away.why);
         }
         Ok(Some(away))
+    }
+
+    /// Whether an ssd that is not served may be said to be larger. Where it is it would not be.
+    ///
+    /// # Errors
+    /// It is at another host, and nobody says that it comes from there.
+    pub(crate) fn check_grows_elsewhere(&self, config: &config::Config, number: usize) -> anyhow::Result<()> {
+        let Some(ssd) = self.absent_config(number).and_then(|absent| config.ssd(&absent.name)) else {
+            return Ok(());
+        };
+        let passage = Passage::of(ssd, self.pools()?);
+        let Standing::Away(away) = passage.standing() else { return Ok(()) };
+        if ssd.incoming {
+            return Ok(());
+        }
+        ensure!(
+            !passage.is_in_use(),
+            "ssd \"{}\": the engine has just begun, and cannot read its journal yet: ask again in a moment",
+            ssd.name
+        );
+        bail!(
+            "ssd \"{}\" is not here any more ({}), and does not grow here. If it has grown where it is, and is to come back, say so: `incoming = true`",
+            ssd.name,
+            away.word
+        )
+    }
+
+    /// Whether an ssd was never moved.
+    pub(crate) fn has_no_journal(&self, config: &config::Ssd) -> bool {
+        self.pools().is_ok_and(|pools| Passage::of(config, pools).has_no_journal())
     }
 
     /// Tells the keeper that an ssd is not served, and keeps what is there of it.

@@ -88,6 +88,16 @@ impl Passage {
         self.store.as_ref()
     }
 
+    /// Its journal cannot be read yet.
+    fn is_in_use(&self) -> bool {
+        self.in_use.is_some()
+    }
+
+    /// It was never moved, or nobody can say: a journal that is there and cannot be read is no proof that it was.
+    pub(crate) fn has_no_journal(&self) -> bool {
+        self.in_use.is_none() && self.store.as_ref().is_none_or(|store| !matches!(store.read(), Ok(Some(_))))
+    }
+
     /// By its journal a migration of it is to go on, or nobody can say.
     pub(crate) fn is_under_way(&self) -> bool {
         let record = || self.store.as_ref().map_or(Ok(None), |store| store.read());

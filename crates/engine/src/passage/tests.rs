@@ -6,7 +6,7 @@ use crate::run::House;
 use api::config::Config;
 use api::control::{EngineRequest, PoolRequest, Response};
 use guest::PATIENCE;
-use link::control::{Link, Received, ToKeeper};
+use link::control::{Change, Link, Received, ToKeeper};
 use link::frame::Wait;
 use state::migration::{DestinationStepV1, DestinationV1, MigrationV1, SourceStepV1, SourceV1};
 use std::path::Path;
@@ -32,13 +32,16 @@ fn record(source: Option<SourceStepV1>, destination: Option<DestinationStepV1>) 
     }
 }
 
-fn config(folder: &Path, more: &str) -> Config {
+fn config_text(folder: &Path, more: &str) -> String {
     let dir = folder.display();
-    let text = format!(
+    format!(
         "[[ssd]]\nname = \"a\"\nsize = \"16MiB\"\nsocket = \"{dir}/a.sock\"\nstate = \"{dir}/a.state\"\n\
          backend = {{ type = \"uring\", path = \"{dir}/a.img\", direct = false }}\n{more}"
-    );
-    Config::parse(Path::new("test"), &text).unwrap()
+    )
+}
+
+fn config(folder: &Path, more: &str) -> Config {
+    Config::parse(Path::new("test"), &config_text(folder, more)).unwrap()
 }
 
 fn standing(folder: &Path, more: &str) -> Standing {
@@ -187,7 +190,24 @@ fn in_a_pool_the_journal_is_kept_with_the_volume_and_the_pool_itself_obeys_it() 
         assert_eq!(serve(&open).is_ok(), word.is_none(), "{word:?}");
         assert_eq!(land(&open).is_ok(), matches!(word, Some("incoming" | "gone")), "{word:?}");
     }
-    open.vacate(ssd, "p").unwrap();
+    // What was kept of it can be copied, and what was not kept is nothing, whether or not it is emptied yet.
+    let copy = |name: &str| {
+        let (pool, volume, name) = ("p".to_owned(), "a".to_owned(), name.to_owned());
+        open.ask(PoolRequest::Clone { pool, volume, name })
+    };
+    let gone = store.read().unwrap().unwrap();
+    let kept = MigrationV1 { keep: Some(true), ..MigrationV1::from_bytes(&gone).unwrap() };
+    store.replace(&kept.to_bytes().unwrap()).unwrap();
+    assert!(matches!(copy("kept"), Response::Done(_)));
+    store.replace(&gone).unwrap();
+    for when in ["stale", "emptied"] {
+        let refused = copy(when);
+        assert!(
+            matches!(&refused, Response::Error(why) if why.contains("nothing of it is left")),
+            "{refused:?}"
+        );
+        open.vacate(ssd, "p").unwrap();
+    }
     drop(passage);
     open.rest();
     // After a restart it is as it was.
@@ -282,4 +302,34 @@ fn who_asks_for_migrations_before_they_are_known_is_not_told_that_there_are_none
     assert!(matches!(&early, Response::Error(why) if why.contains("ask again")), "{early:?}");
     migrations.open(&house, None).unwrap();
     assert_eq!(list(), Response::Migrations(Vec::new()));
+}
+
+#[test]
+fn an_ssd_that_is_about_to_change_begins_no_migration_until_the_change_is_forgotten() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path(), "incoming = true\n");
+    let (house, told) = house(&config);
+    let away = house.away(&config.ssds[0]).unwrap().unwrap();
+    house.stay_away(3, super::Absent::new(&config.ssds[0]), &away);
+    let without = "[engine]\nreactors = 1\n".to_owned();
+    let text = config_text(folder.path(), "incoming = true\nhypervisor = \"/q\"\n");
+    for (change, (text, removed, word)) in
+        (1..).zip([(without, vec![3], "about to go"), (text, Vec::new(), "ask again")])
+    {
+        drop(house.hold_changes(3).unwrap());
+        let wanted = Change { change, config: text, removed, ..Change::default() };
+        house.prepare("test", &wanted);
+        let refused = told.iter().find_map(|message| match message {
+            ToKeeper::Prepared(prepared) => Some(prepared.refused),
+            _ => None,
+        });
+        assert_eq!(refused, Some(None));
+        let why = format!("{:#}", house.hold_changes(3).map(drop).unwrap_err());
+        assert!(why.contains(word), "{why}");
+        drop(house.hold_changes(4).unwrap());
+        house.forget_change(change + 1);
+        assert!(house.hold_changes(3).is_err());
+        house.forget_change(change);
+    }
+    drop(house.hold_changes(3).unwrap());
 }

@@ -73,6 +73,19 @@ impl House {
         absent.into_iter().for_each(|number| self.await_guest(number));
     }
 
+    /// Devices that wait, and whose configuration names no hypervisor any more, end.
+    pub(crate) fn await_no_more(&self) {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_idle = |absent: &super::Absent| absent.waiting.is_some() && absent.config.hypervisor.is_none();
+        let idle = slots.absent.iter().filter(|(_, absent)| is_idle(absent));
+        let idle: Vec<usize> = idle.map(|(number, _)| *number).collect();
+        drop(slots);
+        for number in idle {
+            self.end_wait_of(number);
+            self.say_standing(number);
+        }
+    }
+
     /// Answers the clients of an ssd that is not here from now on, if its guest may come with it.
     pub(crate) fn await_guest(&self, number: usize) {
         let (Some(config), Ok(pools)) = (self.absent_config(number), self.pools()) else { return };
@@ -104,8 +117,13 @@ impl House {
         let (ready, readies) = channel();
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let served = planned.start(ready)?;
-        let Some(absent) = slots.absent.get_mut(&number) else {
-            served.stop();
+        // The configuration may say by now that no guest comes, and another may have been here before.
+        let is_wanted =
+            |absent: &&mut super::Absent| absent.config.hypervisor.is_some() && absent.waiting.is_none();
+        let Some(absent) = slots.absent.get_mut(&number).filter(is_wanted) else {
+            drop(slots);
+            self.end_wait(vec![served]);
+            self.say_standing(number);
             return Ok(());
         };
         // One that was held until now, or came meanwhile.

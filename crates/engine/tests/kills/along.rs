@@ -1,12 +1,15 @@
 //! What goes along with an ssd that moves: its limits, and that what is encrypted stays so; also with hosts of the release before this one.
 
-use crate::crossing::{FILE, Hosts, migrate, migrate_soon, status, steer, terms, until_it_is, until_over};
+use crate::crossing::{
+    FILE, identity_of, migrate, migrate_soon, status, steer, terms, until_it_is, until_over,
+};
 use crate::disk;
 use crate::house::House;
 use crate::load::Load;
 use api::config::{Limits, Rate};
 use api::control::{EngineRequest, MigrationTerms, PoolRequest, Request, Response, Steer};
 use guest::PATIENCE;
+use guest::hosts::Hosts;
 use guest::nvme::Sqe;
 use serde_json::{Value, json};
 use state::migration::MigrationV1;
@@ -266,7 +269,7 @@ fn a_host_of_the_release_before_takes_and_brings_ssds_as_it_did() {
     let a = start(&hosts, 0, &format!("{FILE}{LIMITS}"));
     // As a destination: it greets, skips what it does not know, and takes nothing.
     let (says, said) = channel();
-    let (identity, port) = (hosts.identity(1), TcpListener::bind(&hosts.addresses[1]).unwrap());
+    let (identity, port) = (identity_of(&hosts, 1), TcpListener::bind(&hosts.addresses[1]).unwrap());
     let former = std::thread::spawn(move || {
         for _ in 0..3 {
             let (mut stream, protocol) = identity.accept(port.accept().unwrap().0).unwrap();
@@ -309,7 +312,7 @@ fn a_host_of_the_release_before_takes_and_brings_ssds_as_it_did() {
     let mut stream = loop {
         let socket = TcpStream::connect(&hosts.addresses[1]);
         if let Ok(socket) = socket {
-            break hosts.identity(0).connect("127.0.0.1", Protocol::Control, socket).unwrap();
+            break identity_of(&hosts, 0).connect("127.0.0.1", Protocol::Control, socket).unwrap();
         }
         assert!(Instant::now() < deadline);
         std::thread::sleep(Duration::from_millis(10));

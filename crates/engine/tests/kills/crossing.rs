@@ -8,56 +8,17 @@ use api::control::{
     EngineRequest, MigrationStatus, MigrationTerms, PoolRequest, Request, Response, Steer, Timeline,
 };
 use guest::PATIENCE;
+use guest::hosts::Hosts;
 use guest::relay::Relay;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use state::migration::{DestinationStepV1, DestinationV1, MigrationV1, SourceStepV1, SourceV1};
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use transfer::tls::{Files, Identity};
 
-/// Two hosts of one authority.
-pub(crate) struct Hosts {
-    folder: tempfile::TempDir,
-    pub(crate) sections: [String; 2],
-    pub(crate) addresses: [String; 2],
-}
-
-impl Hosts {
-    pub(crate) fn new() -> Self {
-        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        std::fs::write(folder.path().join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
-        let authority = Issuer::new(params, key);
-        // Both are bound before either is given up.
-        let ports = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-        let addresses = ports.each_ref().map(|port| port.local_addr().unwrap().to_string());
-        let sections = [0, 1].map(|host| section(folder.path(), host, &authority, &addresses[host]));
-        Self { folder, sections, addresses }
-    }
-
-    /// What a host shows others.
-    pub(crate) fn identity(&self, host: usize) -> Identity {
-        let path = |what: &str| self.folder.path().join(what);
-        let (certificate, key) = (path(&format!("host-{host}.pem")), path(&format!("host-{host}.key")));
-        Identity::read(&Files { certificate, key, authority: path("ca.pem") }).unwrap()
-    }
-}
-
-fn section(folder: &Path, host: usize, authority: &Issuer<'static, KeyPair>, address: &str) -> String {
-    let path = |what: &str| -> PathBuf { folder.join(format!("host-{host}.{what}")) };
-    let key = KeyPair::generate().unwrap();
-    let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
-    std::fs::write(path("pem"), params.signed_by(&key, authority).unwrap().pem()).unwrap();
-    std::fs::write(path("key"), key.serialize_pem()).unwrap();
-    format!(
-        "[migration]\nlisten = \"{address}\"\ncertificate = \"{}\"\nkey = \"{}\"\nauthority = \"{}\"\n",
-        path("pem").display(),
-        path("key").display(),
-        folder.join("ca.pem").display()
-    )
+/// What a host shows others.
+pub(crate) fn identity_of(hosts: &Hosts, host: usize) -> Identity {
+    let [certificate, key, authority] = hosts.files(host);
+    Identity::read(&Files { certificate, key, authority }).unwrap()
 }
 
 pub(crate) const FILE: &str = "{ type = \"uring\", path = \"DIR/disk.img\", direct = false }";

@@ -1,11 +1,13 @@
 //! Ssds whose owner is on another host: whatever engine starts, it opens none of them, and serves the others.
 
-use super::crossing::Hosts;
+use super::crossing::{migrate, migrate_soon, terms, until_it_is, until_over};
 use super::disk;
 use super::house::House;
 use super::load::Load;
 use super::{FILE, RAM};
+use api::control::MigrationTerms;
 use guest::PATIENCE;
+use guest::hosts::Hosts;
 use guest::nvme::{Driver, Options};
 use state::migration::{DestinationStepV1, DestinationV1, MigrationV1, SourceStepV1, SourceV1};
 use std::io::Read;
@@ -245,4 +247,123 @@ fn an_ssd_that_is_on_its_way_is_not_removed_by_an_engine_that_has_just_begun() {
     next_engine(&house);
     house.apply_text(house.config(&[("victim", RAM)], 64) + &hosts.sections[0]).unwrap();
     house.stop();
+}
+
+/// Whether a client of a disk that is not here hears anything.
+fn is_answered(house: &House, name: &str) -> bool {
+    let stream = UnixStream::connect(house.socket(name)).unwrap();
+    let mut client = guest::vhost_user::Client::new(stream);
+    client.set_timeout(Duration::from_millis(200));
+    // GET_FEATURES
+    client.ask(1, &[]).is_ok()
+}
+
+fn until_answered(house: &House, name: &str, answered: bool) {
+    let until = Instant::now() + PATIENCE;
+    while is_answered(house, name) != answered {
+        assert!(Instant::now() < until, "{answered} does not become so");
+    }
+}
+
+#[test]
+fn that_its_guest_comes_with_an_ssd_is_said_and_taken_back_while_the_daemon_runs() {
+    let comes = format!("virtio-blk on {FILE}\njournal = \"DIR/moved.migration\"\nincoming = true\n");
+    let with_guest = format!("{comes}hypervisor = \"DIR/qmp.sock\"\n");
+    let (plain, awaited) =
+        ([("victim", RAM), ("moved", &*comes)], [("victim", RAM), ("moved", &*with_guest)]);
+    let house = House::start(&plain, 1);
+    await_state(&house, "moved", "incoming");
+    let mut load = Load::new(house.connect("victim"), 1, 8, 5);
+    assert!(!is_answered(&house, "moved"));
+    for _ in 0..2 {
+        house.apply(&awaited).unwrap();
+        until_answered(&house, "moved", true);
+        next_engine(&house);
+        until_answered(&house, "moved", true);
+        house.apply(&plain).unwrap();
+        until_answered(&house, "moved", false);
+        await_state(&house, "moved", "incoming");
+        load.run_until_progress();
+    }
+    load.finish();
+    house.stop();
+}
+
+#[test]
+fn what_is_said_of_an_ssds_coming_stays_as_it_is_while_it_is_on_its_way_or_here_and_nowhere_else() {
+    let hosts = Hosts::new();
+    let text = |house: &House, more: &str| {
+        let moved = format!("{FILE}\n{more}");
+        house.config(&[("moved", &*moved)], 64) + &hosts.sections[0]
+    };
+    let house = House::start_with(&[("moved", FILE)], 1, &hosts.sections[0]);
+    await_state(&house, "moved", "serving");
+    let refused = house.apply_text(text(&house, "incoming = true\n")).unwrap_err();
+    assert!(refused.contains("was never elsewhere"), "{refused}");
+    // Where it comes to when it comes back may be said early.
+    house.apply_text(text(&house, "hypervisor = \"/q1\"\n")).unwrap();
+    let peer = hosts.addresses[1].clone();
+    journal(&house, "moved", &MigrationV1 { peer: peer.clone(), ..at_source(SourceStepV1::Granted) });
+    for _ in 0..3 {
+        // It is asked as soon as it serves.
+        next_engine(&house);
+        let refused = house.apply_text(text(&house, "hypervisor = \"/q2\"\n")).unwrap_err();
+        assert!(refused.contains("ask again") || refused.contains("is being moved"), "{refused}");
+    }
+    let over = MigrationV1 { peer, closed: Some(true), wiped: Some(true), ..at_source(SourceStepV1::Gone) };
+    journal(&house, "moved", &over);
+    next_engine(&house);
+    house.apply_text(text(&house, "hypervisor = \"/q2\"\nincoming = true\n")).unwrap();
+    await_state(&house, "moved", "gone");
+    house.stop();
+}
+
+#[test]
+fn an_ssd_that_has_gone_is_said_to_be_larger_only_if_it_is_said_to_come_back() {
+    let house = House::start(&[("moved", FILE)], 1);
+    await_state(&house, "moved", "serving");
+    let over = MigrationV1 { closed: Some(true), wiped: Some(true), ..at_source(SourceStepV1::Gone) };
+    journal(&house, "moved", &over);
+    next_engine(&house);
+    await_state(&house, "moved", "gone");
+    let refused = house.apply_text(house.config(&[("moved", FILE)], 128)).unwrap_err();
+    assert!(
+        refused.contains("not here any more (gone)") && refused.contains("nothing has changed"),
+        "{refused}"
+    );
+    let back = format!("{FILE}\nincoming = true\n");
+    house.apply_text(house.config(&[("moved", &*back)], 128)).unwrap();
+    house.stop();
+}
+
+#[test]
+fn a_copy_that_was_kept_is_replaced_by_the_ssds_return_as_soon_as_that_is_said_and_not_before() {
+    let hosts = Hosts::new();
+    let start = |backend: &str, host: usize| House::start_with(&[("vm", backend)], 2, &hosts.sections[host]);
+    let back = format!("{FILE}\nincoming = true\n");
+    let (a, b) = (start(FILE, 0), start(&back, 1));
+    until_it_is(&b, "incoming");
+    let mut load = Load::new(a.connect("vm"), 1, 8, 9);
+    load.run_for(Duration::from_millis(100));
+    migrate_soon(&a, &hosts.addresses[1], MigrationTerms { keep_source: true, ..terms() });
+    assert_eq!(until_over(&a, || load.run_for(Duration::from_millis(20))).state, "moved");
+    until_it_is(&a, "gone");
+    let kept = std::fs::read(a.path("disk.img")).unwrap();
+    let mut load = load.leave().go_on(b.connect("vm"));
+    load.run_for(Duration::from_millis(200));
+    let refused = migrate(&b, &hosts.addresses[0], terms()).unwrap_err();
+    assert!(refused.contains("nowhere else"), "{refused}");
+    assert!(std::fs::read(a.path("disk.img")).unwrap() == kept, "it is as it was kept");
+    let engine = a.status().engine.pid;
+    let spared = format!("{back}spared = true\n");
+    a.apply_text(a.config(&[("vm", &*spared)], 64) + &hosts.sections[0]).unwrap();
+    assert!(migrate(&b, &hosts.addresses[0], terms()).unwrap_err().contains("nowhere else"));
+    a.apply_text(a.config(&[("vm", &*back)], 64) + &hosts.sections[0]).unwrap();
+    migrate_soon(&b, &hosts.addresses[0], terms());
+    assert_eq!(until_over(&b, || load.run_for(Duration::from_millis(20))).state, "moved");
+    until_it_is(&a, "serving");
+    assert_eq!(a.status().engine.pid, engine, "by the engine that had it refused");
+    load.leave().go_on(a.connect("vm")).finish();
+    a.stop();
+    b.stop();
 }

@@ -3,45 +3,8 @@
 use super::real::{Daemon, delete, read, write};
 use super::*;
 use api::control::{EngineRequest, MigrationTerms, Request};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use std::net::TcpListener;
-
-/// Where hosts of one authority listen for one another's ssds, and their part of the daemons' configurations.
-struct Hosts {
-    _folder: tempfile::TempDir,
-    addresses: [String; 2],
-    sections: [String; 2],
-}
-
-impl Hosts {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        let path = |name: &str| folder.path().join(name);
-        std::fs::write(path("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
-        let authority = Issuer::new(params, key);
-        // Both are bound before either is given up.
-        let ports = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-        let addresses = ports.each_ref().map(|port| port.local_addr().unwrap().to_string());
-        let sections = [0, 1].map(|host| {
-            let key = KeyPair::generate().unwrap();
-            let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
-            let (own, its_key) = (path(&format!("{host}.pem")), path(&format!("{host}.key")));
-            std::fs::write(&own, params.signed_by(&key, &authority).unwrap().pem()).unwrap();
-            std::fs::write(&its_key, key.serialize_pem()).unwrap();
-            format!(
-                "[migration]\nlisten = \"{}\"\ncertificate = \"{}\"\nkey = \"{}\"\nauthority = \"{}\"\n",
-                addresses[host],
-                own.display(),
-                its_key.display(),
-                path("ca.pem").display()
-            )
-        });
-        Self { _folder: folder, addresses, sections }
-    }
-}
+use guest::hosts::Hosts;
+use guest::vfio_user::Client;
 
 fn terms() -> MigrationTerms {
     // A debug build on a busy machine.
@@ -266,6 +229,76 @@ fn an_ssd_that_is_on_its_way_is_deleted_on_neither_side() {
     let mut guest = b.guest("vm");
     assert!((0..1024).all(|block| read(&mut guest, block * 8) == 0xA1));
     drop(guest);
+    a.stop();
+    b.stop();
+}
+
+/// Whether a hypervisor at the socket of an ssd hears anything.
+fn is_answered(daemon: &Daemon, ssd: &str) -> bool {
+    let Ok(mut client) = Client::connect_raw(daemon.socket(&format!("{ssd}.sock"))) else { return false };
+    client.set_timeout(Duration::from_millis(300));
+    client.greet().is_ok()
+}
+
+fn until_answered(daemon: &Daemon, ssd: &str, answered: bool) {
+    let begun = Instant::now();
+    while is_answered(daemon, ssd) != answered {
+        assert!(begun.elapsed() < PATIENCE, "{answered} does not become so");
+    }
+}
+
+/// It goes and comes back though a copy of it was kept, and neither agent is asked to delete or accept it anew.
+#[test]
+fn where_its_guest_comes_to_is_said_on_either_host_while_an_ssd_goes_there_and_back() {
+    let hosts = Hosts::new();
+    let [a, b] = hosts.sections.each_ref().map(|section| Daemon::start_with(section));
+    let (agent_a, agent_b) = (a.agent(), b.agent());
+    agent_a.done("vm", "POST", "/api/v1/ssds", &json!({"name": "vm", "size_bytes": 16 << 20}));
+    let comes_to = |agent: &Agent, id: &str, qmp: &str| {
+        agent.done(id, "PATCH", "/api/v1/ssds/vm", &json!({"hypervisor": qmp}));
+    };
+    let mut guest = a.guest("vm");
+    write(&mut guest, 7, 0xA1);
+    agent_b.done("accept", "POST", "/api/v1/ssds", &export(&agent_a, "vm"));
+    assert!(!is_answered(&b, "vm"));
+    comes_to(&agent_b, "b1", "/run/vm/one.qmp");
+    until_answered(&b, "vm", true);
+    assert_eq!(agent_b.get("/api/v1/ssds/vm")["hypervisor"], "/run/vm/one.qmp");
+    agent_b.kill();
+    migrate(&a, "vm", &hosts.addresses[1], MigrationTerms { keep_source: true, ..terms() });
+    until_phase(&agent_a, "vm", "gone");
+    drop(guest);
+    let agent_b = b.agent();
+    until_phase(&agent_b, "vm", "ready");
+    let mut guest = b.guest("vm");
+    assert_eq!(read(&mut guest, 7), 0xA1);
+    write(&mut guest, 8, 0xB2);
+    drop(guest);
+    // Another QEMU waits for it where it was.
+    assert!(!is_answered(&a, "vm"));
+    let generation = agent_a.get("/api/v1/ssds/vm")["generation"].as_u64().unwrap();
+    let stale = format!("\"{}\"", generation - 1);
+    let body = json!({"hypervisor": "/run/vm/two.qmp"}).to_string();
+    let (status, _) = agent_a.ask("PATCH", "/api/v1/ssds/vm", &[("if-match", &*stale)], Some(&body)).unwrap();
+    assert_eq!(status, 412);
+    comes_to(&agent_a, "a1", "/run/vm/two.qmp");
+    until_answered(&a, "vm", true);
+    comes_to(&agent_a, "a2", "");
+    until_answered(&a, "vm", false);
+    comes_to(&agent_a, "a3", "/run/vm/three.qmp");
+    until_answered(&a, "vm", true);
+    until_over(&a);
+    migrate(&b, "vm", &hosts.addresses[0], terms());
+    until_phase(&agent_b, "vm", "gone");
+    until_phase(&agent_a, "vm", "ready");
+    let mut guest = a.guest("vm");
+    assert_eq!((read(&mut guest, 7), read(&mut guest, 8)), (0xA1, 0xB2));
+    drop(guest);
+    // What is said survives the daemon, which has none of it in its own file.
+    until_over(&b);
+    comes_to(&agent_b, "b2", "/run/vm/four.qmp");
+    let b = b.restart();
+    until_answered(&b, "vm", true);
     a.stop();
     b.stop();
 }

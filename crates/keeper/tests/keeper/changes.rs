@@ -176,3 +176,11 @@ fn what_was_applied_outlives_keepers_and_engines() {
     assert_eq!((a.call("count"), c.call("count")), ("count 3 4".to_owned(), "count 3 4".to_owned()));
     assert!(UnixStream::connect(manager.path("b")).is_err());
 }
+
+#[test]
+fn an_engine_that_is_ready_for_a_change_nobody_waits_for_is_told_to_forget_it() {
+    let running = Running::start("answer-late");
+    running.serving();
+    done(&running.ask(&apply(running.config_of(&["a", "c"]), false)));
+    assert_eq!(names(&running), ["a", "c"]);
+}

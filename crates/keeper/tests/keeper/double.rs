@@ -81,6 +81,19 @@ impl Double {
         }
     }
 
+    /// Is ready for a change that was given up long ago, until it is told so.
+    fn answer_late(&self) {
+        self.say(&ToKeeper::Prepared(Prepared { change: 999, refused: None }), &[]);
+        loop {
+            match self.link.receive::<ToEngine>(Wait::Block) {
+                Ok(Received::Message(ToEngine::Forget { change: 999 }, _)) => return,
+                Ok(Received::Message(ToEngine::Commit { .. }, _)) => panic!("it is carried out"),
+                Ok(Received::Message(..)) => {}
+                _ => std::process::exit(0),
+            }
+        }
+    }
+
     fn say(&self, message: &ToKeeper, fds: &[&OwnedFd]) {
         let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
         self.link.send(message, &fds).expect("the keeper listens");
@@ -114,6 +127,9 @@ impl Double {
             ToEngine::Start => self.start(),
             ToEngine::Prepare(_) if self.has("die-at-prepare") => kill_myself(),
             ToEngine::Prepare(change) => {
+                if self.has("answer-late") {
+                    self.answer_late();
+                }
                 let refused = self.has("refuse-change").then(|| "the drive is in use".to_owned());
                 self.ssds = change.added;
                 self.say(&ToKeeper::Prepared(Prepared { change: change.change, refused }), &[]);

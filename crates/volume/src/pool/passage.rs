@@ -114,11 +114,15 @@ impl Pool {
         }
     }
 
-    /// What has come in part is nobody's past.
+    /// What has come in part is nobody's past, and what has gone is nothing: its extents are given back, or are about to be.
     pub(super) fn may_derive(&self, id: VolumeId) -> Result<(), PoolError> {
         match record_of(&self.known(id)?.saved)? {
             Some(record) if matches!(record.step(), "incoming" | "dropped") => {
                 Err(refusal(id, format!("it is {}: what is here of it is not whole", record.step())))
+            }
+            Some(record) if record.step() == "gone" && record.keep != Some(true) => {
+                let what = format!("it is at another host ({:?}): nothing of it is left here", record.peer);
+                Err(refusal(id, what))
             }
             _ => Ok(()),
         }

@@ -1,5 +1,6 @@
 //! What may be done with a volume by the journal of its migrations, and what a drive may say of it.
 
+use state::migration::MigrationV1;
 use state::pool::{ChangeV1, RECORD_MAGIC, RecordV1, VolumeV1};
 use volume::steward::{News, Steward};
 use volume::{Pool, PoolError, Provisioning, VolumeId, check};
@@ -11,6 +12,7 @@ use crate::world::{MIB, formatted, former_build_refuses, open_as, record, spec};
 /// Steps, as `record` numbers them.
 const STEPS: std::ops::Range<u32> = 0..14;
 const GRANTED: u32 = 1;
+const GONE: u32 = 2;
 const INCOMING: u32 = 8;
 const READY: u32 = 9;
 const OWNED: u32 = 10;
@@ -53,7 +55,8 @@ fn each_step_allows_what_its_owner_and_its_content_allow() {
     let serve = [0, 3, 4, 5, 6, 10, 11];
     let land = [2, 7, 8, 12, 13];
     let delete = [2, 4, 5, 6, 7, 10, 11, 12, 13];
-    let not_whole = [8, 12];
+    // What has gone is nothing, unless it was kept.
+    let not_whole = [2, 8, 12];
     for step in STEPS {
         let (_, pool, id) = at(step);
         assert_eq!(pool.may_serve(id).is_ok(), serve.contains(&step), "serving at {step}");
@@ -71,6 +74,10 @@ fn each_step_allows_what_its_owner_and_its_content_allow() {
         let deleted = steward.delete(id);
         assert_eq!(deleted.is_ok(), delete.contains(&step), "a delete at {step}");
     }
+    let (_, mut pool, id) = at(GONE);
+    let kept = MigrationV1 { keep: Some(true), ..record(GONE, 0, 0).0 };
+    pool.set_passage(id, &kept.to_bytes().expect("sound")).expect("the same step");
+    Steward::new(pool, Nothing).clone_volume(id, "clone", [9; 16]).expect("it was kept");
 }
 
 #[test]

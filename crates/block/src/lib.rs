@@ -153,8 +153,8 @@ pub trait Backend {
     /// Requests taken and not yet returned.
     fn in_flight(&self) -> usize;
 
-    /// Requests whose memory or range the drive itself may be using now. Fewer than [`Backend::in_flight`] where some wait for
-    /// something else than the drive; a process that ends may leave those to its successor.
+    /// Requests whose memory or range the drive itself may be using now, or will by the next `poll`. Fewer than
+    /// [`Backend::in_flight`] where some wait for something else than the drive; a process that ends may leave those to its successor.
     fn at_drive(&self) -> usize {
         self.in_flight()
     }

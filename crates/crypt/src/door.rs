@@ -249,6 +249,10 @@ impl Backend for Crypt {
         SLOTS - self.free.len() + self.ended.len()
     }
 
+    fn at_drive(&self) -> usize {
+        self.lower.at_drive() + self.stalled.len() + self.ended.len()
+    }
+
     fn wake_fd(&self) -> Option<RawFd> {
         // What has ended here, or waits for room, no descriptor tells.
         if self.ended.is_empty() && self.stalled.is_empty() { self.lower.wake_fd() } else { None }

@@ -96,6 +96,10 @@ impl Sink for Desk {
         submitted
     }
 
+    fn is_drive_idle(&self) -> bool {
+        self.backend.at_drive() == 0
+    }
+
     #[inline]
     fn waited_since(&mut self, since: Now) {
         self.meter.waited_since(since);

@@ -17,6 +17,11 @@ pub trait Sink {
     /// [`GroupEvent::MemoryAdopted`] for a newer map; buffers of the group's own live as long as the group, which is dropped
     /// only after the backend or when [`QueueGroup::in_flight`](crate::group::QueueGroup::in_flight) is 0.
     fn submit(&mut self, request: &block::Request<'_>) -> block::Submitted;
+    /// Whether the drive is at work on nothing of this reactor's for this ssd: what was submitted and has not ended waits for something
+    /// else, such as space, and may be left to whoever is next. A backend that knows no such waiting need not say so.
+    fn is_drive_idle(&self) -> bool {
+        false
+    }
     /// What is submitted from now on was not there yet at `since`. Said before the first of a run of commands; for measuring only.
     fn waited_since(&mut self, _since: block::Now) {}
     /// Raises an interrupt vector.
@@ -136,6 +141,12 @@ pub enum GroupCommand {
         /// Acknowledged with.
         id: u32,
     },
+    /// As a pause, for a group of another process: acknowledged also while requests wait at the backend for something else than the drive
+    /// ([`Sink::is_drive_idle`]). They may end later, here as well as there; so the next group begins only when this process is gone.
+    Freeze {
+        /// Acknowledged with.
+        id: u32,
+    },
     /// The exclusivity asked for by [`GroupEvent::WantExclusive`] holds.
     Granted {
         /// The ticket.
@@ -159,7 +170,8 @@ impl GroupCommand {
             | Self::Hold { id, .. }
             | Self::ShadowDoorbells { id, .. }
             | Self::Reset { id }
-            | Self::Pause { id } => Some(*id),
+            | Self::Pause { id }
+            | Self::Freeze { id } => Some(*id),
             _ => None,
         }
     }

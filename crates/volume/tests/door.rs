@@ -194,7 +194,9 @@ fn a_write_to_an_unmapped_extent_waits_for_the_extent_and_others_do_not() {
     assert_eq!((world.door.in_flight(), world.door.at_drive()), (1, 0));
     world.set(0, Entry::Mapped { physical: 0 });
     world.set(1, Entry::Shared { physical: 9 });
+    assert_eq!(world.door.at_drive(), 1, "by the next poll it is there");
     assert_eq!(world.end_all(), [], "one piece went, the other would change what others read");
+    assert_eq!((world.door.in_flight(), world.door.at_drive()), (1, 0));
     world.set(1, Entry::Mapped { physical: 1 });
     assert_eq!(world.end_all(), [(Token(1), Outcome::Done)]);
     let at = (DATA + EXTENT - 4096) as usize;

@@ -1,4 +1,7 @@
 //! Coming to rest for another process: nothing new begins, what is at the drive ends, all else stays in the region.
+//!
+//! What waits for space in a pool is not at the drive: it stays in the region, too, and is begun again by who comes next. There is no way
+//! back: who froze ends with its process, so nobody here ever goes on with what was left.
 
 use super::Home;
 use crate::message::Answer;
@@ -45,7 +48,7 @@ impl Home {
                 break;
             }
         }
-        let quiet = self.links.is_frozen() && self.seat.desk.backend.in_flight() == 0;
+        let quiet = self.links.is_frozen() && self.seat.desk.backend.at_drive() == 0;
         if let Some(reply) = self.freezing.reply.take_if(|_| quiet) {
             let _ = reply.send(Answer::Done);
         }

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Acknowledgement ids of the engine's own, which no controller uses.
 const PAUSE: u32 = u32::MAX;
+const FREEZE: u32 = u32::MAX - 1;
 const RESUME: u32 = 0;
 
 /// How long what is at the drive may take to end before a home that is to go to another shared reactor stays where it is. Its guest's next
@@ -113,6 +114,11 @@ pub(super) enum Moving {
         left: usize,
     },
     Paused,
+    /// Nowhere any more: another process goes on.
+    Freezing {
+        left: usize,
+    },
+    Frozen,
 }
 
 impl Links {
@@ -273,6 +279,7 @@ impl Links {
         }
         if let Some(id) = command.acknowledged_by()
             && id != PAUSE
+            && id != FREEZE
         {
             let is_hold = matches!(command, GroupCommand::Hold { .. });
             self.gathers.push(Gather { id, left: places.len(), is_hold });
@@ -355,6 +362,15 @@ impl Links {
             }
             return false;
         }
+        if let Moving::Freezing { left } = &mut self.moving
+            && id == FREEZE
+        {
+            *left = left.saturating_sub(1);
+            if *left == 0 {
+                self.moving = Moving::Frozen;
+            }
+            return false;
+        }
         let Some(at) = self.gathers.iter().position(|gather| gather.id == id) else { return false };
         self.gathers[at].left = self.gathers[at].left.saturating_sub(1);
         if self.gathers[at].left > 0 {
@@ -428,7 +444,11 @@ impl Links {
                 let left = self.broadcast(seat, &GroupCommand::Pause { id: PAUSE });
                 self.moving = Moving::Pausing { left };
             }
-            Moving::No | Moving::Pausing { .. } | Moving::Paused => {}
+            Moving::No
+            | Moving::Pausing { .. }
+            | Moving::Paused
+            | Moving::Freezing { .. }
+            | Moving::Frozen => {}
         }
     }
 
@@ -457,11 +477,11 @@ impl Links {
         now >= self.again
     }
 
-    /// Every group ends what it began, whatever else is under way.
+    /// Every group ends what the drive has of it, whatever else is under way: also one that pauses already, which would wait for more.
     pub(super) fn freeze(&mut self, seat: &Seat) {
-        if !self.is_pausing() {
-            let left = self.broadcast(seat, &GroupCommand::Pause { id: PAUSE });
-            self.moving = Moving::Pausing { left };
+        if !matches!(self.moving, Moving::Freezing { .. } | Moving::Frozen) {
+            let left = self.broadcast(seat, &GroupCommand::Freeze { id: FREEZE });
+            self.moving = Moving::Freezing { left };
         }
     }
 
@@ -472,12 +492,15 @@ impl Links {
 
     /// Every group has.
     pub(super) fn is_frozen(&self) -> bool {
-        self.moving == Moving::Paused
+        self.moving == Moving::Frozen
     }
 
     /// The groups are pausing or paused: nothing new may be asked of them that a successor would not hear of.
     pub(super) fn is_pausing(&self) -> bool {
-        matches!(self.moving, Moving::Pausing { .. } | Moving::Paused)
+        matches!(
+            self.moving,
+            Moving::Pausing { .. } | Moving::Paused | Moving::Freezing { .. } | Moving::Frozen
+        )
     }
 
     pub(super) fn is_moving(&self) -> bool {
@@ -652,6 +675,19 @@ mod tests {
         links.supersede(&GroupCommand::Reset { id: 4 });
         assert!(!links.acknowledged(PAUSE));
         assert_eq!(links.moving, Moving::Wanted);
+    }
+
+    #[test]
+    fn a_home_that_pauses_freezes_when_every_group_says_so_anew() {
+        let (mut links, seat) = (links(), crate::seat::tests::seat());
+        links.send_to_queue(&seat, 1, GroupCommand::CreateCq { cqid: 1 });
+        links.send_to_queue(&seat, 2, GroupCommand::CreateCq { cqid: 2 });
+        links.moving = Moving::Pausing { left: 2 };
+        (0..2).for_each(|_| links.freeze(&seat));
+        assert!(!links.acknowledged(PAUSE), "of the pause before");
+        assert!(!links.acknowledged(PAUSE) && !links.is_frozen());
+        assert!(!links.acknowledged(FREEZE) && !links.is_frozen() && links.is_pausing());
+        assert!(!links.acknowledged(FREEZE) && links.is_frozen() && links.is_pausing());
     }
 
     fn hold(id: u32) -> GroupCommand {

@@ -201,7 +201,8 @@ impl VhostSeat {
         if !self.desk.reports.is_empty() {
             self.tell();
         }
-        if self.pause.is_some() && self.desk.backend.in_flight() == 0 && self.group.in_flight() == 0 {
+        // What waits for space is left to the next engine, by the in-flight regions: there is no way back from this pause.
+        if self.pause.is_some() && self.desk.backend.at_drive() == 0 {
             self.paused();
         }
     }

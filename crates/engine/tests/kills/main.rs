@@ -18,6 +18,7 @@ mod management;
 mod many;
 mod memory;
 mod metrics;
+mod parked;
 mod passage;
 mod passengers;
 mod reactors;

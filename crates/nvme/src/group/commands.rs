@@ -54,6 +54,10 @@ impl QueueGroup {
                 self.give_up_tickets(sink);
                 self.drains.pause(id);
             }
+            GroupCommand::Freeze { id } => {
+                self.give_up_tickets(sink);
+                self.drains.freeze(id);
+            }
             GroupCommand::Granted { ticket } => self.granted(ticket, sink),
             GroupCommand::Persisted { ticket, ok } => self.persisted(ticket, ok, sink),
         }

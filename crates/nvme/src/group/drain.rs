@@ -51,6 +51,8 @@ struct Yield {
 enum Stop {
     Reset,
     Pause,
+    /// A pause before the end of the process.
+    Freeze,
 }
 
 /// See the module.
@@ -142,6 +144,12 @@ impl Drains {
         self.stop = Some((Stop::Pause, id, false));
         self.watch();
     }
+
+    pub(super) fn freeze(&mut self, id: u32) {
+        self.lull = None;
+        self.stop = Some((Stop::Freeze, id, false));
+        self.watch();
+    }
 }
 
 impl QueueGroup {
@@ -164,7 +172,7 @@ impl QueueGroup {
 
     fn check_holds(&mut self, sink: &mut impl Sink) {
         let Self { drains, sqs, .. } = self;
-        let pausing = matches!(drains.stop, Some((Stop::Pause, ..)));
+        let pausing = matches!(drains.stop, Some((Stop::Pause | Stop::Freeze, ..)));
         for hold in drains.holds.iter_mut().filter(|hold| !hold.acknowledged) {
             // While the group pauses nothing goes on by itself: what would is the next group's.
             let is_running =
@@ -264,7 +272,9 @@ impl QueueGroup {
 
     fn check_stop(&mut self, sink: &mut impl Sink) {
         let Some((stop, id, acknowledged)) = self.drains.stop else { return };
-        if self.at_backend > 0 || acknowledged {
+        // A command that waits before the drive has no answer in the region: the next process begins it again.
+        let rests = self.at_backend == 0 || stop == Stop::Freeze && sink.is_drive_idle();
+        if !rests || acknowledged {
             return;
         }
         if stop == Stop::Reset {

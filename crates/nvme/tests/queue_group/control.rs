@@ -235,6 +235,40 @@ fn another_group_goes_on_where_a_paused_one_stopped() {
     assert_eq!(world.reap().len(), 5);
 }
 
+/// Ours: docs/decisions/0017.
+#[test]
+fn a_freeze_does_not_wait_for_what_waits_for_space_and_the_next_group_begins_it_again() {
+    let mut world = World::new();
+    world.drive.mode = Mode::Later;
+    put_reads(&mut world, 3, 1);
+    world.turn();
+    let said = |world: &World, id| world.drive.events.contains(&GroupEvent::Acknowledged { id });
+    // A pause waits for all: its group and the next one are in one process.
+    for (stop, id) in [(GroupCommand::Pause { id: 1 }, 1), (GroupCommand::Freeze { id: 2 }, 2)] {
+        world.drive.idle = id == 1;
+        world.tell(stop);
+        world.turn();
+        assert!(!said(&world, id), "{id}");
+    }
+    world.deliver_one();
+    world.drive.idle = true;
+    world.turn();
+    assert!(said(&world, 2) && !said(&world, 1));
+    assert_eq!((world.group.in_flight(), world.reap().len()), (2, 1), "what was left has no answer");
+    world.succeed();
+    world.drive.later.clear();
+    world.turn();
+    assert_eq!(world.drive.later.len(), 2, "begun again");
+    world.deliver();
+    assert_eq!(world.reap().len(), 2, "each answered once");
+    // A reset waits for all, too: the guest may take its memory away then.
+    put_reads(&mut world, 1, 1);
+    world.turn();
+    world.tell(GroupCommand::Reset { id: 3 });
+    world.turn();
+    assert!(!said(&world, 3));
+}
+
 /// Base 2.1, 5.1.1.
 #[test]
 fn a_command_that_has_not_begun_can_be_aborted() {

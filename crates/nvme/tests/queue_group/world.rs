@@ -40,6 +40,8 @@ pub(crate) struct Drive {
     pub(crate) disk: Vec<u8>,
     pub(crate) mode: Mode,
     pub(crate) later: VecDeque<(Token, Outcome)>,
+    /// What is there waits for something else than the drive.
+    pub(crate) idle: bool,
     pub(crate) fault: Option<Fault>,
     pub(crate) requests: Vec<(Op, block::Range)>,
     pub(crate) interrupts: Vec<u16>,
@@ -90,6 +92,9 @@ impl Sink for Drive {
         }
         self.later.push_back((request.token, outcome));
         Submitted::Queued
+    }
+    fn is_drive_idle(&self) -> bool {
+        self.idle
     }
     fn interrupt(&mut self, vector: u16) {
         self.interrupts.push(vector);
@@ -162,6 +167,7 @@ impl World {
             disk: (0..DISK_BYTES).map(|i| (i / 512 * 7 + i % 251) as u8).collect(),
             mode: Mode::AtOnce,
             later: VecDeque::new(),
+            idle: false,
             fault: None,
             requests: Vec::new(),
             interrupts: Vec::new(),

@@ -10,7 +10,8 @@
 //! The map and the allocator belong to the pool's thread (see [`Gate`]); a door never changes an entry and never waits. What is
 //! parked disturbs nothing else of the door.
 //!
-//! Not done here: a request that was parked cannot be taken back. It is answered when its pool has space, or is closed.
+//! Not done here: a request that was parked cannot be taken back. It is answered when its pool has space, or is closed. A process that ends
+//! need not wait for it ([`Backend::at_drive`]).
 #![expect(unsafe_code, reason = "guest memory is handed to the drive, or filled with zeros")]
 // UNSAFETY: two uses of the promise made to `Backend::submit` (the memory stays mapped until the token is returned, or the door is
 // dropped): it is passed on to the lower backend with the pieces of a request, and segments of a request that has not ended are filled.
@@ -510,7 +511,9 @@ impl<B: Backend + ?Sized> Backend for Door<B> {
     }
 
     fn at_drive(&self) -> usize {
-        self.lower.in_flight()
+        // What the next poll lets go is as good as there.
+        let going = if self.gate().changes() == self.seen { 0 } else { self.parked.len() };
+        self.lower.in_flight() + self.roomless.len() + self.ended.len() + going
     }
 
     fn wake_fd(&self) -> Option<RawFd> {

@@ -159,6 +159,10 @@ pub trait Backend {
         self.in_flight()
     }
 
+    /// Who asked for these wants them no more: those that wait for space end with [`Fault::NoSpace`], by the next `poll`. Parts of a write
+    /// may have landed. All others end as they would. Nothing where nothing waits for space.
+    fn give_up_waiting(&mut self, _whose: &dyn Fn(Token) -> bool) {}
+
     /// A descriptor that becomes readable when `poll` has something to return, for an idle reactor to sleep on.
     /// `None`: only polling moves things on, so do not sleep while anything is in flight.
     /// A sleep may also end early with `EINTR`: that, too, means `poll`.

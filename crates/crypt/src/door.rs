@@ -253,6 +253,12 @@ impl Backend for Crypt {
         self.lower.at_drive() + self.stalled.len() + self.ended.len()
     }
 
+    fn give_up_waiting(&mut self, whose: &dyn Fn(Token) -> bool) {
+        let Self { lower, slots, .. } = self;
+        let slot = |Token(index)| slots.get(usize::try_from(index).ok()?);
+        lower.give_up_waiting(&|index| slot(index).is_some_and(|slot| whose(slot.token)));
+    }
+
     fn wake_fd(&self) -> Option<RawFd> {
         // What has ended here, or waits for room, no descriptor tells.
         if self.ended.is_empty() && self.stalled.is_empty() { self.lower.wake_fd() } else { None }

@@ -163,6 +163,10 @@ impl Seat {
     ) -> Turn {
         let mut turn = Turn::default();
         self.desk.meter.turn(now);
+        if self.group.is_clearing() {
+            let Self { desk, group, .. } = self;
+            desk.backend.give_up_waiting(&|token| !is_controllers(token) && group.is_unwanted(token));
+        }
         if self.desk.backend.in_flight() > 0 {
             self.desk.backend.poll(&mut self.done);
             turn.work = self.done.len();

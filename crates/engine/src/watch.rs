@@ -255,6 +255,10 @@ impl Backend for SeatDoor {
         self.door.at_drive()
     }
 
+    fn give_up_waiting(&mut self, whose: &dyn Fn(Token) -> bool) {
+        self.door.give_up_waiting(whose);
+    }
+
     fn wake_fd(&self) -> Option<RawFd> {
         self.door.wake_fd()
     }

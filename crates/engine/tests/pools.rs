@@ -164,6 +164,43 @@ fn a_full_pool_parks_writes_and_lets_them_go_when_space_appears() {
 }
 
 #[test]
+fn a_guest_that_deletes_a_queue_or_resets_its_controller_waits_for_no_write_that_waits_for_space() {
+    let key = "encryption = { key_command = [\"/bin/sh\", \"-c\", \"printf %0128d 1\"] }";
+    let sealed = format!("{THIN}\n{key}");
+    let host = Host::start_with_pool("64MiB", &[("a", THIN), ("plain", THIN), ("sealed", &sealed)], 2);
+    let mut a = connect(&host, "a");
+    let mut extent = 0;
+    while pool(&host).free > 0 {
+        write(&mut a, 1, extent * EXTENT, &[9; 512]);
+        extent += 1;
+    }
+    for name in ["plain", "sealed"] {
+        let mut driver = connect(&host, name);
+        for qid in 2..=3 {
+            driver.create_queue_pair(qid, 16).unwrap();
+        }
+        let buffer = driver.ram().clone().alloc_with(&[3; 4096]).unwrap();
+        let sqe = |extent: u64| Sqe::new(1).nsid(1).prp(buffer.iova(), 0).qword(10, extent * EXTENT).cdw12(7);
+        let waiting = pool(&host).waiting;
+        let parked: Vec<_> = (1..=3).map(|qid| driver.submit(qid, sqe(u64::from(qid))).unwrap()).collect();
+        let deadline = Instant::now() + PATIENCE;
+        while pool(&host).waiting < waiting + 3 {
+            assert!(Instant::now() < deadline);
+        }
+        driver.delete_sq(2).unwrap();
+        let aborted = driver.wait(2, parked[1]).unwrap();
+        assert_eq!(aborted.status.code(), (0, 0x08), "Command Aborted due to SQ Deletion");
+        for qid in [1, 3] {
+            assert!(driver.poll(qid).unwrap().is_none(), "the others wait on");
+        }
+        driver.enable().unwrap();
+        driver.create_queue_pair(1, 16).unwrap();
+        drop(read(&mut driver, 1, 3 * EXTENT, 4096));
+    }
+    host.stop();
+}
+
+#[test]
 fn a_daemon_that_stops_does_not_wait_for_space() {
     let host = Host::start_with_pool("64MiB", &[("a", THIN), ("b", THIN)], 1);
     let mut a = connect(&host, "a");

@@ -185,6 +185,22 @@ impl QueueGroup {
         self.at_backend
     }
 
+    /// Queues are waited for that are being deleted or reset: what only waits for space need not be ([`QueueGroup::is_unwanted`]).
+    #[inline]
+    #[must_use]
+    pub fn is_clearing(&self) -> bool {
+        self.at_backend > 0
+            && self.drains.is_watching()
+            && self.sqs.iter().flatten().any(|sq| sq.deleting || sq.dead)
+    }
+
+    /// Whether this request is of a queue that is being deleted or reset: it may as well fail, so that the host need not wait for it.
+    #[must_use]
+    pub fn is_unwanted(&self, token: Token) -> bool {
+        let sq = command_of(token).and_then(|(sqid, _)| self.sqs.get(usize::from(sqid))?.as_ref());
+        sq.is_some_and(|sq| sq.deleting || sq.dead)
+    }
+
     /// Completion queues, each with its submission queues.
     #[must_use]
     pub fn pairs(&self) -> usize {
@@ -510,6 +526,10 @@ impl QueueGroup {
         }
         let access = if live.kind == Kind::Read { Access::Read } else { Access::Change };
         let begun = match &mut live.job {
+            // Given up for the deletion, or as well as.
+            None if sq.deleting && outcome == Outcome::Failed(block::Fault::NoSpace) => {
+                Begun::Ended(Err(Refusal::transient(Status::ABORTED_SQ_DELETION)))
+            }
             None => Begun::Ended(
                 ended(outcome, access).map_err(|refusal| refusal.at(lba_of(&sq.queue, &self.region, slot))),
             ),

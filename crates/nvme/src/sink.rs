@@ -64,7 +64,8 @@ pub enum GroupCommand {
         /// Submission queue.
         sqid: u16,
     },
-    /// Stop fetching, answer what is accepted, and let go: [`GroupEvent::SqDeleted`].
+    /// Stop fetching, answer what is accepted, and let go: [`GroupEvent::SqDeleted`]. What waits for space may be aborted
+    /// ([`QueueGroup::is_unwanted`](crate::group::QueueGroup::is_unwanted)).
     DeleteSq {
         /// Submission queue.
         sqid: u16,

@@ -208,6 +208,31 @@ fn a_write_to_an_unmapped_extent_waits_for_the_extent_and_others_do_not() {
 }
 
 #[test]
+fn what_waits_for_space_and_is_not_wanted_any_more_fails_when_its_pieces_have_come_back() {
+    let mut world = World::new(4, true, 64);
+    world.set(0, Entry::Mapped { physical: 5 });
+    world.set(3, Entry::Mapped { physical: 6 });
+    let (mut half, mut whole, mut kept) = (vec![1; 8192], vec![2; 4096], vec![3; 4096]);
+    assert_eq!(world.submit(1, WRITE, EXTENT - 4096, &mut half), Submitted::Queued);
+    assert_eq!(world.submit(2, WRITE, EXTENT, &mut whole), Submitted::Queued);
+    assert_eq!(world.submit(3, WRITE, 2 * EXTENT, &mut kept), Submitted::Queued);
+    assert_eq!(world.submit(4, TRIM, 3 * EXTENT, &mut vec![0; EXTENT as usize]), Submitted::Queued);
+    world.door.give_up_waiting(&|token| token != Token(3));
+    let failed = |token| (Token(token), Outcome::Failed(Fault::NoSpace));
+    let mut done = Vec::with_capacity(8);
+    world.door.poll(&mut done);
+    assert_eq!(done, [failed(2)], "one has a piece at the drive, one is wanted, one is a release");
+    assert_eq!(world.end_all(), [failed(1)]);
+    assert_eq!((world.door.in_flight(), world.door.at_drive()), (2, 0));
+    // The space comes: nothing is written for what was given up.
+    world.set(1, Entry::Mapped { physical: 1 });
+    world.set(2, Entry::Mapped { physical: 2 });
+    assert_eq!(world.end_all(), [(Token(3), Outcome::Done)]);
+    let at = (DATA + EXTENT) as usize;
+    assert!(world.bytes.borrow()[at..at + 4096].iter().all(|byte| *byte != 2), "given up");
+}
+
+#[test]
 fn no_grace_is_over_while_a_request_by_the_old_map_is_at_the_drive() {
     let mut world = World::new(4, true, 64);
     world.set(0, Entry::Mapped { physical: 3 });

@@ -264,9 +264,35 @@ fn a_freeze_does_not_wait_for_what_waits_for_space_and_the_next_group_begins_it_
     // A reset waits for all, too: the guest may take its memory away then.
     put_reads(&mut world, 1, 1);
     world.turn();
+    assert!(!world.group.is_clearing());
     world.tell(GroupCommand::Reset { id: 3 });
     world.turn();
-    assert!(!said(&world, 3));
+    assert!(!said(&world, 3) && world.group.is_clearing());
+    assert!(world.group.is_unwanted(world.drive.later[0].0));
+    world.deliver();
+    world.turn();
+    assert!(said(&world, 3) && !world.group.is_clearing());
+}
+
+/// Base 2.1, 5.2.4. Ours: docs/decisions/0017.
+#[test]
+fn what_waits_for_space_in_a_queue_that_is_deleted_is_given_up_and_aborted() {
+    let mut world = World::new();
+    world.drive.mode = Mode::Later;
+    put_reads(&mut world, 2, 1);
+    world.turn();
+    assert!(!world.group.is_clearing() && !world.group.is_unwanted(world.drive.later[0].0));
+    world.tell(GroupCommand::DeleteSq { sqid: 1 });
+    world.turn();
+    assert!(world.group.is_clearing());
+    assert!(world.drive.later.iter().all(|(token, _)| world.group.is_unwanted(*token)));
+    world.drive.later[0].1 = block::Outcome::Failed(block::Fault::NoSpace);
+    world.deliver();
+    world.turn();
+    let mut said: Vec<_> = world.reap().iter().map(|done| done.status.bare()).collect();
+    said.sort_by_key(|status| *status != Status::SUCCESS);
+    assert_eq!(said, [Status::SUCCESS, Status::ABORTED_SQ_DELETION]);
+    assert!(world.drive.events.contains(&GroupEvent::SqDeleted { sqid: 1 }));
 }
 
 /// Base 2.1, 5.1.1.

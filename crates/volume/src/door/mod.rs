@@ -10,8 +10,8 @@
 //! The map and the allocator belong to the pool's thread (see [`Gate`]); a door never changes an entry and never waits. What is
 //! parked disturbs nothing else of the door.
 //!
-//! Not done here: a request that was parked cannot be taken back. It is answered when its pool has space, or is closed. A process that ends
-//! need not wait for it ([`Backend::at_drive`]).
+//! Who does not want a parked request any more has it fail ([`Backend::give_up_waiting`]), and a process that ends need not wait for it
+//! ([`Backend::at_drive`]). Not done here: what the allocator was asked for is not taken back. It gives the extent when it has one.
 #![expect(unsafe_code, reason = "guest memory is handed to the drive, or filled with zeros")]
 // UNSAFETY: two uses of the promise made to `Backend::submit` (the memory stays mapped until the token is returned, or the door is
 // dropped): it is passed on to the lower backend with the pieces of a request, and segments of a request that has not ended are filled.
@@ -28,7 +28,7 @@ use crate::{Entry, ExtentMap, VolumeId};
 use block::{Backend, Completion, Fault, Limits, Op, Outcome, Range, Request, Submitted, Token};
 use flights::{Flight, Flights, Owner};
 use gate::{Pass, Stamp};
-use job::{Jobs, Wait};
+use job::{Job, Jobs, Wait};
 use memory::{MemoryMap, Segment};
 use std::collections::VecDeque;
 use std::os::fd::RawFd;
@@ -514,6 +514,21 @@ impl<B: Backend + ?Sized> Backend for Door<B> {
         // What the next poll lets go is as good as there.
         let going = if self.gate().changes() == self.seen { 0 } else { self.parked.len() };
         self.lower.in_flight() + self.roomless.len() + self.ended.len() + going
+    }
+
+    /// A release is not given up: it is answered soon, and may take back what is written after it.
+    fn give_up_waiting(&mut self, whose: &dyn Fn(Token) -> bool) {
+        for at in std::mem::take(&mut self.parked) {
+            let unwanted = |job: &&mut Job| matches!(job.wait, Wait::Extent) && whose(job.token);
+            let Some(job) = self.jobs.get(at).filter(unwanted) else {
+                self.parked.push(at);
+                continue;
+            };
+            job.give_up(Outcome::Failed(Fault::NoSpace));
+            if job.is_over() {
+                self.ended.extend(self.jobs.remove(at));
+            }
+        }
     }
 
     fn wake_fd(&self) -> Option<RawFd> {

@@ -1,6 +1,7 @@
 //! The agent is ended between any two effects, and the next one goes on.
 
 mod changes;
+mod keys;
 mod moves;
 mod world;
 
@@ -36,12 +37,15 @@ impl Host {
     fn new() -> Self {
         // In memory, if there is such a folder: some thousand transactions, each durable.
         let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
-        std::fs::create_dir(folder.path().join("ssds")).unwrap();
+        for name in ["ssds", "keys"] {
+            std::fs::create_dir(folder.path().join(name)).unwrap();
+        }
         Self { folder, world: Arc::default(), ends: 0 }
     }
 
     fn place(&self) -> Place {
-        Place { ssds: self.folder.path().join("ssds"), sockets: self.folder.path().to_owned() }
+        let folder = self.folder.path();
+        Place { ssds: folder.join("ssds"), sockets: folder.to_owned(), keys: folder.join("keys") }
     }
 
     fn agent(&self) -> (Book, Work) {

@@ -218,6 +218,7 @@ fn create_ssd(sqlite: &Connection, place: &Place, body: &SsdCreate, terms: &Term
         let text = format!("what it is to begin with has {least_bytes} bytes");
         return Err(Refusal::conflict(text, "give it that size, or more"));
     }
+    let key = pool::key(body, source.as_ref(), terms)?;
     let limits = body.limits.clone().or_else(|| flavor.map(|flavor| flavor.limits)).unwrap_or_default();
     check_limits(&limits)?;
     check_socket(place, body)?;
@@ -238,6 +239,7 @@ fn create_ssd(sqlite: &Connection, place: &Place, body: &SsdCreate, terms: &Term
         nqn: identity.nqn,
         hypervisor: body.hypervisor.clone(),
         superseded: false,
+        key,
     };
     incoming::check(&uuid, &spec)?;
     Ok(Wish::SsdCreate { name: body.name.clone(), uuid, spec })

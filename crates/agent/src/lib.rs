@@ -15,11 +15,12 @@
 //! The daemon serves what it was last told, whether there is an agent or not. The agent may be killed at any instruction: an
 //! operation that was accepted (202) is written down, and the next agent takes it to its end.
 //!
-//! What is NOT done: more than one host; keys for encryption; pools carved by namespaces.
+//! What is NOT done: more than one host; keys from a service; pools carved by namespaces.
 #![forbid(unsafe_code)]
 
 mod book;
 mod desired;
+mod keys;
 mod page;
 mod place;
 mod plane;
@@ -84,6 +85,8 @@ pub fn run(options: Options, stop: OwnedFd) -> anyhow::Result<()> {
     for folder in [&options.place.ssds, &options.place.sockets] {
         std::fs::create_dir_all(folder).with_context(|| format!("{}: cannot be made", folder.display()))?;
     }
+    keys::make_folder(&options.place.keys)
+        .with_context(|| format!("{}: cannot be made", options.place.keys.display()))?;
     let over_tcp = options.tls.as_ref().map(tls::Listener::bind).transpose()?;
     let store = Store::open(&options.state)?;
     let socket = serve::Socket::bind(&options.socket, options.mode)?;

@@ -13,6 +13,8 @@ pub struct Place {
     pub ssds: PathBuf,
     /// The sockets of ssds.
     pub sockets: PathBuf,
+    /// The keys of encrypted ssds.
+    pub keys: PathBuf,
 }
 
 impl Place {

@@ -34,7 +34,15 @@ struct Entry {
     profile: Option<String>,
     backend: Backend,
     #[serde(skip_serializing_if = "Option::is_none")]
+    encryption: Option<Encryption>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     limits: Option<LimitsEntry>,
+}
+
+/// Where its key is, never the key.
+#[derive(Serialize)]
+struct Encryption {
+    key_file: String,
 }
 
 #[derive(Serialize)]
@@ -123,7 +131,7 @@ pub(crate) fn check_limits(limits: &Limits) -> Result<(), String> {
 
 /// What it has against an ssd that is wished so, wherever it would lie.
 pub(crate) fn check(uuid: &str, spec: &SsdSpec) -> Result<(), String> {
-    let place = Place { ssds: "/".into(), sockets: "/".into() };
+    let place = Place { ssds: "/".into(), sockets: "/".into(), keys: "/keys".into() };
     let ssd = SsdRow {
         name: "ssd".to_owned(),
         uuid: uuid.to_owned(),
@@ -157,6 +165,11 @@ fn entry(ssd: &SsdRow, place: &Place) -> Entry {
         nqn: ssd.spec.nqn.clone(),
         profile: ssd.spec.profile(),
         limits: (!ssd.spec.limits.is_empty()).then(|| limits_entry(&ssd.spec.limits)),
+        encryption: ssd
+            .spec
+            .key
+            .as_ref()
+            .map(|id| Encryption { key_file: place.key(id).display().to_string() }),
         backend: backend(ssd, place),
     }
 }
@@ -219,7 +232,7 @@ mod tests {
 
     #[test]
     fn an_ssd_in_a_pool_has_a_volume_that_no_other_ssd_of_its_name_ever_has() {
-        let place = Place { ssds: "/s".into(), sockets: "/r".into() };
+        let place = Place { ssds: "/s".into(), sockets: "/r".into(), keys: "/keys".into() };
         let mut ssd = row("a", Interface::Nvme);
         (ssd.spec.pool, ssd.spec.thin) = (Some("p".to_owned()), false);
         let spec =
@@ -237,7 +250,8 @@ mod tests {
     #[test]
     fn the_daemon_reads_what_is_rendered_beside_its_own_ssds_whatever_the_folders_are_called() {
         let base = "control = \"/c\"\n[engine]\nreactors = 2\n[[ssd]]\nname = \"own\"\nsize = \"1MiB\"\nsocket = \"/own\"\nbackend = { type = \"ram\" }";
-        let place = Place { ssds: "/srv/a \"b\" \\ é".into(), sockets: "/run/'g'".into() };
+        let place =
+            Place { ssds: "/srv/a \"b\" \\ é".into(), sockets: "/run/'g'".into(), keys: "/keys".into() };
         let mut gone = row("gone", Interface::Nvme);
         gone.phase = Phase::Deleting;
         let rows = [row("a", Interface::Nvme), row("bb", Interface::VirtioBlk), gone];
@@ -253,7 +267,7 @@ mod tests {
 
     #[test]
     fn an_ssd_keeps_the_profile_it_was_made_with_and_one_of_an_older_agent_the_first() {
-        let place = Place { ssds: "/s".into(), sockets: "/r".into() };
+        let place = Place { ssds: "/s".into(), sockets: "/r".into(), keys: "/keys".into() };
         let mut made = row("a", Interface::Nvme);
         made.spec.profile = Some("godwit-2".to_owned());
         let text =
@@ -268,7 +282,7 @@ mod tests {
 
     #[test]
     fn an_ssd_that_is_elsewhere_is_expected_and_never_the_daemons_own() {
-        let place = Place { ssds: "/s".into(), sockets: "/r".into() };
+        let place = Place { ssds: "/s".into(), sockets: "/r".into(), keys: "/keys".into() };
         for phase in [Phase::Incoming, Phase::Gone] {
             let mut nvme = row("a", Interface::Nvme);
             (nvme.phase, nvme.spec.hypervisor) = (phase, Some("/q".to_owned()));
@@ -292,7 +306,7 @@ mod tests {
 
     #[test]
     fn an_agent_without_ssds_leaves_the_daemon_its_own() {
-        let place = Place { ssds: "/s".into(), sockets: "/r".into() };
+        let place = Place { ssds: "/s".into(), sockets: "/r".into(), keys: "/keys".into() };
         let text = configuration("control = \"/c\"\n", &place, &[], &[]).unwrap();
         assert!(Config::parse(Path::new("x"), &text).unwrap().ssds.is_empty());
     }

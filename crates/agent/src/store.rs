@@ -24,7 +24,10 @@ const OPERATIONS_KEPT: i64 = 10_000;
 /// Certificates that are remembered: much longer than anybody asks.
 const CERTIFICATES_KEPT: i64 = 100_000;
 /// The layout of the tables; a file with a higher one was written by a later release.
-const LAYOUT: i64 = 2;
+const LAYOUT: i64 = 3;
+/// That of a file in which something is encrypted: the tables are those of layout 2, but a release that does not know of keys would
+/// forget them, and serve noise.
+const LAYOUT_OF_KEYS: i64 = 3;
 
 const TABLES: &str = "
     CREATE TABLE ssds (
@@ -101,6 +104,9 @@ pub(crate) struct SsdSpec {
     /// Another host took it by force: what was written here after that is only here, and nothing that comes is to replace it.
     #[serde(default)]
     pub(crate) superseded: bool,
+    /// Which key it is encrypted with (`keys`); a clone has its source's. `None`: it is not encrypted.
+    #[serde(default)]
+    pub(crate) key: Option<String>,
 }
 
 impl SsdSpec {
@@ -108,6 +114,11 @@ impl SsdSpec {
     pub(crate) fn profile(&self) -> Option<String> {
         let nvme = self.interface == Interface::Nvme;
         nvme.then(|| self.profile.clone().unwrap_or_else(|| PROFILE_DEFAULT.to_owned()))
+    }
+
+    /// Its key is made for it: that of a clone was made for another.
+    pub(crate) fn makes_key(&self) -> Option<&str> {
+        self.key.as_deref().filter(|_| self.source.is_none())
     }
 
     /// What it is as soon as the daemon has it.
@@ -209,7 +220,7 @@ impl Store {
         }
         if layout < 2 {
             transaction.execute_batch(TABLES_2)?;
-            transaction.pragma_update(None, "user_version", LAYOUT)?;
+            transaction.pragma_update(None, "user_version", 2)?;
         }
         transaction.commit()?;
         Ok(layout)
@@ -294,6 +305,9 @@ pub(crate) fn ssds(sqlite: &Connection) -> Result<Vec<SsdRow>, StoreError> {
 }
 
 pub(crate) fn put_ssd(sqlite: &Connection, ssd: &SsdRow) -> Result<(), StoreError> {
+    if ssd.spec.key.is_some() {
+        sqlite.pragma_update(None, "user_version", LAYOUT_OF_KEYS)?;
+    }
     sqlite.execute(
         "INSERT INTO ssds (name, uuid, generation, phase, operation, reason, spec) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
          ON CONFLICT (name) DO UPDATE SET uuid = ?2, generation = ?3, phase = ?4, operation = ?5, reason = ?6, spec = ?7",

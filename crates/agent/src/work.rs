@@ -4,7 +4,7 @@
 //! changes in the transaction that ends it, so it is done once.
 //!
 //! ```text
-//!  ssd-create   apply with it ----------------------> it is ready, end
+//!  ssd-create   (its key is made) --> apply with it --> it is ready, end
 //!                  | refused
 //!                  `-> undo: apply without it, remove its files --> it is no more, end: failed
 //!  ssd-change   apply as it will be -----------------> it is so, end
@@ -20,6 +20,7 @@
 //! Each operation applies what all others have *ended* with, and its own wish: one that the daemon refuses does not take others
 //! with it.
 
+mod key;
 mod passage;
 mod pool;
 mod wipe;
@@ -196,6 +197,7 @@ impl Work {
             ("begin", Wish::SsdCreate { name, uuid, spec }) if spec.source.is_some() => {
                 self.derive(operation, spec, format!("{name}.{uuid}"))
             }
+            ("begin", Wish::SsdCreate { spec, .. }) if spec.key.is_some() => self.begin_key(operation, spec),
             ("begin", Wish::SsdChange { name, spec }) => self.begin_change(operation, name, spec),
             (_, Wish::SsdDelete { name, .. })
                 if self.ssd(name)?.is_some_and(|ssd| ssd.phase == Phase::Quarantined) =>
@@ -301,6 +303,9 @@ impl Work {
             {
                 return Ok(Step::Later(operation.shown.message.clone().unwrap_or_default()));
             }
+            if let Err(why) = self.end_key(&ssd.uuid, ssd.spec.key.as_deref())? {
+                return Ok(Step::Later(why));
+            }
         }
         (self.between)();
         let why = operation.shown.message.as_deref();
@@ -343,6 +348,12 @@ impl Work {
             Ok(_) => {}
         }
         (self.between)();
+        // In a pool: when its certificate is begun.
+        if ssd.spec.pool.is_none()
+            && let Err(why) = self.end_key(&ssd.uuid, ssd.spec.key.as_deref())?
+        {
+            return Ok(Step::Later(why));
+        }
         let result = self.place.remove(&ssd);
         (self.between)();
         if result.is_ok()

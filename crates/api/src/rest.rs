@@ -13,7 +13,8 @@ pub use attachment::{Attachment, AttachmentCreate};
 pub use drive::{Drive, DriveHealth};
 pub use migration::{MigrationAnswer, MigrationCreate, Migrations};
 pub use pool::{
-    Certificate, Pool, PoolCheck, PoolCreate, PoolServing, Snapshot, SnapshotCreate, Verdict, WipedKind,
+    Certificate, KeyFate, Pool, PoolCheck, PoolCreate, PoolServing, Snapshot, SnapshotCreate, Verdict,
+    WipedKind,
 };
 pub use stats::{OpStats, SsdStats, Stats};
 
@@ -202,6 +203,9 @@ pub struct Ssd {
     pub thin: bool,
     /// The flavor it was made by.
     pub flavor: Option<String>,
+    /// It is encrypted at rest.
+    #[serde(default)]
+    pub encrypted: bool,
     /// What it may use.
     pub limits: Limits,
     /// Where its guests' hypervisor finds it.
@@ -240,6 +244,9 @@ pub struct SsdCreate {
     /// Take space when it is written. Left out: yes for a file, no for a pool.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub thin: Option<bool>,
+    /// Encrypt it at rest, with a key of its own that the agent makes. Left out: as what it begins with is, else no.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encrypted: Option<bool>,
     /// What it may use. Left out: as the flavor says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,

@@ -80,6 +80,9 @@ struct AgentArguments {
     /// Where ssds that live in files are kept.
     #[arg(long, value_name = "FOLDER", default_value = "/var/lib/godwit/ssds")]
     ssds: PathBuf,
+    /// Where the keys of encrypted ssds are kept. Without it: `keys` beside the state file.
+    #[arg(long, value_name = "FOLDER")]
+    keys: Option<PathBuf>,
     /// Where the sockets of ssds are made.
     #[arg(long, value_name = "FOLDER", default_value = "/run/godwit")]
     sockets: PathBuf,
@@ -134,13 +137,19 @@ fn run_agent(arguments: AgentArguments, config: PathBuf) -> anyhow::Result<()> {
         }
         _ => None,
     };
+    let beside = arguments.state.with_file_name("keys");
+    let keys = arguments.keys.unwrap_or(beside);
     let options = agent::Options {
         state: absolute(arguments.state)?,
         socket: absolute(arguments.socket)?,
         mode: arguments.socket_mode,
         tls,
         control: absolute(arguments.control)?,
-        place: agent::Place { ssds: absolute(arguments.ssds)?, sockets: absolute(arguments.sockets)? },
+        place: agent::Place {
+            ssds: absolute(arguments.ssds)?,
+            sockets: absolute(arguments.sockets)?,
+            keys: absolute(keys)?,
+        },
         base: absolute(config)?,
     };
     agent::run(options, stop)

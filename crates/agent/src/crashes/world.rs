@@ -2,7 +2,7 @@
 
 use super::{Ended, moves};
 use crate::plane::{How, Plane, PlaneError};
-use api::config::{Backend, Config};
+use api::config::{Backend, Config, KeySource};
 use api::control::{EngineRequest, MigrationStatus, PoolRequest, PoolStatus, Status, Timeline, VolumeStatus};
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::resume_unwind;
@@ -65,6 +65,8 @@ pub(super) struct Double {
     pub(super) moving: bool,
     /// The size of "a", and what was said of it, when it left last.
     pub(super) left_with: Option<(u64, Said)>,
+    /// The keys that data was written with, by the place of the data.
+    pub(super) keys: BTreeMap<PathBuf, Vec<u8>>,
 }
 
 /// The `hypervisor` of an ssd, and its limit of I/O.
@@ -161,6 +163,14 @@ impl Double {
         if how.dry_run {
             return Ok(format!("{} ssds", wanted.len()));
         }
+        for ssd in &config.ssds {
+            let Some(KeySource::File(key)) = &ssd.key else { continue };
+            let key = std::fs::read(key).expect("a key is there before its ssd");
+            assert_eq!(key.len(), 64, "half a key");
+            let (place, _) = wanted[&ssd.name].clone();
+            let written_with = self.keys.entry(place).or_insert_with(|| key.clone());
+            assert!(*written_with == key, "{} is noise with another key", ssd.name);
+        }
         self.lost.extend(gone);
         self.pools = config.pools.iter().map(|pool| (pool.name.clone(), pool.path.clone())).collect();
         self.serve_volumes(&config);
@@ -229,6 +239,7 @@ impl Double {
                     Some((content, false)) => drive.wiping.push((content, 2)),
                 }
                 self.journals.remove(&volume);
+                self.keys.remove(&PathBuf::from(format!("{pool}/{volume}")));
             }
             PoolRequest::Snapshot { pool, volume, name } | PoolRequest::Clone { pool, volume, name } => {
                 let drive = self.drive(&pool)?;

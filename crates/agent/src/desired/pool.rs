@@ -19,6 +19,7 @@ pub(super) struct Source {
     pub(super) pool: String,
     pub(super) volume: String,
     pub(super) size_bytes: u64,
+    pub(super) key: Option<String>,
 }
 
 pub(super) fn create(sqlite: &Connection, body: &PoolCreate, terms: &Terms) -> Result<Wish, Refusal> {
@@ -147,7 +148,31 @@ fn of_snapshot(sqlite: &Connection, name: &str) -> Result<Source, Refusal> {
         return Err(Refusal::conflict(text, "take another one"));
     }
     let volume = snapshot.volume();
-    Ok(Source { volume, pool: snapshot.spec.pool, size_bytes: snapshot.spec.size_bytes })
+    let (pool, key) = (snapshot.spec.pool, snapshot.spec.key);
+    Ok(Source { volume, pool, size_bytes: snapshot.spec.size_bytes, key })
+}
+
+/// Which key a new ssd has. What it begins with was written with that one's, and is not written anew.
+pub(super) fn key(
+    body: &SsdCreate,
+    source: Option<&Source>,
+    terms: &Terms,
+) -> Result<Option<String>, Refusal> {
+    let Some(source) = source else {
+        // Also of one that comes from another host: the key of its identity may be here still, with snapshots that stayed.
+        return Ok((body.encrypted == Some(true)).then(|| terms.uuid.clone()));
+    };
+    match (body.encrypted, &source.key) {
+        (Some(true), None) => {
+            let text = "what it is to begin with is not encrypted, and a clone shares its space".to_owned();
+            Err(Refusal::conflict(text, "make an encrypted ssd, and copy the data in the guest"))
+        }
+        (Some(false), Some(_)) => {
+            let text = "what it is to begin with is encrypted, and a clone shares its space".to_owned();
+            Err(Refusal::conflict(text, "leave `encrypted` out: a clone has its source's key"))
+        }
+        (_, key) => Ok(key.clone()),
+    }
 }
 
 fn of_ssd(sqlite: &Connection, name: &str) -> Result<Source, Refusal> {
@@ -156,7 +181,7 @@ fn of_ssd(sqlite: &Connection, name: &str) -> Result<Source, Refusal> {
     let volume = ssd.volume();
     match ssd.spec.pool {
         Some(pool) if ssd.phase == Phase::Ready => {
-            Ok(Source { volume, pool, size_bytes: ssd.spec.size_bytes })
+            Ok(Source { volume, pool, size_bytes: ssd.spec.size_bytes, key: ssd.spec.key })
         }
         Some(_) => {
             let text = format!("ssd \"{name}\" is {}", ssd.phase.word());
@@ -202,6 +227,7 @@ pub(super) fn create_snapshot(
         source,
         size_bytes: ssd.spec.size_bytes,
         created_ms: terms.now_ms,
+        key: ssd.spec.key,
     };
     Ok(Wish::SnapshotCreate { name: body.name.clone(), uuid: terms.uuid.clone(), spec })
 }

@@ -22,6 +22,7 @@ fn shown(row: SnapshotRow) -> Snapshot {
         ssd: row.spec.ssd,
         pool: row.spec.pool,
         size_bytes: row.spec.size_bytes,
+        encrypted: row.spec.key.is_some(),
         created_ms: row.spec.created_ms,
         phase: row.phase,
         operation: row.operation,

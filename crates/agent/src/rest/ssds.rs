@@ -41,6 +41,7 @@ fn shown(desk: &Desk, row: SsdRow, status: &Result<Status, String>) -> Ssd {
         pool: row.spec.pool,
         thin: row.spec.thin,
         flavor: row.spec.flavor,
+        encrypted: row.spec.key.is_some(),
         limits: row.spec.limits,
         socket,
         hypervisor: row.spec.hypervisor,

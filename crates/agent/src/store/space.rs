@@ -37,6 +37,9 @@ pub(crate) struct SnapshotSpec {
     pub(crate) source: String,
     pub(crate) size_bytes: u64,
     pub(crate) created_ms: u64,
+    /// Its ssd's key.
+    #[serde(default)]
+    pub(crate) key: Option<String>,
 }
 
 /// A snapshot as it is kept.

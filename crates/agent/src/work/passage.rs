@@ -97,10 +97,11 @@ impl Work {
                 }
             },
         };
-        let Some(place) = there else {
-            self.write_step(operation, "serve", None)?;
-            return Ok(Step::On);
-        };
+        let Some(place) = there else { return self.begin_key(operation, &ssd.spec) };
+        // An agent before this one may have made it.
+        if let Err(why) = self.end_key(&ssd.uuid, ssd.spec.key.as_deref())? {
+            return Ok(Step::Later(why));
+        }
         let why = format!(
             "{place} has something of this very ssd already ({}): it stays as it is. Look what it is, and remove it, or take another place",
             ssd.volume()

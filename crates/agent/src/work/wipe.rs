@@ -1,9 +1,9 @@
 //! The end of what lived in a pool: deleted, wiped, certified.
 //!
 //! ```text
-//!  remove: the certificate is begun --> the pool deletes it --> wipe: until the pool has nothing left to zero --> certified, end
-//!                                          | refuses                    | something could not be zeroed
-//!                                          `------- quarantined --------'--> certified as that, end: failed
+//!  remove: the certificate is begun --> its key ends --> the pool deletes it --> wipe: until the pool has nothing left to zero --> certified, end
+//!                                                           | refuses                    | something could not be zeroed
+//!                                                           `------- quarantined --------'--> certified as that, end: failed
 //! ```
 //!
 //! The pool zeroes what it is given back extent by extent, reads each one back, and keeps those that fail from everybody. It does not
@@ -13,12 +13,17 @@ use super::{Step, Work};
 use crate::plane::PlaneError;
 use crate::store::{self, OperationRow, SnapshotRow, SsdRow, StoreError};
 use api::control::{PoolRequest, PoolStatus};
-use api::rest::{Certificate, OperationState, Phase, Verdict, WipedKind};
+use api::rest::{Certificate, KeyFate, OperationState, Phase, Verdict, WipedKind};
 use api::size::Size;
 
 /// As the pool does it (crates/engine/src/pool).
 const METHOD: &str = "each extent deallocated or overwritten with zeros, then every byte of it read back as zero, before anybody else \
     can have it; space shared with snapshots or clones stays theirs";
+
+/// As `keys` does it.
+const KEY_DESTROYED: &str = "the file with the key of its data overwritten with zeros and removed (what a file system or a drive keeps of \
+    old blocks of it is not known)";
+const KEY_KEPT: &str = "the key of its data kept, for others that are there were written with it";
 
 /// What is to be no more.
 pub(super) struct Doomed {
@@ -29,6 +34,7 @@ pub(super) struct Doomed {
     pool: String,
     volume: String,
     size_bytes: u64,
+    key: Option<String>,
 }
 
 impl Doomed {
@@ -42,6 +48,7 @@ impl Doomed {
             pool: ssd.spec.pool.clone()?,
             volume: ssd.volume(),
             size_bytes: ssd.spec.size_bytes,
+            key: ssd.spec.key.clone(),
         })
     }
 
@@ -54,6 +61,7 @@ impl Doomed {
             pool: snapshot.spec.pool.clone(),
             volume: snapshot.volume(),
             size_bytes: snapshot.spec.size_bytes,
+            key: snapshot.spec.key.clone(),
         }
     }
 }
@@ -77,9 +85,21 @@ impl Work {
                 let others = store::snapshots(sqlite)?.into_iter();
                 let snapshots = others.filter(|one| one.spec.ssd_uuid == doomed.uuid).map(|one| one.name);
                 let certificate = self.begin_certificate(id, doomed, &pool, snapshots.collect());
-                store::put_certificate(sqlite, &certificate)
+                store::put_certificate(sqlite, &certificate)?;
+                if doomed.kind == WipedKind::Snapshot
+                    && let Some(mut snapshot) = store::snapshot(sqlite, &doomed.name)?
+                {
+                    // From here on it is nobody for whom a key would be kept.
+                    snapshot.phase = Phase::Deleting;
+                    store::put_snapshot(sqlite, &snapshot)?;
+                }
+                Ok::<_, StoreError>(())
             })?;
             (self.between)();
+        }
+        // First of all: it is at once, and holds when what comes after it fails.
+        if let Some(why) = self.certify_key(id, doomed)? {
+            return Ok(Step::Later(why));
         }
         if is_there {
             let request = PoolRequest::Delete { pool: doomed.pool.clone(), volume: doomed.volume.clone() };
@@ -122,12 +142,37 @@ impl Work {
             mapped_bytes: volume.map_or(0, |volume| volume.mapped_bytes),
             snapshots,
             method: METHOD.to_owned(),
+            key: None,
+            key_users: Vec::new(),
             verdict: volume.map_or(Verdict::Absent, |_| Verdict::Wiping),
             quarantined_bytes: [quarantined, quarantined],
             started_ms: now_ms,
             ended_ms: volume.is_none().then_some(now_ms),
             release: env!("CARGO_PKG_VERSION").to_owned(),
         }
+    }
+
+    /// Ends the key of what is doomed, and certifies that. Returns why it could not be done.
+    fn certify_key(&self, id: &str, doomed: &Doomed) -> Result<Option<String>, StoreError> {
+        if doomed.key.is_none() {
+            return Ok(None);
+        }
+        let users = match self.end_key(&doomed.uuid, doomed.key.as_deref())? {
+            Ok(users) => users,
+            Err(why) => return Ok(Some(why)),
+        };
+        self.book.write(|sqlite| {
+            let Some(mut certificate) = store::certificate(sqlite, id)? else { return Ok(()) };
+            let (fate, how) = match users.is_empty() {
+                true => (KeyFate::Destroyed, KEY_DESTROYED),
+                false => (KeyFate::Kept, KEY_KEPT),
+            };
+            (certificate.key, certificate.key_users) = (Some(fate), users);
+            certificate.method = format!("{how}; {METHOD}");
+            store::put_certificate(sqlite, &certificate)
+        })?;
+        (self.between)();
+        Ok(None)
     }
 
     /// Waits until the pool has zeroed all that it was given back.

@@ -99,6 +99,9 @@ pub struct Snapshot {
     pub volume: String,
     /// Its size.
     pub size_bytes: u64,
+    /// It is encrypted at rest, by its ssd's key.
+    #[serde(default)]
+    pub encrypted: bool,
     /// When it was asked for, ms since 1970.
     pub created_ms: u64,
     /// Where it is in its life.
@@ -159,6 +162,28 @@ impl Verdict {
     }
 }
 
+/// What became of the key of what was deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum KeyFate {
+    /// Its file was overwritten and removed: this agent has no copy.
+    Destroyed,
+    /// Snapshots or clones that are there still have the same key. It is destroyed with the last of them.
+    Kept,
+}
+
+impl KeyFate {
+    /// The word for it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Destroyed => "destroyed",
+            Self::Kept => "kept",
+        }
+    }
+}
+
 /// What was wiped, how, when, and with what result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
@@ -189,6 +214,12 @@ pub struct Certificate {
     pub snapshots: Vec<String>,
     /// How.
     pub method: String,
+    /// Its key. `None`: it was not encrypted, or its wipe has not come to the key.
+    #[serde(default)]
+    pub key: Option<KeyFate>,
+    /// Who has the same key, when it was kept.
+    #[serde(default)]
+    pub key_users: Vec<String>,
     /// The result.
     pub verdict: Verdict,
     /// Space of the pool that could not be zeroed, before and after.

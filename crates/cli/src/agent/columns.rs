@@ -63,6 +63,18 @@ fn or_dash(text: Option<&String>) -> String {
     text.map_or_else(|| "-".to_owned(), Clone::clone)
 }
 
+fn yes(is: bool) -> String {
+    if is { "yes" } else { "-" }.to_owned()
+}
+
+fn key(certificate: &Certificate) -> String {
+    match certificate.key {
+        None => "-".to_owned(),
+        Some(fate) if certificate.key_users.is_empty() => fate.word().to_owned(),
+        Some(fate) => format!("{} for {}", fate.word(), certificate.key_users.join(", ")),
+    }
+}
+
 fn limits(limits: &Limits) -> String {
     let rate = |name: &str, value: Option<u64>| value.map(|value| format!("{name} {value}"));
     let bytes = |name: &str, value: Option<u64>| value.map(|value| format!("{name} {}/s", size(value)));
@@ -81,7 +93,7 @@ fn limits(limits: &Limits) -> String {
     if parts.is_empty() { "-".to_owned() } else { parts.join(", ") }
 }
 
-pub(super) const SSD: [Column<Ssd>; 14] = [
+pub(super) const SSD: [Column<Ssd>; 15] = [
     Column { head: "name", wide: false, cell: |ssd| ssd.name.clone() },
     Column { head: "size", wide: false, cell: |ssd| size(ssd.size_bytes) },
     Column { head: "phase", wide: false, cell: |ssd| ssd.phase.word().to_owned() },
@@ -100,6 +112,7 @@ pub(super) const SSD: [Column<Ssd>; 14] = [
         },
     },
     Column { head: "place", wide: false, cell: |ssd| ssd.pool.clone().unwrap_or_else(|| "file".to_owned()) },
+    Column { head: "encrypted", wide: false, cell: |ssd| yes(ssd.encrypted) },
     Column { head: "limits", wide: false, cell: |ssd| limits(&ssd.limits) },
     Column { head: "profile", wide: true, cell: |ssd| or_dash(ssd.profile.as_ref()) },
     Column { head: "generation", wide: true, cell: |ssd| ssd.generation.to_string() },
@@ -144,17 +157,18 @@ pub(super) const POOL: [Column<Pool>; 13] = [
     Column { head: "operation", wide: true, cell: |pool| or_dash(pool.operation.as_ref()) },
 ];
 
-pub(super) const SNAPSHOT: [Column<Snapshot>; 7] = [
+pub(super) const SNAPSHOT: [Column<Snapshot>; 8] = [
     Column { head: "name", wide: false, cell: |snapshot| snapshot.name.clone() },
     Column { head: "ssd", wide: false, cell: |snapshot| snapshot.ssd.clone() },
     Column { head: "pool", wide: false, cell: |snapshot| snapshot.pool.clone() },
     Column { head: "size", wide: false, cell: |snapshot| size(snapshot.size_bytes) },
     Column { head: "phase", wide: false, cell: |snapshot| snapshot.phase.word().to_owned() },
+    Column { head: "encrypted", wide: true, cell: |snapshot| yes(snapshot.encrypted) },
     Column { head: "volume", wide: true, cell: |snapshot| snapshot.volume.clone() },
     Column { head: "reason", wide: true, cell: |snapshot| or_dash(snapshot.reason.as_ref()) },
 ];
 
-pub(super) const CERTIFICATE: [Column<Certificate>; 14] = [
+pub(super) const CERTIFICATE: [Column<Certificate>; 15] = [
     Column { head: "id", wide: false, cell: |one| one.id.clone() },
     Column {
         head: "kind",
@@ -168,6 +182,7 @@ pub(super) const CERTIFICATE: [Column<Certificate>; 14] = [
     Column { head: "pool", wide: false, cell: |one| one.pool.clone() },
     Column { head: "size", wide: false, cell: |one| size(one.size_bytes) },
     Column { head: "verdict", wide: false, cell: |one| one.verdict.word().to_owned() },
+    Column { head: "key", wide: false, cell: key },
     Column { head: "ended", wide: false, cell: |one| one.ended_ms.map_or("-".to_owned(), output::time) },
     Column { head: "started", wide: true, cell: |one| output::time(one.started_ms) },
     Column { head: "mapped", wide: true, cell: |one| size(one.mapped_bytes) },

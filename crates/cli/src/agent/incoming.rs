@@ -41,6 +41,8 @@ fn exported(ssd: Ssd) -> SsdCreate {
         size_bytes: Some(ssd.size_bytes),
         interface: ssd.interface,
         profile: ssd.profile,
+        // Its key stays here: the other host makes its own.
+        encrypted: ssd.encrypted.then_some(true),
         limits: Some(ssd.limits).filter(|limits| !limits.is_empty()),
         incoming: Some(Incoming { uuid: ssd.uuid, serial: Some(ssd.serial), nqn: ssd.nqn }),
         ..SsdCreate::default()
@@ -86,12 +88,12 @@ mod tests {
     fn what_is_exported_names_the_ssd_to_its_guest_and_not_the_host_where_it_was() {
         let text = r#"{"name": "vm", "uuid": "u", "serial": "S", "nqn": "nqn.x", "generation": 3, "phase": "ready",
             "operation": null, "size_bytes": 1048576, "interface": "nvme", "profile": "godwit-2", "pool": "p", "thin": true,
-            "flavor": "f", "limits": {"iops": 500}, "socket": "/s", "hypervisor": "/q", "reason": null,
+            "flavor": "f", "encrypted": true, "limits": {"iops": 500}, "socket": "/s", "hypervisor": "/q", "reason": null,
             "serving": {"state": "serving", "reason": null, "client": true, "unanswered": 0}}"#;
         let ssd: Ssd = serde_json::from_str(text).unwrap();
         let told = serde_json::to_value(exported(ssd)).unwrap();
         let expected = serde_json::json!({"name": "vm", "size_bytes": 1_048_576, "interface": "nvme", "profile": "godwit-2",
-            "limits": {"iops": 500}, "incoming": {"uuid": "u", "serial": "S", "nqn": "nqn.x"}});
+            "encrypted": true, "limits": {"iops": 500}, "incoming": {"uuid": "u", "serial": "S", "nqn": "nqn.x"}});
         assert_eq!(told, expected);
     }
 }

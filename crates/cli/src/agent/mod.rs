@@ -168,6 +168,9 @@ pub(crate) enum SsdCommand {
         /// Take space in the pool when it is written, not now.
         #[arg(long)]
         thin: bool,
+        /// Encrypt it at rest, with a key of its own that the agent makes and destroys. What it begins with decides for a clone.
+        #[arg(long)]
+        encrypted: bool,
         /// Begin with what this snapshot contains.
         #[arg(long, value_name = "SNAPSHOT", conflicts_with = "from_ssd")]
         from_snapshot: Option<String>,
@@ -333,6 +336,7 @@ pub(crate) fn ssd(command: &SsdCommand) -> anyhow::Result<()> {
             profile,
             pool,
             thin,
+            encrypted,
             from_snapshot,
             from_ssd,
             limits,
@@ -349,6 +353,7 @@ pub(crate) fn ssd(command: &SsdCommand) -> anyhow::Result<()> {
                 profile: profile.clone(),
                 pool: pool.clone(),
                 thin: thin.then_some(true),
+                encrypted: encrypted.then_some(true),
                 limits: limits.given(),
                 from_snapshot: from_snapshot.clone(),
                 from_ssd: from_ssd.clone(),

@@ -6,13 +6,13 @@ use api::control::{EngineRequest, MigrationTerms, Request};
 use guest::hosts::Hosts;
 use guest::vfio_user::Client;
 
-fn terms() -> MigrationTerms {
+pub(super) fn terms() -> MigrationTerms {
     // A debug build on a busy machine.
     MigrationTerms { max_stun_us: 2_000_000, ..MigrationTerms::default() }
 }
 
 /// Begins to move an ssd, as soon as both engines take that.
-fn migrate(daemon: &Daemon, ssd: &str, to: &str, terms: MigrationTerms) {
+pub(super) fn migrate(daemon: &Daemon, ssd: &str, to: &str, terms: MigrationTerms) {
     let request = EngineRequest::Migrate { ssd: ssd.to_owned(), to: to.to_owned(), terms, dry_run: false };
     let request = serde_json::to_string(&Request::Engine(request)).unwrap();
     let begun = Instant::now();
@@ -26,7 +26,7 @@ fn migrate(daemon: &Daemon, ssd: &str, to: &str, terms: MigrationTerms) {
 }
 
 /// Until none of a host's migrations is under way.
-fn until_over(daemon: &Daemon) {
+pub(super) fn until_over(daemon: &Daemon) {
     let request = serde_json::to_string(&Request::Engine(EngineRequest::Migrations)).unwrap();
     let begun = Instant::now();
     loop {
@@ -51,12 +51,12 @@ fn until(agent: &Agent, ssd: &str, is: impl Fn(&Value) -> bool) -> Value {
     }
 }
 
-fn until_phase(agent: &Agent, ssd: &str, phase: &str) {
+pub(super) fn until_phase(agent: &Agent, ssd: &str, phase: &str) {
     until(agent, ssd, |shown| shown["phase"] == phase);
 }
 
 /// What `godwit ssd export` prints.
-fn export(agent: &Agent, ssd: &str) -> Value {
+pub(super) fn export(agent: &Agent, ssd: &str) -> Value {
     let shown = agent.get(&format!("/api/v1/ssds/{ssd}"));
     json!({
         "name": shown["name"], "size_bytes": shown["size_bytes"], "interface": shown["interface"],
@@ -64,7 +64,7 @@ fn export(agent: &Agent, ssd: &str) -> Value {
     })
 }
 
-fn has_pool(agent: &Agent, daemon: &Daemon) {
+pub(super) fn has_pool(agent: &Agent, daemon: &Daemon) {
     let drive = daemon.folder.path().join("drive.img").display().to_string();
     agent.done(
         "pool",

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod crossing;
+mod keys;
 mod moves;
 mod real;
 mod tls;

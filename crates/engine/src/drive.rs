@@ -108,6 +108,14 @@ impl Drive {
         Ok(())
     }
 
+    /// Of a pool.
+    pub(crate) fn volume(&self) -> Option<&Volume> {
+        match self.there() {
+            Some(Self::Pooled(volume)) => Some(volume),
+            _ => None,
+        }
+    }
+
     /// As every door will report them.
     pub(crate) fn limits(&self) -> Limits {
         match self {

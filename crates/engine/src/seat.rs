@@ -4,6 +4,7 @@
 // group and the controller: both hold the `Arc<MemoryMap>` that a request's segments came from until it ended.
 
 use crate::admission::Admission;
+use crate::drive::Drive;
 use crate::interrupts::Table;
 use crate::message::{Address, Branching, Life, Message, News, SsdId};
 use crate::meter::Meter;
@@ -267,10 +268,15 @@ pub(crate) fn wake_fd(backend: &dyn Backend) -> Option<BorrowedFd<'_>> {
 
 /// A door to the drive on this thread, or one behind which all I/O fails.
 pub(crate) fn open_door(ssd: &Ssd, rings: &Rings) -> Box<dyn Backend> {
-    if !ssd.drive.is_there() {
+    door_to(ssd, &ssd.drive, rings)
+}
+
+/// As [`open_door`], to a drive that has what this ssd had at another time.
+pub(crate) fn door_to(ssd: &Ssd, drive: &Drive, rings: &Rings) -> Box<dyn Backend> {
+    if !drive.is_there() {
         return Box::new(ClosedDoor(ssd.limits()));
     }
-    let plain = ssd.drive.door(rings).unwrap_or_else(|error| {
+    let plain = drive.door(rings).unwrap_or_else(|error| {
         tracing::error!(ssd = ssd.name, %error, "the drive cannot be opened on a reactor: I/O on it fails");
         Box::new(ClosedDoor(ssd.limits()))
     });

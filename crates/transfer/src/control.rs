@@ -169,7 +169,9 @@ impl Control {
         self.cancelled.store(true, Relaxed);
     }
 
-    pub(crate) fn is_cancelled(&self) -> bool {
+    /// Whether it was given up.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
         self.cancelled.load(Relaxed)
     }
 

@@ -38,6 +38,6 @@ pub use disk::Disk;
 pub use error::PoolError;
 pub use extent_map::{EXTENTS_MAX, Entry, ExtentMap};
 pub use pool::{
-    Allocation, CopyOrder, FormatOptions, HostId, OpenOptions, Pool, PoolInfo, Provisioning, VolumeId,
-    VolumeInfo, VolumeSpec, WipeOrder,
+    Allocation, CopyOrder, Difference, FormatOptions, HostId, OpenOptions, Pool, PoolInfo, Provisioning,
+    VolumeId, VolumeInfo, VolumeSpec, WipeOrder,
 };

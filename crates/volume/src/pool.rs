@@ -1,5 +1,6 @@
 //! The owner of a pool's layout, and what it can be asked.
 
+mod along;
 mod commit;
 mod extents;
 mod opening;
@@ -13,6 +14,7 @@ use std::sync::Weak;
 
 use state::pool::HeaderV1;
 
+pub use self::along::Difference;
 use self::extents::Copies;
 pub(crate) use self::extents::WANTED_MAX;
 pub(crate) use self::opening::{accept, claim, may_have};

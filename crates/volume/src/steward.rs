@@ -266,6 +266,41 @@ impl<M: Medium> Steward<M> {
         Ok((new, self.settle()))
     }
 
+    /// As [`Pool::keep_come`], of what nobody writes to now.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn keep_come(
+        &mut self,
+        id: VolumeId,
+        name: &str,
+        uuid: [u8; 16],
+        migration: [u8; 16],
+    ) -> Result<(), PoolError> {
+        self.pool.keep_come(id, name, uuid, migration)?;
+        self.settle();
+        Ok(())
+    }
+
+    /// As [`Pool::mark_went`].
+    ///
+    /// # Errors
+    /// The same.
+    pub fn mark_went(&mut self, id: VolumeId, name: &str, migration: [u8; 16]) -> Result<(), PoolError> {
+        self.pool.mark_went(id, name, migration)
+    }
+
+    /// The gate of a snapshot, for doors that read. It cannot be deleted as long as somebody has it.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn look(&mut self, id: VolumeId) -> Result<Arc<Gate>, PoolError> {
+        match self.pool.volume(id) {
+            Some(info) if info.read_only => self.open(id),
+            _ => Err(PoolError::NoVolume(id)),
+        }
+    }
+
     /// As [`Pool::set_passage`]. Doors that are open stay so: whoever opened them lets nothing through that the step does not allow.
     ///
     /// # Errors
@@ -279,8 +314,9 @@ impl<M: Medium> Steward<M> {
     /// # Errors
     /// The same, and somebody has.
     pub fn vacate(&mut self, id: VolumeId) -> Result<(), PoolError> {
-        if self.gate(id).is_some() {
-            return Err(PoolError::Open(id));
+        let all = self.pool.snapshots_of(id).into_iter().chain([id]);
+        if let Some(open) = all.into_iter().find(|id| self.gate(*id).is_some()) {
+            return Err(PoolError::Open(open));
         }
         self.ahead.forget(id);
         self.pool.vacate(id)

@@ -16,7 +16,11 @@ use anyhow::{Context, bail, ensure};
 use api::config::{self, Backend, Limits, Rate};
 use api::control::{LimitsStatus, MigrationTerms, PoolRequest, Response, VolumeStatus};
 use state::migration::{LimitsV1, MigrationV1, RateV1};
+use std::collections::BTreeSet;
 use std::sync::PoisonError;
+
+/// What the names of all snapshots may take in an offer.
+const NAMES_BYTES_MAX: usize = 32 << 10;
 
 pub(super) fn saved(limits: &Limits) -> LimitsV1 {
     let rate = |rate: Option<Rate>| rate.map(|Rate { per_second, burst }| RateV1 { per_second, burst });
@@ -88,8 +92,17 @@ impl House {
 }
 
 /// What an offer says of an ssd that is served here.
-pub(super) fn offered(config: &config::Ssd, limits: Limits, terms: MigrationTerms) -> Along {
-    Along { limits, encrypted: config.key.is_some(), allow_unencrypted: terms.allow_unencrypted }
+pub(super) fn offered(
+    config: &config::Ssd,
+    limits: Limits,
+    terms: MigrationTerms,
+    snapshots: &[String],
+) -> Along {
+    let (encrypted, allow_unencrypted) = (config.key.is_some(), terms.allow_unencrypted);
+    // More than a word has place for stay, all of them: nobody would know which.
+    let bytes: usize = snapshots.iter().map(|name| name.escape_default().count() + 3).sum();
+    let snapshots = if bytes <= NAMES_BYTES_MAX { snapshots.to_vec() } else { Vec::new() };
+    Along { limits, encrypted, allow_unencrypted, snapshots }
 }
 
 /// How an ssd that is offered would be here.
@@ -103,7 +116,7 @@ pub(super) fn here(config: &config::Ssd, along: &Along) -> anyhow::Result<There>
     Ok(there(config, along))
 }
 
-/// Of an ssd in a pool: the snapshots that were made of it, which stay where they are.
+/// Of an ssd in a pool: the snapshots that were made of it, oldest first.
 pub(super) fn snapshots(config: &config::Ssd, pools: &Pools) -> Vec<String> {
     let Backend::Pool { pool, .. } = &config.backend else { return Vec::new() };
     let Response::Pool(all) = pools.ask(PoolRequest::List) else { return Vec::new() };
@@ -113,10 +126,32 @@ pub(super) fn snapshots(config: &config::Ssd, pools: &Pools) -> Vec<String> {
     volumes.filter(is_of_it).map(|volume| volume.name).collect()
 }
 
+/// # Errors
+/// A snapshot that would come has the name of something that is here.
+pub(super) fn check_names(config: &config::Ssd, along: &Along, pools: &Pools) -> anyhow::Result<()> {
+    let Backend::Pool { pool, .. } = &config.backend else { return Ok(()) };
+    if along.snapshots.is_empty() {
+        return Ok(());
+    }
+    let Response::Pool(all) = pools.ask(PoolRequest::List) else { bail!("pool \"{pool}\" does not answer") };
+    let volumes = all.into_iter().filter(|status| status.name == *pool).flat_map(|status| status.volumes);
+    let here: BTreeSet<String> = volumes.map(|volume| volume.name).collect();
+    let is_taken = |name: &&String| here.contains(*name) || *name == config.volume();
+    if let Some(name) = along.snapshots.iter().find(is_taken) {
+        bail!(
+            "snapshot \"{name}\" of ssd \"{}\" cannot come along: pool \"{pool}\" here has a volume of that name already; delete that one here, or the \
+             snapshot at the source",
+            config.name
+        );
+    }
+    Ok(())
+}
+
 /// As [`here`], of one that was looked at before.
 pub(super) fn there(config: &config::Ssd, along: &Along) -> There {
     let limits = config.own_limits().unwrap_or_else(|| along.limits.within_bounds());
-    There { limits, own_limits: config.limits_written, encrypted: config.key.is_some() }
+    let snapshots = !along.snapshots.is_empty() && matches!(config.backend, Backend::Pool { .. });
+    There { limits, own_limits: config.limits_written, encrypted: config.key.is_some(), snapshots }
 }
 
 /// # Errors
@@ -129,6 +164,11 @@ pub(super) fn check_key(config: &config::Ssd, along: &Along) -> anyhow::Result<(
         config.name
     );
     Ok(())
+}
+
+pub(super) fn that_stay(snapshots: &[String]) -> String {
+    let names = snapshots.join("\", \"");
+    format!("Its snapshots stay here, with what they contain, and are not wiped: \"{names}\"")
 }
 
 /// What the other host's answer means, for people.
@@ -157,13 +197,13 @@ pub(super) fn outlook(
     snapshots: &[String],
 ) -> anyhow::Result<Outlook> {
     let (mut warnings, mut details) = (Vec::new(), Vec::new());
-    if !snapshots.is_empty() {
-        let names = snapshots.join("\", \"");
-        warnings
-            .push(format!("Its snapshots stay here, with what they contain, and are not wiped: \"{names}\""));
+    if there.is_some_and(|there| there.snapshots) {
+        details.push(format!("Its snapshots go along: \"{}\"", along.snapshots.join("\", \"")));
+    } else if !snapshots.is_empty() {
+        warnings.push(that_stay(snapshots));
     }
     let clear = "It is encrypted here, and will lie in the clear there";
-    let Some(There { limits, own_limits, encrypted }) = there else {
+    let Some(There { limits, own_limits, encrypted, .. }) = there else {
         if along.encrypted && !along.allow_unencrypted {
             bail!(
                 "ssd \"{name}\" is encrypted here, and the other host is of a release that does not say whether it has a key for it: look at its \
@@ -214,7 +254,7 @@ mod tests {
     }
 
     fn along(encrypted: bool, allow_unencrypted: bool) -> Along {
-        Along { limits: iops(1000), encrypted, allow_unencrypted }
+        Along { limits: iops(1000), encrypted, allow_unencrypted, snapshots: Vec::new() }
     }
 
     const KEY: &str = "encryption = { key_command = [\"/usr/bin/printf\", \"%0128d\", \"7\"] }";
@@ -267,6 +307,30 @@ mod tests {
         assert!(here(&ssd(KEY), &along(false, false)).unwrap().encrypted);
         let lost = KEY.replace("/usr/bin/printf", "/nowhere/printf");
         assert!(here(&ssd(&lost), &along(true, true)).is_err(), "before anything is on record");
+    }
+
+    #[test]
+    fn snapshots_go_where_they_are_taken_and_stay_by_name_where_they_are_not() {
+        let names = ["monday".to_owned(), "tuesday".to_owned()];
+        let terms = MigrationTerms::default();
+        let mut pooled = ssd("");
+        let along = offered(&pooled, Limits::default(), terms, &names);
+        let stay =
+            "Its snapshots stay here, with what they contain, and are not wiped: \"monday\", \"tuesday\"";
+        for there in [None, Some(here(&pooled, &along).unwrap())] {
+            let told = outlook("a", &along, there.as_ref(), &names).unwrap();
+            assert!(told.warnings.contains(&stay.to_owned()), "{:?}", told.warnings);
+        }
+        pooled.backend = Backend::Pool { pool: "p".to_owned(), volume: None, thin: true };
+        let told = outlook("a", &along, Some(&here(&pooled, &along).unwrap()), &names).unwrap();
+        assert!(told.details.contains(&"Its snapshots go along: \"monday\", \"tuesday\"".to_owned()));
+        assert!(told.warnings.is_empty(), "{:?}", told.warnings);
+        // Too many to be said.
+        let many: Vec<String> = (0..2000).map(|number| format!("{number:0100}")).collect();
+        let along = offered(&pooled, Limits::default(), terms, &many);
+        assert!(along.snapshots.is_empty() && !here(&pooled, &along).unwrap().snapshots);
+        let told = outlook("a", &along, Some(&here(&pooled, &along).unwrap()), &many).unwrap();
+        assert!(told.warnings[0].starts_with("Its snapshots stay here"));
     }
 
     #[test]

@@ -77,6 +77,7 @@ struct Inner {
 /// Where the blocks land, on a thread of its own.
 struct Landed {
     ssd: Arc<Ssd>,
+    landing: Arc<Landing>,
     streams: Sender<Stream>,
     /// Of those that are served.
     sockets: Vec<Weak<Socket>>,
@@ -93,13 +94,14 @@ impl Landed {
 
     /// Takes no more blocks; the drive is closed when this returns.
     fn end(self) {
-        let Self { ssd, streams, sockets, thread, .. } = self;
+        let Self { ssd, landing, streams, sockets, thread, .. } = self;
         drop(streams);
         // A source that has nothing more to say on a new connection keeps silent on it, and its guest would stand still as long as that may last.
         for socket in sockets.iter().filter_map(Weak::upgrade) {
             let _gone_already = socket.socket.shutdown(Shutdown::Both);
         }
         let _ = thread.join();
+        drop(landing);
         drop(ssd);
     }
 }
@@ -266,6 +268,41 @@ impl Arrival {
         let Err(error) = self.make_room(inner) else { return Ok(()) };
         self.case.remark(format!("{error:#}"));
         self.tell(inner, DestinationEvent::Cancel).map(drop)
+    }
+
+    /// Parts of it that are about to be written anew.
+    pub(super) fn empty(&self, parts: &[(u64, u64)]) -> FromDestination {
+        // Nobody waits for the drive but who asked.
+        let landing = self.landing(&mut self.lock());
+        let emptied = landing.and_then(|(landing, _)| {
+            parts
+                .iter()
+                .try_for_each(|&(start, end)| landing.empty(start..end))
+                .context("it cannot be emptied")
+        });
+        answered_by(emptied.map(|()| None))
+    }
+
+    /// What has come is one of its snapshots.
+    pub(super) fn keep(&self, name: &str) -> FromDestination {
+        let mut inner = self.lock();
+        let kept = self.landing(&mut inner).and_then(|(_, ssd)| {
+            let is_told =
+                self.along.get().is_some_and(|along| along.snapshots.iter().any(|told| told == name));
+            ensure!(is_told, "the offer has no snapshot \"{name}\"");
+            let volume = ssd.drive.volume().context("it is in no pool here")?;
+            volume.keep_come(name, self.migration.to_be_bytes())
+        });
+        answered_by(kept.map(|()| None))
+    }
+
+    /// Where blocks of it land now.
+    fn landing(&self, inner: &mut Inner) -> anyhow::Result<(Arc<Landing>, Arc<Ssd>)> {
+        self.check(inner)?;
+        let takes = matches!(inner.journal.last(), Some(Record::Destination(record)) if record.step == DestinationStep::Incoming);
+        let landed = inner.landing.as_ref().filter(|_| takes && !inner.dead);
+        let landed = landed.context("no blocks of it are taken here now")?;
+        Ok((Arc::clone(&landed.landing), Arc::clone(&landed.ssd)))
     }
 
     /// Another migration of the ssd takes this one's place.
@@ -460,12 +497,14 @@ impl Arrival {
         let ssd = self.house.open_beside(self.number, &self.config)?;
         let pages = pages_of(&ssd).context("its size is no multiple of 4 KiB: nothing can be moved there")?;
         let landing = Landing::new(&ssd, pages, PORTS).context("its space cannot be made empty")?;
+        let landing = Arc::new(landing);
+        let lands = Arc::clone(&landing);
         let (streams, coming) = channel();
         let (done, arrived) = channel();
         let migration = self.migration.to_be_bytes();
-        let receive = move || receive(migration, &landing, pages, &coming, &done);
+        let receive = move || receive(migration, &lands, pages, &coming, &done);
         let thread = std::thread::Builder::new().name("landing".to_owned()).spawn(receive)?;
-        Ok(Landed { ssd, streams, sockets: Vec::new(), arrived, thread })
+        Ok(Landed { ssd, landing, streams, sockets: Vec::new(), arrived, thread })
     }
 
     /// All that came is durable, its record too, and can be served here.

@@ -2,15 +2,17 @@
 
 use super::ports::Ports;
 use crate::crew::Crew;
+use crate::drive::Drive;
 use crate::message::Message;
 use crate::ssd::Ssd;
 use crate::terms::Hold;
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use block::Range;
 use dirty::{Map, PAGE_BYTES};
 use std::io;
-use std::sync::Arc;
+use std::ops::Range as Bytes;
 use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use transfer::source::{Content, Run, Sink, Source};
 
@@ -33,6 +35,17 @@ pub(crate) struct Blocks {
     crew: Arc<Crew>,
     map: Arc<Map>,
     ports: Ports,
+    streams: usize,
+    layer: Mutex<Layer>,
+}
+
+/// What is read now: the ssd, or what it was.
+#[derive(Default)]
+struct Layer {
+    /// A snapshot.
+    past: Option<Arc<Ports>>,
+    /// What it has elsewhere than the one before, and was not asked for yet. `None`: all that there is.
+    differs: Option<Vec<Bytes<u64>>>,
 }
 
 impl Blocks {
@@ -40,7 +53,43 @@ impl Blocks {
     /// No thread or memory is left.
     pub(crate) fn new(ssd: &Arc<Ssd>, crew: &Arc<Crew>, pages: u64, streams: usize) -> io::Result<Self> {
         let map = Arc::new(Map::new(pages).map_err(io::Error::other)?);
-        Ok(Self { ssd: Arc::clone(ssd), crew: Arc::clone(crew), map, ports: Ports::open(ssd, streams)? })
+        let (ssd, crew, ports) = (Arc::clone(ssd), Arc::clone(crew), Ports::open(ssd, streams)?);
+        Ok(Self { ssd, crew, map, ports, streams, layer: Mutex::default() })
+    }
+
+    fn layer(&self) -> MutexGuard<'_, Layer> {
+        self.layer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads a snapshot from here on, or the ssd again, and of it only what is not as in a snapshot before. Returns where that is, and where it is zeros by now.
+    ///
+    /// # Errors
+    /// There is no such snapshot, or no thread is left.
+    pub(crate) fn turn_to(
+        &self,
+        before: Option<&str>,
+        snapshot: Option<&str>,
+    ) -> anyhow::Result<Vec<Bytes<u64>>> {
+        let volume = self.ssd.drive.volume().context("its drive is no pool's")?;
+        let past = snapshot.map(|name| {
+            let drive = Drive::Pooled(volume.snapshot(name)?);
+            anyhow::Ok(Arc::new(Ports::open_to(&self.ssd, Some(drive), self.streams)?))
+        });
+        let past = past.transpose()?;
+        // Of the ssd: what is written from before this on is noted.
+        let changes = volume.changes(before, snapshot)?;
+        let mapped = changes.iter().filter(|change| change.mapped);
+        let differs = Some(mapped.map(|change| change.bytes.clone()).collect());
+        *self.layer() = Layer { past, differs };
+        Ok(changes.into_iter().map(|change| change.bytes).collect())
+    }
+
+    /// The other host has a snapshot.
+    ///
+    /// # Errors
+    /// That cannot be written down.
+    pub(crate) fn went(&self, snapshot: &str, migration: [u8; 16]) -> anyhow::Result<()> {
+        self.ssd.drive.volume().context("its drive is no pool's")?.mark_went(snapshot, migration)
     }
 
     /// Lets nothing of the guest's begin any more, and returns when nothing is at the drive and all is noted.
@@ -100,6 +149,10 @@ impl Source for Blocks {
     }
 
     fn allocated(&self, each: &mut dyn FnMut(u64, u64)) -> io::Result<()> {
+        if let Some(differs) = &mut self.layer().differs {
+            differs.drain(..).for_each(|bytes| each(bytes.start / PAGE_BYTES, pages_in(&bytes)));
+            return Ok(());
+        }
         let end_bytes = self.pages() * PAGE_BYTES;
         self.ssd.drive.allocated(end_bytes, &mut |start, end| {
             let (first, end) = (start / PAGE_BYTES, end.div_ceil(PAGE_BYTES));
@@ -108,6 +161,15 @@ impl Source for Blocks {
     }
 
     fn harvest(&self, into: &Map) -> io::Result<()> {
+        let mut layer = self.layer();
+        for bytes in layer.differs.iter_mut().flat_map(|differs| differs.drain(..)) {
+            into.mark(bytes.start / PAGE_BYTES, pages_in(&bytes));
+        }
+        // What is written to the ssd meanwhile is not sent as a snapshot's, and waits.
+        if layer.past.is_some() {
+            return Ok(());
+        }
+        drop(layer);
         self.map.take(|block, marks| {
             let base = block as u64 * dirty::BLOCK_PAGES;
             marks.runs(|first, pages| into.mark(base + u64::from(first), pages.into()));
@@ -116,8 +178,13 @@ impl Source for Blocks {
     }
 
     fn read(&self, run: Run, out: &mut [u8]) -> io::Result<Content> {
-        self.ports.read(run.first() * PAGE_BYTES, out).map(|()| Content::Bytes)
+        let past = self.layer().past.clone();
+        past.as_deref().unwrap_or(&self.ports).read(run.first() * PAGE_BYTES, out).map(|()| Content::Bytes)
     }
+}
+
+fn pages_in(bytes: &Bytes<u64>) -> u64 {
+    (bytes.end - bytes.start).div_ceil(PAGE_BYTES)
 }
 
 /// An ssd that nobody serves, and that a copy arrives in.
@@ -142,14 +209,26 @@ impl Landing {
     /// # Errors
     /// The drive's.
     pub(crate) fn clear(&self) -> io::Result<()> {
-        let end_bytes = self.pages * PAGE_BYTES;
-        let mut at = 0;
-        while at < end_bytes {
-            let len_bytes = (end_bytes - at).min(ZERO_BYTES);
+        self.empty(0..self.pages * PAGE_BYTES)?;
+        self.ports.flush()
+    }
+
+    /// A part of it reads as zeros when this returns.
+    ///
+    /// # Errors
+    /// The drive's, or it is not a part of it.
+    pub(crate) fn empty(&self, bytes: Bytes<u64>) -> io::Result<()> {
+        let is_part = |at: u64| at.is_multiple_of(PAGE_BYTES) && at <= self.pages * PAGE_BYTES;
+        if !is_part(bytes.start) || !is_part(bytes.end) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut at = bytes.start;
+        while at < bytes.end {
+            let len_bytes = (bytes.end - at).min(ZERO_BYTES);
             self.ports.zero(Range { start_bytes: at, len_bytes })?;
             at += len_bytes;
         }
-        self.ports.flush()
+        Ok(())
     }
 
     /// Reads all that the drive may have, which is nothing.

@@ -3,6 +3,7 @@
 use super::blocks::{Blocks, pages_of};
 use super::case::Case;
 use super::means::Means;
+use super::past::Past;
 use super::sending::Event;
 use crate::clock::{Clock, ticks};
 use crate::crew::Crew;
@@ -41,6 +42,8 @@ pub(super) struct Copy {
     pub(super) case: Arc<Case>,
     pub(super) migration: [u8; 16],
     pub(super) terms: MigrationTerms,
+    /// Its snapshots, if they go along.
+    pub(super) past: Option<Past>,
     pub(super) events: Sender<Event>,
     /// Its controller, which goes with its guest, and who says what its MSI-X table is: its hypervisor, while it stands still.
     pub(super) controller: Option<(Passenger, Receiver<Vec<VectorV1>>)>,
@@ -49,8 +52,9 @@ pub(super) struct Copy {
 }
 
 impl Copy {
-    pub(super) fn run(self) {
-        let done = self.copy();
+    pub(super) fn run(mut self) {
+        let past = self.past.take();
+        let done = self.copy(past);
         // The guest is as quick as before, whatever came of it.
         self.slow(None);
         if let Err(error) = done {
@@ -60,7 +64,7 @@ impl Copy {
         }
     }
 
-    fn copy(&self) -> anyhow::Result<()> {
+    fn copy(&self, past: Option<Past>) -> anyhow::Result<()> {
         self.case.gauge.copy_begins(self.terms.latency_budget_permille != 0);
         let pages = pages_of(&self.ssd).context("its size is no multiple of 4 KiB: it cannot be moved")?;
         let streams = self.terms.streams;
@@ -78,6 +82,9 @@ impl Copy {
         let connect = |_| means.connect(peer, Protocol::Pages);
         let clock = System::default();
         let mut precopy = Precopy::new(plan, &blocks, &connect, &clock, &self.case.control, options)?;
+        if let Some(past) = past {
+            past.send(&self.case, &blocks, &mut precopy)?;
+        }
         self.pre_copy(&mut precopy)?;
         let _ = self.events.send(Event::Close);
         // What is written until then is copied now and then, so that little is left when the moment comes.

@@ -32,6 +32,11 @@ impl Line {
         Self { means, to: to.to_owned(), offer, open: None, patience: SILENCE }
     }
 
+    /// Another to the same host, for the same migration.
+    pub(super) fn another(&self) -> Self {
+        Self::new(Arc::clone(&self.means), &self.to, self.offer.clone())
+    }
+
     /// How long an answer may take from now on.
     pub(super) fn set_patience(&mut self, patience: Duration) {
         self.patience = patience;
@@ -75,7 +80,8 @@ impl Line {
         self.ask(&FromSource::Ping)
     }
 
-    fn ask(&mut self, word: &FromSource) -> io::Result<Heard> {
+    /// Says a word, and hears the answer.
+    pub(super) fn ask(&mut self, word: &FromSource) -> io::Result<Heard> {
         if self.open.is_none()
             && let Err(why) = self.offer()?
         {

@@ -151,6 +151,8 @@ fn converse(house: &Arc<House>, migrations: &Migrations, mut stream: Incoming) -
             FromSource::Offer(_) => FromDestination::No { why: "a connection is for one offer".to_owned() },
             FromSource::Step { epoch, word, limits } => arrival.hear(epoch, word, limits),
             FromSource::Ping => arrival.say_again(),
+            FromSource::Empty { bytes } => arrival.empty(&bytes),
+            FromSource::Snapshot { name } => arrival.keep(&name),
         };
         send(&mut stream, &answer)?;
     }

@@ -19,6 +19,7 @@ mod journal;
 mod line;
 mod listener;
 mod means;
+mod past;
 mod ports;
 mod sending;
 mod word;
@@ -211,7 +212,9 @@ impl Migrations {
                 let journal = Journal::new(store, parties, migration, Some(Record::Source(record)));
                 let (source, effects) = guest::recover(house, journal.parties(), record);
                 let (terms, guest) = (MigrationTerms::default(), None);
-                let departure = Departure { number, journal, offer, terms, inbox: channel(), guest };
+                // Its copy does not begin again.
+                let (inbox, snapshots) = (channel(), Vec::new());
+                let departure = Departure { number, journal, offer, terms, snapshots, inbox, guest };
                 self.send(house, departure, source, effects, Some(record.step)).map(drop)
             }
             Record::Destination(record) => {
@@ -375,16 +378,18 @@ impl Migrations {
         let mut offer = offer(&config, pool::random()?, size_of(house, &config)?)?;
         (offer.dry_run, offer.guest) = (true, guest.cloned());
         let limits = house.limits_of(number).context("it is not served any more")?;
-        let along = along::offered(&config, limits, terms);
+        let snapshots = along::snapshots(&config, house.pools()?);
+        let along = along::offered(&config, limits, terms, &snapshots);
         offer.along = Some(along.clone());
         // Before anything is on record: most that can be wrong is found here.
         let mut line = Line::new(Arc::clone(means), to, offer.clone());
         let there = line.offer().with_context(|| format!("cannot speak to {to}"))?;
         let there = there.map_err(|why| anyhow!("{to} refuses it: {why}"))?;
-        let outlook =
-            along::outlook(ssd, &along, there.as_ref(), &along::snapshots(&config, house.pools()?))?;
+        let outlook = along::outlook(ssd, &along, there.as_ref(), &snapshots)?;
+        let go = there.is_some_and(|there| there.snapshots);
+        let snapshots = if go { along.snapshots } else { Vec::new() };
         offer.dry_run = false;
-        Ok(Prepared { alone, number, config, store, former, offer, outlook })
+        Ok(Prepared { alone, number, config, store, former, offer, outlook, snapshots })
     }
 
     /// Begins what was prepared.
@@ -397,7 +402,7 @@ impl Migrations {
         inbox: (Sender<Event>, Receiver<Event>),
         guest: Option<guest::Line>,
     ) -> anyhow::Result<Arc<Case>> {
-        let Prepared { alone: _alone, number, config, store, former, offer, .. } = prepared;
+        let Prepared { alone: _alone, number, config, store, former, offer, snapshots, .. } = prepared;
         let limits = former.as_ref().and_then(|former| former.limits);
         let migration = offer.migration.to_be_bytes();
         let (source, effects) = first_step(former, migration)?;
@@ -407,7 +412,7 @@ impl Migrations {
         // What it came here with is what it has when it stays.
         let parties = Parties { ssd: uuid, peer, keep, closed: false, wiped: false, hypervisor, limits };
         let journal = Journal::new(store, parties, migration, None);
-        let departure = Departure { number, journal, offer, terms, inbox, guest };
+        let departure = Departure { number, journal, offer, terms, snapshots, inbox, guest };
         self.send(house, departure, source, effects, None)
     }
 
@@ -419,7 +424,7 @@ impl Migrations {
         effects: Vec<SourceEffect>,
         step: Option<SourceStep>,
     ) -> anyhow::Result<Arc<Case>> {
-        let Departure { number, journal, offer, terms, inbox: (events, inbox), guest } = departure;
+        let Departure { number, journal, offer, terms, snapshots, inbox: (events, inbox), guest } = departure;
         let means = Arc::clone(self.means()?);
         let (orders, steers) = channel();
         let steer = Box::new(move |steer| _ = orders.send(steer));
@@ -434,8 +439,20 @@ impl Migrations {
         }
         let begun = Arc::clone(&case);
         let house = Arc::clone(house);
-        let sending =
-            Sending { house, means, case, number, journal, line, terms, steers, guest, events, inbox };
+        let sending = Sending {
+            house,
+            means,
+            case,
+            number,
+            journal,
+            line,
+            terms,
+            snapshots,
+            steers,
+            guest,
+            events,
+            inbox,
+        };
         let spawned = std::thread::Builder::new()
             .name("migration".to_owned())
             .spawn(move || sending.run(source, effects, step));
@@ -555,16 +572,19 @@ struct Prepared<'a> {
     former: Option<MigrationV1>,
     offer: Offer,
     outlook: Outlook,
+    /// Its snapshots that go along, oldest first.
+    snapshots: Vec<String>,
 }
 
 impl Prepared<'_> {
     /// What would be done.
     fn plan(self, house: &House, to: &str) -> anyhow::Result<String> {
         let mut told = vec![format!(
-            "ssd \"{}\" can be moved to {to}: {} MiB of {} MiB are in use and would be copied",
+            "ssd \"{}\" can be moved to {to}: {} MiB of {} MiB are in use{} and would be copied",
             self.config.name,
-            allocated(house, self.number)? >> 20,
-            self.offer.device.size_bytes >> 20
+            in_use(house, self.number, &self.snapshots)? >> 20,
+            self.offer.device.size_bytes >> 20,
+            if self.snapshots.is_empty() { "" } else { ", with what only its snapshots have," }
         )];
         told.extend(self.outlook.details);
         told.extend(self.outlook.warnings);
@@ -579,6 +599,7 @@ struct Departure {
     journal: Journal,
     offer: Offer,
     terms: MigrationTerms,
+    snapshots: Vec<String>,
     inbox: (Sender<Event>, Receiver<Event>),
     guest: Option<guest::Line>,
 }
@@ -604,6 +625,9 @@ fn expected_here(house: &Arc<House>, offer: &Offer) -> anyhow::Result<(config::S
     }
     ensure!(house.ssd(number).is_none(), "ssd \"{name}\" is served here: it can only come where it is not");
     let there = offer.along.as_ref().map(|along| along::here(&config, along)).transpose()?;
+    if let Some(along) = &offer.along {
+        along::check_names(&config, along, house.pools()?)?;
+    }
     Ok((config, number, there))
 }
 
@@ -737,9 +761,20 @@ fn size_of(house: &House, config: &config::Ssd) -> anyhow::Result<u64> {
     served.map(|ssd| ssd.limits().capacity_bytes).or(config.size_bytes).context("nobody knows its size")
 }
 
-fn allocated(house: &House, number: usize) -> anyhow::Result<u64> {
+/// Bytes that an ssd has, and that its snapshots have beside it.
+fn in_use(house: &House, number: usize, snapshots: &[String]) -> anyhow::Result<u64> {
     let ssd = house.ssd(number).context("it is not served any more")?;
     let mut sum = 0;
+    if let (Some(volume), false) = (ssd.drive.volume(), snapshots.is_empty()) {
+        let mut before = None;
+        for state in snapshots.iter().map(Some).chain([None]) {
+            let changes = volume.changes(before, state.map(String::as_str))?;
+            let mapped = changes.into_iter().filter(|change| change.mapped);
+            sum += mapped.map(|change| change.bytes.end - change.bytes.start).sum::<u64>();
+            before = state.map(String::as_str);
+        }
+        return Ok(sum);
+    }
     ssd.drive.allocated(ssd.limits().capacity_bytes, &mut |start, end| sum += end - start)?;
     Ok(sum)
 }

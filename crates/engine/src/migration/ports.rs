@@ -3,10 +3,11 @@
 // UNSAFETY: one call of `Backend::submit`. The buffer is the thread's until the request's completion came back: `Hand::act` does not return
 // before, and nothing between can panic or give the buffer away.
 
+use crate::drive::Drive;
 use crate::mailbox::Mailbox;
 use crate::message::{Address, Message};
 use crate::pool;
-use crate::seat::{open_door, wake_fd};
+use crate::seat::{door_to, open_door, wake_fd};
 use crate::ssd::Ssd;
 use backend::RingHolder;
 use backend::uring::Rings;
@@ -63,13 +64,23 @@ impl Ports {
     /// # Errors
     /// A thread cannot be started.
     pub(crate) fn open(ssd: &Arc<Ssd>, count: usize) -> io::Result<Self> {
+        Self::open_to(ssd, None, count)
+    }
+
+    /// As [`Ports::open`], to a drive that has what the ssd had at another time.
+    ///
+    /// # Errors
+    /// The same.
+    pub(crate) fn open_to(ssd: &Arc<Ssd>, drive: Option<Drive>, count: usize) -> io::Result<Self> {
+        let drive = Arc::new(drive);
         let (jobs, queue) = channel();
         let queue = Arc::new(Mutex::new(queue));
         let mut this = Self { jobs: Some(jobs), buffers: Mutex::default(), threads: Vec::new() };
         for _ in 0..count {
-            let (ssd, queue, mailbox) = (Arc::clone(ssd), Arc::clone(&queue), Arc::new(Mailbox::new()?));
+            let (ssd, drive, queue) = (Arc::clone(ssd), Arc::clone(&drive), Arc::clone(&queue));
+            let mailbox = Arc::new(Mailbox::new()?);
             let thread = std::thread::Builder::new().name(format!("copy-{}", ssd.id.0));
-            this.threads.push(thread.spawn(move || work(&ssd, &queue, mailbox))?);
+            this.threads.push(thread.spawn(move || work(&ssd, (*drive).as_ref(), &queue, mailbox))?);
         }
         Ok(this)
     }
@@ -153,10 +164,11 @@ impl Drop for Ports {
     }
 }
 
-fn work(ssd: &Ssd, queue: &Mutex<Receiver<Job>>, mailbox: Address) {
+fn work(ssd: &Ssd, drive: Option<&Drive>, queue: &Mutex<Receiver<Job>>, mailbox: Address) {
     pool::here(&mailbox);
     let rings = Rings::new(ssd.keeper.clone().map(|keeper| keeper as Arc<dyn RingHolder>));
-    let mut hand = Hand { door: open_door(ssd, &rings), mailbox, done: Vec::with_capacity(8) };
+    let door = drive.map_or_else(|| open_door(ssd, &rings), |drive| door_to(ssd, drive, &rings));
+    let mut hand = Hand { door, mailbox, done: Vec::with_capacity(8) };
     loop {
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(Job { op, range, mut buffer, reply }) = next else { return };

@@ -6,6 +6,7 @@
 //! ```
 //! One thread a migration. It says a word and waits for the answer, so the two hosts are never further apart than one word.
 
+use super::along;
 use super::blocks::{hold, thaw};
 use super::case::Case;
 use super::copy::Copy;
@@ -13,6 +14,7 @@ use super::guest::{self, Line as GuestLine, PartWord};
 use super::journal::Journal;
 use super::line::{Heard, Line};
 use super::means::{Means, SILENCE};
+use super::past::Past;
 use crate::passenger::Passenger;
 use crate::run::House;
 use crate::terms::Hold;
@@ -42,6 +44,8 @@ pub(super) struct Sending {
     pub(super) journal: Journal,
     pub(super) line: Line,
     pub(super) terms: MigrationTerms,
+    /// Its snapshots that go along, oldest first.
+    pub(super) snapshots: Vec<String>,
     pub(super) steers: Receiver<Steer>,
     /// Of its guest's, if that moves with it.
     pub(super) guest: Option<GuestLine>,
@@ -416,6 +420,8 @@ impl Sending {
         let (go, gone) = channel();
         let table = self.guest.as_mut().and_then(|guest| guest.table.take());
         let controller = self.passenger().zip(table);
+        let snapshots = std::mem::take(&mut self.snapshots);
+        let past = (!snapshots.is_empty()).then(|| Past { snapshots, line: self.line.another() });
         let copy = Copy {
             ssd,
             crew: Arc::clone(self.house.duty.crew()),
@@ -425,6 +431,7 @@ impl Sending {
             case: Arc::clone(&self.case),
             migration: self.line.migration(),
             terms: self.terms,
+            past,
             controller,
             events: self.events.clone(),
             go: gone,
@@ -445,7 +452,10 @@ impl Sending {
         let migration = self.line.migration();
         let wiped = self.house.wipe(self.number, self.journal.store().as_ref(), migration);
         match wiped.and_then(|()| self.journal.note(|parties| parties.wiped = true)) {
-            Ok(()) => tracing::info!(ssd = self.case.ssd, "what was left of it here is wiped"),
+            Ok(()) => {
+                tracing::info!(ssd = self.case.ssd, "what was left of it here is wiped");
+                self.tell_of_what_stays();
+            }
             Err(error) => {
                 let why = format!(
                     "it has moved, and what is left of it here is not wiped: {error:#}; restart the engine to try again"
@@ -453,6 +463,17 @@ impl Sending {
                 self.case.remark(why.clone());
                 self.house.keeper.fault(Some(self.number), why);
             }
+        }
+    }
+
+    /// Its snapshots that the other host does not have, or that somebody made a clone of.
+    fn tell_of_what_stays(&self) {
+        let config = self.house.config(&self.case.ssd);
+        let pools = self.house.pools();
+        let Some(config) = config else { return };
+        let stay = pools.map_or_else(|_| Vec::new(), |pools| along::snapshots(&config, pools));
+        if !stay.is_empty() {
+            self.case.remark(along::that_stay(&stay));
         }
     }
 

@@ -53,6 +53,9 @@ pub(super) struct Along {
     /// It may lie in the clear at the destination all the same: an operator says so.
     #[serde(default)]
     pub(super) allow_unencrypted: bool,
+    /// Its snapshots that may go along, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) snapshots: Vec<String>,
 }
 
 /// How it will be at the destination.
@@ -64,6 +67,9 @@ pub(super) struct There {
     pub(super) own_limits: bool,
     /// Its data will be encrypted at rest.
     pub(super) encrypted: bool,
+    /// It takes the snapshots.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) snapshots: bool,
 }
 
 /// A virtual machine that moves with its ssds.
@@ -148,6 +154,14 @@ pub(super) enum FromSource {
     },
     /// Nothing new: how is it there?
     Ping,
+    /// These parts (first byte, and the one behind the last) are about to be written anew, or are zeros by now. To who takes snapshots.
+    Empty {
+        bytes: Vec<(u64, u64)>,
+    },
+    /// What has come so far is this snapshot of the ssd.
+    Snapshot {
+        name: String,
+    },
 }
 
 /// What the destination says.
@@ -370,7 +384,12 @@ mod tests {
             panic!("no offer")
         };
         let limits = Limits { weight: 7, ..Limits::default() };
-        offer.along = Some(Along { limits, encrypted: true, allow_unencrypted: false });
+        offer.along = Some(Along {
+            limits,
+            encrypted: true,
+            allow_unencrypted: false,
+            snapshots: vec!["monday".to_owned()],
+        });
         let mut wire = Vec::new();
         send(&mut wire, &FromSource::Offer(offer.clone())).unwrap();
         assert_eq!(receive::<FromSource>(&mut &wire[..]).unwrap(), FromSource::Offer(offer));
@@ -382,6 +401,20 @@ mod tests {
         assert_eq!(receive::<FromSource>(&mut &wire[..]).unwrap(), step);
         let then = serde_json::from_str::<before::FromSource>(before::GRANT).unwrap();
         assert_eq!(receive::<before::FromSource>(&mut &wire[..]).unwrap(), then);
+    }
+
+    #[test]
+    fn a_destination_that_says_nothing_of_snapshots_takes_none() {
+        let limits = r#"{"weight":100}"#;
+        let text = format!(r#"{{"expected":{{"limits":{limits},"own_limits":false,"encrypted":true}}}}"#);
+        let FromDestination::Expected(there) = receive(&mut &framed(&text)[..]).unwrap() else {
+            panic!("not expected")
+        };
+        assert!(there.encrypted && !there.snapshots);
+        // And who was asked for none says nothing of them.
+        let mut wire = Vec::new();
+        send(&mut wire, &FromDestination::Expected(there)).unwrap();
+        assert!(!String::from_utf8_lossy(&wire).contains("snapshots"));
     }
 
     #[test]

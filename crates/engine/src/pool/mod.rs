@@ -7,6 +7,7 @@
 //! ```
 //! A pool is opened once for all its ssds, before they are. What a dead engine had at the drive has ended by then.
 
+mod along;
 mod disk;
 mod format;
 mod requests;

@@ -64,6 +64,11 @@ impl Worker {
             PoolRequest::List => Response::Pool(vec![self.status()]),
             PoolRequest::Delete { volume, .. } => {
                 let id = self.find(&volume)?;
+                let is_snapshot = self.steward.pool().volume(id).is_some_and(|info| info.read_only);
+                ensure!(
+                    !is_snapshot || self.steward.gate(id).is_none(),
+                    "snapshot \"{volume}\" is being read for another host: wait for its ssd, its migration is not over"
+                );
                 ensure!(
                     self.steward.gate(id).is_none(),
                     "ssd \"{volume}\" is served; take it out of the configuration first"

@@ -16,6 +16,9 @@ use volume::{Pool, Provisioning, VolumeId, VolumeSpec};
 /// Between two looks at whether I/O by an old map has ended.
 const GRACE_PAUSE_NS: u64 = 200_000;
 
+/// The pool, and what is done for doors and people.
+pub(super) type Stewarded = Steward<Arc<PoolDisk>>;
+
 /// What a pool's thread is asked.
 pub(crate) enum Order {
     /// See [`volume::door::Allocator::own`].
@@ -36,6 +39,8 @@ pub(crate) enum Order {
     CanGrow(VolumeId, u64, SyncSender<anyhow::Result<()>>),
     /// It grows.
     Grow(VolumeId, u64, SyncSender<anyhow::Result<()>>),
+    /// What a migration wants of it.
+    With(Box<dyn FnOnce(&mut Stewarded) + Send>),
     /// Somebody asks by the keeper.
     Request(PoolRequest, SyncSender<Response>),
     /// What waits for space fails.
@@ -53,7 +58,7 @@ pub(super) enum Answer {
 /// See the module.
 pub(super) struct Worker {
     pub(super) name: String,
-    pub(super) steward: Steward<Arc<PoolDisk>>,
+    pub(super) steward: Stewarded,
     mailbox: Arc<Mailbox<Order>>,
     keeper: Option<Arc<Keeper>>,
     /// Answers that are due when a snapshot or clone has settled.
@@ -124,6 +129,7 @@ impl Worker {
             Order::Grow(id, size_bytes, reply) => {
                 let _ = reply.send(self.steward.grow(id, size_bytes).map_err(Into::into));
             }
+            Order::With(act) => act(&mut self.steward),
             Order::Request(request, reply) => {
                 match self.answer(request) {
                     Ok(Answer::Now(response)) => _ = reply.send(response),

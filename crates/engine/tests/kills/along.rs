@@ -34,11 +34,11 @@ fn text(house: &House, hosts: &Hosts, host: usize, backend: &str) -> String {
     house.config(&[("vm", backend)], 64) + &hosts.sections[host]
 }
 
-fn start(hosts: &Hosts, host: usize, backend: &str) -> House {
+pub(crate) fn start(hosts: &Hosts, host: usize, backend: &str) -> House {
     House::start_with(&[("vm", backend)], 2, &hosts.sections[host])
 }
 
-fn incoming(backend: &str) -> String {
+pub(crate) fn incoming(backend: &str) -> String {
     backend.replacen('}', "}\nincoming = true", 1)
 }
 
@@ -79,7 +79,7 @@ fn assert_held(house: &House) {
     assert!(done <= allowed, "{done} were answered, and {allowed} may be");
 }
 
-fn dry_run(house: &House, to: &str, terms: MigrationTerms) -> Result<String, String> {
+pub(crate) fn dry_run(house: &House, to: &str, terms: MigrationTerms) -> Result<String, String> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let (ssd, to) = ("vm".to_owned(), to.to_owned());

@@ -22,6 +22,7 @@ mod parked;
 mod passage;
 mod passengers;
 mod reactors;
+mod snapshots;
 mod travel;
 mod written;
 

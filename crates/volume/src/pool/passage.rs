@@ -40,6 +40,7 @@ impl Pool {
             (None, None) if !record.is_over() && record.epoch <= found => return stale(record.epoch),
             _ => {}
         }
+        changes.extend(self.released(id, &record));
         self.commit(&changes, true)
     }
 
@@ -74,19 +75,21 @@ impl Pool {
         if record.is_over() || is_incoming { Ok(()) } else { Err(away(id, &record)) }
     }
 
-    /// Gives back all extents of a volume that is another host's now, or was never whole: they are wiped before anybody gets them. The volume
-    /// stays, and says whose it is.
+    /// Gives back all extents of a volume that is another host's now, or was never whole, and of its snapshots that went or came with it: they are wiped
+    /// before anybody gets them. The volume stays, and says whose it is.
     ///
     /// # Errors
     /// It is owned here, or its migration is not over.
     pub fn vacate(&mut self, id: VolumeId) -> Result<(), PoolError> {
         let saved = &self.known(id)?.saved;
         let record = record_of(saved)?.filter(|record| record.is_over() && record.owned_here().is_none());
-        if record.is_none() {
+        let Some(record) = record else {
             return Err(refusal(id, "it is not another host's: what it has is not given back".to_owned()));
-        }
+        };
         let extents = self.ledger.logical_extents(saved.size_bytes).unwrap_or(u32::MAX);
-        self.commit(&[ChangeV1::Unmap(id.0, 0, extents)], true)
+        let mut changes = vec![ChangeV1::Unmap(id.0, 0, extents)];
+        changes.extend(self.left_behind(id, record.migration));
+        self.commit(&changes, true)
     }
 
     /// A full volume that was vacated has all its extents again.
@@ -105,6 +108,7 @@ impl Pool {
 
     /// What a migration may still ask for is not deleted under it.
     pub(super) fn may_delete(&self, id: VolumeId) -> Result<(), PoolError> {
+        self.may_lose(id)?;
         match record_of(&self.known(id)?.saved)? {
             Some(record) if !record.is_over() => {
                 let what = format!("its migration is not over ({}): cancel it, or let it end", record.step());
@@ -116,6 +120,7 @@ impl Pool {
 
     /// What has come in part is nobody's past, and what has gone is nothing: its extents are given back, or are about to be.
     pub(super) fn may_derive(&self, id: VolumeId) -> Result<(), PoolError> {
+        self.may_begin_with(id)?;
         match record_of(&self.known(id)?.saved)? {
             Some(record) if matches!(record.step(), "incoming" | "dropped") => {
                 Err(refusal(id, format!("it is {}: what is here of it is not whole", record.step())))
@@ -140,6 +145,6 @@ fn away(id: VolumeId, record: &MigrationV1) -> PoolError {
     refusal(id, format!("its owner is not here: it is {} (the other host: {:?})", record.step(), record.peer))
 }
 
-fn refusal(volume: VolumeId, why: String) -> PoolError {
+pub(super) fn refusal(volume: VolumeId, why: String) -> PoolError {
     PoolError::Passage { volume, why }
 }

@@ -121,8 +121,9 @@ impl Pool {
     /// of an extent may begin before that.
     ///
     /// # Errors
-    /// No such volume, the name is taken, or what the volume has is not whole.
+    /// No such volume, the name is taken, or what the volume has is not whole or is on its way to another host.
     pub fn snapshot(&mut self, id: VolumeId, name: &str, uuid: [u8; 16]) -> Result<VolumeId, PoolError> {
+        self.may_snapshot(id)?;
         self.derive(id, name, uuid, true)
     }
 
@@ -163,8 +164,20 @@ impl Pool {
         uuid: [u8; 16],
         read_only: bool,
     ) -> Result<VolumeId, PoolError> {
-        self.accept_name(name)?;
         self.may_derive(source)?;
+        let attributes = self.known(source)?.saved.attributes.clone();
+        self.derive_as(source, name, uuid, read_only, attributes)
+    }
+
+    pub(super) fn derive_as(
+        &mut self,
+        source: VolumeId,
+        name: &str,
+        uuid: [u8; 16],
+        read_only: bool,
+        attributes: Vec<u8>,
+    ) -> Result<VolumeId, PoolError> {
+        self.accept_name(name)?;
         let from = &self.known(source)?.saved;
         let id = self.ledger.next_volume;
         let saved = VolumeV1 {
@@ -177,7 +190,7 @@ impl Pool {
             parent: Some(source.0),
             family: from.family,
             epoch: 0,
-            attributes: from.attributes.clone(),
+            attributes,
             // A new volume, of its own identity: whoever owns the source.
             passage: None,
         };

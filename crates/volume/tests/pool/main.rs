@@ -1,5 +1,6 @@
 //! What a pool promises, on a drive that forgets what was not flushed.
 
+mod along;
 mod checks;
 mod crashes;
 mod damage;

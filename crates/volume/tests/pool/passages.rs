@@ -13,6 +13,7 @@ use crate::world::{MIB, formatted, former_build_refuses, open_as, record, spec};
 const STEPS: std::ops::Range<u32> = 0..14;
 const GRANTED: u32 = 1;
 const GONE: u32 = 2;
+const CANCELLED: u32 = 4;
 const INCOMING: u32 = 8;
 const READY: u32 = 9;
 const OWNED: u32 = 10;
@@ -57,6 +58,8 @@ fn each_step_allows_what_its_owner_and_its_content_allow() {
     let delete = [2, 4, 5, 6, 7, 10, 11, 12, 13];
     // What has gone is nothing, unless it was kept.
     let not_whole = [2, 8, 12];
+    // And nothing is on its way.
+    let snapshot = [4, 5, 6, 7, 10, 11, 13];
     for step in STEPS {
         let (_, pool, id) = at(step);
         assert_eq!(pool.may_serve(id).is_ok(), serve.contains(&step), "serving at {step}");
@@ -71,6 +74,8 @@ fn each_step_allows_what_its_owner_and_its_content_allow() {
             assert!(steward.pool().passage(clone).expect("there").is_none(), "a new volume of its own");
             steward.serve(clone).expect("whoever owns what it was made of");
         }
+        let taken = steward.snapshot(id, "snapshot", [9; 16]);
+        assert_eq!(taken.is_ok(), snapshot.contains(&step), "a snapshot at {step}");
         let deleted = steward.delete(id);
         assert_eq!(deleted.is_ok(), delete.contains(&step), "a delete at {step}");
     }
@@ -169,7 +174,7 @@ fn what_lands_in_a_full_pool_fails_and_what_is_served_there_waits() {
 
 #[test]
 fn what_is_no_journal_is_not_written() {
-    let (_, mut pool, id) = at(0);
+    let (_, mut pool, id) = at(CANCELLED);
     let good = bytes(GRANTED, 0);
     for bad in [&b""[..], &good[1..], &good[..good.len() - 1], &[0; 9000]] {
         assert!(matches!(pool.set_passage(id, bad), Err(PoolError::Invalid(_))));
@@ -177,7 +182,7 @@ fn what_is_no_journal_is_not_written() {
     let snapshot = pool.snapshot(id, "s", [8; 16]).expect("it is here");
     assert!(matches!(pool.set_passage(snapshot, &good), Err(PoolError::ReadOnly(_))));
     assert!(matches!(pool.set_passage(VolumeId(99), &good), Err(PoolError::NoVolume(_))));
-    assert_eq!(pool.passage(id).expect("there"), Some(&bytes(0, 0)[..]));
+    assert_eq!(pool.passage(id).expect("there"), Some(&bytes(CANCELLED, 0)[..]));
 }
 
 #[test]

@@ -16,13 +16,12 @@ const STATUS_PATIENCE: Duration = Duration::from_secs(3);
 const ANSWER_BYTES_MAX: u64 = 16 << 20;
 
 /// What the daemon says when it is at something else: it is asked again later.
-const BUSY: [&str; 8] = [
+const BUSY: [&str; 7] = [
     "is under way",
     "the daemon is stopping",
     "takes too long to make ready",
     "no engine serves now",
-    "the engine does not serve yet",
-    "the engine has just begun",
+    "ask again in a moment",
     "the engine ended before it answered",
     "is resting",
 ];

@@ -116,22 +116,23 @@ impl House {
         planned.ssd().terms.set_hold(Hold::Frozen);
         let (ready, readies) = channel();
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let served = planned.start(ready)?;
-        // The configuration may say by now that no guest comes, and another may have been here before.
-        let is_wanted =
-            |absent: &&mut super::Absent| absent.config.hypervisor.is_some() && absent.waiting.is_none();
-        let Some(absent) = slots.absent.get_mut(&number).filter(is_wanted) else {
-            drop(slots);
-            self.end_wait(vec![served]);
+        let mut served = Some(planned.start(ready)?);
+        if let Some(absent) = slots.absent.get_mut(&number) {
+            // The configuration may say by now that no guest comes, and another may have been here before.
+            if absent.config.hypervisor.is_some() && absent.waiting.is_none() {
+                absent.waiting = served.take();
+            }
+            // One that was held until now, or came meanwhile.
+            if let Some(client) = absent.client.take().or(client) {
+                absent.plug(client);
+            }
+        }
+        drop(slots);
+        if let Some(unwanted) = served {
+            self.end_wait(vec![unwanted]);
             self.say_standing(number);
             return Ok(());
-        };
-        // One that was held until now, or came meanwhile.
-        if let Some(client) = absent.client.take().or(client) {
-            served.plug(client);
         }
-        absent.waiting = Some(served);
-        drop(slots);
         readies.recv().context("its thread ended")?.map(drop)
     }
 

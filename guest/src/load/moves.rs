@@ -22,8 +22,6 @@ use crate::verify::migrations::berth::{Berth, Connection, Errand, Follower, Foun
 use crate::verify::migrations::host::{Host, Plan as HostPlan, free_address, make_keys};
 use crate::verify::plug::Plan;
 
-/// The ssd: small enough for many migrations, large enough for a first pass that is seen.
-const MEBIBYTES: u64 = 256;
 const BLOCK_BYTES: u64 = 4096;
 const DEPTH: usize = 32;
 const NAME: &str = "mover";
@@ -43,13 +41,15 @@ struct Link {
     name: &'static str,
     bits_per_s: u64,
     delay: Duration,
+    /// Of the ssd: so many that it takes some two seconds at least, beside which what each migration takes for itself is little.
+    mebibytes: u64,
 }
 
 const LINKS: [Link; 4] = [
-    Link { name: "10gbit", bits_per_s: 10_000_000_000, delay: Duration::ZERO },
-    Link { name: "1gbit", bits_per_s: 1_000_000_000, delay: Duration::ZERO },
-    Link { name: "1gbit-1ms", bits_per_s: 1_000_000_000, delay: Duration::from_millis(1) },
-    Link { name: "1gbit-20ms", bits_per_s: 1_000_000_000, delay: Duration::from_millis(20) },
+    Link { name: "10gbit", bits_per_s: 10_000_000_000, delay: Duration::ZERO, mebibytes: 2048 },
+    Link { name: "1gbit", bits_per_s: 1_000_000_000, delay: Duration::ZERO, mebibytes: 256 },
+    Link { name: "1gbit-1ms", bits_per_s: 1_000_000_000, delay: Duration::from_millis(1), mebibytes: 256 },
+    Link { name: "1gbit-20ms", bits_per_s: 1_000_000_000, delay: Duration::from_millis(20), mebibytes: 256 },
 ];
 
 /// Runs all that is wanted.
@@ -91,7 +91,10 @@ struct Case<'a> {
 /// What each migration showed.
 #[derive(Default)]
 struct Figures {
+    /// By what had to go: what is written while it goes does so once more.
     to_floor: Vec<f64>,
+    /// By the ssd's size.
+    to_size: Vec<f64>,
     p99_ratio: Vec<f64>,
     iops_ratio: Vec<f64>,
     stuns: Histogram,
@@ -106,15 +109,15 @@ impl Case<'_> {
         }
         let slowest = self.slowest(folder.path())?;
         let hosts = self.hosts(folder.path())?;
-        let mut client = Client::new(&hosts, slowest, self.is_idle)?;
+        let mut client = Client::new(&hosts, self.ssd(), slowest, self.is_idle)?;
         client.fill()?;
-        let floor = Duration::from_secs_f64((MEBIBYTES << 20) as f64 / slowest);
         let mut figures = Figures::default();
         for _ in 0..self.settings.runs.max(4) {
             client.run_until(Instant::now() + BEFORE, || false)?;
             let before = client.take();
             let moved = self.migrate(&hosts, &mut client)?;
-            figures.to_floor.push(moved.total.as_secs_f64() / floor.as_secs_f64());
+            figures.to_floor.push(moved.total.as_secs_f64() * slowest / moved.bytes as f64);
+            figures.to_size.push(moved.total.as_secs_f64() * slowest / (self.link.mebibytes << 20) as f64);
             figures
                 .p99_ratio
                 .push(ratio(moved.during.latency.quantile(990) as f64, before.latency.quantile(990) as f64));
@@ -123,6 +126,7 @@ impl Case<'_> {
             figures.engine_stuns.record(moved.engine_stun_ns);
         }
         report.add(name, "total_to_floor", "ratio", &figures.to_floor);
+        report.add(name, "total_to_size", "ratio", &figures.to_size);
         let mut add = |metric, histogram: &Histogram, per_mille| {
             let value = histogram.quantile(per_mille) as f64;
             report.add(name, metric, "ns", &vec![value; figures.to_floor.len()]);
@@ -134,9 +138,18 @@ impl Case<'_> {
         report.add(name, "guest_p99_ratio", "ratio", &figures.p99_ratio);
         report.add(name, "iops_ratio", "ratio", &figures.iops_ratio);
         report.add(name, "floor_bytes_per_s", "1/s", &[slowest]);
-        let from = report.records.len().saturating_sub(8);
+        let from = report.records.len().saturating_sub(9);
         eprint!("{}", Report { records: report.records[from..].to_vec() }.table());
         Ok(())
+    }
+
+    fn ssd(&self) -> Ssd {
+        Ssd {
+            name: NAME.to_owned(),
+            mebibytes: self.link.mebibytes,
+            backing: Backing::Uring,
+            frontend: Frontend::Nvme { lba: 4096 },
+        }
     }
 
     fn within<T: Send>(&self, host: usize, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
@@ -167,12 +180,7 @@ impl Case<'_> {
         let keys = folder.join("keys");
         let names = ADDRESSES.map(|address| address.to_string());
         make_keys(&godwit()?, &keys, &names.each_ref().map(String::as_str))?;
-        let ssd = Ssd {
-            name: NAME.to_owned(),
-            mebibytes: MEBIBYTES,
-            backing: Backing::Uring,
-            frontend: Frontend::Nvme { lba: 4096 },
-        };
+        let ssd = self.ssd();
         let movers = vec![Mover { ssd, backings: [Backing::Uring; 2] }];
         let start = |number: usize| {
             let plan = HostPlan {
@@ -200,7 +208,7 @@ impl Case<'_> {
         let is_direct = self.spaces.is_some() && self.link.delay.is_zero();
         let to = if is_direct { target } else { way.address() };
         let link = floor::link(listener, || self.within(0, || Ok(TcpStream::connect(to)?)))?;
-        Ok(link.min(floor::file(folder, MEBIBYTES, self.settings.engine_cpu)?))
+        Ok(link.min(floor::file(folder, self.link.mebibytes, self.settings.engine_cpu)?))
     }
 
     fn migrate(&self, hosts: &[Host; 2], client: &mut Client) -> Result<Moved> {
@@ -220,7 +228,8 @@ impl Case<'_> {
             let stun_ns = client.stun_ns.take().context("its client was not answered there")?;
             let engine_stun_ns = status["stun_ns"].as_u64().unwrap_or_default();
             client.take();
-            Ok(Moved { total, stun_ns, engine_stun_ns, during })
+            let bytes = status["sent_bytes"].as_u64().context("nothing says how much went")?;
+            Ok(Moved { total, bytes: bytes.max(self.link.mebibytes << 20), stun_ns, engine_stun_ns, during })
         })
     }
 }
@@ -228,6 +237,8 @@ impl Case<'_> {
 /// A migration.
 struct Moved {
     total: Duration,
+    /// On the wire.
+    bytes: u64,
     stun_ns: u64,
     engine_stun_ns: u64,
     during: Window,
@@ -310,13 +321,7 @@ fn plan() -> Plan {
 }
 
 impl Client {
-    fn new(hosts: &[Host; 2], slowest: f64, is_idle: bool) -> Result<Self> {
-        let ssd = Ssd {
-            name: NAME.to_owned(),
-            mebibytes: MEBIBYTES,
-            backing: Backing::Uring,
-            frontend: Frontend::Nvme { lba: 4096 },
-        };
+    fn new(hosts: &[Host; 2], ssd: Ssd, slowest: f64, is_idle: bool) -> Result<Self> {
         let sockets = hosts.each_ref().map(|host| host.socket(NAME));
         let berth = Berth::connect(&sockets[0], &ssd, &plan(), CONNECT)?;
         let (door, line) = berth.split();
@@ -348,10 +353,14 @@ impl Client {
         })
     }
 
+    fn blocks(&self) -> u64 {
+        (self.ssd.mebibytes << 20) / BLOCK_BYTES
+    }
+
     /// Every block is there before anything is measured.
     fn fill(&mut self) -> Result<()> {
         let blocks = u32::try_from(self.data.len() as u64 / BLOCK_BYTES)?;
-        for start in (0..(MEBIBYTES << 20) / BLOCK_BYTES).step_by(blocks as usize) {
+        for start in (0..self.blocks()).step_by(blocks as usize) {
             self.door.submit(0, &Op { kind: Kind::Write { fua: false }, start, blocks }, &self.data)?;
             self.door.ring(0)?;
             let sent = Instant::now();
@@ -414,7 +423,7 @@ impl Client {
         while self.due < due && self.out.len() < DEPTH - 1 {
             let is_write = self.random.below(100) < self.writes_percent;
             let kind = if is_write { Kind::Write { fua: false } } else { Kind::Read };
-            let start = self.random.below((MEBIBYTES << 20) / BLOCK_BYTES);
+            let start = self.random.below(self.blocks());
             let at = usize::try_from(self.random.below(32)).unwrap_or(0) * 4096;
             let data = if is_write { &self.data[at..at + 4096] } else { &[] };
             let tag = self.door.submit(0, &Op { kind, start, blocks: 1 }, data)?;

@@ -12,8 +12,8 @@ use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::FdFlags;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
@@ -60,8 +60,8 @@ impl Manager {
         let theirs = Arc::clone(&desk);
         let read = move || {
             while !theirs.stop.load(Ordering::Relaxed) {
+                theirs.wait();
                 theirs.drain();
-                std::thread::sleep(Duration::from_micros(200));
             }
         };
         let reader = Some(std::thread::Builder::new().name("manager".to_owned()).spawn(read)?);
@@ -138,6 +138,12 @@ impl Drop for Manager {
 }
 
 impl Desk {
+    /// Until somebody says something, or for a moment.
+    fn wait(&self) {
+        let moment = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+        let _ = poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&moment));
+    }
+
     fn lock(&self) -> MutexGuard<'_, Shelf> {
         self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -221,6 +221,10 @@ impl<M: Medium> Steward<M> {
         if self.gate(id).is_some() {
             return Err(PoolError::Invalid(format!("volume {id} is served")));
         }
+        let along = self.pool.deleted_with(id)?;
+        if let Some(open) = along.into_iter().find(|snapshot| self.gate(*snapshot).is_some()) {
+            return Err(PoolError::Open(open));
+        }
         self.ahead.forget(id);
         self.pool.delete(id)
     }

@@ -7,6 +7,7 @@ use super::gauge;
 use super::guest::{Coming, check_came, run_what_came};
 use super::journal::Journal;
 use super::listener::Known;
+use super::past;
 use super::word::{Along, FromDestination, SourceWord, There, to_destination};
 use crate::passage::Store;
 use crate::records::replace;
@@ -32,7 +33,7 @@ use transfer::frame::Limits;
 use transfer::receive::{Arrived, Greeted, Receiver as Pages};
 use transfer::tls::Incoming;
 
-/// From the last acknowledged page to the end of the streams' own threads.
+/// From the source's word that the rest is on its way to its last page. A source that stands still for it does not wait as long.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Requests to the drive at once.
 const PORTS: usize = 4;
@@ -57,6 +58,7 @@ pub(super) struct Arrival {
     guest: Option<Arc<Coming>>,
     /// How it is at the source, by the first offer that says so.
     along: OnceLock<Along>,
+    quay: Arc<Quay>,
     inner: Mutex<Inner>,
 }
 
@@ -78,31 +80,70 @@ struct Inner {
 struct Landed {
     ssd: Arc<Ssd>,
     landing: Arc<Landing>,
-    streams: Sender<Stream>,
-    /// Of those that are served.
-    sockets: Vec<Weak<Socket>>,
+    quay: Arc<Quay>,
     arrived: Receiver<Arrived>,
     thread: JoinHandle<()>,
 }
 
 impl Landed {
-    fn take(&mut self, stream: Stream) -> bool {
-        self.sockets.retain(|socket| socket.strong_count() > 0);
-        self.sockets.push(Arc::downgrade(&stream.1));
-        self.streams.send(stream).is_ok()
-    }
-
     /// Takes no more blocks; the drive is closed when this returns.
     fn end(self) {
-        let Self { ssd, landing, streams, sockets, thread, .. } = self;
-        drop(streams);
+        let Self { ssd, landing, quay, thread, .. } = self;
+        landing.end();
+        quay.close();
+        let _ = thread.join();
+        drop(landing);
+        drop(ssd);
+        // Who is emptying a part of it has let go of it then.
+        drop(quay.emptier());
+    }
+}
+
+/// What comes beside the words of the machine. It has locks of its own: a connection may have to come while the machine waits for what it brings.
+#[derive(Default)]
+struct Quay {
+    /// Where connections that bring blocks are taken.
+    open: Mutex<Option<Open>>,
+    /// Whose word to empty a part was heard last, held while that is done.
+    emptier: Mutex<u64>,
+}
+
+struct Open {
+    streams: Sender<Stream>,
+    /// Of those that are served.
+    sockets: Vec<Weak<Socket>>,
+}
+
+impl Quay {
+    fn lock(&self) -> MutexGuard<'_, Option<Open>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn emptier(&self) -> MutexGuard<'_, u64> {
+        self.emptier.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// They go there from now on.
+    fn open(&self, streams: Sender<Stream>) {
+        *self.lock() = Some(Open { streams, sockets: Vec::new() });
+    }
+
+    /// `false`: none are taken now.
+    fn take(&self, stream: Stream) -> bool {
+        self.lock().as_mut().is_some_and(|Open { streams, sockets }| {
+            sockets.retain(|socket| socket.strong_count() > 0);
+            sockets.push(Arc::downgrade(&stream.1));
+            streams.send(stream).is_ok()
+        })
+    }
+
+    /// Takes no more, and ends those there are.
+    fn close(&self) {
+        let Some(Open { sockets, .. }) = self.lock().take() else { return };
         // A source that has nothing more to say on a new connection keeps silent on it, and its guest would stand still as long as that may last.
         for socket in sockets.iter().filter_map(Weak::upgrade) {
             let _gone_already = socket.socket.shutdown(Shutdown::Both);
         }
-        let _ = thread.join();
-        drop(landing);
-        drop(ssd);
     }
 }
 
@@ -165,6 +206,7 @@ impl Arrival {
                 config,
                 guest,
                 along: OnceLock::new(),
+                quay: Arc::default(),
                 inner: Mutex::new(inner),
             };
             let mut inner = this.lock();
@@ -270,11 +312,18 @@ impl Arrival {
         self.tell(inner, DestinationEvent::Cancel).map(drop)
     }
 
-    /// Parts of it that are about to be written anew.
-    pub(super) fn empty(&self, parts: &[(u64, u64)]) -> FromDestination {
-        // Nobody waits for the drive but who asked.
-        let landing = self.landing(&mut self.lock());
-        let emptied = landing.and_then(|(landing, _)| {
+    /// Parts of it that are about to be written anew. `speaker`: who says it, of whom a later one has a higher number.
+    ///
+    /// A source whose connection broke says it again by another, and sends what comes there once it was answered. What is left of the first must not come after that:
+    /// one is done after the other, and none that was overtaken.
+    pub(super) fn empty(&self, speaker: u64, parts: &[(u64, u64)]) -> FromDestination {
+        // Not held on to: who ends the landing meanwhile has the machine, and waits for the emptier.
+        let landing = self.landing(&mut self.lock()).map(|(landing, _)| Arc::downgrade(&landing));
+        let mut emptier = self.quay.emptier();
+        let emptied = past::check_parts(parts).and_then(|()| {
+            ensure!(speaker >= *emptier, "a newer connection has said so");
+            *emptier = speaker;
+            let landing = landing?.upgrade().context("no blocks of it are taken here any more")?;
             parts
                 .iter()
                 .try_for_each(|&(start, end)| landing.empty(start..end))
@@ -325,8 +374,7 @@ impl Arrival {
 
     /// A connection that brings blocks. `false`: none are taken now.
     pub(super) fn take(&self, stream: Stream) -> bool {
-        let mut inner = self.lock();
-        inner.landing.as_mut().is_some_and(|landed| landed.take(stream))
+        self.quay.take(stream)
     }
 
     fn steer(&self, steer: Steer) {
@@ -504,7 +552,9 @@ impl Arrival {
         let migration = self.migration.to_be_bytes();
         let receive = move || receive(migration, &lands, pages, &coming, &done);
         let thread = std::thread::Builder::new().name("landing".to_owned()).spawn(receive)?;
-        Ok(Landed { ssd, landing, streams, sockets: Vec::new(), arrived, thread })
+        let quay = Arc::clone(&self.quay);
+        quay.open(streams);
+        Ok(Landed { ssd, landing, quay, arrived, thread })
     }
 
     /// All that came is durable, its record too, and can be served here.

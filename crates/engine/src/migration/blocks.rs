@@ -11,6 +11,7 @@ use block::Range;
 use dirty::{Map, PAGE_BYTES};
 use std::io;
 use std::ops::Range as Bytes;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,6 +21,8 @@ use transfer::source::{Content, Run, Sink, Source};
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Made zero by one request.
 const ZERO_BYTES: u64 = 1 << 30;
+/// The same of a landing that may be ended meanwhile, which waits for no more than this.
+const EMPTIED_BYTES: u64 = 64 << 20;
 /// Read by one request to see that it is empty.
 const VERIFIED_BYTES: usize = 1 << 20;
 
@@ -187,10 +190,17 @@ fn pages_in(bytes: &Bytes<u64>) -> u64 {
     (bytes.end - bytes.start).div_ceil(PAGE_BYTES)
 }
 
+fn pieces(bytes: Bytes<u64>, most: u64) -> impl Iterator<Item = Range> {
+    let Bytes { start, end } = bytes;
+    let step = usize::try_from(most).unwrap_or(usize::MAX);
+    (start..end).step_by(step).map(move |at| Range { start_bytes: at, len_bytes: most.min(end - at) })
+}
+
 /// An ssd that nobody serves, and that a copy arrives in.
 pub(crate) struct Landing {
     ports: Ports,
     pages: u64,
+    ends: AtomicBool,
 }
 
 impl Landing {
@@ -199,7 +209,7 @@ impl Landing {
     /// # Errors
     /// The drive's; or no thread is left.
     pub(crate) fn new(ssd: &Arc<Ssd>, pages: u64, streams: usize) -> io::Result<Self> {
-        let this = Self { ports: Ports::open(ssd, streams)?, pages };
+        let this = Self { ports: Ports::open(ssd, streams)?, pages, ends: AtomicBool::new(false) };
         this.clear()?;
         Ok(this)
     }
@@ -209,26 +219,28 @@ impl Landing {
     /// # Errors
     /// The drive's.
     pub(crate) fn clear(&self) -> io::Result<()> {
-        self.empty(0..self.pages * PAGE_BYTES)?;
+        pieces(0..self.pages * PAGE_BYTES, ZERO_BYTES).try_for_each(|piece| self.ports.zero(piece))?;
         self.ports.flush()
+    }
+
+    /// What is being made empty stops soon, with an error.
+    pub(crate) fn end(&self) {
+        self.ends.store(true, Ordering::Release);
     }
 
     /// A part of it reads as zeros when this returns.
     ///
     /// # Errors
-    /// The drive's, or it is not a part of it.
+    /// The drive's, or it is not a part of it, or it ends.
     pub(crate) fn empty(&self, bytes: Bytes<u64>) -> io::Result<()> {
         let is_part = |at: u64| at.is_multiple_of(PAGE_BYTES) && at <= self.pages * PAGE_BYTES;
         if !is_part(bytes.start) || !is_part(bytes.end) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let mut at = bytes.start;
-        while at < bytes.end {
-            let len_bytes = (bytes.end - at).min(ZERO_BYTES);
-            self.ports.zero(Range { start_bytes: at, len_bytes })?;
-            at += len_bytes;
-        }
-        Ok(())
+        pieces(bytes, EMPTIED_BYTES).try_for_each(|piece| match self.ends.load(Ordering::Acquire) {
+            true => Err(io::Error::other("no blocks of it are taken here any more")),
+            false => self.ports.zero(piece),
+        })
     }
 
     /// Reads all that the drive may have, which is nothing.

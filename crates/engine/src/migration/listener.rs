@@ -134,11 +134,15 @@ fn serve(
     }
 }
 
+/// Counts conversations, so that of two it is known which is newer.
+static SPEAKERS: AtomicU64 = AtomicU64::new(1);
+
 /// A source's words until it leaves.
 fn converse(house: &Arc<House>, migrations: &Migrations, mut stream: Incoming) -> io::Result<()> {
     let FromSource::Offer(offer) = receive(&mut stream)? else {
         return send(&mut stream, &FromDestination::No { why: "an offer comes first".to_owned() });
     };
+    let speaker = SPEAKERS.fetch_add(1, Ordering::Relaxed);
     let (arrival, there) = match migrations.expect(house, &offer) {
         Ok(expected) => expected,
         Err(error) => return send(&mut stream, &FromDestination::No { why: format!("{error:#}") }),
@@ -151,7 +155,7 @@ fn converse(house: &Arc<House>, migrations: &Migrations, mut stream: Incoming) -
             FromSource::Offer(_) => FromDestination::No { why: "a connection is for one offer".to_owned() },
             FromSource::Step { epoch, word, limits } => arrival.hear(epoch, word, limits),
             FromSource::Ping => arrival.say_again(),
-            FromSource::Empty { bytes } => arrival.empty(&bytes),
+            FromSource::Empty { bytes } => arrival.empty(speaker, &bytes),
             FromSource::Snapshot { name } => arrival.keep(&name),
         };
         send(&mut stream, &answer)?;

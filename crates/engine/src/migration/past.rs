@@ -10,7 +10,7 @@ use super::blocks::Blocks;
 use super::case::Case;
 use super::line::{Heard, Line};
 use super::word::FromSource;
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use std::ops::Range;
 use std::time::Duration;
 use transfer::copy::{Error, Precopy};
@@ -18,9 +18,9 @@ use transfer::tls::Outgoing;
 
 /// From a network that is gone to the next look at it.
 const NETWORK: Duration = Duration::from_secs(2);
-/// Ranges in one word.
+/// Ranges in one word, at most.
 const RANGES_MAX: usize = 500;
-/// Bytes that one word empties.
+/// Bytes that one word empties, at most.
 const EMPTIED_BYTES_MAX: u64 = 1 << 30;
 
 /// See the module.
@@ -97,6 +97,22 @@ fn parts(differs: &[Range<u64>]) -> Vec<Vec<(u64, u64)>> {
     words
 }
 
+/// As they are heard.
+///
+/// # Errors
+/// It is more than one word may say, or a part is none.
+pub(super) fn check_parts(parts: &[(u64, u64)]) -> anyhow::Result<()> {
+    let bytes = parts.iter().try_fold(0_u64, |sum, &(start, end)| {
+        let len_bytes = end.checked_sub(start).filter(|len_bytes| *len_bytes > 0)?;
+        sum.checked_add(len_bytes)
+    });
+    ensure!(
+        parts.len() <= RANGES_MAX && bytes.is_some_and(|bytes| bytes <= EMPTIED_BYTES_MAX),
+        "one word empties {RANGES_MAX} parts at most, of {EMPTIED_BYTES_MAX} bytes in all"
+    );
+    Ok(())
+}
+
 /// Until it was heard: each word is the same said twice.
 fn say(line: &mut Line, case: &Case, word: &FromSource) -> anyhow::Result<()> {
     loop {
@@ -128,6 +144,16 @@ mod tests {
         assert!(words.iter().all(|word| word.len() <= RANGES_MAX && !word.is_empty()));
         let bytes = |word: &Vec<(u64, u64)>| word.iter().map(|(start, end)| end - start).sum::<u64>();
         assert!(words.iter().all(|word| bytes(word) <= EMPTIED_BYTES_MAX));
+        assert!(words.iter().all(|word| check_parts(word).is_ok()));
+        for wrong in [
+            vec![(0, 1); RANGES_MAX + 1],
+            vec![(0, EMPTIED_BYTES_MAX), (0, 1)],
+            vec![(4096, 4096)],
+            vec![(1, 0)],
+            vec![(0, u64::MAX); 2],
+        ] {
+            assert!(check_parts(&wrong).is_err(), "{wrong:?}");
+        }
         // Joined again they are what was to be said.
         let mut said: Vec<Range<u64>> = Vec::new();
         for (start, end) in words.into_iter().flatten() {

@@ -121,18 +121,47 @@ impl Pool {
     }
 
     /// What becomes of a volume's snapshots with a step of its journal: they are their own when their migration has ended well for this side, and what came by
-    /// a migration whose place another takes was never whole.
+    /// a migration whose place another takes was never whole. A build that knew of no marks may have written that the volume is owned here: what came is, too.
     pub(super) fn released(&self, id: VolumeId, record: &MigrationV1) -> Vec<ChangeV1> {
         let is_here = record.owned_here().is_some();
+        let was_here = self.is_owned_here(id);
         let change = |saved: &VolumeV1| {
             let (side, migration) = marked(saved)?;
             match side {
                 _ if migration == record.migration && !(is_here && record.is_over()) => None,
-                Side::Came if migration != record.migration => Some(ChangeV1::Delete(saved.id)),
+                Side::Came if migration != record.migration && !was_here => Some(ChangeV1::Delete(saved.id)),
                 _ => Some(ChangeV1::Attributes(saved.id, Vec::new())),
             }
         };
         self.snapshots(id).filter_map(change).collect()
+    }
+
+    /// So it is as well where nobody can say: nothing is deleted by that.
+    fn is_owned_here(&self, id: VolumeId) -> bool {
+        let record = self.known(id).and_then(|volume| record_of(&volume.saved));
+        record.map_or(true, |record| record.is_none_or(|record| record.owned_here().is_some()))
+    }
+
+    /// What is stored of a volume's snapshots when it is deleted: as when its space is [given back](Pool::vacate), if it should have been.
+    pub(super) fn left_by(&self, id: VolumeId) -> Result<Vec<ChangeV1>, PoolError> {
+        let is_away = |it: &MigrationV1| it.is_over() && it.owned_here().is_none() && it.keep != Some(true);
+        let record = record_of(&self.known(id)?.saved)?.filter(is_away);
+        Ok(record.map_or_else(Vec::new, |record| self.left_behind(id, record.migration)))
+    }
+
+    /// The snapshots that a volume is deleted with: they went or came with it, and it is another host's.
+    ///
+    /// # Errors
+    /// No such volume, or nobody can say whose it is.
+    pub(crate) fn deleted_with(&self, id: VolumeId) -> Result<Vec<VolumeId>, PoolError> {
+        let deleted = |change| if let ChangeV1::Delete(id) = change { Some(VolumeId(id)) } else { None };
+        Ok(self.left_by(id)?.into_iter().filter_map(deleted).collect())
+    }
+
+    /// What a new volume that begins with another has of what is kept with that: no mark, which is of the one that moved.
+    pub(super) fn attributes_of(&self, id: VolumeId) -> Result<Vec<u8>, PoolError> {
+        let saved = &self.known(id)?.saved;
+        Ok(if marked(saved).is_some() { Vec::new() } else { saved.attributes.clone() })
     }
 
     /// The snapshots of a volume that its space is given back with: what came of it, or what is at the other host. One that somebody made a clone of stays.
@@ -170,8 +199,10 @@ impl Pool {
 
     /// What is not known to be whole yet is nobody's beginning.
     pub(super) fn may_begin_with(&self, snapshot: VolumeId) -> Result<(), PoolError> {
-        match marked(&self.known(snapshot)?.saved) {
-            Some((Side::Came, _)) => {
+        let saved = &self.known(snapshot)?.saved;
+        let parent = saved.parent.map(VolumeId).filter(|id| self.known(*id).is_ok());
+        match marked(saved) {
+            Some((Side::Came, _)) if parent.is_some_and(|parent| !self.is_owned_here(parent)) => {
                 Err(refusal(snapshot, "it comes with its ssd, and that is not here yet".to_owned()))
             }
             _ => Ok(()),

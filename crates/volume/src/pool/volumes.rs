@@ -69,13 +69,16 @@ impl Pool {
         Ok(VolumeId(id))
     }
 
-    /// Removes a volume. Extents that no other refers to are to be wiped, after [`Pool::grace_over`].
+    /// Removes a volume, and those of its snapshots that went or came with it if it is another host's. Extents that no other refers to are to be wiped, after
+    /// [`Pool::grace_over`].
     ///
     /// # Errors
     /// No such volume, or its migration is not over.
     pub fn delete(&mut self, id: VolumeId) -> Result<(), PoolError> {
         self.may_delete(id)?;
-        self.commit(&[ChangeV1::Delete(id.0)], true)
+        let mut changes = self.left_by(id)?;
+        changes.push(ChangeV1::Delete(id.0));
+        self.commit(&changes, true)
     }
 
     /// Makes a volume larger. Maps handed out before stay true for the old size.
@@ -165,7 +168,7 @@ impl Pool {
         read_only: bool,
     ) -> Result<VolumeId, PoolError> {
         self.may_derive(source)?;
-        let attributes = self.known(source)?.saved.attributes.clone();
+        let attributes = self.attributes_of(source)?;
         self.derive_as(source, name, uuid, read_only, attributes)
     }
 

@@ -95,6 +95,46 @@ fn what_came_by_a_migration_that_never_ended_goes_when_another_takes_its_place()
 }
 
 #[test]
+fn what_came_stays_where_a_build_that_knew_of_no_marks_wrote_that_it_is_here() {
+    let (disk, mut pool, id) = coming();
+    step(&mut pool, id, READY, MIGRATION);
+    let mark = |pool: &Pool| pool.volume(pool.find("monday").expect("there")).expect("there").attributes;
+    let kept = mark(&pool);
+    step(&mut pool, id, OWNED, MIGRATION);
+    for name in ["monday", "tuesday"] {
+        let snapshot = pool.find(name).expect("there");
+        pool.set_attributes(snapshot, &kept).expect("as that build left it");
+    }
+    drop(pool);
+    let mut pool = open_as(&disk, 2).expect("sound");
+    let monday = pool.find("monday").expect("there");
+    let clone = pool.clone_volume(monday, "c", [7; 16]).expect("it is here, and whole");
+    assert!(pool.volume(clone).expect("there").attributes.is_empty(), "no mark of another's");
+    step(&mut pool, id, OFFERED, [9; 16]);
+    assert_eq!(names(&pool), ["a", "before", "monday", "tuesday", "c"]);
+    assert!(mark(&pool).is_empty());
+}
+
+#[test]
+fn who_deletes_a_volume_that_is_not_here_deletes_what_came_or_went_of_it() {
+    let (_, mut pool, id) = coming();
+    step(&mut pool, id, DROPPED, MIGRATION);
+    pool.delete(id).expect("it is nobody's");
+    assert_eq!(names(&pool), ["before"]);
+    let (_, mut pool, id) = new("a");
+    for name in ["monday", "mine"] {
+        pool.snapshot(id, name, [5; 16]).expect("it is here");
+    }
+    step(&mut pool, id, OFFERED, MIGRATION);
+    pool.mark_went(id, "monday", MIGRATION).expect("it went");
+    for to in [GRANTED, GONE] {
+        step(&mut pool, id, to, MIGRATION);
+    }
+    pool.delete(id).expect("it is another host's");
+    assert_eq!(names(&pool), ["mine"]);
+}
+
+#[test]
 fn what_went_is_deleted_with_what_is_left_of_its_ssd_and_stays_when_that_does() {
     for end in [GONE, CANCELLED, TAKEN_BACK] {
         let (disk, mut pool, id) = new("a");

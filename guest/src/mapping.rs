@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::ptr;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 /// A shared mapping of a file descriptor. Offsets out of range panic: they are a bug of the test.
 #[derive(Debug)]
@@ -163,6 +163,15 @@ impl Mapping {
         let target = self.at(offset, len, 1);
         // SAFETY: in bounds by `at`. The device only reads a range that is filled, and byte-wise tearing is harmless.
         unsafe { ptr::write_bytes(target, byte, len) };
+    }
+
+    /// Has the kernel find every page now, and none at its first use.
+    ///
+    /// # Errors
+    /// As madvise(2), MADV_POPULATE_WRITE (Linux 5.14).
+    pub fn populate(&self) -> io::Result<()> {
+        // SAFETY: the range is the mapping's own, and its bytes stay as they are.
+        Ok(unsafe { madvise(self.base.cast(), self.len, Advice::LinuxPopulateWrite) }?)
     }
 
     /// One plain memory copy into another mapping: the bare cost a RAM disk is measured against.

@@ -42,6 +42,14 @@ impl Ram {
         Ok(Arc::new(Ram { fd, mapping, iova, pages: Mutex::new(Pages::new(len / PAGE_BYTES)) }))
     }
 
+    /// Has every page there, as in a guest that has run for long.
+    ///
+    /// # Errors
+    /// As [`Mapping::populate`].
+    pub fn populate(&self) -> Result<()> {
+        Ok(self.mapping.populate()?)
+    }
+
     /// The memfd.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {

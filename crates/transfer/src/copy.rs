@@ -33,6 +33,8 @@ pub struct Options {
     pub flush_bytes: u64,
     /// How long the source may stand still.
     pub stun_max: Duration,
+    /// It stands still for less than it may where another pass leaves less to send; for what takes no longer than this none is made.
+    pub rest_min: Duration,
     /// Connections of a stream in a row that get nowhere before the copy stops.
     pub attempts_max: u32,
     /// From a broken connection to the next.
@@ -50,6 +52,7 @@ impl Default for Options {
             compress: true,
             flush_bytes: 256 << 20,
             stun_max: Duration::from_millis(10),
+            rest_min: Duration::from_millis(1),
             attempts_max: 10,
             retry: Duration::from_secs(1),
             patience: Duration::from_secs(30),
@@ -240,19 +243,22 @@ impl<'a, C: Read + Write + Send> Precopy<'a, C> {
         let dirty_rate = per_second(left, self.harvested.saturating_sub(since));
         let (rate, unpaced) = self.rate.unwrap_or((0, 0));
         // Nothing was ever sent: nothing is known.
-        let stun = (left == 0 || unpaced > 0).then(|| time_of(left, unpaced) + self.round_trip);
+        let rest = (left == 0 || unpaced > 0).then(|| time_of(left, unpaced));
         let round_trip = self.round_trip;
+        let stun = rest.map(|rest| rest + round_trip);
         control.report(|progress| {
             *progress = Progress { dirty_rate, round_trip, predicted_stun: stun, ..*progress };
         });
-        let stun_max = self.context.options.stun_max;
+        let Options { stun_max, rest_min, .. } = self.context.options;
+        // A pass that leaves nearly as much as it took leads nowhere.
+        let shrinks = first || left / 3 < planned * PAGE_BYTES / 4;
         Ok(match stun {
-            Some(stun) if stun <= stun_max => Some(Verdict::Ready(stun)),
-            _ if self.round_trip > stun_max => Some(Verdict::Far(self.round_trip)),
-            // A pass that leaves nearly as much as it took leads nowhere.
-            Some(_) if !first && left / 3 >= planned * PAGE_BYTES / 4 => {
-                Some(Verdict::Throttle { to: rate / 2, from: dirty_rate })
+            // What is allowed is not used up where another pass makes it less.
+            Some(stun) if stun <= stun_max && (!shrinks || rest <= Some(rest_min)) => {
+                Some(Verdict::Ready(stun))
             }
+            _ if round_trip > stun_max => Some(Verdict::Far(round_trip)),
+            Some(_) if !shrinks => Some(Verdict::Throttle { to: rate / 2, from: dirty_rate }),
             _ => None,
         })
     }

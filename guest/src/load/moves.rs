@@ -26,8 +26,8 @@ use crate::verify::plug::Plan;
 const BLOCK_BYTES: u64 = 4096;
 const DEPTH: usize = 32;
 const NAME: &str = "mover";
-/// What `--max-stun` is.
-const STUN_MAX: Duration = Duration::from_millis(50);
+/// What `--max-stun` is, as where nobody says it.
+const STUN_MAX: Duration = Duration::from_millis(10);
 const PATIENCE: Duration = Duration::from_secs(120);
 const CONNECT: Duration = Duration::from_secs(20);
 /// The load before a migration, and between two.

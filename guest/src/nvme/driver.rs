@@ -86,8 +86,15 @@ impl Driver {
     ///
     /// # Errors
     /// The client's.
-    pub fn attach(mut client: Client, options: Options) -> Result<Self> {
-        let ram = Ram::new(options.ram_bytes, options.ram_iova)?;
+    pub fn attach(client: Client, options: Options) -> Result<Self> {
+        Self::attach_to(client, Ram::new(options.ram_bytes, options.ram_iova)?, options)
+    }
+
+    /// [`Driver::attach`] with RAM that is there already.
+    ///
+    /// # Errors
+    /// The client's.
+    pub fn attach_to(mut client: Client, ram: Arc<Ram>, options: Options) -> Result<Self> {
         client.set_dma_memory(ram.clone());
         let fd = options.share_ram.then(|| (ram.fd(), 0));
         client.dma_map(ram.iova(), ram.len() as u64, fd)?;

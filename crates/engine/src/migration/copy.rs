@@ -100,8 +100,10 @@ impl Copy {
             pages_of(&self.ssd) == Some(pages),
             "it has grown since its copy began: migrate it again, and give it the new size at the destination"
         );
-        precopy.last(&Map::new(pages)?, &self.state()?)?;
+        let state = self.state()?;
+        // The word goes beside the blocks, not behind them: the destination waits for them, and the guest for one way less.
         let _ = self.events.send(Event::Rested);
+        precopy.last(&Map::new(pages)?, &state)?;
         // What was frozen stays so, and what is noted is noted, until it is known who has the ssd.
         while self.go.recv().is_ok() {}
         Ok(())

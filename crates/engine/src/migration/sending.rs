@@ -59,7 +59,7 @@ pub(super) struct Sending {
 pub(super) enum Event {
     /// Little is left.
     Close,
-    /// The rest is over there, durably.
+    /// The guest stands still, and the rest is on its way.
     Rested,
     /// There will be no copy, or no guest.
     Failed(String),
@@ -215,6 +215,8 @@ impl Sending {
             Ok(Event::Held) => Some(SourceEvent::SwitchOver),
             Ok(Event::Vm(word)) => Some(SourceEvent::Vm { round: course.round, word }),
             Ok(Event::Rested) => Some(SourceEvent::Frozen),
+            // The destination said that it has all of it, and closes the streams perhaps before they have heard.
+            Ok(Event::Failed(_)) if course.step != Some(SourceStep::Offered) => None,
             Ok(Event::Failed(why)) => {
                 self.case.remark(why);
                 Some(SourceEvent::Cancel)

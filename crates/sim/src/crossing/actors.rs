@@ -61,7 +61,7 @@ pub(super) enum Ask {
     Join,
     /// Little is left: the guest is to stand still.
     Near,
-    /// The rest is over there.
+    /// The rest is on its way.
     Rested,
     /// There will be no copy.
     Failed(String),

@@ -192,15 +192,14 @@ pub(super) fn copy(
     let Reply::State(state) = ask(Ask::Near) else { return Err(Error::Cancelled) };
     blocks.closing.store(1, Ordering::Relaxed);
     let missing = Map::new(pages)?;
+    ask(Ask::Rested);
     loop {
         match precopy.last(&missing, &state) {
-            Ok(()) => break,
+            Ok(()) => return Ok(()),
             Err(Error::Lost { .. }) => clock.sleep(Duration::from_millis(50)),
             Err(error) => return Err(error),
         }
     }
-    ask(Ask::Rested);
-    Ok(())
 }
 
 /// What comes, each stream on an actor of its own, as the engine's (`engine/src/migration/arrival.rs`).

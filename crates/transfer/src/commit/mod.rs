@@ -7,7 +7,7 @@
 //!        ◀───────────────────────────────────── Opened 1 ──
 //!  copies while the guest writes   ═══ blocks of round 1 ═══▶
 //!  freezes: I/O queues, nothing fails
-//!        ── Seal 1 (after the last block) ──────────────▶ makes all of it durable
+//!        ── Seal 1 (beside the last blocks) ────────────▶ waits for them, makes all durable
 //!                                                         journal: ready, round 1
 //!        ◀────────────────────────────────────── Ready 1 ──   stopped, and asks, until it hears
 //!  the hypervisor may go on; it says `completed`
@@ -78,7 +78,7 @@ pub enum ToDestination {
         /// Counts freezes.
         round: u32,
     },
-    /// The source is frozen, and all blocks of the round were sent before this.
+    /// The source is frozen, and the last blocks of the round are on their way: before this, or beside it.
     Seal {
         /// Of this round.
         round: u32,

@@ -115,6 +115,27 @@ fn a_source_that_is_written_faster_than_pages_move_is_to_be_throttled() {
 }
 
 #[test]
+fn the_source_stands_still_for_less_than_it_may_where_another_pass_leaves_less() {
+    let passes = |rest_min| {
+        let (guest, host) = (full_guest(), Host::default());
+        guest.eager.store(1, Relaxed);
+        let options = transfer::copy::Options { rest_min, ..options(1) };
+        let (done, _) = copy(&guest, &host, &|_| Ok(()), options, &[], |precopy, control, _| {
+            let verdict = precopy.run()?;
+            assert!(matches!(verdict, Verdict::Ready(_)), "{verdict:?}");
+            guest.eager.store(0, Relaxed);
+            precopy.last(&missing(&[]), &[])?;
+            Ok(control.progress().pass)
+        });
+        assert_same(&guest, &host);
+        done.expect("it gets through")
+    };
+    assert_eq!(passes(std::time::Duration::MAX), 1, "the rest is small enough at once");
+    // An eighth of each pass is written anew.
+    assert!(passes(std::time::Duration::ZERO) > 3);
+}
+
+#[test]
 fn a_link_whose_round_trip_alone_is_too_long_is_told() {
     let (guest, host) = (Guest::new(1, &[(0, 6)]), Host::default());
     let options = transfer::copy::Options { stun_max: std::time::Duration::ZERO, ..options(1) };

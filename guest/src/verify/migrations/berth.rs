@@ -8,6 +8,7 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::ram::Ram;
 use crate::verify::daemon::{Frontend, Ssd};
 use crate::verify::door::Door;
 use crate::verify::nvme::NvmeDoor;
@@ -36,12 +37,15 @@ impl Berth {
         let no_driver = || Error::Protocol("a door that has just been made has its driver".into());
         match ssd.frontend {
             Frontend::Nvme { .. } => {
+                let options =
+                    nvme::Options { ram_bytes: RAM_BYTES, timeout: patience, ..nvme::Options::default() };
+                // Before it waits to be let in: a guest has its memory by then.
+                let ram = Ram::new(options.ram_bytes, options.ram_iova)?;
+                ram.populate()?;
                 let mut client = vfio_user::Client::from_stream(stream);
                 client.set_timeout(patience);
                 client.greet()?;
-                let options =
-                    nvme::Options { ram_bytes: RAM_BYTES, timeout: patience, ..nvme::Options::default() };
-                let mut driver = nvme::Driver::attach(client, options)?;
+                let mut driver = nvme::Driver::attach_to(client, ram, options)?;
                 driver.enable()?;
                 driver.set_queue_count(plan.lanes)?;
                 let door = Box::new(NvmeDoor::new(&mut driver, plan.lanes, plan.depth, true)?);

@@ -1,5 +1,6 @@
 //! The agent is ended between any two effects, and the next one goes on.
 
+mod along;
 mod changes;
 mod keys;
 mod moves;
@@ -22,6 +23,9 @@ use world::{Drive, World};
 
 /// What an agent that is ended unwinds with.
 struct Ended;
+
+/// What the agent calls what has no identity.
+const NEW_UUID: &str = "99999999-0000-4000-8000-000000000001";
 
 /// More than any operation needs.
 const TURNS_MAX: u32 = 1000;
@@ -59,6 +63,7 @@ impl Host {
             place: self.place(),
             base: Base { file: self.folder.path().join("none"), otherwise: "control = \"/c\"".to_owned() },
             now_ms: || 7,
+            uuid: || NEW_UUID.to_owned(),
             trouble: Arc::default(),
             told: None,
             between: Box::new(move || world.effect()),

@@ -116,7 +116,7 @@ pub fn run(options: Options, stop: OwnedFd) -> anyhow::Result<()> {
         tells: Arc::new(Semaphore::new(TELLS_MAX)),
     };
     let between = Box::new(|| {});
-    let work = Work { book, plane, place: options.place, base, now_ms, trouble, told: None, between };
+    let work = Work { book, plane, place: options.place, base, now_ms, uuid, trouble, told: None, between };
     std::thread::Builder::new().name("work".to_owned()).spawn(move || work.run(&asked))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -24,10 +24,13 @@ const OPERATIONS_KEPT: i64 = 10_000;
 /// Certificates that are remembered: much longer than anybody asks.
 const CERTIFICATES_KEPT: i64 = 100_000;
 /// The layout of the tables; a file with a higher one was written by a later release.
-const LAYOUT: i64 = 3;
+const LAYOUT: i64 = 4;
 /// That of a file in which something is encrypted: the tables are those of layout 2, but a release that does not know of keys would
 /// forget them, and serve noise.
 const LAYOUT_OF_KEYS: i64 = 3;
+/// That of a file with a snapshot whose volume is not called after it: a release that does not know would look for another one, and
+/// certify that the pool has none.
+const LAYOUT_OF_VOLUMES: i64 = 4;
 
 const TABLES: &str = "
     CREATE TABLE ssds (
@@ -245,6 +248,12 @@ impl Store {
     }
 }
 
+/// Keeps releases away that do not know of what is written down.
+fn at_least(sqlite: &Connection, layout: i64) -> rusqlite::Result<()> {
+    let now: i64 = sqlite.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if now < layout { sqlite.pragma_update(None, "user_version", layout) } else { Ok(()) }
+}
+
 fn forget(sqlite: &Connection) -> rusqlite::Result<()> {
     sqlite.execute(
         "DELETE FROM changes WHERE version <= (SELECT MAX(version) FROM changes) - ?1",
@@ -306,7 +315,7 @@ pub(crate) fn ssds(sqlite: &Connection) -> Result<Vec<SsdRow>, StoreError> {
 
 pub(crate) fn put_ssd(sqlite: &Connection, ssd: &SsdRow) -> Result<(), StoreError> {
     if ssd.spec.key.is_some() {
-        sqlite.pragma_update(None, "user_version", LAYOUT_OF_KEYS)?;
+        at_least(sqlite, LAYOUT_OF_KEYS)?;
     }
     sqlite.execute(
         "INSERT INTO ssds (name, uuid, generation, phase, operation, reason, spec) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)

@@ -20,6 +20,7 @@
 //! Each operation applies what all others have *ended* with, and its own wish: one that the daemon refuses does not take others
 //! with it.
 
+pub(crate) mod along;
 mod key;
 mod passage;
 mod pool;
@@ -83,6 +84,7 @@ pub(crate) struct Work {
     pub(crate) place: Place,
     pub(crate) base: Base,
     pub(crate) now_ms: fn() -> u64,
+    pub(crate) uuid: fn() -> String,
     pub(crate) trouble: Trouble,
     /// The daemon's life that has been told what is wanted: its process and generation.
     pub(crate) told: Option<(u32, u64)>,

@@ -3,12 +3,12 @@
 use super::*;
 use api::rest::KeyFate;
 
-fn keys(host: &Host) -> Vec<Vec<u8>> {
+pub(super) fn keys(host: &Host) -> Vec<Vec<u8>> {
     let folder = std::fs::read_dir(host.place().keys).unwrap();
     folder.map(|entry| std::fs::read(entry.unwrap().path()).unwrap()).collect()
 }
 
-fn encrypted(name: &str, pool: Option<&str>, from_snapshot: Option<&str>) -> Ask {
+pub(super) fn encrypted(name: &str, pool: Option<&str>, from_snapshot: Option<&str>) -> Ask {
     let body = SsdCreate {
         name: name.to_owned(),
         size_bytes: Some(1 << 20),
@@ -20,7 +20,7 @@ fn encrypted(name: &str, pool: Option<&str>, from_snapshot: Option<&str>) -> Ask
     Ask::SsdCreate { body: Box::new(body) }
 }
 
-fn certificate(host: &Host, id: &str) -> api::rest::Certificate {
+pub(super) fn certificate(host: &Host, id: &str) -> api::rest::Certificate {
     host.agent().0.read(|sqlite| store::certificate(sqlite, id)).unwrap().unwrap()
 }
 

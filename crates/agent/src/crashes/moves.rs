@@ -47,13 +47,32 @@ impl Double {
     pub(super) fn arrive(&mut self, ssd: &str) {
         if let Some(volume) = self.moves(ssd, "owned", "what came") {
             self.elsewhere.remove(&volume);
+            for snapshot in self.coming.clone() {
+                let drive = self.drive("p").unwrap();
+                drive.volumes.insert(snapshot.clone(), ("what came".to_owned(), false));
+                drive.snapshots.insert(snapshot, volume.clone());
+            }
         }
     }
 
     pub(super) fn leave(&mut self, ssd: &str) {
         let volume = self.moves(ssd, "gone", "").unwrap();
+        let staying = self.staying.clone();
+        for drive in self.drives.values_mut() {
+            let went = |one: &String, of: &String| *of == volume && !staying.contains(one);
+            let went: Vec<_> = drive.snapshots.extract_if(.., |one, of| went(one, of)).collect();
+            went.iter().for_each(|(one, _)| drop(drive.volumes.remove(one)));
+        }
         self.elsewhere.insert(volume);
         self.left_with = Some((self.served[ssd].1, self.said[ssd].clone()));
+    }
+
+    /// What the journal of "a" says while it is here.
+    pub(super) fn moving_is(&mut self, word: &'static str) {
+        if let Some((path, _)) = self.served.get("a") {
+            let volume = path.file_name().unwrap().to_str().unwrap().to_owned();
+            self.journals.insert(volume, word);
+        }
     }
 
     pub(super) fn has_gone(&self, volume: &str) -> bool {

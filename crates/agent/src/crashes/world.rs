@@ -19,6 +19,8 @@ pub(super) struct World {
     pub(super) until_arrival: AtomicUsize,
     /// Effects until it leaves for another host; 0: it does not.
     pub(super) until_departure: AtomicUsize,
+    /// Effects until it is offered to another host; 0: it is not.
+    pub(super) until_offer: AtomicUsize,
     pub(super) daemon: Mutex<Double>,
 }
 
@@ -65,6 +67,10 @@ pub(super) struct Double {
     pub(super) moving: bool,
     /// The size of "a", and what was said of it, when it left last.
     pub(super) left_with: Option<(u64, Said)>,
+    /// The snapshots that come with "a" when it arrives.
+    pub(super) coming: Vec<String>,
+    /// Those that stay when it leaves.
+    pub(super) staying: BTreeSet<String>,
     /// The keys that data was written with, by the place of the data.
     pub(super) keys: BTreeMap<PathBuf, Vec<u8>>,
 }
@@ -80,6 +86,8 @@ pub(super) struct Drive {
     pub(super) formatted: u32,
     /// The volumes: what is in them, and whether they are served.
     pub(super) volumes: BTreeMap<String, (String, bool)>,
+    /// Those of them that are snapshots, and of what.
+    pub(super) snapshots: BTreeMap<String, String>,
     /// Contents that are to be zeroed, with the looks at the pool until they are.
     pub(super) wiping: Vec<(String, u32)>,
     pub(super) quarantined: u64,
@@ -98,6 +106,11 @@ impl World {
         self.until_departure.store(until.saturating_sub(1), Ordering::Relaxed);
         if until == 1 {
             self.daemon().leave("a");
+        }
+        let until = self.until_offer.load(Ordering::Relaxed);
+        self.until_offer.store(until.saturating_sub(1), Ordering::Relaxed);
+        if until == 1 {
+            self.daemon().moving_is("offered");
         }
         let left = self.left.load(Ordering::Relaxed);
         self.left.store(left.saturating_sub(1), Ordering::Relaxed);
@@ -231,7 +244,13 @@ impl Double {
             }
             PoolRequest::Delete { pool, volume } => {
                 let fails = self.broken;
+                let journals = self.journals.clone();
                 let drive = self.drive(&pool)?;
+                let of = drive.snapshots.get(&volume).and_then(|of| journals.get(of));
+                if matches!(of, Some(&"offered" | &"incoming")) {
+                    return refused("its migration is not over");
+                }
+                drive.snapshots.remove(&volume);
                 match drive.volumes.remove(&volume) {
                     None => return refused("no such volume"),
                     Some((_, true)) => panic!("a volume is deleted that is served"),
@@ -241,12 +260,18 @@ impl Double {
                 self.journals.remove(&volume);
                 self.keys.remove(&PathBuf::from(format!("{pool}/{volume}")));
             }
-            PoolRequest::Snapshot { pool, volume, name } | PoolRequest::Clone { pool, volume, name } => {
+            PoolRequest::Snapshot { ref pool, ref volume, ref name }
+            | PoolRequest::Clone { ref pool, ref volume, ref name } => {
+                let is_snapshot = matches!(request, PoolRequest::Snapshot { .. });
+                let (pool, volume, name) = (pool.clone(), volume.clone(), name.clone());
                 let drive = self.drive(&pool)?;
                 let Some((content, _)) = drive.volumes.get(&volume).cloned() else {
                     return refused("no such volume");
                 };
                 *drive.made.entry(name.clone()).or_default() += 1;
+                if is_snapshot {
+                    drive.snapshots.insert(name.clone(), volume);
+                }
                 assert!(drive.volumes.insert(name, (content, false)).is_none(), "made twice");
                 if std::mem::take(&mut self.spoils) {
                     return refused("its drive failed then");
@@ -268,7 +293,10 @@ impl Double {
             }
             let volume = |(name, (_, served)): (&String, &(String, bool))| VolumeStatus {
                 name: name.clone(),
+                size_bytes: 1 << 20,
                 mapped_bytes: 1 << 20,
+                read_only: drive.snapshots.contains_key(name),
+                parent: drive.snapshots.get(name).filter(|of| drive.volumes.contains_key(*of)).cloned(),
                 served: *served,
                 migration: self.journals.get(name).map(|word| (*word).to_owned()),
                 ..VolumeStatus::default()

@@ -228,6 +228,7 @@ pub(super) fn create_snapshot(
         size_bytes: ssd.spec.size_bytes,
         created_ms: terms.now_ms,
         key: ssd.spec.key,
+        volume: None,
     };
     Ok(Wish::SnapshotCreate { name: body.name.clone(), uuid: terms.uuid.clone(), spec })
 }

@@ -19,6 +19,7 @@ use crate::desired::{self, Ask, Terms};
 use crate::place::Place;
 use crate::plane::{How, Plane};
 use crate::refusal::Refusal;
+use crate::store::{self, StoreError};
 use crate::work::{self, Base, Trouble};
 use api::control::{PoolStatus, Status};
 use api::rest::{OPERATION_HEADER, Operation, Plan, Problem, ROOT, is_name};
@@ -28,6 +29,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Json, Router, middleware};
 use drives::SeenDrives;
 use migrations::SeenMigrations;
+use rusqlite::Connection;
 use stats::SeenStats;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -113,16 +115,40 @@ impl Desk {
         dry_run: bool,
     ) -> Result<Response, Refusal> {
         let terms = self.terms(headers)?;
-        self.beside(move |desk| match dry_run {
-            true => desk.plan(&ask, &terms).map(|plan| Json(plan).into_response()),
-            false => {
-                let operation =
-                    desk.book.write(|sqlite| desired::submit(sqlite, &desk.place, &ask, &terms))?;
-                desk.book.wake();
-                Ok(accepted(operation))
-            }
+        self.beside(move |desk| {
+            desk.refuse_on_the_way(&ask, &terms.id)?;
+            desk.submit_here(&ask, &terms, dry_run)
         })
         .await
+    }
+
+    fn submit_here(&self, ask: &Ask, terms: &Terms, dry_run: bool) -> Result<Response, Refusal> {
+        if dry_run {
+            return self.plan(ask, terms).map(|plan| Json(plan).into_response());
+        }
+        let operation = self.book.write(|sqlite| desired::submit(sqlite, &self.place, ask, terms))?;
+        self.book.wake();
+        Ok(accepted(operation))
+    }
+
+    /// Snapshots of an ssd that is on its way are its own affair until that is over. Whether it is, the pool says; while nobody hears it, an operation waits
+    /// for it as for all else.
+    fn refuse_on_the_way(&self, ask: &Ask, id: &str) -> Result<(), Refusal> {
+        let known = |sqlite: &Connection| match store::operation(sqlite, id)? {
+            // Asked for once more, it is what it was.
+            Some(_) => Ok(None),
+            None => along(sqlite, ask),
+        };
+        let Some((ssd, pool, volume)) = self.book.read(known)? else { return Ok(()) };
+        let pools = self.pools().unwrap_or_default();
+        let Some(pool) = pools.iter().find(|one| one.name == pool) else { return Ok(()) };
+        let word = match ask {
+            Ask::SnapshotCreate { .. } => work::along::on_its_way(&pool.volumes, &volume),
+            _ => work::along::goes_along(&pool.volumes, &volume),
+        };
+        word.map_or(Ok(()), |word| {
+            Err(Refusal::conflict(work::along::moving(&ssd, word), work::along::UNTIL_MOVED))
+        })
     }
 
     fn plan(&self, ask: &Ask, terms: &Terms) -> Result<Plan, Refusal> {
@@ -153,6 +179,28 @@ impl Desk {
         };
         Ok(Terms { id, if_match, now_ms: (self.now_ms)(), uuid: (self.uuid)() })
     }
+}
+
+/// The ssd that somebody asks for a snapshot of, or for one of whose snapshots: its name, the pool, and the volume that is asked for.
+fn along(sqlite: &Connection, ask: &Ask) -> Result<Option<(String, String, String)>, StoreError> {
+    let name = match ask {
+        Ask::SnapshotCreate { body } => {
+            let ssd = store::ssd(sqlite, &body.ssd)?;
+            return Ok(ssd.and_then(|ssd| {
+                let volume = ssd.volume();
+                Some((ssd.name, ssd.spec.pool?, volume))
+            }));
+        }
+        Ask::SnapshotDelete { name } => Some(name),
+        Ask::SsdCreate { body } => body.from_snapshot.as_ref(),
+        _ => None,
+    };
+    let Some(name) = name else { return Ok(None) };
+    let snapshot = store::snapshot(sqlite, name)?;
+    Ok(snapshot.map(|one| {
+        let volume = one.volume();
+        (one.spec.ssd, one.spec.pool, volume)
+    }))
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Refusal> {

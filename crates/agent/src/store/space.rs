@@ -1,6 +1,6 @@
 //! Pools, snapshots in them, and the certificates of what was deleted from them.
 
-use super::{StoreError, json, note, to_json, word};
+use super::{LAYOUT_OF_VOLUMES, StoreError, at_least, json, note, to_json, word};
 use api::rest::{Certificate, Phase};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,9 @@ pub(crate) struct SnapshotSpec {
     /// Its ssd's key.
     #[serde(default)]
     pub(crate) key: Option<String>,
+    /// What it is called in the pool, where that does not follow from its name and identity: it came with its ssd.
+    #[serde(default)]
+    pub(crate) volume: Option<String>,
 }
 
 /// A snapshot as it is kept.
@@ -56,7 +59,7 @@ pub(crate) struct SnapshotRow {
 impl SnapshotRow {
     /// What it is called in the pool.
     pub(crate) fn volume(&self) -> String {
-        format!("{}.{}", self.name, self.uuid)
+        self.spec.volume.clone().unwrap_or_else(|| format!("{}.{}", self.name, self.uuid))
     }
 }
 
@@ -113,6 +116,9 @@ pub(crate) fn snapshots(sqlite: &Connection) -> Result<Vec<SnapshotRow>, StoreEr
 }
 
 pub(crate) fn put_snapshot(sqlite: &Connection, snapshot: &SnapshotRow) -> Result<(), StoreError> {
+    if snapshot.spec.volume.is_some() {
+        at_least(sqlite, LAYOUT_OF_VOLUMES)?;
+    }
     sqlite.execute(
         "INSERT INTO snapshots (name, uuid, phase, operation, reason, spec) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
          ON CONFLICT (name) DO UPDATE SET uuid = ?2, phase = ?3, operation = ?4, reason = ?5, spec = ?6",

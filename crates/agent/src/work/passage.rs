@@ -14,7 +14,7 @@
 //! elsewhere is `incoming`, so that it contradicts no journal, not even one that is lost. Before anything of such an ssd is removed the
 //! daemon has let go of it, so that nothing can come any more, and the journal is read.
 
-use super::{Step, Work};
+use super::{Step, Work, along};
 use crate::desired::Wish;
 use crate::plane::PlaneError;
 use crate::store::{self, OperationRow, SsdRow, SsdSpec, StoreError};
@@ -193,6 +193,12 @@ impl Work {
         };
         let is_here = HERE.contains(&word.as_str());
         let may_go = THERE.contains(&word.as_str()) || NOTHING.contains(&word.as_str());
+        // While it has a record, which has their key.
+        if THERE.contains(&word.as_str())
+            && let Err(error) = self.let_go(&ssd)?
+        {
+            return Ok(Some(Step::Later(error.to_string())));
+        }
         if may_go || is_here && !ssd.is_elsewhere() {
             return Ok(None);
         }
@@ -269,10 +275,26 @@ impl Work {
                 word => tracing::debug!(ssd = ssd.name, ?word, "it is said to be {}", said.state),
             }
         }
+        // Its pool may have wiped them since it has gone, or wipe them later.
+        for ssd in self.book.read(store::ssds)?.iter().filter(|ssd| ssd.phase == Phase::Gone) {
+            if let Err(error) = self.let_go(ssd)? {
+                tracing::debug!(ssd = ssd.name, %error, "whether its snapshots went along");
+            }
+        }
         Ok(())
     }
 
     fn becomes(&mut self, ssd: &SsdRow, phase: Phase, word: &str) -> Result<(), StoreError> {
+        let came = match phase {
+            Phase::Ready => match self.has_along(ssd) {
+                Ok(came) => came,
+                Err(error) => {
+                    tracing::debug!(ssd = ssd.name, %error, "which snapshots came along");
+                    return Ok(());
+                }
+            },
+            _ => Vec::new(),
+        };
         tracing::info!(ssd = ssd.name, phase = phase.word(), "it was moved");
         (self.between)();
         self.book.write(|sqlite| {
@@ -291,6 +313,7 @@ impl Work {
                 // The promise was to a guest of this host.
                 store::remove_attachment(sqlite, &now.name)?;
             }
+            along::take_in(sqlite, &now, &came, (self.now_ms)(), self.uuid)?;
             store::put_ssd(sqlite, &now)
         })?;
         (self.between)();

@@ -9,7 +9,7 @@
 //! The pool zeroes what it is given back extent by extent, reads each one back, and keeps those that fail from everybody. It does not
 //! say whose they were: so the wipe is over when the pool has nothing left to zero, and what fails meanwhile counts against it.
 
-use super::{Step, Work};
+use super::{Step, Work, along};
 use crate::plane::PlaneError;
 use crate::store::{self, OperationRow, SnapshotRow, SsdRow, StoreError};
 use api::control::{PoolRequest, PoolStatus};
@@ -29,6 +29,8 @@ const KEY_KEPT: &str = "the key of its data kept, for others that are there were
 pub(super) struct Doomed {
     kind: WipedKind,
     name: String,
+    /// The ssd that it is, or is of.
+    of: String,
     uuid: String,
     serial: Option<String>,
     pool: String,
@@ -43,6 +45,7 @@ impl Doomed {
         Some(Self {
             kind: WipedKind::Ssd,
             name: ssd.name.clone(),
+            of: ssd.name.clone(),
             uuid: ssd.uuid.clone(),
             serial: Some(ssd.serial()),
             pool: ssd.spec.pool.clone()?,
@@ -56,6 +59,7 @@ impl Doomed {
         Self {
             kind: WipedKind::Snapshot,
             name: snapshot.name.clone(),
+            of: snapshot.spec.ssd.clone(),
             uuid: snapshot.uuid.clone(),
             serial: None,
             pool: snapshot.spec.pool.clone(),
@@ -80,7 +84,15 @@ impl Work {
         let id = &operation.shown.id;
         let begun = self.book.read(|sqlite| store::certificate(sqlite, id))?;
         let is_there = pool.volumes.iter().any(|volume| volume.name == doomed.volume);
+        let is_moving = |pool: &PoolStatus| {
+            let word = along::goes_along(&pool.volumes, &doomed.volume)?;
+            Some(along::moving(&doomed.of, word)).filter(|_| doomed.kind == WipedKind::Snapshot)
+        };
         if begun.is_none() {
+            if let Some(why) = is_moving(&pool) {
+                let why = format!("{why}: {}", along::UNTIL_MOVED);
+                return self.spare_snapshot(operation, &doomed.name, &why);
+            }
             self.book.write(|sqlite| {
                 let others = store::snapshots(sqlite)?.into_iter();
                 let snapshots = others.filter(|one| one.spec.ssd_uuid == doomed.uuid).map(|one| one.name);
@@ -108,6 +120,12 @@ impl Work {
                 Err(PlaneError::Silent(why)) => return Ok(Step::Later(why)),
                 Err(PlaneError::Refused(why)) => {
                     (self.between)();
+                    // Its ssd has set out since its certificate was begun.
+                    match self.served_pool(&doomed.pool).map(|now| is_moving(&now)) {
+                        Ok(None) => {}
+                        Ok(Some(why)) => return Ok(Step::Later(why)),
+                        Err(error) => return Ok(Step::Later(error.to_string())),
+                    }
                     let why = format!("pool \"{}\" does not delete it: {why}", doomed.pool);
                     return self.quarantine(operation, doomed, &pool, &why);
                 }

@@ -233,6 +233,106 @@ fn an_ssd_that_is_on_its_way_is_deleted_on_neither_side() {
     b.stop();
 }
 
+fn snapshots(agent: &Agent) -> Vec<(String, String)> {
+    let shown = agent.get("/api/v1/snapshots");
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    shown["items"].as_array().unwrap().iter().map(|one| (text(&one["name"]), text(&one["volume"]))).collect()
+}
+
+/// Begins to move an ssd through its agent, and holds it on its way.
+fn hold_on_its_way(agent: &Agent, ssd: &str, to: &str) {
+    let body = json!({"ssd": ssd, "to": to, "max_stun_us": 2_000_000, "bandwidth": 64 << 10}).to_string();
+    let begun = Instant::now();
+    loop {
+        let (status, answer) = agent.ask("POST", "/api/v1/migrations", &[], Some(&body)).unwrap();
+        let listed = agent.get("/api/v1/migrations")["items"].to_string().contains("\"over\":false");
+        if status == 202 || listed {
+            break;
+        }
+        assert!(begun.elapsed() < PATIENCE && matches!(status, 409 | 503), "{status} {answer}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(agent.ask("POST", &format!("/api/v1/migrations/{ssd}/pause"), &[], Some("")).unwrap().0, 200);
+}
+
+#[test]
+fn snapshots_go_from_agent_to_agent_with_their_ssd_and_each_agent_lists_what_is_there() {
+    let hosts = Hosts::new();
+    let [a, b] = hosts.sections.each_ref().map(|section| Daemon::start_with(section));
+    let (agent_a, agent_b) = (a.agent(), b.agent());
+    has_pool(&agent_a, &a);
+    has_pool(&agent_b, &b);
+    let snapshot = |agent: &Agent, id: &str, name: &str, ssd: &str| {
+        agent.done(id, "POST", "/api/v1/snapshots", &json!({"name": name, "ssd": ssd}));
+    };
+    let body = json!({"name": "vm", "size_bytes": 8 << 20, "pool": "p", "thin": true});
+    agent_a.done("vm", "POST", "/api/v1/ssds", &body);
+    let mut guest = a.guest("vm");
+    (0..1024).for_each(|block| write(&mut guest, block * 8, 0xA1));
+    snapshot(&agent_a, "s1", "monday", "vm");
+    write(&mut guest, 8, 0xB2);
+    snapshot(&agent_a, "s2", "tuesday", "vm");
+    write(&mut guest, 8, 0xC3);
+    // The other host has a snapshot of this name.
+    agent_b.done(
+        "other",
+        "POST",
+        "/api/v1/ssds",
+        &json!({"name": "other", "size_bytes": 1 << 20, "pool": "p"}),
+    );
+    snapshot(&agent_b, "s3", "monday", "other");
+    let mut body = export(&agent_a, "vm");
+    (body["pool"], body["thin"]) = (json!("p"), json!(true));
+    agent_b.done("accept", "POST", "/api/v1/ssds", &body);
+    let before = snapshots(&agent_a);
+    hold_on_its_way(&agent_a, "vm", &hosts.addresses[1]);
+    let refused = |method: &str, path: &str, body: Value| {
+        let (status, answer) = agent_a.ask(method, path, &[], Some(&body.to_string())).unwrap();
+        let told = ["being moved", "godwit migration cancel"].iter().all(|word| answer.contains(word));
+        assert!(status == 409 && told, "{method} {path}: {status} {answer}");
+    };
+    refused("DELETE", "/api/v1/snapshots/monday", Value::Null);
+    refused("POST", "/api/v1/snapshots", json!({"name": "wednesday", "ssd": "vm"}));
+    refused("POST", "/api/v1/ssds", json!({"name": "clone", "from_snapshot": "monday"}));
+    // What was asked before is what it was.
+    snapshot(&agent_a, "s1", "monday", "vm");
+    assert_eq!(agent_a.ask("DELETE", "/api/v1/migrations/vm", &[], Some("")).unwrap().0, 200);
+    until_over(&a);
+    assert_eq!(snapshots(&agent_a), before);
+    drop(guest);
+    migrate(&a, "vm", &hosts.addresses[1], terms());
+    until_phase(&agent_a, "vm", "gone");
+    until_phase(&agent_b, "vm", "ready");
+    let begun = Instant::now();
+    while !snapshots(&agent_a).is_empty() {
+        assert!(begun.elapsed() < PATIENCE, "{:?}", snapshots(&agent_a));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let shown = snapshots(&agent_b);
+    let names: Vec<&str> = shown.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["monday", "monday-2", "tuesday"]);
+    assert_eq!(shown[1..], [("monday-2".to_owned(), before[0].1.clone()), before[1].clone()]);
+    delete(&agent_b, "tuesday", "/api/v1/snapshots/tuesday");
+    assert_eq!(agent_b.get("/api/v1/certificates/tuesday")["verdict"], "wiped");
+    agent_b.done("clone", "POST", "/api/v1/ssds", &json!({"name": "clone", "from_snapshot": "monday-2"}));
+    assert_eq!(read(&mut b.guest("clone"), 8), 0xA1);
+    assert_eq!(read(&mut b.guest("vm"), 8), 0xC3);
+    // What was kept is at both.
+    until_over(&b);
+    agent_a.kill();
+    migrate(&b, "vm", &hosts.addresses[0], MigrationTerms { keep_source: true, ..terms() });
+    until_phase(&agent_b, "vm", "gone");
+    let agent_a = a.agent();
+    until_phase(&agent_a, "vm", "ready");
+    until_over(&b);
+    assert_eq!(read(&mut a.guest("vm"), 8), 0xC3);
+    assert_eq!(snapshots(&agent_b), shown[..2]);
+    delete(&agent_b, "kept", "/api/v1/snapshots/monday-2");
+    assert_eq!(agent_b.get("/api/v1/certificates/kept")["verdict"], "wiped");
+    a.stop();
+    b.stop();
+}
+
 /// Whether a hypervisor at the socket of an ssd hears anything.
 fn is_answered(daemon: &Daemon, ssd: &str) -> bool {
     let Ok(mut client) = Client::connect_raw(daemon.socket(&format!("{ssd}.sock"))) else { return false };

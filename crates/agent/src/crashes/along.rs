@@ -101,8 +101,9 @@ fn a_snapshot_that_comes_under_a_name_that_is_taken_gets_another_and_is_the_one_
 
 #[test]
 fn what_went_keeps_no_key_and_what_came_has_that_of_its_ssd_wherever_the_agent_is_killed() {
-    for looks in [true, false] {
+    for (looks, slow) in [(true, false), (false, false), (true, true), (false, true)] {
         at_every_effect(|host| {
+            host.world.daemon().slow = slow;
             host.expecting();
             let Ask::SsdCreate { mut body } = accept() else { panic!() };
             body.encrypted = Some(true);
@@ -114,14 +115,39 @@ fn what_went_keeps_no_key_and_what_came_has_that_of_its_ssd_wherever_the_agent_i
             host.world.daemon().leave("a");
             if looks {
                 host.look();
-                assert!(host.listed().is_empty());
+                // What the pool has is listed.
+                assert_eq!(host.listed().len(), if slow { 2 } else { 0 });
             }
             assert_eq!(host.ask("4", &delete(false)), OperationState::Done);
             let told = certificate(host, "4");
-            assert_eq!((told.key, told.snapshots), (Some(KeyFate::Destroyed), Vec::new()));
+            assert_eq!((told.key, told.key_users), (Some(KeyFate::Destroyed), Vec::new()));
+            assert_eq!(told.snapshots.len(), if slow { 2 } else { 0 });
             assert!(host.listed().is_empty() && keys(host).is_empty());
         });
     }
+}
+
+#[test]
+fn the_key_of_what_went_is_kept_for_what_stayed_wherever_the_agent_is_killed() {
+    at_every_effect(|host| {
+        assert_eq!(host.ask("1", &create_pool()), OperationState::Done);
+        assert_eq!(host.ask("2", &encrypted("a", Some("p"), None)), OperationState::Done);
+        for (id, name) in [("3", "s"), ("4", "t")] {
+            let body = SnapshotCreate { name: name.to_owned(), ssd: "a".to_owned() };
+            assert_eq!(host.ask(id, &Ask::SnapshotCreate { body }), OperationState::Done);
+        }
+        let stays = host.snapshots()[0].volume();
+        host.world.daemon().slow = true;
+        host.world.daemon().staying.insert(stays.clone());
+        host.world.daemon().leave("a");
+        host.look();
+        assert_eq!(host.ask("5", &delete(false)), OperationState::Done);
+        let told = certificate(host, "5");
+        assert_eq!((told.key, told.key_users), (Some(KeyFate::Kept), vec!["s".to_owned()]));
+        assert_eq!((host.listed(), keys(host).len()), (vec![pair("s", &stays)], 1));
+        assert_eq!(host.ask("6", &delete_snapshot("s")), OperationState::Done);
+        assert!(keys(host).is_empty() && host.listed().is_empty());
+    });
 }
 
 /// It is read with the key of the ssd before.

@@ -57,14 +57,21 @@ impl Double {
 
     pub(super) fn leave(&mut self, ssd: &str) {
         let volume = self.moves(ssd, "gone", "").unwrap();
+        if !self.slow {
+            self.vacate(&volume);
+        }
+        self.elsewhere.insert(volume);
+        self.left_with = Some((self.served[ssd].1, self.said[ssd].clone()));
+    }
+
+    /// The snapshots that went with a volume are no more.
+    pub(super) fn vacate(&mut self, volume: &str) {
         let staying = self.staying.clone();
         for drive in self.drives.values_mut() {
             let went = |one: &String, of: &String| *of == volume && !staying.contains(one);
             let went: Vec<_> = drive.snapshots.extract_if(.., |one, of| went(one, of)).collect();
             went.iter().for_each(|(one, _)| drop(drive.volumes.remove(one)));
         }
-        self.elsewhere.insert(volume);
-        self.left_with = Some((self.served[ssd].1, self.said[ssd].clone()));
     }
 
     /// What the journal of "a" says while it is here.

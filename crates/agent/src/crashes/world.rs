@@ -69,6 +69,8 @@ pub(super) struct Double {
     pub(super) left_with: Option<(u64, Said)>,
     /// The snapshots that come with "a" when it arrives.
     pub(super) coming: Vec<String>,
+    /// What went is given back when the volume is deleted, and not before.
+    pub(super) slow: bool,
     /// Those that stay when it leaves.
     pub(super) staying: BTreeSet<String>,
     /// The keys that data was written with, by the place of the data.
@@ -251,6 +253,10 @@ impl Double {
                     return refused("its migration is not over");
                 }
                 drive.snapshots.remove(&volume);
+                if journals.get(&volume) == Some(&"gone") {
+                    self.vacate(&volume);
+                }
+                let drive = self.drive(&pool)?;
                 match drive.volumes.remove(&volume) {
                     None => return refused("no such volume"),
                     Some((_, true)) => panic!("a volume is deleted that is served"),

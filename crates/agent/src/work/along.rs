@@ -52,39 +52,54 @@ impl Work {
 
     /// Ends the records of the snapshots that went with an ssd: the pool has wiped them. What it has still is listed still.
     pub(super) fn let_go(&self, ssd: &SsdRow) -> Result<Result<(), PlaneError>, StoreError> {
-        let mine = |one: &SnapshotRow| {
-            // Another key is that of an ssd before this one: it would have nobody to end it.
-            let is_its = one.spec.ssd_uuid == ssd.uuid && one.spec.key == ssd.spec.key;
-            is_its && one.phase == Phase::Ready && one.operation.is_none()
-        };
         let Some(pool) = &ssd.spec.pool else { return Ok(Ok(())) };
-        let mut rows = self.book.read(store::snapshots)?;
-        rows.retain(|one| mine(one) && one.spec.pool == *pool);
-        if rows.is_empty() {
+        if self.records_of(pool, &ssd.uuid, ssd.spec.key.as_ref())?.is_empty() {
             return Ok(Ok(()));
         }
         let volumes = match self.served_pool(pool) {
             Ok(pool) => pool.volumes,
             Err(error) => return Ok(Err(error)),
         };
-        let there: BTreeSet<&str> = volumes.iter().map(|volume| volume.name.as_str()).collect();
-        rows.retain(|one| !there.contains(one.volume().as_str()));
+        let rows = self.went_with(pool, &volumes, &ssd.uuid, ssd.spec.key.as_ref())?;
         if rows.is_empty() {
             return Ok(Ok(()));
         }
         (self.between)();
-        self.book.write(|sqlite| {
-            for row in &rows {
-                // Somebody may have asked for its deletion meanwhile: that finds nothing, and says so.
-                if store::snapshot(sqlite, &row.name)?.as_ref() == Some(row) {
-                    store::remove_snapshot(sqlite, &row.name)?;
-                }
-            }
-            Ok::<_, StoreError>(())
-        })?;
+        self.book.write(|sqlite| rows.iter().try_for_each(|row| end_record(sqlite, row)))?;
         tracing::info!(ssd = ssd.name, snapshots = rows.len(), "they went along");
         (self.between)();
         Ok(Ok(()))
+    }
+
+    /// The records of the snapshots of an ssd that nobody works on.
+    fn records_of(
+        &self,
+        pool: &str,
+        ssd_uuid: &str,
+        key: Option<&String>,
+    ) -> Result<Vec<SnapshotRow>, StoreError> {
+        let mut rows = self.book.read(store::snapshots)?;
+        rows.retain(|one| {
+            // Another key is that of an ssd before this one: it would have nobody to end it.
+            let is_its = one.spec.ssd_uuid == ssd_uuid && one.spec.key.as_ref() == key;
+            let is_at_rest = one.operation.is_none() && one.phase != Phase::Quarantined;
+            is_its && is_at_rest && one.spec.pool == pool
+        });
+        Ok(rows)
+    }
+
+    /// Those of them that its pool has no more.
+    pub(super) fn went_with(
+        &self,
+        pool: &str,
+        volumes: &[VolumeStatus],
+        ssd_uuid: &str,
+        key: Option<&String>,
+    ) -> Result<Vec<SnapshotRow>, StoreError> {
+        let there: BTreeSet<&str> = volumes.iter().map(|volume| volume.name.as_str()).collect();
+        let mut rows = self.records_of(pool, ssd_uuid, key)?;
+        rows.retain(|one| !there.contains(one.volume().as_str()));
+        Ok(rows)
     }
 
     /// A snapshot that its ssd takes along is not deleted, and is what it was.
@@ -104,6 +119,15 @@ impl Work {
         })?;
         (self.between)();
         Ok(Step::Ended)
+    }
+}
+
+/// Ends the record of a snapshot that went.
+pub(super) fn end_record(sqlite: &Connection, row: &SnapshotRow) -> Result<(), StoreError> {
+    // Somebody may have asked for its deletion meanwhile: that finds nothing, and says so.
+    match store::snapshot(sqlite, &row.name)?.as_ref() == Some(row) {
+        true => store::remove_snapshot(sqlite, &row.name),
+        false => Ok(()),
     }
 }
 

@@ -193,6 +193,40 @@ impl Work {
         Ok(None)
     }
 
+    /// With an ssd that is another host's the pool deletes the snapshots that went with it: they have no more need of its key. Returns why that could not be
+    /// destroyed.
+    fn end_what_went(
+        &self,
+        id: &str,
+        doomed: &Doomed,
+        pool: &PoolStatus,
+    ) -> Result<Option<String>, StoreError> {
+        let key = doomed.key.as_ref();
+        let mut rows = self.went_with(&doomed.pool, &pool.volumes, &doomed.uuid, key)?;
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        (self.between)();
+        // From here on they are nobody for whom a key would be kept. Their records end when it has ended.
+        self.book.write(|sqlite| {
+            for row in &mut rows {
+                // One whose deletion was asked for meanwhile ends by that.
+                if store::snapshot(sqlite, &row.name)?.as_ref() == Some(row) {
+                    row.phase = Phase::Deleting;
+                    store::put_snapshot(sqlite, row)?;
+                }
+            }
+            Ok::<_, StoreError>(())
+        })?;
+        (self.between)();
+        if let Some(why) = self.certify_key(id, doomed)? {
+            return Ok(Some(why));
+        }
+        self.book.write(|sqlite| rows.iter().try_for_each(|row| along::end_record(sqlite, row)))?;
+        (self.between)();
+        Ok(None)
+    }
+
     /// Waits until the pool has zeroed all that it was given back.
     pub(super) fn await_wipe(&self, operation: &OperationRow, doomed: &Doomed) -> Result<Step, StoreError> {
         let pool = match self.served_pool(&doomed.pool) {
@@ -205,6 +239,11 @@ impl Work {
             return Ok(Step::Later(format!("pool \"{}\" has it again", doomed.pool)));
         }
         let id = &operation.shown.id;
+        if doomed.kind == WipedKind::Ssd
+            && let Some(why) = self.end_what_went(id, doomed, &pool)?
+        {
+            return Ok(Step::Later(why));
+        }
         let Some(mut certificate) = self.book.read(|sqlite| store::certificate(sqlite, id))? else {
             return Err(StoreError::Content(format!("operation {id} has no certificate")));
         };

@@ -53,7 +53,7 @@ pub(super) async fn show(State(desk): State<Desk>, Name(name): Name) -> Result<J
     .await
 }
 
-/// Keeps what an ssd contains now. An ssd that begins with it is made with `from_snapshot`.
+/// Keeps what an ssd contains now. An ssd that begins with it is made with `from_snapshot`. Neither is done while the ssd is on its way to or from another host.
 #[utoipa::path(post, operation_id = "snapshot_create", tag = "snapshot", path = "/api/v1/snapshots", params(Dry, ("Idempotency-Key" = Option<String>, Header, description = "The id of the operation")),
     request_body = SnapshotCreate,
     responses((status = 200, description = "dry_run", body = Plan), (status = 202, body = Operation), (status = 400, body = Problem),
@@ -67,7 +67,7 @@ pub(super) async fn create(
     desk.submit(Ask::SnapshotCreate { body }, &headers, dry_run).await
 }
 
-/// Deletes a snapshot, and wipes what was its alone.
+/// Deletes a snapshot, and wipes what was its alone. One whose ssd is on its way to or from another host is refused.
 #[utoipa::path(delete, operation_id = "snapshot_delete", tag = "snapshot", path = "/api/v1/snapshots/{name}", params(("name" = String, Path), Dry,
         ("Idempotency-Key" = Option<String>, Header, description = "The id of the operation")),
     responses((status = 200, description = "dry_run", body = Plan), (status = 202, body = Operation), (status = 404, body = Problem),

@@ -102,7 +102,7 @@ pub struct Snapshot {
     /// It is encrypted at rest, by its ssd's key.
     #[serde(default)]
     pub encrypted: bool,
-    /// When it was asked for, ms since 1970.
+    /// When it was asked for, ms since 1970. Of one that came from another host with its ssd: when that was seen here.
     pub created_ms: u64,
     /// Where it is in its life.
     pub phase: Phase,

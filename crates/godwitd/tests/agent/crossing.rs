@@ -317,7 +317,7 @@ fn snapshots_go_from_agent_to_agent_with_their_ssd_and_each_agent_lists_what_is_
     agent_b.done("clone", "POST", "/api/v1/ssds", &json!({"name": "clone", "from_snapshot": "monday-2"}));
     assert_eq!(read(&mut b.guest("clone"), 8), 0xA1);
     assert_eq!(read(&mut b.guest("vm"), 8), 0xC3);
-    // What was kept is at both.
+    // What is kept, and what has a clone, is at both.
     until_over(&b);
     agent_a.kill();
     migrate(&b, "vm", &hosts.addresses[0], MigrationTerms { keep_source: true, ..terms() });
@@ -327,6 +327,8 @@ fn snapshots_go_from_agent_to_agent_with_their_ssd_and_each_agent_lists_what_is_
     until_over(&b);
     assert_eq!(read(&mut a.guest("vm"), 8), 0xC3);
     assert_eq!(snapshots(&agent_b), shown[..2]);
+    // By the name that it has in the pools.
+    assert_eq!(snapshots(&agent_a), before[..1]);
     delete(&agent_b, "kept", "/api/v1/snapshots/monday-2");
     assert_eq!(agent_b.get("/api/v1/certificates/kept")["verdict"], "wiped");
     a.stop();

@@ -29,6 +29,7 @@ use nvme::host::{AllocationList, AllocationQuery, Host, Unsurveyed};
 use nvme::management::{Order, Report};
 use nvme::namespace::NamespaceTable;
 use nvme::sink::{GroupCommand, GroupEvent, Sink};
+use nvme::watch::Watch;
 use rustix::io::Errno;
 use state::ssd::SsdV1;
 use std::sync::Arc;
@@ -516,6 +517,13 @@ impl Home {
     #[inline]
     pub(crate) fn rang(&self) -> bool {
         self.seat.rang() || self.controller.rang()
+    }
+
+    /// What it waits for while it rests.
+    pub(crate) fn watch(&self, watch: &mut Watch) {
+        watch.begin(&self.seat.power.doorbells);
+        self.controller.watch(watch);
+        self.seat.group.watch(watch);
     }
 
     /// When the next timer is due.

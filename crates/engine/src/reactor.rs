@@ -309,7 +309,7 @@ impl Reactor {
                 add(&counters.get().sleeps, 1);
             }
             self.places.all().filter_map(Place::vhost).for_each(VhostSeat::woken);
-            if ready || self.mailbox().has_mail() || self.places.all().any(Place::rang) {
+            if ready || self.mailbox().has_mail() || self.places.rang() {
                 return;
             }
         }

@@ -16,6 +16,7 @@ use crypt::Crypt;
 use nvme::group::QueueGroup;
 use nvme::namespace::NamespaceTable;
 use nvme::sink::{GroupCommand, GroupEvent, Sink};
+use nvme::watch::Watch;
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -342,6 +343,12 @@ impl Branch {
         }
         self.seat.command(command);
         self.tell_home();
+    }
+
+    /// What it waits for while it rests.
+    pub(crate) fn watch(&self, watch: &mut Watch) {
+        watch.begin(&self.seat.power.doorbells);
+        self.seat.group.watch(watch);
     }
 
     pub(crate) fn interrupts(&mut self, table: Table) {

@@ -30,6 +30,6 @@ pub use doorbells::DoorbellPage;
 pub use log::{LOG_PAGE_BYTES, LOG_RANGES_MAX, LogError, WriteLog};
 pub use map::{Access, Fault, Hint, Iova, MapError, MemoryMap, REGIONS_MAX, Reach, Region, Remote};
 pub use mapping::{Mapping, MappingError};
-pub use segment::Segment;
-pub use shared::SharedRegion;
+pub use segment::{Segment, prefetch};
+pub use shared::{Held, SharedRegion};
 pub use window::Window;

@@ -162,9 +162,9 @@ impl Segment {
     }
 }
 
-/// See [`Segment::prefetch`].
+/// Asks the processor to bring the line at this address near. Never faults, whatever is mapped.
 #[inline]
-pub(crate) fn prefetch(at: *const u8) {
+pub fn prefetch<T>(at: *const T) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     // SAFETY: a prefetch is a hint; it never faults, even on unmapped addresses.
     unsafe {

@@ -12,6 +12,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
 use zerocopy::FromBytes;
 
 /// One `T` in shared memory.
@@ -124,6 +125,36 @@ impl<T: FromBytes + Sync> Drop for SharedRegion<T> {
             // SAFETY: ours from alloc_zeroed with this layout.
             None => unsafe { dealloc(at.cast(), Self::LAYOUT) },
         }
+    }
+}
+
+/// A [`SharedRegion`] that is held, with its address at hand: reaching the value needs no look at the count of its holders, which
+/// is a line and a page of its own.
+pub struct Held<T: FromBytes + Sync> {
+    at: NonNull<T>,
+    _region: Arc<SharedRegion<T>>,
+}
+
+// SAFETY: as a `SharedRegion`, which it keeps.
+unsafe impl<T: FromBytes + Sync> Send for Held<T> {}
+// SAFETY: as above.
+unsafe impl<T: FromBytes + Sync> Sync for Held<T> {}
+
+impl<T: FromBytes + Sync> Held<T> {
+    /// Holds it.
+    #[must_use]
+    pub fn new(region: &Arc<SharedRegion<T>>) -> Self {
+        Self { at: region.at, _region: Arc::clone(region) }
+    }
+}
+
+impl<T: FromBytes + Sync> Deref for Held<T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: the region is there as long as `self`, at the same address; for the rest see `SharedRegion::deref`.
+        unsafe { self.at.as_ref() }
     }
 }
 

@@ -34,6 +34,7 @@ use crate::queue::{
     sq_index,
 };
 use crate::sink::{DoorbellError, ErrorRecord, GroupEvent, Sink};
+use crate::watch::{Bell, Watch};
 use arrivals::Arrivals;
 use drain::Drains;
 use live::{Live, Partner, Slots, State};
@@ -108,13 +109,6 @@ pub struct QueueGroup {
     errors: Budget,
     /// `NeedsRemote` was said for this map.
     asked_remote: bool,
-}
-
-/// A doorbell of an idle queue, and its value.
-#[derive(Clone, Copy, Debug)]
-struct Bell {
-    index: usize,
-    value: u32,
 }
 
 /// A bound on how fast errors are told.
@@ -243,6 +237,11 @@ impl QueueGroup {
     #[must_use]
     pub fn rang(&self) -> bool {
         self.resting.iter().any(|bell| self.bells.value(&self.page, bell.index) != bell.value)
+    }
+
+    /// Adds what a group that rests waits for.
+    pub fn watch(&self, watch: &mut Watch) {
+        watch.queues(self.bells.shadow(), &self.resting);
     }
 
     /// The group rested, and nothing had rung at this time.

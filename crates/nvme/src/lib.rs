@@ -27,4 +27,5 @@ pub mod profile;
 pub mod queue;
 pub mod sink;
 mod store;
+pub mod watch;
 mod work;

@@ -14,12 +14,15 @@ use crate::message::SsdId;
 use crate::seat::{Branch, Seat, Turn};
 use crate::vhost::VhostSeat;
 use block::Now;
+use nvme::watch::Watch;
 
 /// A still seat is near for so long after its last work.
 const NEAR_NS: u64 = 20_000;
-/// Far seats looked at in one turn, at least: after a turn that found work, and after one that found none.
+/// Far seats looked at in one turn, at least: in a turn that found work, and in one that found none.
 const LOOKS_BUSY: usize = 2;
 const LOOKS_IDLE: usize = 16;
+/// The doorbells of so many further far seats are on their way while one is looked at.
+const AHEAD: usize = 6;
 /// All far seats are looked at within that time, and a turn.
 const ROUND_NS: u64 = 400_000;
 /// A still seat has a turn all the same, soon after its last work (what it may spend is given back, and it counts no longer as at work at
@@ -123,11 +126,20 @@ impl Place {
     }
 
     #[inline]
-    pub(super) fn rang(&self) -> bool {
+    fn rang(&self) -> bool {
         match self {
             Place::Home(home) => home.rang(),
             Place::Branch(branch) => branch.seat.rang(),
             Place::Vhost(seat) => seat.rang(),
+        }
+    }
+
+    /// What one that rests waits for. Nothing: only it can tell.
+    fn watch(&self, watch: &mut Watch) {
+        match self {
+            Place::Home(home) => home.watch(watch),
+            Place::Branch(branch) => branch.watch(watch),
+            Place::Vhost(_) => {}
         }
     }
 
@@ -150,20 +162,33 @@ pub(super) struct Spot {
     looked: Now,
     worked: Now,
     due: Now,
+    /// While it is far: what it waits for, so that nothing of the place is touched for a look in vain. Its memory is kept for the next time.
+    watch: Watch,
 }
 
 impl Spot {
     /// Whether it is still still.
     #[inline]
     fn looks_still(&mut self, now: Now) -> bool {
-        let still = now < self.due && !self.place.rang();
+        let still = now < self.due && !self.rang();
         if still {
             self.looked = now;
         }
         still
     }
 
+    /// Whether its doorbells say that it is still no more.
+    #[inline]
+    fn rang(&self) -> bool {
+        self.watch.rang().unwrap_or_else(|| self.place.rang())
+    }
+
+    fn go_far(&mut self) {
+        self.place.watch(&mut self.watch);
+    }
+
     fn wake(&mut self) {
+        self.watch.clear();
         if std::mem::take(&mut self.still) {
             self.place.looked_at(self.looked);
         }
@@ -200,7 +225,15 @@ pub(super) struct Places {
 impl Places {
     pub(super) fn add(&mut self, place: Place) {
         let (looked, worked, due) = (Now(0), Now(0), Now(0));
-        self.near.push(Spot { id: place.id(), place, still: false, looked, worked, due });
+        self.near.push(Spot {
+            id: place.id(),
+            place,
+            still: false,
+            looked,
+            worked,
+            due,
+            watch: Watch::default(),
+        });
     }
 
     /// The place of an ssd, which has a turn before it is still again.
@@ -236,7 +269,8 @@ impl Places {
             if spot.still {
                 if spot.looks_still(now) {
                     if now.0.saturating_sub(spot.worked.0) > NEAR_NS {
-                        let spot = self.near.swap_remove(at);
+                        let mut spot = self.near.swap_remove(at);
+                        spot.go_far();
                         self.far.push(spot);
                     } else {
                         at += 1;
@@ -261,15 +295,25 @@ impl Places {
         let least = if worked { LOOKS_BUSY } else { LOOKS_IDLE };
         let due = usize::try_from((count as u64 * span_ns).div_ceil(ROUND_NS)).unwrap_or(count);
         let looks = if all { count } else { due.max(least).min(count) };
-        for _ in 0..looks {
+        // One that has work is not kept waiting for looks that can be taken in the next turn.
+        let enough = if all { count } else { due.max(LOOKS_BUSY) };
+        let mut found = worked;
+        for look in 0..looks {
+            if found && look >= enough {
+                return;
+            }
             if self.next >= self.far.len() {
                 self.next = 0;
+            }
+            if let Some(spot) = self.far.get(self.next + AHEAD) {
+                spot.watch.prefetch();
             }
             let Some(spot) = self.far.get_mut(self.next) else { return };
             if spot.looks_still(now) {
                 self.next += 1;
             } else {
                 // Another has its place, and is next.
+                found = true;
                 self.approach(self.next);
                 if let Some(spot) = self.near.last_mut() {
                     turn(spot);
@@ -293,6 +337,11 @@ impl Places {
     pub(super) fn are_busy(&self) -> bool {
         let awake = self.near.iter().filter(|spot| !spot.still);
         awake.map(|spot| &spot.place).any(|place| place.is_busy() && place.shut_until().is_none())
+    }
+
+    /// Whether any guest rang that rests.
+    pub(super) fn rang(&self) -> bool {
+        self.near.iter().chain(&self.far).any(Spot::rang)
     }
 
     /// Before a sleep. `false`: there is something to do.

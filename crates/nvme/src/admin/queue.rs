@@ -93,6 +93,11 @@ impl AdminQueue {
         tail != self.sq.head() && self.sq.free_slots() > 0
     }
 
+    /// The tail at which there is nothing to fetch; any other is work. `None`: no tail is, for want of a free slot.
+    pub(crate) fn awaited_tail(&self) -> Option<u32> {
+        (self.sq.free_slots() > 0).then(|| self.sq.head())
+    }
+
     /// Takes the next command, if there is one, a slot for it, and an entry for its completion.
     pub(crate) fn next(&mut self, region: &ControllerRegion, doorbells: &DoorbellPage) -> Next {
         if self.sq.look(doorbells.sq_tail(0)) == Look::Invalid {

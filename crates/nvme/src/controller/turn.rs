@@ -4,9 +4,10 @@ use block::{Now, Outcome, Token};
 use spec::nvme::Status;
 
 use super::{Controller, Host, PersistWish, Wait};
-use crate::admin::queue::Next;
-use crate::queue::{Answer, Unanswered};
+use crate::admin::queue::{AdminQueue, Next};
+use crate::queue::{Answer, Unanswered, cq_index, sq_index};
 use crate::sink::GroupEvent;
+use crate::watch::{Bell, Watch};
 
 /// Admin commands taken in one turn.
 const BATCH_MAX: usize = 16;
@@ -73,6 +74,15 @@ impl Controller {
         self.rang_with(self.doorbells.cq_head(0))
     }
 
+    /// Adds what a controller that rests waits for.
+    pub fn watch(&self, watch: &mut Watch) {
+        watch.register(Bell { index: cq_index(0), value: self.cq_head_seen });
+        // Without a free slot no tail is news.
+        if let Some(tail) = self.queue.as_ref().and_then(AdminQueue::awaited_tail) {
+            watch.register(Bell { index: sq_index(0), value: tail });
+        }
+    }
+
     /// As [`Controller::rang`], for a head that was read already.
     #[inline]
     fn rang_with(&self, cq_head: u32) -> bool {
@@ -86,14 +96,14 @@ impl Controller {
         if self.resume || self.flush_is_due() || self.backend_wants_room() || self.surveys.is_due() {
             return Some(self.now);
         }
-        let late = self.queue.as_ref().and_then(crate::admin::queue::AdminQueue::late_at);
+        let late = self.queue.as_ref().and_then(AdminQueue::late_at);
         late.into_iter().chain(self.keep_alive_deadline()).chain(self.logs_at()).min()
     }
 
     /// Interrupts for what was posted, and parked events for what happened.
     pub(crate) fn ring(&mut self, host: &mut impl Host) {
         self.deliver_events();
-        if let Some(vector) = self.queue.as_mut().and_then(crate::admin::queue::AdminQueue::take_interrupt) {
+        if let Some(vector) = self.queue.as_mut().and_then(AdminQueue::take_interrupt) {
             host.interrupt(vector);
         }
     }
@@ -164,7 +174,7 @@ impl Controller {
     }
 
     pub(super) fn note_remote(&mut self) {
-        self.needs_remote |= self.queue.as_ref().is_some_and(crate::admin::queue::AdminQueue::is_remote);
+        self.needs_remote |= self.queue.as_ref().is_some_and(AdminQueue::is_remote);
     }
 
     /// Executes commands that a predecessor accepted, again, in their order.

@@ -83,6 +83,11 @@ impl Doorbells {
         self.shadow.is_some()
     }
 
+    /// The host's shadow page, if there is one: what is watched of I/O queues then.
+    pub(crate) fn shadow(&self) -> Option<&Window> {
+        self.shadow.as_ref().map(|shadow| &shadow.values)
+    }
+
     /// The value at an index. While the shadow pages are not mapped, the register's.
     #[must_use]
     #[inline]

@@ -1,6 +1,7 @@
 //! Admin commands, one test a promise (Base 2.1, 5; NVM 1.1, 4).
 
 use nvme::sink::{DoorbellError, GroupEvent};
+use nvme::watch::Watch;
 use spec::nvme::identify::{IdentifyController, IdentifyNamespace};
 use spec::nvme::log::{CommandsSupportedAndEffects, ErrorInformation, SmartHealth};
 use spec::nvme::registers as reg;
@@ -39,6 +40,27 @@ fn succeeds(world: &mut World, command: Command) -> u32 {
     let entry = world.admin(command);
     assert!(entry.status.is_success(), "{:?}", entry.status);
     entry.dw0
+}
+
+/// Ours: docs/decisions/0028. What is looked at in the place of a controller says what the controller says.
+#[test]
+fn a_watch_hears_both_doorbells_of_the_admin_queue() {
+    let mut world = World::ready();
+    let watch_of = |world: &mut World| {
+        world.pump();
+        assert!(world.controller.rest());
+        let mut watch = Watch::default();
+        watch.begin(&world.doorbells);
+        world.controller.watch(&mut watch);
+        assert_eq!((watch.rang(), world.controller.rang()), (Some(false), false));
+        watch
+    };
+    let watch = watch_of(&mut world);
+    world.submit(log(0x02, 512));
+    assert_eq!((watch.rang(), world.controller.rang()), (Some(true), true), "a command");
+    let watch = watch_of(&mut world);
+    assert!(world.reap().is_some());
+    assert_eq!((watch.rang(), world.controller.rang()), (Some(true), true), "room in the completion queue");
 }
 
 /// Base 2.1, 5.2.1 and 5.2.2; hostile inputs, rows 2 and 3.

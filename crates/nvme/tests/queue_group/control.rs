@@ -7,6 +7,7 @@ use block::Now;
 use memory::{Access, Iova, MemoryMap};
 use nvme::queue::{cq_index, create_cq, create_sq, sq_index};
 use nvme::sink::{DoorbellError, GroupCommand, GroupEvent, Scope};
+use nvme::watch::Watch;
 use spec::nvme::{NvmOpcode, Status};
 use zerocopy::IntoBytes;
 
@@ -361,6 +362,51 @@ fn shadow_doorbells_replace_the_registers_and_event_indices_are_published_when_i
     }
     assert_eq!(world.memory(0x3_1000 + 8, 4), 1_u32.to_le_bytes());
     assert_eq!(world.memory(0x3_1000, 4), [0; 4], "the admin queue is not shadowed");
+}
+
+/// Ours: docs/decisions/0028. What is looked at in the place of a group says what the group says.
+#[test]
+fn a_watch_hears_the_doorbells_of_a_group_at_rest() {
+    let mut world = World::new();
+    let mut watch = Watch::default();
+    assert_eq!(watch.rang(), None, "it watches nothing");
+    for _ in 0..2 {
+        world.turn();
+        assert!(world.group.rest());
+        watch.begin(&world.page);
+        world.group.watch(&mut watch);
+        assert_eq!((watch.rang(), world.group.rang()), (Some(false), false));
+        put_reads(&mut world, 1, 1);
+        assert_eq!((watch.rang(), world.group.rang()), (Some(true), true));
+        assert_eq!(world.turn(), 1);
+        world.reap();
+    }
+    watch.clear();
+    assert_eq!(watch.rang(), None);
+}
+
+/// Base 2.1, 5.2.5: I/O queues ring in the shadow page. Ours: docs/decisions/0028.
+#[test]
+fn a_watch_hears_the_shadow_page_and_lets_go_of_it() {
+    let mut world = World::new();
+    world.region.admin.shadow_doorbells.store(0x3_0000, Ordering::Relaxed);
+    world.region.admin.event_indices.store(0x3_1000, Ordering::Relaxed);
+    world.tell(GroupCommand::ShadowDoorbells { enabled: true, id: 1 });
+    let mut rests = || {
+        world.turn();
+        world.group.rest()
+    };
+    assert!((0..100).any(|_| rests()), "it asks its host to ring before it rests");
+    let holders = Arc::strong_count(&world.map);
+    let mut watch = Watch::default();
+    watch.begin(&world.page);
+    world.group.watch(&mut watch);
+    world.page.store(sq_index(1), 1);
+    assert_eq!((watch.rang(), world.group.rang()), (Some(false), false), "that is not where it rings");
+    world.poke(0x3_0000 + 8, &1_u32.to_le_bytes());
+    assert_eq!((watch.rang(), world.group.rang()), (Some(true), true));
+    watch.clear();
+    assert_eq!(Arc::strong_count(&world.map), holders, "an unmap would wait for it");
 }
 
 /// Ours: hostile inputs, row 10.

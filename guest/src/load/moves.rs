@@ -393,6 +393,8 @@ impl Client {
             plan: plan(),
             hosts: [host(to), host(1 - to)],
             asks_both: false,
+            // Who connects anew has to make its memory first, which takes longer than the standstill that is measured.
+            patience: PATIENCE,
         };
         self.follower = Some(Follower::start(errand, self.found.0.clone())?);
         Ok(())

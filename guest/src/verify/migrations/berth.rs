@@ -17,7 +17,7 @@ use crate::vhost_user::VhostDoor;
 use crate::{Error, Result, nvme, vfio_user, vhost_user};
 
 /// How long one host is given to answer before the other is tried.
-const TRY: Duration = Duration::from_secs(2);
+pub(crate) const TRY: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_millis(2);
 
 /// A device that is driven, and the connection to it.
@@ -118,6 +118,8 @@ pub(crate) struct Errand {
     /// Hosts and their sockets, in the order in which they are asked.
     pub(crate) hosts: [(usize, PathBuf); 2],
     pub(crate) asks_both: bool,
+    /// How long one host is given to answer.
+    pub(crate) patience: Duration,
 }
 
 impl Follower {
@@ -181,6 +183,6 @@ impl Seat {
             }
             *place = Some(also);
         }
-        Berth::over(stream, &errand.ssd, &errand.plan, TRY)
+        Berth::over(stream, &errand.ssd, &errand.plan, errand.patience)
     }
 }

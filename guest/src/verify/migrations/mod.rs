@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use self::berth::{Berth, Connection, Errand, Follower, Found as Berthed};
+use self::berth::{Berth, Connection, Errand, Follower, Found as Berthed, TRY};
 use self::conductor::{Conductor, Order, Stun, Told};
 pub use self::host::Mover;
 use self::host::{Host, Plan as HostPlan, free_address, make_keys};
@@ -239,6 +239,7 @@ impl Guest {
             plan: self.plan,
             hosts: [host(first), host(1 - first)],
             asks_both,
+            patience: TRY,
         };
         self.follower = Some((self.errands, Follower::start(errand, self.found.clone())?));
         Ok(())

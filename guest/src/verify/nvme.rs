@@ -70,11 +70,12 @@ struct Flight {
 }
 
 impl NvmeDoor {
-    /// Creates `lanes` queue pairs from queue 1 on. With `interrupts` the last one is driven by MSI-X vector 1.
+    /// Creates a queue pair for each lane, from queue 1 on. With `interrupts` the last one is driven by MSI-X vector 1.
     ///
     /// # Errors
     /// The driver's.
-    pub fn new(driver: &mut Driver, lanes: u16, depth: usize, interrupts: bool) -> Result<Self> {
+    pub(crate) fn new(driver: &mut Driver, slots: Slots, interrupts: bool) -> Result<Self> {
+        let Slots { lanes, depth, mut of_lanes } = slots;
         let namespace = Namespace::identify(driver, 1)?;
         if driver.identify(0, 1)?[DLFEAT_AT] & 7 != 1 {
             return Err(Error::Protocol("deallocated blocks do not read as zeros".into()));
@@ -101,7 +102,7 @@ impl NvmeDoor {
             let (sq, cq) = driver.take_queue_pair(qid).ok_or(Error::NoQueue(qid))?;
             let bell = |index: usize| base + index * (4 << driver.doorbell_stride());
             let (tail_bell, head_bell) = (bell(usize::from(qid) * 2), bell(usize::from(qid) * 2 + 1));
-            let slots = (0..depth).map(|_| Slot::new(&ram, bytes_max)).collect::<Result<Vec<_>>>()?;
+            let slots = of_lanes.pop().unwrap_or_default();
             pairs.push(Pair::new((sq, cq), (tail_bell, head_bell), slots, interrupt));
         }
         let shape = Shape {
@@ -112,6 +113,24 @@ impl NvmeDoor {
             depth,
         };
         Ok(NvmeDoor { ram, bells, shape, nsid: namespace.nsid, pairs, complaints: VecDeque::new() })
+    }
+}
+
+/// The memory that a door's commands use: made beforehand where the time that a door takes is looked at.
+pub(crate) struct Slots {
+    lanes: u16,
+    depth: usize,
+    of_lanes: Vec<Vec<Slot>>,
+}
+
+impl Slots {
+    /// For `depth` commands at once on each of `lanes` queue pairs.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRam`].
+    pub(crate) fn new(ram: &Arc<Ram>, lanes: u16, depth: usize) -> Result<Self> {
+        let lane = |_| (0..depth).map(|_| Slot::new(ram, TRANSFER_BYTES_MAX)).collect();
+        Ok(Self { lanes, depth, of_lanes: (0..lanes).map(lane).collect::<Result<_>>()? })
     }
 }
 

@@ -9,7 +9,7 @@ use super::chat::controller::Controller;
 use super::chat::disk::Disk;
 use super::daemon::{Daemon, Frontend, Ssd};
 use super::door::Door;
-use super::nvme::NvmeDoor;
+use super::nvme::{NvmeDoor, Slots};
 use crate::load::workload::Random;
 use crate::vhost_user::VhostDoor;
 use crate::{nvme, vhost_user};
@@ -54,7 +54,8 @@ pub fn plug(daemon: &Daemon, ssd: &Ssd, plan: &Plan) -> Result<Plugged> {
 fn controller(daemon: &Daemon, ssd: &Ssd, plan: &Plan, lba: u32) -> Result<Plugged> {
     let options = nvme::Options { ram_bytes: RAM_BYTES, ..nvme::Options::default() };
     let mut driver = nvme::Driver::connect_with(daemon.socket(&ssd.name), options)?;
-    let door = Box::new(NvmeDoor::new(&mut driver, plan.lanes, plan.depth, true)?);
+    let slots = Slots::new(driver.ram(), plan.lanes, plan.depth)?;
+    let door = Box::new(NvmeDoor::new(&mut driver, slots, true)?);
     let partner = Box::new(Controller::new(driver, plan.lanes + 1, plan.seed, plan.patience)?);
     Ok(Plugged { door, partner, what: format!("{}: NVMe, blocks of {lba} bytes", ssd.name) })
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::ram::Ram;
 use crate::verify::daemon::{Frontend, Ssd};
 use crate::verify::door::Door;
-use crate::verify::nvme::NvmeDoor;
+use crate::verify::nvme::{NvmeDoor, Slots};
 use crate::verify::plug::{Plan, RAM_BYTES, client};
 use crate::vhost_user::VhostDoor;
 use crate::{Error, Result, nvme, vfio_user, vhost_user};
@@ -42,13 +42,14 @@ impl Berth {
                 // Before it waits to be let in: a guest has its memory by then.
                 let ram = Ram::new(options.ram_bytes, options.ram_iova)?;
                 ram.populate()?;
+                let slots = Slots::new(&ram, plan.lanes, plan.depth)?;
                 let mut client = vfio_user::Client::from_stream(stream);
                 client.set_timeout(patience);
                 client.greet()?;
                 let mut driver = nvme::Driver::attach_to(client, ram, options)?;
                 driver.enable()?;
                 driver.set_queue_count(plan.lanes)?;
-                let door = Box::new(NvmeDoor::new(&mut driver, plan.lanes, plan.depth, true)?);
+                let door = Box::new(NvmeDoor::new(&mut driver, slots, true)?);
                 Ok(Berth { door, line: Line::Nvme(Box::new(driver)) })
             }
             Frontend::Disk { packed } => {

@@ -150,6 +150,26 @@ fn the_key_of_what_went_is_kept_for_what_stayed_wherever_the_agent_is_killed() {
     });
 }
 
+/// A host without an agent calls its snapshots as it likes.
+#[test]
+fn a_snapshot_that_comes_with_the_identity_of_its_ssd_in_its_name_keeps_their_key() {
+    at_every_effect(|host| {
+        host.expecting();
+        let Ask::SsdCreate { mut body } = accept() else { panic!() };
+        body.encrypted = Some(true);
+        assert_eq!(host.ask("2", &Ask::SsdCreate { body }), OperationState::Done);
+        let came = format!("odd.{UUID}");
+        host.arrives_with(&[&came]);
+        assert_eq!((host.listed(), &*host.snapshots()[0].uuid), (vec![pair("odd", &came)], NEW_UUID));
+        assert_eq!(host.ask("3", &delete(false)), OperationState::Done);
+        let told = certificate(host, "3");
+        assert_eq!((told.key, told.key_users), (Some(KeyFate::Kept), vec!["odd".to_owned()]));
+        assert_eq!(keys(host).len(), 1);
+        assert_eq!(host.ask("4", &delete_snapshot("odd")), OperationState::Done);
+        assert!(keys(host).is_empty());
+    });
+}
+
 /// It is read with the key of the ssd before.
 #[test]
 fn a_snapshot_of_an_ssd_that_was_accepted_anew_is_not_that_ones() {

@@ -145,6 +145,8 @@ pub(super) fn take_in(
         known.iter().filter(|one| one.spec.pool == *pool).map(SnapshotRow::volume).collect();
     let mut names: BTreeSet<String> = known.iter().map(|one| one.name.clone()).collect();
     let mut uuids: BTreeSet<String> = known.into_iter().map(|one| one.uuid).collect();
+    // By another's identity it would be no user of the key that they share: see `end_key`.
+    uuids.extend(store::ssds(sqlite)?.into_iter().map(|one| one.uuid));
     for volume in came.iter().filter(|volume| !volumes.contains(&volume.name)) {
         let (its_name, its_uuid) = called(&volume.name);
         let name = free_name(&its_name, &names);

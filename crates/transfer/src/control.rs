@@ -164,7 +164,7 @@ impl Control {
         self.pace().paused
     }
 
-    /// Gives up, soon. The source keeps all it has.
+    /// Gives up, soon. The source keeps all it has. Nothing is sent that is read after this: who lets the source go on calls it first.
     pub fn cancel(&self) {
         self.cancelled.store(true, Relaxed);
     }

@@ -348,6 +348,8 @@ impl<C: Read + Write> Stream<C> {
         buffer.resize(run.pages() as usize * PAGE, 0);
         let done = match context.source.read(run, &mut buffer) {
             Err(error) => Err(Error::Source(error).into()),
+            // Since then the source may have gone on, and the rest of its last pass would be whole with what was written later.
+            Ok(_) if context.control.is_cancelled() => Err(Error::Cancelled.into()),
             Ok(Content::Hole) if self.features & FEATURE_ZEROS != 0 => {
                 self.put(context, run, Payload::Hole, 0)
             }

@@ -382,8 +382,14 @@ impl Sending {
                     self.case.remark(format!("its controller does not go on: {error:#}"));
                 }
             }
+            if course.copying.is_some() {
+                // First: what the guest writes from here on must not make the round whole over there, of which an operator may take it by force.
+                self.case.control.cancel();
+            }
             thaw(&ssd, self.house.duty.crew());
             course.end_copy(&self.case);
+            // The copy may have heard only now that it was to freeze.
+            thaw(&ssd, self.house.duty.crew());
         } else if let Err(error) = self.house.arrive(self.number) {
             self.case.remark(format!("{error:#}"));
         }

@@ -159,6 +159,36 @@ fn a_cancelled_copy_stops_on_both_sides_and_cannot_be_taken_up_again() {
 }
 
 #[test]
+fn what_is_read_after_a_cancel_makes_no_last_pass_whole() {
+    let (guest, host) = (full_guest(), Host::default());
+    let (arrived, _) = copy(&guest, &host, &|_| Ok(()), options(1), &[], |precopy, control, receiver| {
+        precopy.round()?;
+        guest.scribble(1);
+        let (held, is_held) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let gate = guest.gate.lock();
+                let before = guest.reads.load(Relaxed);
+                held.send(()).expect("somebody waits for it");
+                while guest.reads.load(Relaxed) == before {
+                    std::thread::yield_now();
+                }
+                control.cancel();
+                drop(gate);
+            });
+            is_held.recv().expect("it holds it");
+            let last = precopy.last(&missing(&[]), &[]);
+            assert!(matches!(last, Err(Error::Cancelled)), "{last:?}");
+        });
+        Ok(receiver.arrived())
+    });
+    assert!(
+        arrived.expect("as far as it went").is_none(),
+        "a host that is to wait would say that it has all"
+    );
+}
+
+#[test]
 fn a_refused_plan_and_a_full_drive_are_told_to_who_sends() {
     let guest = full_guest();
     let run = |host: &Host, accept: &transfer::receive::Accept<'_>| {

@@ -56,6 +56,10 @@ pub(crate) struct Guest {
     armed: AtomicBool,
     /// Pages that it writes whenever some are read.
     pub(crate) eager: AtomicU64,
+    /// Reads that have begun.
+    pub(crate) reads: AtomicU64,
+    /// Whoever holds it keeps reads from ending.
+    pub(crate) gate: Mutex<()>,
 }
 
 impl Guest {
@@ -68,7 +72,15 @@ impl Guest {
         }
         let dirty = Map::new(PAGES).expect("small");
         let armed = AtomicBool::new(false);
-        Self { pages: Mutex::new((pages, seed | 1)), dirty, armed, eager: AtomicU64::new(0) }
+        let pages = Mutex::new((pages, seed | 1));
+        Self {
+            pages,
+            dirty,
+            armed,
+            eager: AtomicU64::new(0),
+            reads: AtomicU64::new(0),
+            gate: Mutex::default(),
+        }
     }
 
     /// Writes or discards some pages, near one another or anywhere.
@@ -118,6 +130,8 @@ impl Source for Guest {
     }
 
     fn read(&self, run: Run, out: &mut [u8]) -> io::Result<Content> {
+        self.reads.fetch_add(1, Relaxed);
+        drop(self.gate.lock().expect("no panic"));
         let found = {
             let guard = self.pages.lock().expect("no panic");
             let mut some = false;

@@ -344,6 +344,20 @@ impl Map {
         }
     }
 
+    /// Adds what all parts of a block say. As above.
+    #[inline]
+    pub(crate) fn put_parts(&mut self, block: usize, parts: &[Part; BLOCK_PARTS]) {
+        let words = self.parts.get_mut(block * BLOCK_PARTS..);
+        let Some(words) = words.and_then(|words| words.first_chunk_mut::<BLOCK_PARTS>()) else { return };
+        if words.iter_mut().fold(0, |all, word| all | own(word, |word| *word)) == 0 {
+            words.iter_mut().zip(parts).for_each(|(word, part)| own(word, |word| *word = part.0));
+            return;
+        }
+        for (base, part) in (0..).step_by(PART_PAGES as usize).zip(parts) {
+            self.put_part(block, base, *part);
+        }
+    }
+
     #[cold]
     fn put_pages(&mut self, block: usize, pages: impl Iterator<Item = u32>) {
         pages.for_each(|page| self.mark_in(block, page, 1));

@@ -275,7 +275,9 @@ fn what_is_decoded_is_added_to_what_a_map_has() {
     let many = |map: &Map| (0..4000).step_by(9).for_each(|page| map.mark(page, 2));
     let runs = |map: &Map| map.mark(100, 1000);
     let parts = |map: &Map| (0..9000).step_by(200).for_each(|page| map.mark(page + 7, 1));
-    let marks: [&dyn Fn(&Map); 4] = [&few, &many, &runs, &parts];
+    // So few below each head that one word holds their names.
+    let scarce = |map: &Map| (0..9000).step_by(600).for_each(|page| map.mark(page + 3, 1));
+    let marks: [&dyn Fn(&Map); 5] = [&few, &many, &runs, &parts, &scarce];
     for (first, second) in marks.iter().flat_map(|first| marks.map(|second| (first, second))) {
         let (mut map, both, other) =
             (Map::new(9000).unwrap(), Map::new(9000).unwrap(), Map::new(9000).unwrap());
@@ -285,6 +287,49 @@ fn what_is_decoded_is_added_to_what_a_map_has() {
         second(&other);
         decode(&encode(&other), &mut map).unwrap();
         assert_eq!(taken(&map), taken(&both));
+    }
+}
+
+/// Written a bit at a time, as `docs/formats/compact-map.md` has it: up to six names are written and read another way than more.
+#[test]
+fn the_names_of_a_block_with_parts_stand_in_the_same_bits_however_many_there_are() {
+    let mut chance = 7_u64;
+    for below in (1..=14_usize).flat_map(|below| [below; 40]) {
+        let (mut map, mut pages) = (Map::new(BLOCK_PAGES).unwrap(), Vec::new());
+        let mut parts = vec![Vec::new(); 8];
+        while pages.len() < 5 + below {
+            chance = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            // The last part and the last page of each often.
+            let page = ((chance >> 40) % 4100) | [0, 511, 0xe00, 0][(chance >> 60) as usize & 3];
+            let part = (page / 512) as usize;
+            if page < BLOCK_PAGES
+                && !pages.contains(&page)
+                && parts.get(part).is_some_and(|part| part.len() < 6)
+            {
+                map.mark(page, 1);
+                if pages.len() >= 5 {
+                    parts[part].push(page % 512);
+                }
+                pages.push(page);
+            }
+        }
+        let mut bits = Vec::new();
+        let mut push = |value: u64, count: u32| bits.extend((0..count).map(|at| (value >> at & 1) as u8));
+        // Version, pages, a region in columns, its first block; five names and parts.
+        [2, 0x80, 0x20, 1, 1, 1, 5 | 8].iter().for_each(|byte| push(*byte, 8));
+        pages[..5].iter().for_each(|page| push(*page, 12));
+        push(0, 4);
+        parts.iter().for_each(|part| push(part.len() as u64, 4));
+        parts.iter().flatten().for_each(|page| push(*page, 9));
+        bits.resize(bits.len().next_multiple_of(8) + 8, 0);
+        let bytes: Vec<u8> =
+            bits.chunks(8).map(|bits| bits.iter().rev().fold(0, |byte, bit| byte << 1 | bit)).collect();
+        assert_eq!(encode(&map), bytes, "{pages:?}");
+        let mut other = Map::new(BLOCK_PAGES).unwrap();
+        assert_eq!(decode(&bytes, &mut other), Ok(()));
+        assert_eq!(seen(&other), seen(&map));
+        assert_eq!(decode(&bytes, &mut map), Ok(()));
+        assert_eq!(seen(&other), seen(&map));
     }
 }
 

@@ -42,15 +42,31 @@ struct Link {
     name: &'static str,
     bits_per_s: u64,
     delay: Duration,
-    /// Of the ssd: so many that it takes some two seconds at least, beside which what each migration takes for itself is little.
+    /// What is on the ssd: so much that it takes some seconds, beside which what each migration takes for itself is little.
     mebibytes: u64,
 }
 
 const LINKS: [Link; 4] = [
     Link { name: "10gbit", bits_per_s: 10_000_000_000, delay: Duration::ZERO, mebibytes: 2048 },
-    Link { name: "1gbit", bits_per_s: 1_000_000_000, delay: Duration::ZERO, mebibytes: 256 },
-    Link { name: "1gbit-1ms", bits_per_s: 1_000_000_000, delay: Duration::from_millis(1), mebibytes: 256 },
-    Link { name: "1gbit-20ms", bits_per_s: 1_000_000_000, delay: Duration::from_millis(20), mebibytes: 256 },
+    Link { name: "1gbit", bits_per_s: 1_000_000_000, delay: Duration::ZERO, mebibytes: 1024 },
+    Link { name: "1gbit-1ms", bits_per_s: 1_000_000_000, delay: Duration::from_millis(1), mebibytes: 1024 },
+    Link { name: "1gbit-20ms", bits_per_s: 1_000_000_000, delay: Duration::from_millis(20), mebibytes: 1024 },
+];
+
+/// What its client does, and on how large an ssd.
+struct Load {
+    name: &'static str,
+    is_idle: bool,
+    /// Of the ssd, where it is larger than what is on it.
+    mebibytes: Option<u64>,
+    /// A link's name, if it is measured over no other.
+    only: Option<&'static str>,
+}
+
+const LOADS: [Load; 3] = [
+    Load { name: "idle", is_idle: true, mebibytes: None, only: None },
+    Load { name: "mixed", is_idle: false, mebibytes: None, only: None },
+    Load { name: "sparse-1tib", is_idle: true, mebibytes: Some(1 << 20), only: Some("1gbit") },
 ];
 
 /// Runs all that is wanted.
@@ -58,10 +74,11 @@ const LINKS: [Link; 4] = [
 /// # Errors
 /// The first bench that cannot be run.
 pub fn measure(settings: &Settings, report: &mut Report) -> Result<()> {
-    let loads = ["idle", "mixed"];
     let wanted: Vec<_> = LINKS
         .iter()
-        .flat_map(|link| loads.map(|load| (format!("migration/{load}/{}", link.name), link, load == "idle")))
+        .flat_map(|link| LOADS.iter().map(move |load| (link, load)))
+        .filter(|(link, load)| load.only.is_none_or(|only| only == link.name))
+        .map(|(link, load)| (format!("migration/{}/{}", load.name, link.name), link, load))
         .filter(|(name, ..)| settings.wants(name))
         .collect();
     if wanted.is_empty() {
@@ -74,8 +91,8 @@ pub fn measure(settings: &Settings, report: &mut Report) -> Result<()> {
             "migration: over 127.0.0.1 (no namespaces without root and ip), the link paced by a relay"
         ),
     }
-    for (name, link, is_idle) in wanted {
-        let case = Case { settings, spaces: spaces.as_ref(), link, is_idle };
+    for (name, link, load) in wanted {
+        let case = Case { settings, spaces: spaces.as_ref(), link, load };
         // Two hosts and a client: on the client's core alone a migration takes five times as long.
         clock::unpinned(|| case.measure(report, &name))?.with_context(|| name.clone())?;
     }
@@ -87,7 +104,7 @@ struct Case<'a> {
     settings: &'a Settings,
     spaces: Option<&'a Spaces>,
     link: &'a Link,
-    is_idle: bool,
+    load: &'a Load,
 }
 
 /// What each migration showed.
@@ -95,7 +112,7 @@ struct Case<'a> {
 struct Figures {
     /// By what had to go: what is written while it goes does so once more.
     to_floor: Vec<f64>,
-    /// By the ssd's size.
+    /// By what is on the ssd.
     to_size: Vec<f64>,
     p99_ratio: Vec<f64>,
     iops_ratio: Vec<f64>,
@@ -111,7 +128,7 @@ impl Case<'_> {
         }
         let slowest = self.slowest(folder.path())?;
         let hosts = self.hosts(folder.path())?;
-        let mut client = Client::new(&hosts, self.ssd(), slowest, self.is_idle)?;
+        let mut client = Client::new(&hosts, self.ssd(), self.link.mebibytes, slowest, self.load.is_idle)?;
         client.fill()?;
         let mut figures = Figures::default();
         for _ in 0..self.settings.runs.max(4) {
@@ -148,7 +165,7 @@ impl Case<'_> {
     fn ssd(&self) -> Ssd {
         Ssd {
             name: NAME.to_owned(),
-            mebibytes: self.link.mebibytes,
+            mebibytes: self.load.mebibytes.unwrap_or(self.link.mebibytes),
             backing: Backing::Uring,
             frontend: Frontend::Nvme { lba: 4096 },
         }
@@ -297,6 +314,8 @@ impl Window {
 struct Client {
     sockets: [PathBuf; 2],
     ssd: Ssd,
+    /// What it reads and writes is the first so many blocks.
+    blocks: u64,
     at: usize,
     door: Box<dyn Door>,
     _line: Connection,
@@ -325,7 +344,7 @@ fn plan() -> Plan {
 }
 
 impl Client {
-    fn new(hosts: &[Host; 2], ssd: Ssd, slowest: f64, is_idle: bool) -> Result<Self> {
+    fn new(hosts: &[Host; 2], ssd: Ssd, mebibytes: u64, slowest: f64, is_idle: bool) -> Result<Self> {
         let sockets = hosts.each_ref().map(|host| host.socket(NAME));
         let berth = Berth::connect(&sockets[0], &ssd, &plan(), CONNECT)?;
         let (door, line) = berth.split();
@@ -337,6 +356,7 @@ impl Client {
         Ok(Client {
             sockets,
             ssd,
+            blocks: (mebibytes << 20) / BLOCK_BYTES,
             at: 0,
             door,
             _line: line,
@@ -358,14 +378,10 @@ impl Client {
         })
     }
 
-    fn blocks(&self) -> u64 {
-        (self.ssd.mebibytes << 20) / BLOCK_BYTES
-    }
-
     /// Every block is there before anything is measured.
     fn fill(&mut self) -> Result<()> {
         let blocks = u32::try_from(self.data.len() as u64 / BLOCK_BYTES)?;
-        for start in (0..self.blocks()).step_by(blocks as usize) {
+        for start in (0..self.blocks).step_by(blocks as usize) {
             self.door.submit(0, &Op { kind: Kind::Write { fua: false }, start, blocks }, &self.data)?;
             self.door.ring(0)?;
             let sent = Instant::now();
@@ -431,7 +447,7 @@ impl Client {
         while self.due < due && self.out.len() < DEPTH - 1 {
             let is_write = self.random.below(100) < self.writes_percent;
             let kind = if is_write { Kind::Write { fua: false } } else { Kind::Read };
-            let start = self.random.below(self.blocks());
+            let start = self.random.below(self.blocks);
             let at = usize::try_from(self.random.below(32)).unwrap_or(0) * 4096;
             let data = if is_write { &self.data[at..at + 4096] } else { &[] };
             let tag = self.door.submit(0, &Op { kind, start, blocks: 1 }, data)?;

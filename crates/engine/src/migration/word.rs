@@ -290,6 +290,7 @@ pub(super) fn receive<W: for<'a> Deserialize<'a>>(from: &mut impl Read) -> io::R
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn every_step_comes_over_as_it_was_and_what_is_none_is_refused() {
@@ -401,6 +402,63 @@ mod tests {
         assert_eq!(receive::<FromSource>(&mut &wire[..]).unwrap(), step);
         let then = serde_json::from_str::<before::FromSource>(before::GRANT).unwrap();
         assert_eq!(receive::<before::FromSource>(&mut &wire[..]).unwrap(), then);
+    }
+
+    /// A word that is sound but for some bytes.
+    fn spoiled() -> impl Strategy<Value = Vec<u8>> {
+        let words = [
+            before::OFFER,
+            before::GRANT,
+            r#""ping""#,
+            r#"{"empty":{"bytes":[[0,4096],[8192,12288]]}}"#,
+            r#"{"snapshot":{"name":"monday"}}"#,
+            r#"{"expected":{"limits":{"weight":100},"own_limits":false,"encrypted":true}}"#,
+            r#"{"no":{"why":"full"}}"#,
+        ];
+        let change = (any::<prop::sample::Index>(), any::<u8>());
+        (
+            prop::sample::select(words.to_vec()),
+            prop::collection::vec(change, 0..4),
+            any::<prop::sample::Index>(),
+        )
+            .prop_map(|(text, changes, cut)| {
+                let mut bytes = framed(text);
+                for (at, byte) in changes {
+                    let at = at.index(bytes.len());
+                    bytes[at] = byte;
+                }
+                bytes.truncate(cut.index(2 * bytes.len()).max(1));
+                bytes
+            })
+    }
+
+    /// Hostile inputs, row 25.
+    fn refused_or_the_same_again<W>(bytes: &[u8]) -> Result<(), TestCaseError>
+    where
+        W: Serialize + for<'a> Deserialize<'a> + PartialEq + std::fmt::Debug,
+    {
+        match receive::<W>(&mut &bytes[..]) {
+            Ok(word) => {
+                let mut wire = Vec::new();
+                send(&mut wire, &word)?;
+                prop_assert_eq!(receive::<W>(&mut &wire[..])?, word);
+            }
+            Err(error) => prop_assert!(
+                matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof),
+                "{error}"
+            ),
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_peer_sends_is_a_word_or_refused(bytes in spoiled(), noise in prop::collection::vec(any::<u8>(), 0..64)) {
+            for bytes in [bytes, noise] {
+                refused_or_the_same_again::<FromSource>(&bytes)?;
+                refused_or_the_same_again::<FromDestination>(&bytes)?;
+            }
+        }
     }
 
     #[test]

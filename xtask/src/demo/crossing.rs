@@ -23,7 +23,7 @@ const SIZE_MIB: u64 = 256;
 const NAME: &str = "disk";
 const DEVICE: &str = "/dev/nvme0n1";
 const PORT: u16 = 8010;
-/// QEMU uses what it is allowed. The guest's processors are emulated here, beside two daemons and two QEMUs on perhaps two cores: less may never be enough.
+/// QEMU uses what it is allowed, and slows a guest down that writes too much to keep to it.
 const MAX_STUN: &str = "100ms";
 /// A host looks at the guest's I/O for three seconds after it has come.
 const LOOK: Duration = Duration::from_secs(3);

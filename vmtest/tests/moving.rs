@@ -182,6 +182,23 @@ fn a_guest_whose_move_comes_to_nothing_goes_on_where_it_is() -> Result<()> {
     guest.end()
 }
 
+/// 24 MiB of its memory are other ones in each pass, and 100 ms are a sixth of the time that they take.
+#[test]
+fn a_guest_that_writes_memory_faster_than_it_is_copied_is_held_back_until_it_moves() -> Result<()> {
+    let mut guest = Move::begin(&nvme(), &["/dev/nvme0n1"], NVME)?;
+    guest.vm.run_ok(
+        "head -c 24M /dev/urandom > /dev/shm/one
+         (while :; do cat /dev/shm/one > /dev/shm/other; done) > /dev/null 2>&1 &
+         echo $! > /run/writer",
+    )?;
+    let there = guest.wait_there()?;
+    let said = guest.from.migrate(&guest.to, &["--bandwidth", "40MiB", "--max-stun", "100ms"])?;
+    ensure!(said.contains("its processors are held back by"), "{said}");
+    guest.moved(there)?;
+    guest.vm.run_ok("kill $(cat /run/writer)")?;
+    guest.end()
+}
+
 /// Its controller is QEMU's, over a disk of Godwit's: QEMU moves all of it but the data.
 #[test]
 fn a_guest_with_qemus_own_nvme_over_a_disk_under_io_goes_to_another_host_and_comes_back() -> Result<()> {

@@ -12,8 +12,9 @@ use crate::qmp::{Qmp, Version};
 pub const QEMU_OLDEST: Version = Version { major: 11, minor: 1, micro: 0 };
 /// The descriptor's name at QEMU's monitor.
 const FD_NAME: &str = "godwit-migration";
-/// All others are turned off, those of newer QEMUs too: the bytes are for a QEMU that has the same.
-const CAPABILITIES: [&str; 3] = ["events", "return-path", "pause-before-switchover"];
+/// All others are turned off, those of newer QEMUs too: the bytes are for a QEMU that has the same. `auto-converge`: a guest that writes memory faster than it can be copied is held back, a bit
+/// more with each two passes; without it such a guest is copied for ever.
+const CAPABILITIES: [&str; 4] = ["events", "return-path", "pause-before-switchover", "auto-converge"];
 
 /// Whether the guest runs.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -85,6 +85,8 @@ pub struct Progress {
     pub dirty_bytes_s: u64,
     /// Passes over memory so far.
     pub passes: u64,
+    /// So much of the time the guest's processors are kept from running, for it writes faster than is copied.
+    pub held_back_percent: u64,
     /// If it were stopped now; afterwards, how long it was. QEMU does not always know.
     pub downtime_ms: Option<u64>,
 }
@@ -263,6 +265,7 @@ fn progress(told: &Value) -> Progress {
         total_bytes: ram("total"),
         dirty_bytes_s: ram("dirty-pages-rate").saturating_mul(ram("page-size")),
         passes: ram("dirty-sync-count"),
+        held_back_percent: told["cpu-throttle-percentage"].as_u64().unwrap_or(0),
         downtime_ms: downtime,
     }
 }

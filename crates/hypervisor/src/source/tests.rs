@@ -130,7 +130,14 @@ fn begin_turns_on_what_is_needed_and_everything_else_off() {
         send.send((command.to_owned(), arguments.clone())).unwrap();
         match command {
             "query-migrate-capabilities" => {
-                let known = ["multifd", "events", "return-path", "pause-before-switchover", "from-qemu-12"];
+                let known = [
+                    "multifd",
+                    "events",
+                    "return-path",
+                    "auto-converge",
+                    "pause-before-switchover",
+                    "from-qemu-12",
+                ];
                 Ok(json!(known.map(|name| json!({ "capability": name, "state": name == "multifd" }))))
             }
             _ => Ok(json!({})),
@@ -155,8 +162,8 @@ fn begin_turns_on_what_is_needed_and_everything_else_off() {
         .filter(|one| one["state"] == true)
         .map(|one| one["capability"].as_str().unwrap())
         .collect();
-    assert_eq!(on, ["events", "return-path", "pause-before-switchover"]);
-    assert_eq!(heard[1].1["capabilities"].as_array().unwrap().len(), 5);
+    assert_eq!(on, ["events", "return-path", "auto-converge", "pause-before-switchover"]);
+    assert_eq!(heard[1].1["capabilities"].as_array().unwrap().len(), 6);
     assert_eq!(heard[2].1["downtime-limit"], 300);
     assert_eq!(heard[4].1["uri"], format!("fd:{}", heard[3].1["fdname"].as_str().unwrap()));
 }
@@ -165,7 +172,8 @@ fn begin_turns_on_what_is_needed_and_everything_else_off() {
 fn a_migration_that_is_refused_leaves_no_descriptor_with_qemu() {
     let (qmp, peer) = qemu(|command, _| match command {
         "query-migrate-capabilities" => Ok(json!(
-            ["events", "return-path", "pause-before-switchover"].map(|name| json!({ "capability": name }))
+            ["events", "return-path", "pause-before-switchover", "auto-converge"]
+                .map(|name| json!({ "capability": name }))
         )),
         "migrate" => Err("Guest is waiting for an incoming migration"),
         _ => Ok(json!({})),
@@ -206,7 +214,7 @@ fn where_a_source_stands_is_told_by_both_of_its_states() {
 fn progress_is_taken_from_what_qemu_tells_and_is_zero_without() {
     let (qmp, _) = qemu(|command, _| match command {
         "query-migrate" => Ok(
-            json!({ "status": "active", "expected-downtime": 74, "ram": { "transferred": 10, "remaining": 20,
+            json!({ "status": "active", "expected-downtime": 74, "cpu-throttle-percentage": 30, "ram": { "transferred": 10, "remaining": 20,
             "total": 30, "dirty-pages-rate": 40, "page-size": 4096, "dirty-sync-count": 2 } }),
         ),
         _ => Err("what?"),
@@ -217,6 +225,7 @@ fn progress_is_taken_from_what_qemu_tells_and_is_zero_without() {
         total_bytes: 30,
         dirty_bytes_s: 40 * 4096,
         passes: 2,
+        held_back_percent: 30,
         downtime_ms: Some(74),
     };
     assert_eq!(Source::over(qmp).progress().unwrap(), wanted);

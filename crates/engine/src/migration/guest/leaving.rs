@@ -21,6 +21,8 @@ use transfer::commit::VmWord;
 
 /// How often the hypervisor is listened to, and the ssds' migrations.
 const LOOK: Duration = Duration::from_millis(20);
+/// How often the hypervisor is asked how far its copy is.
+const ASK: Duration = Duration::from_secs(1);
 /// While the guest stands still.
 const LOOK_CLOSELY: Duration = Duration::from_micros(500);
 /// How long the guest may stand still for its ssds.
@@ -264,6 +266,19 @@ impl Leaving {
         course.check()
     }
 
+    /// That its hypervisor holds the guest back, if it does: whoever looks must know why it is slow.
+    fn tell_of_holding_back(&mut self) {
+        // A hypervisor that cannot be asked is heard of soon enough.
+        let Ok(progress) = self.qemu.progress() else { return };
+        let percent = progress.held_back_percent;
+        if percent > 0 {
+            let text = format!(
+                "its guest writes memory faster than it is copied: until it moves its processors are held back by {percent} %"
+            );
+            self.parts.iter().for_each(|part| _ = part.case.remark(text.clone()));
+        }
+    }
+
     /// Until QEMU says this word.
     fn wait_for_qemu(
         &mut self,
@@ -273,6 +288,7 @@ impl Leaving {
         deadline: Option<Instant>,
     ) -> anyhow::Result<()> {
         let patience = if deadline.is_some() { LOOK_CLOSELY } else { LOOK };
+        let mut asked = Instant::now();
         loop {
             for part in &self.parts {
                 part.case.memory_bytes.store(tunnel.carried.load(Relaxed), Relaxed);
@@ -283,6 +299,11 @@ impl Leaving {
                 Some(SourceWord::Cancelled) => bail!("its hypervisor's migration was cancelled"),
                 Some(SourceWord::Ended) => bail!("the guest has ended"),
                 Some(SourceWord::Completed) => bail!("its hypervisor did not wait for its ssds"),
+                // Never while the guest stands still, or has just said that it will.
+                None if deadline.is_none() && asked.elapsed() >= ASK => {
+                    self.tell_of_holding_back();
+                    asked = Instant::now();
+                }
                 Some(_) | None => {}
             }
             loop {

@@ -187,11 +187,12 @@ fn a_guest_whose_move_comes_to_nothing_goes_on_where_it_is() -> Result<()> {
 fn a_guest_that_writes_memory_faster_than_it_is_copied_is_held_back_until_it_moves() -> Result<()> {
     let mut guest = Move::begin(&nvme(), &["/dev/nvme0n1"], NVME)?;
     guest.vm.run_ok(
-        "head -c 24M /dev/urandom > /dev/shm/one
-         (while :; do cat /dev/shm/one > /dev/shm/other; done) > /dev/null 2>&1 &
+        "dd if=/dev/urandom of=/run/one bs=1M count=24 2> /dev/null
+         setsid sh -c 'while :; do cat /run/one > /run/other; done' > /dev/null 2>&1 < /dev/null &
          echo $! > /run/writer",
     )?;
     let there = guest.wait_there()?;
+    guest.vm.run_ok("kill -0 $(cat /run/writer) && test -s /run/one")?;
     let said = guest.from.migrate(&guest.to, &["--bandwidth", "40MiB", "--max-stun", "100ms"])?;
     ensure!(said.contains("its processors are held back by"), "{said}");
     guest.moved(there)?;

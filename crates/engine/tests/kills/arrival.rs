@@ -31,12 +31,14 @@ fn loaded(region: &SharedRegion<ControllerRegion>) -> u32 {
     region.header.loaded_file.load(Acquire)
 }
 
-/// A region into which a state is loaded from now on.
-fn wait_for_load(regions: &[SharedRegion<ControllerRegion>]) -> &SharedRegion<ControllerRegion> {
-    let before: Vec<u32> = regions.iter().map(loaded).collect();
+/// A region into which a state was loaded since these were told.
+fn wait_for_load<'a>(
+    regions: &'a [SharedRegion<ControllerRegion>],
+    before: &[u32],
+) -> &'a SharedRegion<ControllerRegion> {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        if let Some((region, _)) = regions.iter().zip(&before).find(|(region, was)| loaded(region) != **was) {
+        if let Some((region, _)) = regions.iter().zip(before).find(|(region, was)| loaded(region) != **was) {
             return region;
         }
         assert!(Instant::now() < deadline, "nothing is loaded");
@@ -63,9 +65,11 @@ fn arrive(driver: &mut Driver, to: &House, ran: bool) {
     there.migration_write(&bytes).unwrap();
     let source = driver.move_to(there).unwrap();
     let regions = regions();
+    // Before the thread begins: it may be late, and the state there by then.
+    let before: Vec<u32> = regions.iter().map(loaded).collect();
     std::thread::scope(|scope| {
         let killer = scope.spawn(|| {
-            let region = wait_for_load(&regions);
+            let region = wait_for_load(&regions, &before);
             let deadline = Instant::now() + Duration::from_millis(20);
             // Both answers are written: a second execution would find another block than the first.
             let answered = || region.cqs[1].tail_phase.load(Acquire) & 0xffff == (tail + 2) % 16;
